@@ -1,0 +1,73 @@
+# Every target is complete on a fresh machine with Python 3.11. Variables come
+# in as data: `override NAME := $(value NAME)` keeps make from expanding the `$`
+# of a prompt, and the recipes read them from the environment, so the shell does
+# not either.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+override PROMPT := $(value PROMPT)
+override OUT := $(value OUT)
+override SEED := $(value SEED)
+PORT ?= 5000
+export PROMPT OUT SEED
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+BIN := .venv/bin
+MODULES := tilemix predict.py tests
+
+.PHONY: predict test check format serve schema test-pins clean \
+	miniature miniature-vae miniature-base
+
+predict: .venv/ready ## PROMPT="50% red, 30% black, 20% pearl" [OUT=tile.png] [SEED=n]
+	@test -n "$$PROMPT" || { echo 'usage: make predict PROMPT="50% red, 30% black, 20% pearl" [OUT=tile.png] [SEED=n]' >&2; exit 2; }
+	@$(BIN)/tilemix predict -o "$${OUT:-tile.png}" $${SEED:+--seed="$$SEED"} -- "$$PROMPT"
+
+test: .venv/ready ## the whole suite, under 10 minutes on 2 cores
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+check: .venv/ready ## lint, format, types
+	@$(BIN)/ruff check $(MODULES)
+	@$(BIN)/ruff format --check $(MODULES)
+	@$(BIN)/mypy
+
+format: .venv/ready
+	@$(BIN)/ruff check --fix-only $(MODULES)
+	@$(BIN)/ruff format $(MODULES)
+
+# The server starts its worker as `python`, so the environment's bin comes first in PATH.
+serve: .venv/ready ## the real Cog server without Docker, on 127.0.0.1 [PORT=5000]
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PORT="$(PORT)" COG_PREDICT_TYPE_STUB=predict.py:Predictor \
+		exec $(BIN)/python -m cog.server.http --host 127.0.0.1
+
+schema: .venv/ready ## rewrite .cog/openapi_schema.json from predict.py
+	@$(BIN)/python -m tilemix.cog_schema
+
+test-pins: .venv-pins/ready ## the suite in the container's environment: 5.6 GB
+	@HF_HUB_OFFLINE=1 .venv-pins/bin/python -m pytest
+
+miniature: miniature-vae miniature-base ## train the embedded model: hours
+
+miniature-vae: .venv/ready
+	@$(BIN)/python -m tilemix.training.miniature vae
+
+miniature-base: .venv/ready
+	@$(BIN)/python -m tilemix.training.miniature base
+	@$(BIN)/tilemix weights lock miniature
+
+clean:
+	rm -rf .venv .venv-pins build
+
+# torch comes first and alone: TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# takes the CPU build (200 MB) where the default index has the CUDA build (3 GB).
+.venv/ready: requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and f"Python 3.11 needed, found {sys.version.split()[0]}; use PYTHON=/path/to/python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$$(grep '^torch==' requirements-dev.txt)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+.venv-pins/ready: requirements.txt requirements-dev.txt pyproject.toml
+	@test -x .venv-pins/bin/python || $(PYTHON) -m venv .venv-pins
+	@.venv-pins/bin/pip install --quiet --disable-pip-version-check -r requirements.txt \
+		$$(grep -E '^(cog|httpx|hypothesis|pytest)==' requirements-dev.txt)
+	@.venv-pins/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@

@@ -1,0 +1,1 @@
+"""Pictures of rubber floor tiles from color mixes: SDXL, packaged with Cog."""
