@@ -1,0 +1,159 @@
+"""What a safetensors file holds, told from its header alone.
+
+The header is checked here before the safetensors library sees the file: the
+library accepts duplicate names (the last one wins), names such as ``../x``
+and headers of a million tensors. The extension decides nothing; the content does.
+
+Source: the format's description, https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tilemix.errors import ModelFileError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_HEADER_BYTES = 8 * 2**20  # the largest SDXL header seen is under 300 KiB
+MAX_METADATA_BYTES = 2**20
+MAX_TENSORS = 20_000  # an SDXL UNet has 1,680
+MAX_RANK = 8
+MAX_DIMENSION = 2**31
+TENSOR_NAME = re.compile(r"[A-Za-z0-9._<>-]{1,256}")
+DTYPE_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor as the header describes it."""
+
+    dtype: str  # safetensors' name: F32, F16, BF16, ...
+    shape: tuple[int, ...]
+    offsets: tuple[int, int]  # [begin, end) in the data section, in bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A safetensors header that passed every check."""
+
+    tensors: dict[str, TensorInfo]  # in the file's order
+    metadata: dict[str, str]  # __metadata__; for display, never trusted
+    data_start: int  # where the data section begins, in bytes from the start of the file
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of the safetensors file `path`; the tensors stay on disk.
+
+    Raises:
+        ModelFileError: it is not a safetensors file, or one that breaks the format's rules or the limits above.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(64)
+            if len(start) < 10:
+                raise ModelFileError(f"{path.name}: {len(start)} bytes are no safetensors file")
+            length = int.from_bytes(start[:8], "little")
+            if start[8:9] != b"{":
+                raise ModelFileError(f"{path.name}: {_describe_foreign(start)}, expected safetensors")
+            if length > MAX_HEADER_BYTES:
+                raise ModelFileError(
+                    f"{path.name}: a header of {length} bytes, expected at most {MAX_HEADER_BYTES}"
+                )
+            if 8 + length > size:
+                raise ModelFileError(
+                    f"{path.name}: truncated: the header needs {8 + length} bytes, found {size}"
+                )
+            file.seek(8)
+            raw = file.read(length)
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
+    return _check_header(path.name, raw, data_size=size - 8 - length)
+
+
+def _describe_foreign(start: bytes) -> str:
+    """Say what a file that is not safetensors looks like, from its first 64 bytes."""
+    head = start.lstrip()[:40].lower()
+    if start[:2] == b"PK":
+        return "a zip archive (probably a pickled checkpoint)"
+    if start[:1] == b"\x80":
+        return "a pickle"
+    if head.startswith((b"<!doctype", b"<html")):
+        return "an HTML page"
+    if head.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the file itself"
+    return f"starts with {start[:8]!r}"
+
+
+def _check_header(name: str, raw: bytes, *, data_size: int) -> Header:
+    def refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        keys = [key for key, _ in pairs]
+        if len(set(keys)) != len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise ModelFileError(f"{name}: the header names {twice[:80]!r} twice")
+        return dict(pairs)
+
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=refuse_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{name}: the header is not JSON: {str(error)[:120]}") from error
+    if not isinstance(header, dict):
+        raise ModelFileError(f"{name}: the header is no JSON object")
+    metadata = _check_metadata(name, header.pop("__metadata__", {}))
+    if len(header) > MAX_TENSORS:
+        raise ModelFileError(f"{name}: {len(header)} tensors, expected at most {MAX_TENSORS}")
+    tensors = {key: _check_tensor(name, key, value) for key, value in header.items()}
+    position = 0
+    for key, tensor in sorted(tensors.items(), key=lambda item: item[1].offsets):
+        begin, end = tensor.offsets
+        if begin != position:
+            raise ModelFileError(f"{name}: {key!r} begins at byte {begin} of the data, expected {position}")
+        position = end
+    if position != data_size:
+        word = "truncated: " if position > data_size else ""
+        raise ModelFileError(f"{name}: {word}{data_size} bytes of data, the header describes {position}")
+    return Header(tensors, metadata, 8 + len(raw))
+
+
+def _check_metadata(name: str, metadata: object) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ModelFileError(f"{name}: __metadata__ is no table of texts")
+    size = sum(len(key) + len(value) for key, value in metadata.items())
+    if size > MAX_METADATA_BYTES:
+        raise ModelFileError(f"{name}: {size} characters of metadata, expected at most {MAX_METADATA_BYTES}")
+    return metadata
+
+
+def _check_tensor(name: str, key: str, value: object) -> TensorInfo:
+    if not TENSOR_NAME.fullmatch(key):
+        raise ModelFileError(f"{name}: {key[:80]!r} is no tensor name")
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise ModelFileError(f"{name}: {key!r} is not described by dtype, shape and data_offsets alone")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+        raise ModelFileError(
+            f"{name}: {key!r} has dtype {str(dtype)[:40]!r}; known: {', '.join(DTYPE_BYTES)}"
+        )
+    if not _are_counts(shape) or len(shape) > MAX_RANK or any(not 1 <= n <= MAX_DIMENSION for n in shape):
+        raise ModelFileError(f"{name}: {key!r} has the shape {str(shape)[:80]}")
+    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ModelFileError(f"{name}: {key!r} has the offsets {str(offsets)[:80]}")
+    expected = math.prod(shape) * DTYPE_BYTES[dtype]
+    if offsets[1] - offsets[0] != expected:
+        raise ModelFileError(
+            f"{name}: {key!r} spans {offsets[1] - offsets[0]} bytes, its shape and dtype need {expected}"
+        )
+    return TensorInfo(dtype, tuple(shape), (offsets[0], offsets[1]))
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
