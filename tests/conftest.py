@@ -1,0 +1,16 @@
+"""Fixtures: a tiny SDXL project on disk, made once, and its loaded pipeline."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder whose one packaged model, `tiny`, has no adapters. Not to be changed."""
+    from tests.tiny_sdxl import write_project
+
+    return write_project(tmp_path_factory.mktemp("project"))

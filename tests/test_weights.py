@@ -1,0 +1,199 @@
+import hashlib
+import json
+
+import msgspec
+import pytest
+
+from tests.tiny_sdxl import write_manifest
+from tilemix.errors import ManifestError, MissingFilesError, ModelFileError, WeightsError
+from tilemix.project import ROOT
+from tilemix.weights import fetch, find_model, list_models, load_manifest, lock
+
+REAL = json.loads((ROOT / "weights" / "rubber-tile.model.json").read_text())
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project whose model `tiny` is one file, hello.txt, without a lock."""
+    (tmp_path / "weights" / "tiny").mkdir(parents=True)
+    (tmp_path / "weights" / "tiny" / "hello.txt").write_bytes(b"hello world")
+    (tmp_path / "prompt_templates").mkdir()
+    (tmp_path / "prompt_templates" / "tiny.json").write_text("{}")
+    write_manifest(tmp_path, base={"folder": "tiny", "files": [{"path": "hello.txt"}]})
+    return tmp_path
+
+
+def base(**changes):
+    return {"folder": "tiny", "files": [{"path": "hello.txt", **changes}]}
+
+
+def test_the_product_names_the_files_it_was_trained_with():
+    manifest = load_manifest("rubber-tile")
+    sizes = {file.path: file.size for file in manifest.base.files}
+    assert manifest.base.repository == "stabilityai/stable-diffusion-xl-base-1.0"
+    assert manifest.base.revision == "462165984030d82259a11f4367a4eed129e94a7b"
+    assert sizes["unet/diffusion_pytorch_model.fp16.safetensors"] == 5135149760
+    assert sizes["text_encoder_2/model.fp16.safetensors"] == 1389382176
+    assert sizes["tokenizer_2/vocab.json"] == 1059962
+    assert manifest.vae.repository == "madebyollin/sdxl-vae-fp16-fix"
+    assert manifest.vae.revision == "207b116dae70ace3637169f1ddd2434b91b3a8cd"
+    lora, tokens = manifest.adapters
+    assert (lora.file, lora.scale) == ("rubber-tile-lora-v4_sdxl_lora.safetensors", 0.7)
+    assert (tokens.file, tokens.tokens) == (
+        "rubber-tile-lora-v4_sdxl_embeddings.safetensors",
+        ("<s0>", "<s1>"),
+    )
+    assert (manifest.defaults.width, manifest.defaults.height, manifest.defaults.num_inference_steps) == (
+        1024,
+        1024,
+        25,
+    )
+
+
+def test_every_packaged_model_can_be_read_and_the_miniature_is_locked_and_whole():
+    assert list_models() == ["miniature", "rubber-tile"]
+    assert all(sha256 is not None for sha256 in find_model("miniature").hashes.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora": 1}, "tiny.model.json: Object contains unknown field `lora`"),
+        ({"defaults": {}}, "tiny.model.json: Object missing required field `width` - at `$.defaults`"),
+        (
+            {"base": {"folder": "tiny", "files": [{"path": "../hello.txt"}]}},
+            "tiny.model.json: file '../hello.txt' is no name below weights/",
+        ),
+        (
+            {"base": {"folder": "tiny", "files": [{"path": "/etc/passwd"}]}},
+            "tiny.model.json: file '/etc/passwd' is no name below weights/",
+        ),
+        ({"base": {"folder": "..", "files": []}}, "tiny.model.json: folder '..' is no name below weights/"),
+        (
+            {"base": {"folder": "a/../..", "files": []}},
+            "tiny.model.json: folder 'a/../..' is no name below weights/",
+        ),
+        ({"base": base(size=0)}, "tiny.model.json: hello.txt has size 0, expected at least 1 byte"),
+        (
+            {"base": base(sha256="ABC")},
+            "tiny.model.json: hello.txt has sha256 'ABC', expected 64 lower-case hex digits",
+        ),
+        (
+            {"base": {**base(), "repository": "a/b", "revision": "main"}},
+            "tiny.model.json: revision 'main', expected a commit of 40 hex digits",
+        ),
+        (
+            {"base": {**base(), "repository": "https://example.com", "revision": "0" * 40}},
+            "tiny.model.json: repository 'https://example.com', expected owner/name",
+        ),
+        (
+            {"adapters": [{"file": "x", "kind": "lora", "scale": 2}]},
+            "tiny.model.json: x is a lora: scale 0 to 1.5 and no tokens expected",
+        ),
+        (
+            {"adapters": [{"file": "x", "kind": "embedding"}]},
+            "tiny.model.json: x is an embedding: tokens and no scale expected",
+        ),
+        (
+            {"adapters": [{"file": "x", "kind": "hypernetwork"}]},
+            "tiny.model.json: Invalid enum value 'hypernetwork' - at `$.adapters[0].kind`",
+        ),
+        ({"prompt_template": "../x"}, "tiny.model.json: prompt_template '../x' is no template name"),
+    ],
+)
+def test_a_wrong_manifest_is_refused_by_its_fault(tmp_path, changes, message):
+    write_manifest(tmp_path, **changes)
+    with pytest.raises(ManifestError) as caught:
+        load_manifest("tiny", tmp_path)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("raw", [b"", b"[]", b"{", b"\xff\xfe", b"null"])
+def test_a_manifest_that_is_no_json_object_is_refused(tmp_path, raw):
+    write_manifest(tmp_path)
+    (tmp_path / "weights" / "tiny.model.json").write_bytes(raw)
+    with pytest.raises(ManifestError, match="^tiny.model.json: "):
+        load_manifest("tiny", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "../tiny", "", "TINY", "a/b"])
+def test_an_unknown_model_lists_the_known_ones(project, name):
+    with pytest.raises(ManifestError, match="known: tiny$"):
+        load_manifest(name, project)
+
+
+def test_missing_files_are_named_with_their_places_and_the_command(project):
+    source = {
+        "folder": "files/sdxl",
+        "repository": "a/b",
+        "revision": "0" * 40,
+        "files": [{"path": "unet/x.json"}],
+    }
+    write_manifest(project, base=source, adapters=[{"file": "rubber.safetensors", "kind": "lora"}])
+    with pytest.raises(MissingFilesError) as caught:
+        find_model("tiny", project)
+    weights = project / "weights"
+    assert str(caught.value) == (
+        f"model 'tiny' lacks {weights}/files/sdxl/unet/x.json (get them: tilemix weights fetch tiny); "
+        f"{weights}/files/rubber.safetensors or {weights}/rubber.safetensors (the owner's: copy them there)"
+    )
+
+
+@pytest.mark.parametrize("folder", ["weights/files", "weights"])
+def test_an_adapter_is_found_in_either_place(project, folder):
+    (project / folder).mkdir(exist_ok=True)
+    (project / folder / "rubber.safetensors").write_bytes(b"x")
+    write_manifest(project, base=base(), adapters=[{"file": "rubber.safetensors", "kind": "lora"}])
+    assert find_model("tiny", project).adapters == (project / folder / "rubber.safetensors",)
+
+
+def test_another_size_or_hash_than_the_lock_is_refused(project):
+    digest = hashlib.sha256(b"hello world").hexdigest()
+    path = project / "weights" / "tiny" / "hello.txt"
+    write_manifest(project, base=base(size=12))
+    with pytest.raises(ModelFileError, match=f"^{path}: 11 bytes, the manifest says 12$"):
+        find_model("tiny", project)
+    write_manifest(project, base=base(size=11, sha256="0" * 64))
+    with pytest.raises(ModelFileError, match=f"^{path}: sha256 {digest}, the manifest says {'0' * 64}$"):
+        find_model("tiny", project)
+    write_manifest(project, base=base(size=11, sha256=digest))
+    assert find_model("tiny", project).hashes == {"hello.txt": digest}
+
+
+def test_lock_writes_sizes_and_hashes_and_keeps_the_rest(project):
+    (project / "weights" / "rubber.safetensors").write_bytes(b"abc")
+    write_manifest(
+        project, base=base(), adapters=[{"file": "rubber.safetensors", "kind": "lora", "scale": 0.7}]
+    )
+    before = load_manifest("tiny", project)
+    path = lock("tiny", project)
+    after = load_manifest("tiny", project)
+    assert after.base.files[0].sha256 == hashlib.sha256(b"hello world").hexdigest()
+    assert (after.adapters[0].size, after.adapters[0].sha256) == (3, hashlib.sha256(b"abc").hexdigest())
+    assert msgspec.structs.replace(after, base=before.base, adapters=before.adapters) == before
+    assert path.read_text().count("\n") > 20  # laid out for people
+    assert [p.name for p in path.parent.iterdir() if p.name.startswith(".")] == []
+    find_model("tiny", project)
+    (project / "weights" / "rubber.safetensors").unlink()
+    raw = path.read_bytes()
+    with pytest.raises(MissingFilesError):
+        lock("tiny", project)
+    assert path.read_bytes() == raw
+
+
+def test_fetch_says_so_when_the_hub_is_out_of_reach(project):
+    """HF_HUB_OFFLINE is set for all tests, so this needs no network and makes no request."""
+    source = {
+        "folder": "files/sdxl",
+        "repository": "a/b",
+        "revision": "0" * 40,
+        "files": [{"path": "x.json"}],
+    }
+    write_manifest(project, base=source)
+    with pytest.raises(WeightsError, match="^a/b: x.json cannot be fetched: "):
+        fetch("tiny", project)
+
+
+def test_fetch_has_nothing_to_do_when_all_is_here(project):
+    write_manifest(project, base=base())
+    assert fetch("tiny", project) == []
