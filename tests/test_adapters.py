@@ -1,0 +1,499 @@
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.tiny_sdxl import COMPONENTS, random_pairs
+from tilemix.adapters import LoraMerger, TokenInstaller
+from tilemix.embedding_file import read_embedding
+from tilemix.errors import AdapterError, ModelFileError
+from tilemix.pipeline import load_pipeline
+from tilemix.weights import find_model
+
+# Modules in diffusers' names and the same ones as the original checkpoint names them, with underscores.
+# The names on the right are written by hand after the released SDXL checkpoint, not made by the code.
+ORIGINAL_NAMES = {
+    "unet.conv_in": "lora_unet_input_blocks_0_0",
+    "unet.time_embedding.linear_1": "lora_unet_time_embed_0",
+    "unet.add_embedding.linear_2": "lora_unet_label_emb_0_2",
+    "unet.down_blocks.0.resnets.1.conv1": "lora_unet_input_blocks_2_0_in_layers_2",
+    "unet.down_blocks.0.downsamplers.0.conv": "lora_unet_input_blocks_3_0_op",
+    "unet.down_blocks.1.resnets.0.conv_shortcut": "lora_unet_input_blocks_4_0_skip_connection",
+    "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q": (
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
+    ),
+    "unet.down_blocks.2.attentions.1.transformer_blocks.1.attn2.to_k": (
+        "lora_unet_input_blocks_8_1_transformer_blocks_1_attn2_to_k"
+    ),
+    "unet.down_blocks.2.attentions.1.proj_in": "lora_unet_input_blocks_8_1_proj_in",
+    "unet.mid_block.resnets.1.time_emb_proj": "lora_unet_middle_block_2_emb_layers_1",
+    "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_out.0": (
+        "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_out_0"
+    ),
+    "unet.up_blocks.0.attentions.2.transformer_blocks.0.ff.net.0.proj": (
+        "lora_unet_output_blocks_2_1_transformer_blocks_0_ff_net_0_proj"
+    ),
+    "unet.up_blocks.0.upsamplers.0.conv": "lora_unet_output_blocks_2_2_conv",
+    "unet.up_blocks.1.attentions.1.proj_out": "lora_unet_output_blocks_4_1_proj_out",
+    "unet.up_blocks.2.resnets.2.conv2": "lora_unet_output_blocks_8_0_out_layers_3",
+    "unet.conv_out": "lora_unet_out_2",
+    "text_encoder.encoder.layers.0.self_attn.q_proj": "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+    "text_encoder.encoder.layers.1.mlp.fc1": "lora_te1_text_model_encoder_layers_1_mlp_fc1",
+    "text_encoder_2.text_model.encoder.layers.0.self_attn.out_proj": (
+        "lora_te2_text_model_encoder_layers_0_self_attn_out_proj"
+    ),
+    "text_encoder_2.text_projection": "lora_te2_text_projection",
+}
+MODULES = list(ORIGINAL_NAMES)
+ATTENTION = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1"
+
+
+@pytest.fixture(scope="module")
+def ready(tiny_project):
+    return load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def merger(ready, tiny_project):
+    """A merger of its own over the shared pipeline, which the test must leave with the base's weights."""
+    components = {name: getattr(ready.pipeline, name) for name in COMPONENTS}
+    before = snapshot(ready.pipeline)
+    merger = LoraMerger(components, {name: tensors_of(tiny_project, name) for name in COMPONENTS})
+    yield merger
+    merger.apply({})
+    assert_same(snapshot(ready.pipeline), before)
+
+
+def tensors_of(project: Path, component: str) -> Path:
+    (path,) = (project / "weights" / "tiny" / component).glob("*.safetensors")
+    return path
+
+
+def snapshot(pipeline):
+    return {
+        f"{component}.{name}": tensor.clone()
+        for component in COMPONENTS
+        for name, tensor in getattr(pipeline, component).state_dict().items()
+    }
+
+
+def assert_same(found, expected):
+    assert list(found) == list(expected)
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+def write(path: Path, tensors, metadata=None) -> Path:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
+    return path
+
+
+def kohya(halves, *, alpha, names=ORIGINAL_NAMES):
+    tensors = {}
+    for module, name in names.items():
+        tensors[f"{name}.lora_down.weight"] = halves[f"{module}.down"]
+        tensors[f"{name}.lora_up.weight"] = halves[f"{module}.up"]
+        tensors[f"{name}.alpha"] = torch.tensor(float(alpha(module)))
+    return tensors
+
+
+def merge_by_hand(before, halves, scale, factor):
+    """The truth: W + scale * factor * up @ down, for each module of `halves`."""
+    expected = dict(before)
+    for module in sorted({name.rpartition(".")[0] for name in halves}):
+        down, up = halves[f"{module}.down"], halves[f"{module}.up"]
+        delta = torch.einsum("or,ri->oi", up.flatten(1), down.flatten(1)).reshape(
+            up.shape[0], *down.shape[1:]
+        )
+        expected[f"{module}.weight"] = before[f"{module}.weight"] + scale * factor(module) * delta
+    return expected
+
+
+def assert_close(found, expected):
+    assert list(found) == list(expected)
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def alpha_of(module: str) -> float:
+    return 2.0 if "attn" in module else 8.0  # mixed, which diffusers 0.42.1 gets wrong
+
+
+def diffusers_names(suffixes):
+    return {
+        f"{module}{suffix}": f"{module}.{half}"
+        for module in MODULES
+        for half, suffix in zip(("down", "up"), suffixes, strict=True)
+    }
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.35, 0.7, 1.0])
+@pytest.mark.parametrize("spelling", ["original", "diffusers"])
+def test_kohya_files_merge_as_by_hand_at_every_scale(ready, merger, tmp_path, spelling, scale):
+    halves = random_pairs(ready.pipeline, MODULES)
+    names = ORIGINAL_NAMES
+    if spelling == "diffusers":
+        prefixes = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
+        names = {}
+        for module in MODULES:
+            component, _, path = module.partition(".")
+            if component == "text_encoder":
+                path = f"text_model.{path}"
+            names[module] = prefixes[component] + path.replace(".", "_")
+    before = snapshot(ready.pipeline)
+    merger.load("rubber", write(tmp_path / "lora.safetensors", kohya(halves, alpha=alpha_of, names=names)))
+    merger.apply({"rubber": scale})
+    expected = merge_by_hand(before, halves, scale, lambda module: alpha_of(module) / 4)
+    assert_close(snapshot(ready.pipeline), expected)
+    if scale:
+        assert not torch.equal(expected[f"{MODULES[0]}.weight"], before[f"{MODULES[0]}.weight"])
+
+
+@pytest.mark.parametrize(
+    "suffixes",
+    [(".lora_A.weight", ".lora_B.weight"), (".lora.down.weight", ".lora.up.weight")],
+)
+def test_diffusers_files_merge_as_by_hand(ready, merger, tmp_path, suffixes):
+    halves = random_pairs(ready.pipeline, MODULES)
+    tensors = {name: halves[half] for name, half in diffusers_names(suffixes).items()}
+    before = snapshot(ready.pipeline)
+    merger.load("rubber", write(tmp_path / "lora.safetensors", tensors))
+    merger.apply({"rubber": 0.7})
+    assert_close(snapshot(ready.pipeline), merge_by_hand(before, halves, 0.7, lambda _: 1.0))
+
+
+def test_attention_processor_spelling_merges_as_by_hand(ready, merger, tmp_path):
+    layers = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
+    halves = random_pairs(ready.pipeline, [f"{ATTENTION}.{layer}" for layer in layers.values()])
+    tensors = {
+        f"{ATTENTION}.processor.{short}_lora.{half}.weight": halves[f"{ATTENTION}.{layer}.{half}"]
+        for short, layer in layers.items()
+        for half in ("down", "up")
+    }
+    before = snapshot(ready.pipeline)
+    merger.load("rubber", write(tmp_path / "lora.safetensors", tensors))
+    merger.apply({"rubber": 0.7})
+    assert_close(snapshot(ready.pipeline), merge_by_hand(before, halves, 0.7, lambda _: 1.0))
+
+
+def test_header_alphas_are_baked_in_with_patterns_and_rslora(ready, merger, tmp_path):
+    halves = random_pairs(ready.pipeline, MODULES)
+    tensors = {
+        name: halves[half] for name, half in diffusers_names((".lora_A.weight", ".lora_B.weight")).items()
+    }
+    table = {
+        "unet.r": 4,
+        "unet.lora_alpha": 2,
+        "unet.alpha_pattern": {"attn1.to_q": 12},
+        "text_encoder.lora_alpha": 3,
+        "text_encoder.use_rslora": True,
+    }
+
+    def factor(module: str) -> float:
+        if module.startswith("unet."):
+            return 12 / 4 if module.endswith("attn1.to_q") else 2 / 4
+        return 3 / math.sqrt(4) if module.startswith("text_encoder.") else 1.0
+
+    before = snapshot(ready.pipeline)
+    metadata = {"lora_adapter_metadata": json.dumps(table)}
+    merger.load("rubber", write(tmp_path / "lora.safetensors", tensors, metadata))
+    merger.apply({"rubber": 1.0})
+    assert_close(snapshot(ready.pipeline), merge_by_hand(before, halves, 1.0, factor))
+
+
+def test_the_unet_answers_like_diffusers_own_loader_at_scale_07(ready, tiny_project, tmp_path):
+    """An independent reference: peft's wrappers, for a file with one alpha, where that loader is right."""
+    names = {
+        f"{ATTENTION}.to_q": ORIGINAL_NAMES[f"{ATTENTION}.to_q"],
+        f"{ATTENTION}.to_out.0": ORIGINAL_NAMES[f"{ATTENTION}.to_q"].replace("to_q", "to_out_0"),
+        "unet.up_blocks.1.attentions.1.proj_out": ORIGINAL_NAMES["unet.up_blocks.1.attentions.1.proj_out"],
+    }
+    halves = random_pairs(ready.pipeline, list(names))
+    path = write(tmp_path / "lora.safetensors", kohya(halves, alpha=lambda _: 2.0, names=names))
+    inputs = {
+        "sample": torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(2)),
+        "timestep": torch.tensor(500),
+        "encoder_hidden_states": torch.randn((1, 77, 80), generator=torch.Generator().manual_seed(3)),
+        "added_cond_kwargs": {"text_embeds": torch.ones((1, 48)), "time_ids": torch.full((1, 6), 256.0)},
+    }
+    pipeline = ready.pipeline
+    with torch.inference_mode():
+        plain = pipeline.unet(**inputs).sample
+        ready.loras.load("rubber", path)
+        ready.loras.apply({"rubber": 0.7})
+        ours = pipeline.unet(**inputs).sample
+        ready.loras.apply({})
+        assert torch.equal(pipeline.unet(**inputs).sample, plain)
+    reference = copy.deepcopy(pipeline)
+    with torch.inference_mode():
+        reference.load_lora_weights(str(path), adapter_name="user_lora")
+        reference.set_adapters(["user_lora"], [0.7])
+        theirs = reference.unet(**inputs).sample
+    assert (ours - plain).abs().max() > 1e-3
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_two_loras_add_up_and_either_can_go(ready, merger, tmp_path):
+    first, second = MODULES[:8], MODULES[4:12]
+    halves = random_pairs(ready.pipeline, MODULES)
+    for name, modules in (("first", first), ("second", second)):
+        tensors = kohya(
+            halves, alpha=lambda _: 4.0, names={module: ORIGINAL_NAMES[module] for module in modules}
+        )
+        merger.load(name, write(tmp_path / f"{name}.safetensors", tensors))
+    before = snapshot(ready.pipeline)
+
+    def expected(scales):
+        result = dict(before)
+        for (_, scale), modules in zip(scales, (first, second), strict=True):
+            part = {name: tensor for name, tensor in halves.items() if name.rpartition(".")[0] in modules}
+            result = merge_by_hand(result, part, scale, lambda _: 1.0)
+        return result
+
+    merger.apply({"first": 0.35, "second": 1.0})
+    assert_close(snapshot(ready.pipeline), expected([("first", 0.35), ("second", 1.0)]))
+    merger.apply({"second": 0.5})
+    assert_close(snapshot(ready.pipeline), expected([("first", 0.0), ("second", 0.5)]))
+    assert merger.applied == {"second": 0.5}
+
+
+def test_an_interrupted_merge_is_done_again_and_can_be_taken_away(ready, merger, tmp_path):
+    halves = random_pairs(ready.pipeline, MODULES)
+    merger.load("rubber", write(tmp_path / "lora.safetensors", kohya(halves, alpha=alpha_of)))
+    before = snapshot(ready.pipeline)
+    pairs = merger._loras["rubber"].pairs
+    keys = list(pairs)
+
+    class Cancelled(BaseException):
+        pass
+
+    class Bomb:
+        def delta(self, device):
+            raise Cancelled
+
+    good = pairs[keys[10]]
+    pairs[keys[10]] = Bomb()
+    with pytest.raises(Cancelled):
+        merger.apply({"rubber": 0.7})
+    assert merger.applied is None
+    pairs[keys[10]] = good
+    merger.apply({})
+    assert_same(snapshot(ready.pipeline), before)
+    pairs[keys[10]] = Bomb()
+    with pytest.raises(Cancelled):
+        merger.apply({"rubber": 0.7})
+    pairs[keys[10]] = good
+    merger.apply({"rubber": 0.7})
+    assert_close(
+        snapshot(ready.pipeline), merge_by_hand(before, halves, 0.7, lambda module: alpha_of(module) / 4)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_precision_model_is_merged_in_fp32_and_rounded_once(tiny_project, tmp_path, dtype):
+    ready = load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), dtype)
+    pristine = snapshot(ready.pipeline)
+    halves = {name: tensor * 1e-2 for name, tensor in random_pairs(ready.pipeline, MODULES).items()}
+    ready.loras.load("rubber", write(tmp_path / "lora.safetensors", kohya(halves, alpha=lambda _: 4.0)))
+    ready.loras.apply({"rubber": 0.7})
+    full = load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), torch.float32)
+    expected = merge_by_hand(snapshot(full.pipeline), halves, 0.7, lambda _: 1.0)
+    found = snapshot(ready.pipeline)
+    for module in MODULES:
+        rounded = expected[f"{module}.weight"].to(dtype)
+        unequal = found[f"{module}.weight"] != rounded
+        # The order of the sums may differ in fp32's last bit, which moves a value on the edge by one step.
+        assert unequal.float().mean() < 0.01, module
+    ready.loras.apply({})
+    assert_same(snapshot(ready.pipeline), pristine)
+
+
+def lora_of(names, shape=(4, 16)):
+    return {name: torch.zeros(shape) for name in names}
+
+
+Q = ORIGINAL_NAMES[f"{ATTENTION}.to_q"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({}, "x.safetensors: no tensors in it"),
+        (
+            {f"{Q}.lora_down.weight": torch.zeros(4, 32)},
+            "x.safetensors: half a pair for unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q: "
+            "only 'down' is there",
+        ),
+        (
+            {f"{Q}.lora_down.weight": torch.zeros(4, 640), f"{Q}.lora_up.weight": torch.zeros(640, 4)},
+            "x.safetensors: made for another model: "
+            "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q is 640x640 in the file, "
+            "32x32 in this model",
+        ),
+        (
+            {
+                f"{Q}.lora_down.weight": torch.full((4, 32), torch.nan),
+                f"{Q}.lora_up.weight": torch.zeros(32, 4),
+            },
+            "x.safetensors: 'down' of unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q "
+            "holds a number that is not finite",
+        ),
+        (
+            {f"{Q}.lora_down.weight": torch.zeros(4, 32), f"{Q}.lora_up.weight": torch.zeros(32, 8)},
+            "x.safetensors: the pair for unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q "
+            "does not fit together: down (4, 32), up (32, 8)",
+        ),
+        (
+            lora_of(["lora_unet_input_blocks_99_1_proj_in.lora_down.weight", "surprise"]),
+            "x.safetensors: no place in this model for 'lora_unet_input_blocks_99_1_proj_in.lora_down.weight', "
+            "'surprise'",
+        ),
+        (
+            lora_of([f"key_{i}" for i in range(7)]),
+            "x.safetensors: no place in this model for 'key_0', 'key_1', 'key_2', 'key_3', 'key_4' and 2 more",
+        ),
+        (
+            lora_of([f"{Q}.hada_w1_a"]),
+            "x.safetensors: LyCORIS LoHa is not supported; kohya and diffusers LoRA are",
+        ),
+        (
+            lora_of([f"{Q}.lora_down.weight", f"{Q}.dora_scale"]),
+            "x.safetensors: DoRA (kohya) is not supported; kohya and diffusers LoRA are",
+        ),
+        (
+            lora_of(["base_model.model.down_blocks.0.lora_A.weight"]),
+            "x.safetensors: a PEFT folder's adapter_model is not supported; kohya and diffusers LoRA are",
+        ),
+        (
+            lora_of(["unet.mid_block.attentions.0.proj_in.lora_A.default.weight"]),
+            "x.safetensors: PEFT with its adapter name left in (lora_A.default) is not supported; "
+            "kohya and diffusers LoRA are",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_used_completely_is_refused(merger, tmp_path, tensors, message):
+    with pytest.raises(AdapterError) as caught:
+        merger.load("x", write(tmp_path / "x.safetensors", tensors))
+    assert str(caught.value) == message
+    with pytest.raises(AdapterError, match="adapter 'x' is not loaded; loaded: none"):
+        merger.apply({"x": 0.7})
+
+
+def test_learned_tokens_are_ids_49408_and_49409_on_both_encoders(ready, tmp_path):
+    rows = {"clip_l": torch.randn(2, 32), "clip_g": torch.randn(2, 48)}
+    before = snapshot(ready.pipeline)
+    tokenizers = [ready.pipeline.tokenizer, ready.pipeline.tokenizer_2]
+    plain = [tokenizer("a photo of a cat").input_ids for tokenizer in tokenizers]
+    path = write(tmp_path / "tokens.safetensors", rows)
+    file = read_embedding(path, ready.tokens.widths, token_count=2)
+    ready.tokens.install([(file, ["<s0>", "<s1>"])])
+    for encoder, tokenizer, key in (
+        (ready.pipeline.text_encoder, ready.pipeline.tokenizer, "clip_l"),
+        (ready.pipeline.text_encoder_2, ready.pipeline.tokenizer_2, "clip_g"),
+    ):
+        matrix = encoder.get_input_embeddings().weight
+        assert matrix.shape[0] == 49410
+        assert torch.equal(matrix[49408:], rows[key])
+        for text in (
+            "<s0><s1>",
+            "ohwx_rubber_tile <s0><s1>, 50% red",
+            "(<s0><s1>)",
+            "<s0><s1>50% red",
+            "x<s0> <s1>",
+        ):
+            ids = tokenizer(text).input_ids
+            place = ids.index(49408)
+            assert ids[place : place + 2] == [49408, 49409], text
+        assert tokenizer("a photo of a cat").input_ids == plain[0]
+    # Installed again, with other values: replaced, not refused.
+    other = read_embedding(
+        write(tmp_path / "pti", {"text_encoders_0": torch.ones(2, 32), "text_encoders_1": torch.ones(2, 48)}),
+        ready.tokens.widths,
+        token_count=2,
+    )
+    ready.tokens.install([(other, ["<s0>", "<s1>"])])
+    assert torch.equal(ready.pipeline.text_encoder.get_input_embeddings().weight[49408:], torch.ones(2, 32))
+    ready.tokens.install([])
+    assert_same(snapshot(ready.pipeline), before)
+    assert [
+        t("a photo of a cat").input_ids for t in (ready.pipeline.tokenizer, ready.pipeline.tokenizer_2)
+    ] == plain
+    assert len(ready.pipeline.tokenizer("<s0>").input_ids) > 3  # no token any more: spelled out
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            {"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(2, 1280)},
+            "x.safetensors: made for another model: 'clip_l' is 2x768 in the file, text_encoder of this model "
+            "is 32 wide",
+        ),
+        (
+            {"clip_l": torch.zeros(3, 32), "clip_g": torch.zeros(3, 48)},
+            "x.safetensors: 'clip_l' has 3 rows for 2 tokens",
+        ),
+        (
+            {"clip_l": torch.zeros(2, 32)},
+            "x.safetensors: holds 'clip_l'; expected clip_l with clip_g or text_encoders_0 with text_encoders_1",
+        ),
+        (
+            {"emb_params": torch.zeros(2, 32)},
+            "x.safetensors: holds 'emb_params'; expected clip_l with clip_g or text_encoders_0 with text_encoders_1",
+        ),
+        (
+            {"clip_l": torch.zeros(2, 32), "clip_g": torch.full((2, 48), torch.inf)},
+            "x.safetensors: the rows of text_encoder_2 hold a number that is not finite",
+        ),
+    ],
+)
+def test_an_embedding_that_does_not_fit_is_refused(tmp_path, tensors, message):
+    with pytest.raises(AdapterError) as caught:
+        read_embedding(
+            write(tmp_path / "x.safetensors", tensors),
+            {"text_encoder": 32, "text_encoder_2": 48},
+            token_count=2,
+        )
+    assert str(caught.value) == message
+
+
+def test_a_token_that_is_a_word_or_named_twice_is_refused_and_nothing_changes(ready, tmp_path):
+    path = write(tmp_path / "t", {"clip_l": torch.zeros(2, 32), "clip_g": torch.zeros(2, 48)})
+    file = read_embedding(path, ready.tokens.widths, token_count=2)
+    before, tokenizer = snapshot(ready.pipeline), ready.pipeline.tokenizer
+    with pytest.raises(AdapterError, match="^placeholder token 'cat</w>' is already a word of tokenizer$"):
+        ready.tokens.install([(file, ["cat</w>", "<s1>"])])
+    with pytest.raises(AdapterError, match="^placeholder token '<s0>' is named twice$"):
+        ready.tokens.install([(file, ["<s0>", "<s0>"])])
+    assert_same(snapshot(ready.pipeline), before)
+    assert ready.pipeline.tokenizer is tokenizer
+
+
+def test_a_file_that_is_no_safetensors_is_refused_by_what_it_is(merger, tmp_path):
+    path = tmp_path / "page.safetensors"
+    path.write_bytes(b"<!DOCTYPE html><html><body>Sign in</body></html>")
+    with pytest.raises(ModelFileError, match="page.safetensors: an HTML page, expected safetensors"):
+        merger.load("x", path)
+
+
+def test_the_pooled_vector_stands_at_the_last_learned_token(ready, tmp_path):
+    """SDXL publishes eos_token_id 2, so transformers pools at the highest token id: the learned <s1>, not EOS."""
+    file = read_embedding(
+        write(tmp_path / "t", {"clip_l": torch.randn(2, 32), "clip_g": torch.randn(2, 48)}),
+        ready.tokens.widths,
+        token_count=2,
+    )
+    installer = TokenInstaller(ready.pipeline)
+    installer.install([(file, ["<s0>", "<s1>"])])
+    tokenizer, encoder = ready.pipeline.tokenizer_2, ready.pipeline.text_encoder_2
+    ids = tokenizer("a <s0><s1> tile", padding="max_length", max_length=77, return_tensors="pt").input_ids
+    place = ids[0].tolist().index(49409)
+    with torch.inference_mode():
+        pooled = encoder(ids).text_embeds[0]
+        last = encoder(ids).last_hidden_state[0]
+        expected = encoder.text_projection(last[place])
+    installer.install([])
+    torch.testing.assert_close(pooled, expected)

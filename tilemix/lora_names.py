@@ -1,0 +1,122 @@
+"""How LoRA files spell the modules of an SDXL pipeline.
+
+The spellings are made from the loaded modules, so they hold for every depth and width, and a name in a
+file is looked up, never taken apart: kohya's underscores cannot be split back without guessing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from tilemix.lora_file import ModuleKey
+
+if TYPE_CHECKING:
+    import torch
+
+# kohya's prefix for each component
+KOHYA_PREFIXES = {
+    "unet": ("lora_unet_",),
+    "text_encoder": ("lora_te1_", "lora_te_"),
+    "text_encoder_2": ("lora_te2_",),
+}
+# A resnet's modules in diffusers' and in the original model's names.
+RESNET_NAMES = {
+    "conv1": "in_layers_2",
+    "time_emb_proj": "emb_layers_1",
+    "conv2": "out_layers_3",
+    "conv_shortcut": "skip_connection",
+}
+TOP_NAMES = {
+    "conv_in": "input_blocks_0_0",
+    "conv_out": "out_2",
+    "time_embedding.linear_1": "time_embed_0",
+    "time_embedding.linear_2": "time_embed_2",
+    "add_embedding.linear_1": "label_emb_0_0",
+    "add_embedding.linear_2": "label_emb_0_2",
+}
+
+
+def find_weights(components: Mapping[str, nn.Module]) -> dict[ModuleKey, torch.Tensor]:
+    """Return the weights a LoRA can change: those of every linear and convolution module."""
+    return {
+        (component, name): module.weight
+        for component, model in components.items()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+
+
+def spell_modules(components: Mapping[str, nn.Module]) -> dict[str, ModuleKey]:
+    """Return every spelling that files use for the modules of `components` -> the module.
+
+    Args:
+        components: the pipeline's "unet", "text_encoder" and "text_encoder_2".
+    """
+    spellings: dict[str, ModuleKey] = {}
+    for component, name in find_weights(components):
+        key = (component, name)
+        # The published text encoder files have `text_model.` in front; transformers 5 dropped it for one class.
+        bare = name.removeprefix("text_model.")
+        paths = [name] if component == "unet" else [bare, f"text_model.{bare}"]
+        for path in paths:
+            spellings[f"{component}.{path}"] = key
+            for prefix in KOHYA_PREFIXES[component]:
+                spellings[prefix + path.replace(".", "_")] = key
+    unet = components["unet"]
+    unet_modules = [name for _, name in find_weights({"unet": unet})]
+    for diffusers_name, original_name in _name_original_blocks(unet):
+        for name in unet_modules:
+            if name == diffusers_name or name.startswith(f"{diffusers_name}."):
+                rest = name[len(diffusers_name) :].replace(".", "_")
+                spellings[f"lora_unet_{original_name}{rest}"] = ("unet", name)
+    return spellings
+
+
+def _name_original_blocks(unet: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield (diffusers' module path, the original model's with underscores) of a UNet's blocks.
+
+    The original counts its input and output blocks in one row, a resampling being a block (down) or the
+    last part of one (up). Source: the released SDXL checkpoint's key names.
+    """
+    yield from TOP_NAMES.items()
+    index = 1
+    for i, block in enumerate(_children(unet, "down_blocks")):
+        for j, _ in enumerate(_children(block, "resnets")):
+            yield from _name_layer(f"down_blocks.{i}", block, j, f"input_blocks_{index}")
+            index += 1
+        if _children(block, "downsamplers"):
+            yield f"down_blocks.{i}.downsamplers.0.conv", f"input_blocks_{index}_0_op"
+            index += 1
+    middle = unet.get_submodule("mid_block")
+    for place, (kind, j) in enumerate([("resnets", 0), ("attentions", 0), ("resnets", 1)]):
+        if kind == "attentions":
+            yield f"mid_block.attentions.{j}", f"middle_block_{place}"
+        elif len(_children(middle, "resnets")) > j:
+            yield from _name_resnet(f"mid_block.resnets.{j}", f"middle_block_{place}")
+    index = 0
+    for i, block in enumerate(_children(unet, "up_blocks")):
+        for j, _ in enumerate(_children(block, "resnets")):
+            yield from _name_layer(f"up_blocks.{i}", block, j, f"output_blocks_{index}")
+            index += 1
+        if _children(block, "upsamplers"):
+            place = 2 if _children(block, "attentions") else 1
+            yield f"up_blocks.{i}.upsamplers.0.conv", f"output_blocks_{index - 1}_{place}_conv"
+
+
+def _name_layer(path: str, block: nn.Module, j: int, original: str) -> Iterator[tuple[str, str]]:
+    yield from _name_resnet(f"{path}.resnets.{j}", f"{original}_0")
+    if _children(block, "attentions"):
+        yield f"{path}.attentions.{j}", f"{original}_1"
+
+
+def _name_resnet(path: str, original: str) -> Iterator[tuple[str, str]]:
+    for name, original_name in RESNET_NAMES.items():
+        yield f"{path}.{name}", f"{original}_{original_name}"
+
+
+def _children(block: nn.Module, name: str) -> list[nn.Module]:
+    children = getattr(block, name, None)
+    return list(children) if children is not None else []
