@@ -1,0 +1,56 @@
+"""Scheduler name -> diffusers scheduler, always from a pristine configuration.
+
+`from_config(pipe.scheduler.config)` carries the settings of one scheduler into the next (Karras sigmas
+stay on for good, say), so every scheduler here starts from the base model's own file.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tilemix.errors import ManifestError
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+# name -> (diffusers class, what goes over the base's configuration)
+SCHEDULERS: Mapping[str, tuple[str, Mapping[str, bool | int | float | str]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "dpm++_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpm++_2m_karras": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
+    ),
+    "dpm++_2m_sde_karras": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+    ),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+}
+
+
+def make_scheduler(
+    name: str,
+    base_config: Mapping[str, object],
+    config: Mapping[str, bool | int | float | str] | None = None,
+) -> SchedulerMixin:
+    """Make the scheduler `name` from the base's own configuration, with `config` over it.
+
+    Raises:
+        ManifestError: the name, or a key of `config`, is unknown.
+    """
+    import diffusers
+
+    if name not in SCHEDULERS:
+        raise ManifestError(f"unknown scheduler {name[:80]!r}; known: {', '.join(SCHEDULERS)}")
+    class_name, preset = SCHEDULERS[name]
+    scheduler_class = getattr(diffusers, class_name)
+    known = set(inspect.signature(scheduler_class.__init__).parameters) - {"self"}
+    if unknown := sorted(set(config or {}) - known):
+        raise ManifestError(f"scheduler {name!r} has no setting {unknown[0][:80]!r}")
+    # Only what this class knows is handed over: a foreign key would draw a warning and do nothing.
+    own = {key: value for key, value in base_config.items() if key in known}
+    return scheduler_class.from_config(own | dict(preset) | dict(config or {}))
