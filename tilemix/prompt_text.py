@@ -1,0 +1,42 @@
+"""The checks that every text from outside passes before anything else looks at it."""
+
+from __future__ import annotations
+
+import re
+
+from tilemix.errors import PromptError
+
+MAX_PROMPT_CHARACTERS = 2000
+
+# C0 and C1 controls but tab and the line ends, the characters that turn the writing direction of what
+# follows (a log line would show another text than was sent), and halves of surrogate pairs (not text at all).
+REFUSED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def check_text(text: str, *, what: str) -> None:
+    """Refuse text that is too long, or that holds control characters or lone surrogates.
+
+    Empty text passes: an empty negative prompt means something. `what` names the text in the message.
+
+    Raises:
+        PromptError: the text cannot be used.
+    """
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise PromptError(f"{what}: {len(text)} characters, expected {MAX_PROMPT_CHARACTERS} at most")
+    if match := REFUSED.search(text):
+        code = ord(match[0])
+        kind = "a lone surrogate" if 0xD800 <= code <= 0xDFFF else "a control character"
+        raise PromptError(
+            f"{what}: {kind}, U+{code:04X}, at character {match.start() + 1}; expected plain text"
+        )
+
+
+def check_prompt(text: str) -> None:
+    """Do what `check_text` does, and refuse a prompt without a visible character.
+
+    Raises:
+        PromptError: the prompt cannot be used.
+    """
+    check_text(text, what="prompt")
+    if not text.strip():
+        raise PromptError(f"prompt: empty, expected 1 to {MAX_PROMPT_CHARACTERS} characters")
