@@ -25,9 +25,6 @@ from tilemix.project import ROOT
 
 logger = logging.getLogger(__name__)
 
-ROOT = (
-    Path(__file__).resolve().parents[1]
-)  # the project: predict.py, weights/ and prompt_templates/ stand here
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
 SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -1,0 +1,120 @@
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.tiny_sdxl import TEMPLATE, random_pairs, write_manifest
+from tilemix.errors import AdapterError, ManifestError, ModelFileError
+from tilemix.pipeline import load_pipeline
+from tilemix.weights import find_model, load_manifest
+
+QUERY = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def project(tiny_project, tmp_path):
+    """A project of its own that shares the tiny model's folder; `adapt` writes its manifest."""
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "tiny").symlink_to(tiny_project / "weights" / "tiny")
+    (tmp_path / "prompt_templates").mkdir()
+    (tmp_path / "prompt_templates" / "tiny.json").write_text(json.dumps(TEMPLATE))
+    write_manifest(tmp_path, base=base_of(tiny_project))
+    return tmp_path
+
+
+def base_of(project):
+    base = load_manifest("tiny", project).base
+    return {"folder": base.folder, "files": [{"path": file.path} for file in base.files]}
+
+
+def test_a_lora_and_its_tokens_are_in_place_after_loading(project, caplog):
+    plain = load_pipeline(find_model("tiny", project), CPU, torch.float32)
+    halves = random_pairs(plain.pipeline, [QUERY])
+    weights = project / "weights"
+    tensors = {
+        f"{QUERY}.lora_A.weight": halves[f"{QUERY}.down"],
+        f"{QUERY}.lora_B.weight": halves[f"{QUERY}.up"],
+    }
+    save_file(tensors, weights / "tile_sdxl_lora.safetensors")
+    rows = {"clip_l": torch.randn(2, 32), "clip_g": torch.randn(2, 48)}
+    save_file(rows, weights / "tile_sdxl_embeddings.safetensors")
+    adapters = [
+        {"file": "tile_sdxl_lora.safetensors", "kind": "lora", "scale": 0.7},
+        {"file": "tile_sdxl_embeddings.safetensors", "kind": "embedding", "tokens": ["<s0>", "<s1>"]},
+    ]
+    write_manifest(project, base=base_of(project), adapters=adapters)
+    caplog.set_level(logging.INFO, logger="tilemix")
+    ready = load_pipeline(find_model("tiny", project), CPU, torch.float32)
+    assert "Loaded LoRA: tile_sdxl_lora.safetensors (scale=0.7)" in caplog.messages
+    assert "Loaded embedding: tile_sdxl_embeddings.safetensors (tokens=<s0><s1>)" in caplog.messages
+
+    path = QUERY.removeprefix("unet.")
+    before = plain.pipeline.unet.get_submodule(path).weight
+    weight = ready.pipeline.unet.get_submodule(path).weight
+    delta = halves[f"{QUERY}.up"] @ halves[f"{QUERY}.down"]
+    torch.testing.assert_close(weight, before + 0.7 * delta)
+    assert ready.pipeline.tokenizer_2("<s0><s1>").input_ids[1:3] == [49408, 49409]
+    assert ready.set_lora_scale(1.2) == 1.2
+    torch.testing.assert_close(weight, before + 1.2 * delta)
+    assert ready.set_lora_scale(0) == 0
+    assert torch.equal(weight, before)
+    assert ready.set_lora_scale(None) == 0.7
+    torch.testing.assert_close(weight, before + 0.7 * delta)
+
+
+def test_a_picture_of_1024_is_decoded_in_one_piece_and_a_larger_one_in_tiles(project):
+    """The VAE says sample_size 512, as the fp16-fix VAE does; left alone, 1024 would be tiled and differ."""
+    vae = load_pipeline(find_model("tiny", project), CPU, torch.float32).pipeline.vae
+    assert vae.use_tiling
+    assert vae.use_slicing
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn((1, 4, 128, 128), generator=generator)
+    large = torch.randn((1, 4, 129, 128), generator=generator)
+
+    def decode(latents, *, tiling):
+        vae.use_tiling = tiling
+        with torch.inference_mode():
+            return vae.decode(latents).sample
+
+    assert torch.equal(decode(whole, tiling=True), decode(whole, tiling=False))
+    assert not torch.equal(decode(large, tiling=True), decode(large, tiling=False))
+
+
+def test_the_scheduler_is_made_anew_from_the_files_own_configuration(project):
+    ready = load_pipeline(find_model("tiny", project), CPU, torch.float32)
+    first, second = ready.make_scheduler(), ready.make_scheduler()
+    assert first is not second
+    assert type(first).__name__ == "DPMSolverMultistepScheduler"
+    assert first.config.use_karras_sigmas
+    assert first.config.algorithm_type == "dpmsolver++"
+    assert first.config.beta_end == 0.012
+    assert not ready.scheduler_config["use_karras_sigmas"]
+
+
+def test_an_adapter_for_another_model_stops_the_loading(project):
+    down, up = torch.zeros(4, 640), torch.zeros(640, 4)
+    path = project / "weights" / "big.safetensors"
+    save_file({f"{QUERY}.lora_A.weight": down, f"{QUERY}.lora_B.weight": up}, path)
+    write_manifest(project, base=base_of(project), adapters=[{"file": "big.safetensors", "kind": "lora"}])
+    with pytest.raises(AdapterError, match="^big.safetensors: made for another model: "):
+        load_pipeline(find_model("tiny", project), CPU, torch.float32)
+
+
+def test_a_truncated_base_file_is_refused_by_name(project, tiny_project):
+    import shutil
+
+    (project / "weights" / "tiny").unlink()
+    shutil.copytree(tiny_project / "weights" / "tiny", project / "weights" / "tiny")
+    (path,) = (project / "weights" / "tiny" / "unet").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelFileError, match="truncated"):
+        load_pipeline(find_model("tiny", project), CPU, torch.float32)
+
+
+def test_an_unknown_scheduler_stops_the_loading(project):
+    write_manifest(project, base=base_of(project), scheduler={"name": "eular"})
+    with pytest.raises(ManifestError, match="^unknown scheduler 'eular'; known: "):
+        load_pipeline(find_model("tiny", project), CPU, torch.float32)

@@ -1,0 +1,209 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.test_pipeline import QUERY, base_of, project  # noqa: F401  the fixture
+from tests.tiny_sdxl import random_pairs, write_manifest
+from tilemix.errors import ManifestError, PromptError, RenderError, TilemixError
+from tilemix.pipeline import load_pipeline
+from tilemix.render import Renderer, decode_latents, parse_threads
+from tilemix.request import GenerationRequest
+from tilemix.weights import find_model
+
+CPU = torch.device("cpu")
+RED = GenerationRequest(prompt="60% red, 40% black", seed=7)
+
+
+@pytest.fixture(scope="module")
+def renderer(tiny_project, tmp_path_factory):
+    """A renderer with a LoRA at 0.7 and the tokens <s0><s1>."""
+    root = tmp_path_factory.mktemp("render")
+    (root / "weights").mkdir()
+    for name in ("weights/tiny", "prompt_templates"):
+        (root / name).symlink_to(tiny_project / name)
+    plain = load_pipeline(find_model("tiny", tiny_project), CPU, torch.float32)
+    halves = random_pairs(plain.pipeline, [QUERY])
+    tensors = {
+        f"{QUERY}.lora_A.weight": halves[f"{QUERY}.down"],
+        f"{QUERY}.lora_B.weight": halves[f"{QUERY}.up"],
+    }
+    save_file(tensors, root / "weights" / "lora.safetensors")
+    save_file(
+        {"clip_l": torch.ones(2, 32), "clip_g": torch.ones(2, 48)}, root / "weights" / "tokens.safetensors"
+    )
+    adapters = [
+        {"file": "lora.safetensors", "kind": "lora", "scale": 0.7},
+        {"file": "tokens.safetensors", "kind": "embedding", "tokens": ["<s0>", "<s1>"]},
+    ]
+    write_manifest(root, base=base_of(tiny_project), adapters=adapters)
+    return Renderer(load_pipeline(find_model("tiny", root), CPU, torch.float32))
+
+
+def replace(**changes):
+    return GenerationRequest(**({"prompt": RED.prompt, "seed": 7} | changes))
+
+
+def test_a_picture_comes_with_its_record(renderer):
+    steps = []
+    rendered = renderer.render(RED, on_step=lambda done, total: steps.append((done, total)))
+    assert rendered.pixels.shape == (256, 256, 3)
+    assert rendered.pixels.dtype == np.uint8
+    assert steps == [(1, 2), (2, 2)]
+    assert set(rendered.seconds) == {"encode_prompt", "denoise", "decode"}
+    record = rendered.record
+    assert record.prompt == "60% red, 40% black"
+    assert record.sent_prompt == ("ohwx_rubber_tile <s0><s1>, 60% red, 40% black, photorealistic rubber tile")
+    assert record.sent_negative_prompt == "blurry"
+    assert record.mix == {"red": 60.0, "black": 40.0}
+    assert (record.seed, record.width, record.height, record.num_inference_steps) == (7, 256, 256, 2)
+    assert (record.guidance_scale, record.lora_scale) == (5.0, 0.7)
+    assert (record.scheduler, record.dtype, record.device) == ("dpm++_2m_karras", "float32", "cpu")
+    assert record.threads == torch.get_num_threads()
+    assert record.model == "tiny"
+    assert record.files["lora.safetensors"] is None  # not locked
+    assert record.versions["torch"] == torch.__version__  # with "+cpu", since another build draws other bits
+
+
+def test_the_same_seed_gives_the_same_pixels_whatever_was_drawn_before(renderer):
+    first = renderer.render(RED).pixels
+    renderer.render(replace(seed=8, lora_scale=1.3, num_inference_steps=3, guidance_scale=2.0, width=264))
+    assert np.array_equal(renderer.render(RED).pixels, first)
+    assert not np.array_equal(renderer.render(replace(seed=8)).pixels, first)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"lora_scale": 0.0}, {"guidance_scale": 1.0}, {"num_inference_steps": 3}, {"negative_prompt": ""}],
+)
+def test_every_input_changes_the_picture(renderer, changes):
+    assert not np.array_equal(renderer.render(replace(**changes)).pixels, renderer.render(RED).pixels)
+
+
+def test_the_picture_is_the_plain_pipelines_own(renderer):
+    """Against diffusers' own call: its prompt encoding, its decoding, its conversion to a picture."""
+    pipeline = renderer._ready.pipeline
+    pipeline.scheduler = renderer._ready.make_scheduler()
+    theirs = pipeline(
+        "ohwx_rubber_tile <s0><s1>, 60% red, 40% black, photorealistic rubber tile",
+        negative_prompt="blurry",
+        width=256,
+        height=256,
+        num_inference_steps=2,
+        guidance_scale=5.0,
+        generator=torch.Generator("cpu").manual_seed(7),
+    ).images[0]
+    assert np.array_equal(np.asarray(theirs), renderer.render(RED).pixels)
+
+
+def test_a_size_that_is_not_square_keeps_width_and_height_apart(renderer):
+    assert renderer.render(replace(width=320, height=264, num_inference_steps=1)).pixels.shape == (
+        264,
+        320,
+        3,
+    )
+
+
+def test_a_cancellation_takes_effect_at_the_step_and_the_next_picture_is_right(renderer):
+    expected = renderer.render(RED).pixels
+
+    class Cancelled(BaseException):
+        pass
+
+    seen = []
+
+    def cancel(done, total):
+        seen.append(done)
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        renderer.render(replace(num_inference_steps=50, lora_scale=1.4), on_step=cancel)
+    assert seen == [1]
+    assert np.array_equal(renderer.render(RED).pixels, expected)
+
+
+def test_a_refused_prompt_leaves_the_next_picture_right(renderer):
+    expected = renderer.render(RED).pixels
+    with pytest.raises(PromptError):
+        renderer.render(replace(prompt="60% red, 20% black"))
+    assert np.array_equal(renderer.render(RED).pixels, expected)
+
+
+def test_a_drawn_seed_is_logged_and_recorded(renderer, caplog):
+    caplog.set_level(logging.INFO, logger="tilemix")
+    rendered = renderer.render(GenerationRequest(prompt="60% red, 40% black", num_inference_steps=1))
+    assert f"Using seed: {rendered.record.seed}" in caplog.messages
+
+
+def test_a_model_without_a_lora_says_that_the_scale_has_no_effect(tiny_project, tmp_path, caplog):
+    import json
+
+    from tests.tiny_sdxl import TEMPLATE
+
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "tiny").symlink_to(tiny_project / "weights" / "tiny")
+    (tmp_path / "prompt_templates").mkdir()
+    template = TEMPLATE | {"text": "$prompt", "trigger_words": [], "placeholder_tokens": []}
+    (tmp_path / "prompt_templates" / "tiny.json").write_text(json.dumps(template))
+    write_manifest(tmp_path, base=base_of(tiny_project))
+    bare = Renderer(load_pipeline(find_model("tiny", tmp_path), CPU, torch.float32))
+    rendered = bare.render(replace(lora_scale=0.7, num_inference_steps=1))
+    assert rendered.record.lora_scale is None
+    assert "lora_scale 0.7 has no effect: the model has no LoRA" in caplog.messages
+
+
+def test_a_template_whose_token_no_embedding_brings_is_refused_at_once(tiny_project):
+    """Without this the token would be spelled out in eight pieces of junk, in silence."""
+    with pytest.raises(
+        ManifestError, match="^tiny.model.json: template 'tiny' needs the token '<s0>', which no"
+    ):
+        Renderer(load_pipeline(find_model("tiny", tiny_project), CPU, torch.float32))
+
+
+def test_defaults_out_of_range_are_refused_at_once(project):  # noqa: F811
+    defaults = {"width": 1000, "height": 1028, "num_inference_steps": 2, "guidance_scale": 5.0}
+    write_manifest(project, base=base_of(project), defaults=defaults)
+    with pytest.raises(ManifestError, match="^tiny.model.json: defaults: height 1028 is out of range"):
+        Renderer(load_pipeline(find_model("tiny", project), CPU, torch.float32))
+
+
+def test_latents_that_are_not_finite_are_an_error_and_no_black_picture(renderer):
+    latents = torch.full((1, 4, 8, 8), torch.nan)
+    with pytest.raises(
+        RenderError, match="^the denoised latents are not finite: no picture can be made of them$"
+    ):
+        decode_latents(renderer._ready.pipeline.vae, latents)
+
+
+def test_a_vae_that_overflows_in_half_precision_is_decoded_again_in_fp32(tiny_project, caplog):
+    vae = load_pipeline(find_model("tiny", tiny_project), CPU, torch.bfloat16).pipeline.vae
+    vae.to(torch.float16)
+    latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        vae.post_quant_conv.weight.mul_(
+            6000
+        )  # beyond 65504 in fp16, harmless in fp32: GroupNorm scales it back
+    pixels = decode_latents(vae, latents.half() * 100)
+    assert pixels.std() > 1  # a picture, not one black area
+    assert any("decoding again in float32" in message for message in caplog.messages)
+    assert vae.dtype == torch.float16
+    with torch.no_grad():
+        vae.decoder.conv_out.weight.fill_(torch.inf)
+    with pytest.raises(RenderError, match="^the decoded pixels are not finite, in float32 either$"):
+        decode_latents(vae, latents.half())
+    assert vae.dtype == torch.float16
+
+
+@pytest.mark.parametrize(("text", "threads"), [(None, None), ("", None), ("1", 1), ("16", 16)])
+def test_threads_are_read_from_the_environment(text, threads):
+    assert parse_threads(text) == threads
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "٢"])
+def test_a_number_of_threads_that_is_none_is_refused(text):
+    with pytest.raises(
+        TilemixError, match="^TILEMIX_THREADS is .*; expected a number of threads, 1 or more$"
+    ):
+        parse_threads(text)

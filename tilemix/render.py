@@ -1,0 +1,255 @@
+"""GenerationRequest -> picture and record. The only module that calls the pipeline.
+
+Every request starts from the same state: a scheduler made from the pristine configuration, the LoRAs
+merged at the asked scale, one generator seeded on the CPU, so that a seed gives the same starting latents
+on every device. Nothing of a request stays behind, whether it ends well, badly or is cancelled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tilemix.conditioning import Conditioning, encode_prompt
+from tilemix.errors import ManifestError, RenderError, RequestError, TilemixError
+from tilemix.pipeline import ReadyPipeline, choose_device, load_pipeline
+from tilemix.project import ROOT
+from tilemix.provenance import Record
+from tilemix.request import GenerationRequest
+from tilemix.rewriter import Prompt, rewrite
+from tilemix.templates import load_template
+from tilemix.weights import find_model
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+RECORDED_LIBRARIES = ("tilemix", "diffusers", "transformers", "compel", "safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A picture, how it was made and how long each part took."""
+
+    pixels: NDArray[np.uint8]  # (height, width, 3), sRGB
+    prompt: Prompt
+    record: Record
+    seconds: dict[str, float]  # encode_prompt, denoise, decode
+
+
+def parse_threads(text: str | None) -> int | None:
+    """Return the number of CPU threads that TILEMIX_THREADS asks for; None where it is unset or empty.
+
+    Raises:
+        TilemixError: it is no number from 1 on.
+    """
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise TilemixError(f"TILEMIX_THREADS is {text[:40]!r}; expected a number of threads, 1 or more")
+    return int(text)
+
+
+class Renderer:
+    """One loaded model, drawing one picture at a time."""
+
+    def __init__(self, ready: ReadyPipeline) -> None:
+        self._ready = ready
+        self._template = load_template(ready.model.template)
+        self._defaults = ready.model.manifest.defaults
+        try:
+            self._resolve(GenerationRequest(prompt="-"))
+        except RequestError as error:
+            raise ManifestError(f"{ready.model.name}.model.json: defaults: {error}") from error
+        missing = [
+            token for token in self._template.placeholder_tokens if token not in self.placeholder_tokens
+        ]
+        if missing:
+            raise ManifestError(
+                f"{ready.model.name}.model.json: template {self._template.name!r} needs the token "
+                f"{missing[0]!r}, which no embedding brings"
+            )
+
+    @classmethod
+    def load(cls, model: str, *, threads: int | None = None, root: Path = ROOT) -> Renderer:
+        """Load the packaged model `model`.
+
+        Args:
+            model: the name of a manifest, weights/NAME.model.json.
+            threads: CPU threads of torch; None: one a core. Another number changes the pictures' last bits.
+            root: the project's folder.
+
+        Raises:
+            WeightsError: the manifest, or a file it names, cannot be used.
+            TemplateError: its prompt template cannot be used.
+        """
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+        began = time.perf_counter()
+        renderer = cls(load_pipeline(find_model(model, root), *choose_device()))
+        logger.info("model %s ready in %.1f s", model, time.perf_counter() - began)
+        return renderer
+
+    @property
+    def placeholder_tokens(self) -> list[str]:
+        """The tokens that the model's embeddings bring."""
+        return [token for adapter in self._ready.model.manifest.adapters for token in adapter.tokens]
+
+    def render(
+        self, request: GenerationRequest, *, on_step: Callable[[int, int], None] | None = None
+    ) -> Rendered:
+        """Draw the picture of a request.
+
+        Args:
+            request: what to draw; whatever it leaves out comes from the manifest.
+            on_step: called after each denoising step with the steps done and the steps in all.
+
+        Raises:
+            PromptError: the text cannot be used.
+            RenderError: the model gave numbers that are no picture.
+        """
+        request = self._resolve(request.with_seed())
+        logger.info("Using seed: %d", request.seed)
+        prompt = rewrite(request.prompt, self._template, negative_prompt=request.negative_prompt)
+        logger.info("Prompt: %s", prompt.positive)
+        lora_scale = self._ready.set_lora_scale(request.lora_scale)
+        if lora_scale is None and request.lora_scale is not None:
+            logger.warning("lora_scale %g has no effect: the model has no LoRA", request.lora_scale)
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "encode_prompt"):
+            conditioning = encode_prompt(self._ready.pipeline, prompt.positive, prompt.negative)
+        with _timed(seconds, "denoise"):
+            latents = self._denoise(request, conditioning, on_step)
+        with _timed(seconds, "decode"):
+            pixels = decode_latents(self._ready.pipeline.vae, latents)
+        return Rendered(pixels, prompt, self._make_record(request, prompt, lora_scale), seconds)
+
+    def _resolve(self, request: GenerationRequest) -> GenerationRequest:
+        """Fill what the request leaves out from the manifest's defaults; lora_scale has one per LoRA."""
+        defaults = self._defaults
+        return dataclasses.replace(
+            request,
+            width=defaults.width if request.width is None else request.width,
+            height=defaults.height if request.height is None else request.height,
+            num_inference_steps=request.num_inference_steps or defaults.num_inference_steps,
+            guidance_scale=(
+                defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
+            ),
+        )
+
+    def _denoise(
+        self,
+        request: GenerationRequest,
+        conditioning: Conditioning,
+        on_step: Callable[[int, int], None] | None,
+    ) -> torch.Tensor:
+        pipeline = self._ready.pipeline
+        pipeline.scheduler = self._ready.make_scheduler()
+        total = request.num_inference_steps or 0
+
+        def after_step(_: object, step: int, __: object, tensors: dict[str, object]) -> dict[str, object]:
+            # A cancellation reaches Python code only: this call is also where it takes effect.
+            if on_step is not None:
+                on_step(step + 1, total)
+            return tensors
+
+        latents: torch.Tensor = pipeline(
+            prompt_embeds=conditioning.prompt_embeds,
+            pooled_prompt_embeds=conditioning.pooled_prompt_embeds,
+            negative_prompt_embeds=conditioning.negative_prompt_embeds,
+            negative_pooled_prompt_embeds=conditioning.negative_pooled_prompt_embeds,
+            width=request.width,
+            height=request.height,
+            num_inference_steps=total,
+            guidance_scale=request.guidance_scale,
+            generator=torch.Generator("cpu").manual_seed(request.seed or 0),
+            output_type="latent",
+            callback_on_step_end=after_step,
+            callback_on_step_end_tensor_inputs=[],
+        ).images
+        return latents
+
+    def _make_record(self, request: GenerationRequest, prompt: Prompt, lora_scale: float | None) -> Record:
+        assert request.seed is not None
+        assert request.width is not None
+        assert request.height is not None
+        assert request.num_inference_steps is not None
+        assert request.guidance_scale is not None
+        return Record(
+            prompt=prompt.typed,
+            sent_prompt=prompt.positive,
+            sent_negative_prompt=prompt.negative,
+            mix={share.color: float(share.percent) for share in prompt.mix.shares} if prompt.mix else None,
+            seed=request.seed,
+            width=request.width,
+            height=request.height,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            lora_scale=lora_scale,
+            scheduler=self._ready.model.manifest.scheduler.name,
+            dtype=str(self._ready.dtype).removeprefix("torch."),
+            device=self._ready.device.type,
+            threads=torch.get_num_threads(),
+            model=self._ready.model.name,
+            files=self._ready.model.hashes,
+            # torch by its own word: the build after the "+" is not in its package's version.
+            versions={"torch": str(torch.__version__)} | {name: version(name) for name in RECORDED_LIBRARIES},
+        )
+
+
+def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> NDArray[np.uint8]:
+    """Decode latents (1, 4, h/8, w/8) to pixels (h, w, 3), uint8 sRGB.
+
+    A VAE that overflows in half precision gives NaN, which a plain conversion would turn into a black
+    picture: such latents are decoded once more in fp32.
+
+    Raises:
+        RenderError: the latents, or the pixels in fp32 too, are not finite.
+    """
+    if not bool(latents.isfinite().all()):
+        raise RenderError("the denoised latents are not finite: no picture can be made of them")
+    with torch.inference_mode():
+        image = _decode(vae, latents)
+        if not bool(image.isfinite().all()):
+            logger.warning("pixels decoded in %s are not finite; decoding again in float32", vae.dtype)
+            with _in_float32(vae):
+                image = _decode(vae, latents)
+        if not bool(image.isfinite().all()):
+            raise RenderError("the decoded pixels are not finite, in float32 either")
+        scaled = image[0].float().mul(127.5).add(127.5).round().clamp(0, 255).to(torch.uint8)
+        pixels: NDArray[np.uint8] = scaled.permute(1, 2, 0).contiguous().cpu().numpy()
+    return pixels
+
+
+def _decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    image: torch.Tensor = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+    return image
+
+
+@contextmanager
+def _in_float32(vae: AutoencoderKL) -> Iterator[None]:
+    dtype = vae.dtype
+    vae.to(dtype=torch.float32)
+    try:
+        yield
+    finally:
+        vae.to(dtype=dtype)  # exact: every value came from this dtype
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[part] = time.perf_counter() - began
