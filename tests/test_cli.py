@@ -1,0 +1,187 @@
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tilemix.cli import main, make_parser
+from tilemix.image_file import write_image
+from tilemix.project import ROOT
+from tilemix.provenance import Record
+from tilemix.request import GenerationRequest
+
+EXAMPLE = (
+    "ohwx_rubber_tile <s0><s1>, 50% red, 30% black, 20% pearl, "
+    "photorealistic rubber tile, high quality, detailed texture"
+)
+RECORD = Record(
+    prompt="100% black",
+    sent_prompt="100% black",
+    sent_negative_prompt="",
+    mix={"black": 100.0},
+    seed=0,
+    width=256,
+    height=256,
+    num_inference_steps=1,
+    guidance_scale=1.5,
+    lora_scale=None,
+    scheduler="euler",
+    dtype="float32",
+    device="cpu",
+    threads=1,
+    model="miniature",
+    files={},
+    versions={"tilemix": "0.1.0"},
+)
+
+
+@pytest.fixture
+def black_tile(tmp_path):
+    path = tmp_path / "tile.png"
+    write_image(path, np.full((256, 256, 3), (35, 31, 32), np.uint8), RECORD, output_format="png")
+    return path
+
+
+def run(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "tilemix", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | environment,
+    )
+
+
+def test_rewrite_prints_the_full_prompt(capsys):
+    assert main(["rewrite", "50% red, 30% black, 20% pearl"]) == 0
+    assert capsys.readouterr().out == EXAMPLE + "\n"
+
+
+def test_rewrite_as_json_adds_the_mix(capsys):
+    assert main(["rewrite", "--json", "половина красного, остальное чёрный"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["mix"] == {"red": 50.0, "black": 50.0}
+    assert answer["prompt"].startswith("ohwx_rubber_tile <s0><s1>, 50% red, 50% black, ")
+    assert set(answer) == {"prompt", "negative_prompt", "mix", "notes"}
+
+
+def test_rewrite_takes_less_than_a_fifth_of_a_second():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run("rewrite", "50% red, 30% black, 20% pearl").stdout == EXAMPLE + "\n"
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.2
+
+
+def test_a_refusal_is_one_line_and_exit_status_1(capsys):
+    assert main(["rewrite", "50% rad, 50% black"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "tilemix rewrite: unknown color 'rad' at character 5; did you mean 'red'?\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["paint"], ["predict"], ["weights"], ["predict", "red", "--seed", "x"]]
+)
+def test_wrong_usage_is_exit_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: tilemix" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["predict", "red", "-o", "tile.gif"],
+            "'tile.gif' has no suffix of .png, .webp, .jpg, .jpeg; use --output-format",
+        ),
+        (["predict", "red", "-o", "nowhere/tile.png"], "nowhere/tile.png: folder 'nowhere' does not exist"),
+        (
+            ["predict", "red", "--width", "1001"],
+            "width 1001 is out of range; expected 256 to 1536, a multiple of 8",
+        ),
+        (["predict", "red", "--seed", "-1"], "seed -1 is out of range; expected 0 to 4294967295"),
+        (["predict", ""], "prompt: empty, expected 1 to 2000 characters"),
+        (["predict", "red", "--model", "nowhere"], "unknown model 'nowhere'; known: miniature, rubber-tile"),
+        (
+            ["rewrite", "red", "--template", "../x"],
+            "unknown prompt template '../x'; known: miniature, rubber_tile",
+        ),
+        (["weights", "verify", "../x"], "model '../x' is no model name; known: miniature, rubber-tile"),
+    ],
+)
+def test_every_fault_is_named_before_anything_is_drawn(arguments, message, capsys):
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == f"tilemix {arguments[0]}: {message}\n"
+
+
+def test_missing_weights_say_where_and_which_command(capsys, monkeypatch):
+    monkeypatch.setenv("TILEMIX_MODEL", "rubber-tile")
+    if (ROOT / "weights" / "files" / "stable-diffusion-xl-base-1.0").exists():
+        pytest.skip("the real files are here")
+    assert main(["predict", "red"]) == 1
+    error = capsys.readouterr().err
+    assert (
+        f"{ROOT}/weights/files/stable-diffusion-xl-base-1.0/unet/diffusion_pytorch_model.fp16.safetensors"
+        in error
+    )
+    assert "tilemix weights fetch rubber-tile" in error
+    assert error.count("\n") == 1
+
+
+def test_record_prints_what_is_inside_a_picture(black_tile, capsys):
+    assert main(["record", str(black_tile)]) == 0
+    assert json.loads(capsys.readouterr().out)["mix"] == {"black": 100.0}
+    assert main(["record", "--parameters", str(black_tile)]) == 0
+    assert capsys.readouterr().out.startswith("100% black\n")
+
+
+def test_measure_reads_the_mix_from_the_record_or_the_option(black_tile, capsys):
+    assert main(["measure", "--json", str(black_tile)]) == 0
+    assert json.loads(capsys.readouterr().out)["shares"]["black"] > 99
+    assert main(["measure", str(black_tile), "--mix", "50% red, 50% black"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "0.0% red, 100.0% black"
+    assert lines[1].startswith("not asked for: 0.0%")
+    assert lines[2].startswith("mean delta E 2000: ")
+    assert main(["measure", str(black_tile), "--mix", "a tile"]) == 1
+    assert "no color mix in 'a tile'" in capsys.readouterr().err
+
+
+def test_weights_lists_and_verifies_the_miniature(capsys):
+    assert main(["weights", "list"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split("\t")[:2] == ["miniature", "ready"]
+    assert main(["weights", "verify", "miniature"]) == 0
+    assert capsys.readouterr().out.endswith("files verified, 0 not locked\n")
+
+
+def test_predicts_options_are_the_requests_fields():
+    (verbs,) = [action for action in make_parser()._actions if action.dest == "verb"]
+    options = {action.dest for action in verbs.choices["predict"]._actions}
+    assert set(GenerationRequest.__dataclass_fields__) <= options
+
+
+def test_predict_draws_a_tile_that_repeats_byte_for_byte(tmp_path):
+    arguments = ["--seed", "3", "--width", "256", "--height", "256", "--num-inference-steps", "2"]
+    outputs = [tmp_path / name for name in ("a.png", "b.png")]
+    for output in outputs:
+        done = run(
+            "predict", "50% red, 50% black", "-o", str(output), *arguments, "--json", TILEMIX_THREADS="1"
+        )
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        assert answer["record"]["seed"] == 3
+        assert set(answer["measured"]["shares"]) == {"red", "black"}
+        assert "denoise 2/2 100%" in done.stderr
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_a_number_of_threads_that_is_none_is_refused(tmp_path):
+    done = run("predict", "red", "-o", str(tmp_path / "a.png"), TILEMIX_THREADS="many")
+    assert done.returncode == 1
+    assert done.stderr.endswith("TILEMIX_THREADS is 'many'; expected a number of threads, 1 or more\n")
