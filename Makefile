@@ -68,6 +68,6 @@ clean:
 .venv-pins/ready: requirements.txt requirements-dev.txt pyproject.toml
 	@test -x .venv-pins/bin/python || $(PYTHON) -m venv .venv-pins
 	@.venv-pins/bin/pip install --quiet --disable-pip-version-check -r requirements.txt \
-		$$(grep -E '^(cog|httpx|hypothesis|pytest)==' requirements-dev.txt)
+		$$(grep -E '^(cog|httpx|hypothesis|pytest|PyYAML)==' requirements-dev.txt)
 	@.venv-pins/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@

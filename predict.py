@@ -1,0 +1,147 @@
+"""The Cog contract and nothing else: what a client sends becomes a `GenerationRequest`, its picture a file.
+
+The Cog command line reads the signature of `predict()` without running it and drops in silence what is no
+plain one-line literal. Annotations are not postponed: cog 0.16 needs the types. setup() imports torch.
+"""
+# ruff: noqa: UP045
+
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+import weakref
+from collections.abc import Mapping
+from typing import Optional
+
+from cog import BasePredictor, Input, Path, current_scope
+
+from tilemix.request import GenerationRequest
+
+RECORDED_SETTINGS = ("width", "height", "num_inference_steps")
+BAR_LENGTH = 20  # characters
+
+logger = logging.getLogger("tilemix.predict")
+
+
+class Predictor(BasePredictor):  # type: ignore[misc]
+    def setup(self) -> None:
+        """Load the packaged model, ready for the first prediction."""
+        log_to_stdout()
+        from tilemix import image_file, measure  # noqa: F401  not in the first prediction's time
+        from tilemix.render import Renderer, parse_threads
+
+        model = os.environ.get("TILEMIX_MODEL") or "miniature"
+        self.renderer = Renderer.load(model, threads=parse_threads(os.environ.get("TILEMIX_THREADS")))
+        self.folder = Path(tempfile.mkdtemp(prefix="tilemix-"))  # of all predictions
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+    def healthcheck(self) -> bool:
+        """Return whether the model is loaded; asked by the server from cog 0.17 on."""
+        return hasattr(self, "renderer")
+
+    def predict(
+        self,
+        prompt: str = Input(
+            description="Color mix, such as 50% red, 30% black, 20% pearl. Words after it are kept.",
+            min_length=1,
+            max_length=2000,
+        ),
+        negative_prompt: Optional[str] = Input(
+            description="What to avoid. Empty: nothing. Left out: the words of the prompt template.",
+            default=None,
+            max_length=2000,
+        ),
+        seed: Optional[int] = Input(
+            description="Same seed, same picture. Left out: a fresh draw.", default=None, ge=0, le=4294967295
+        ),
+        width: Optional[int] = Input(
+            description="Width in pixels, a multiple of 8. Left out: 1024.", default=None, ge=256, le=1536
+        ),
+        height: Optional[int] = Input(
+            description="Height in pixels, a multiple of 8. Left out: 1024.", default=None, ge=256, le=1536
+        ),
+        num_inference_steps: Optional[int] = Input(
+            description="Number of denoising steps. Left out: 25.", default=None, ge=1, le=100
+        ),
+        guidance_scale: Optional[float] = Input(
+            description="How closely to follow the prompt. Left out: 7.", default=None, ge=1, le=20
+        ),
+        lora_scale: Optional[float] = Input(
+            description="Strength of the LoRA; 1 is as trained. Left out: 0.7.", default=None, ge=0, le=1.5
+        ),
+        output_format: str = Input(
+            description="File format of the picture.", choices=["png", "webp", "jpeg"], default="png"
+        ),
+    ) -> Path:
+        """Draw one tile; return the path of its picture."""
+        from tilemix.image_file import write_image
+        from tilemix.measure import measure_shares
+
+        folder = self._make_folder()
+        request = GenerationRequest(
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            seed=seed,
+            width=width,
+            height=height,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            lora_scale=lora_scale,
+            output_format=output_format,
+        ).with_seed()
+        record_metrics({"seed": request.seed})  # early: a failed prediction loses its logs, not its metrics
+        rendered = self.renderer.render(request, on_step=log_progress)
+
+        path = folder / f"tile.{output_format}"
+        started = time.perf_counter()
+        write_image(path, rendered.pixels, rendered.record, output_format=output_format)
+        seconds = {**rendered.seconds, "save": time.perf_counter() - started}
+        record_metrics({f"seconds_{stage}": round(spent, 4) for stage, spent in seconds.items()})
+        record_metrics({name: getattr(rendered.record, name) for name in RECORDED_SETTINGS})
+        if rendered.prompt.mix is not None:
+            measured = measure_shares(rendered.pixels, rendered.prompt.mix)
+            shares = {**measured.shares, "not_asked": measured.not_asked}
+            record_metrics({share_metric(color): round(percent, 1) for color, percent in shares.items()})
+        return path
+
+    def _make_folder(self) -> Path:
+        """Remove the folders of earlier predictions, however they ended, and return a new one."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)  # a cleaner of old temporary files may have been here
+        for earlier in self.folder.iterdir():
+            shutil.rmtree(earlier)
+        return Path(tempfile.mkdtemp(dir=self.folder))
+
+
+def log_to_stdout() -> None:
+    """Send the package's log lines to standard output, once; Cog makes them the prediction's logs."""
+    package = logging.getLogger("tilemix")
+    package.setLevel(logging.INFO)
+    if not package.handlers:
+        package.addHandler(logging.StreamHandler(sys.stdout))
+
+
+def log_progress(done: int, total: int) -> None:
+    """Log a line that the clients of Replicate read: `12%|##------------------| 3/25 denoise`."""
+    bar = "#" * (BAR_LENGTH * done // total)
+    logger.info("%3d%%|%s| %d/%d denoise", 100 * done // total, bar.ljust(BAR_LENGTH, "-"), done, total)
+
+
+def share_metric(color: str) -> str:
+    """Return the metric's name for a color: letters, digits and single underscores are all that Cog takes."""
+    return "share_" + re.sub(r"[^a-z0-9]+", "_", color.lower()).strip("_")
+
+
+def record_metrics(metrics: Mapping[str, object]) -> None:
+    """Record metrics of the running prediction; where the SDK has none running, do nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # cog 0.16 calls its scope experimental
+        try:
+            scope = current_scope()
+        except RuntimeError:  # cog 0.16 outside of its server
+            return
+    for name, value in metrics.items():
+        scope.record_metric(name, value)

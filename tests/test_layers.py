@@ -1,0 +1,95 @@
+"""The package's layers: a module imports only from lower ones, and the text stages stay free of torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "tilemix"
+
+LAYERS = (
+    {"errors", "project"},
+    {"cielab", "color_values", "colors", "modelfile", "prompt_text"},
+    {"mix", "templates", "weights"},
+    {"rewriter", "request"},
+    {
+        "measure",
+        "provenance",
+        "image_file",
+        "schedulers",
+        "lora_file",
+        "lora_names",
+        "embedding_file",
+        "adapters",
+        "conditioning",
+    },
+    {"pipeline"},
+    {"render"},
+    {"training"},
+    {"cli", "__main__", "cog_schema"},
+)
+LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+WITHOUT_TORCH = (
+    "colors",
+    "mix",
+    "templates",
+    "rewriter",
+    "request",
+    "weights",
+    "modelfile",
+    "measure",
+    "provenance",
+    "image_file",
+    "cli",
+)
+
+
+def modules():
+    return sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports_of(path: Path) -> set[str]:
+    """The first part below `tilemix` of every import in a file, those inside functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tilemix":
+            parts = node.module.split(".")[1:]
+            found |= {parts[0]} if parts else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("tilemix.")}
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path.name} imports relatively"
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_lower_layers(path):
+    name = name_of(path)
+    assert name in LEVEL, f"{name} has no layer: give it one here"
+    for imported in imports_of(path):
+        in_one_layer = imported == name or (name, imported) in SAME_LEVEL
+        assert in_one_layer or LEVEL[imported] < LEVEL[name], f"{name} imports {imported}"
+
+
+# Inside one layer, from the whole to its parts.
+SAME_LEVEL = {
+    ("adapters", "embedding_file"),
+    ("adapters", "lora_file"),
+    ("adapters", "lora_names"),
+    ("color_values", "cielab"),
+    ("color_values", "colors"),
+    ("image_file", "provenance"),
+    ("lora_names", "lora_file"),
+    ("__main__", "cli"),
+}
+
+
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_importing_it_does_not_load_torch(module):
+    code = f"import sys, tilemix.{module}; sys.exit(int(bool({{'torch', 'diffusers'}} & set(sys.modules))))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
