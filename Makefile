@@ -6,8 +6,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 override PROMPT := $(value PROMPT)
 override OUT := $(value OUT)
 override SEED := $(value SEED)
-PORT ?= 5000
-export PROMPT OUT SEED
+override PORT := $(value PORT)
+override TORCH_INDEX := $(value TORCH_INDEX)
+export PROMPT OUT SEED PORT TORCH_INDEX
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 BIN := .venv/bin
@@ -34,7 +35,7 @@ format: .venv/ready
 
 # The server starts its worker as `python`, so the environment's bin comes first in PATH.
 serve: .venv/ready ## the real Cog server without Docker, on 127.0.0.1 [PORT=5000]
-	@PATH="$(CURDIR)/$(BIN):$$PATH" PORT="$(PORT)" COG_PREDICT_TYPE_STUB=predict.py:Predictor \
+	@PATH="$(CURDIR)/$(BIN):$$PATH" PORT="$${PORT:-5000}" COG_PREDICT_TYPE_STUB=predict.py:Predictor \
 		exec $(BIN)/python -m cog.server.http --host 127.0.0.1
 
 schema: .venv/ready ## rewrite .cog/openapi_schema.json from predict.py
@@ -52,22 +53,22 @@ miniature-base: .venv/ready
 	@$(BIN)/python -m tilemix.training.miniature base
 	@$(BIN)/tilemix weights lock miniature
 
-clean:
-	rm -rf .venv .venv-pins build
+clean: ## the environments; build/ holds hours of training and stays
+	rm -rf .venv .venv-pins
 
 # torch comes first and alone: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # takes the CPU build (200 MB) where the default index has the CUDA build (3 GB).
 .venv/ready: requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and f"Python 3.11 needed, found {sys.version.split()[0]}; use PYTHON=/path/to/python3.11")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$$(grep '^torch==' requirements-dev.txt)"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check $${TORCH_INDEX:+--index-url="$$TORCH_INDEX"} "$$(grep '^torch==' requirements-dev.txt)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-.venv-pins/ready: requirements.txt requirements-dev.txt pyproject.toml
-	@test -x .venv-pins/bin/python || $(PYTHON) -m venv .venv-pins
+# tilemix itself is not installed there, as in the image: it lies in the working folder.
+.venv-pins/ready: requirements.txt requirements-dev.txt
+	@test -x .venv-pins/bin/pip || $(PYTHON) -m venv --clear .venv-pins
 	@.venv-pins/bin/pip install --quiet --disable-pip-version-check -r requirements.txt \
 		$$(grep -E '^(cog|httpx|hypothesis|pytest|PyYAML)==' requirements-dev.txt)
-	@.venv-pins/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@

@@ -40,8 +40,8 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     def healthcheck(self) -> bool:
-        """Return whether the model is loaded; asked by the server from cog 0.17 on."""
-        return hasattr(self, "renderer")
+        """Return whether the model is loaded and its device computes; asked by the server from cog 0.17 on."""
+        return hasattr(self, "renderer") and self.renderer.is_healthy()
 
     def predict(
         self,
@@ -104,7 +104,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         record_metrics({name: getattr(rendered.record, name) for name in RECORDED_SETTINGS})
         if rendered.prompt.mix is not None:
             measured = measure_shares(rendered.pixels, rendered.prompt.mix)
-            shares = {**measured.shares, "not_asked": measured.not_asked}
+            shares = {**measured.shares, "not_asked": measured.not_asked} if measured.shares else {}
             record_metrics({share_metric(color): round(percent, 1) for color, percent in shares.items()})
         return path
 

@@ -187,14 +187,21 @@ def test_header_alphas_are_baked_in_with_patterns_and_rslora(ready, merger, tmp_
     table = {
         "unet.r": 4,
         "unet.lora_alpha": 2,
-        "unet.alpha_pattern": {"attn1.to_q": 12},
+        "unet.alpha_pattern": {
+            "attn1.to_q": 12,
+            r"down_blocks.*attn\d.to_[qk]": 6,
+        },  # the first that fits counts
+        "text_encoder.alpha_pattern": {"text_model.encoder.layers.1.mlp.fc1": 7},  # as older files spell it
         "text_encoder.lora_alpha": 3,
         "text_encoder.use_rslora": True,
     }
 
     def factor(module: str) -> float:
         if module.startswith("unet."):
-            return 12 / 4 if module.endswith("attn1.to_q") else 2 / 4
+            alpha = 12 if module.endswith("attn1.to_q") else 6 if module.endswith("attn2.to_k") else 2
+            return alpha / 4
+        if module == "text_encoder.encoder.layers.1.mlp.fc1":
+            return 7 / math.sqrt(4)
         return 3 / math.sqrt(4) if module.startswith("text_encoder.") else 1.0
 
     before = snapshot(ready.pipeline)
@@ -319,9 +326,74 @@ Q = ORIGINAL_NAMES[f"{ATTENTION}.to_q"]
 
 
 @pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("[]", "x.safetensors: lora_adapter_metadata is no JSON object"),
+        ("{", "x.safetensors: lora_adapter_metadata is not JSON: Expecting property name"),
+        ('{"unet.lora_alpha": "8"}', "x.safetensors: lora_adapter_metadata has the alpha 8"),
+        ('{"unet.lora_alpha": NaN}', "x.safetensors: lora_adapter_metadata has the alpha nan"),
+        ('{"unet.lora_alpha": 1%s}' % ("0" * 400), "x.safetensors: lora_adapter_metadata has the alpha 1000"),
+        (
+            '{"unet.alpha_pattern": {"to_z": 8}}',
+            "x.safetensors: alpha_pattern 'to_z' fits no module of the file",
+        ),
+        ('{"unet.alpha_pattern": {"(": 8}}', "x.safetensors: alpha_pattern '(': "),
+    ],
+)
+def test_header_alphas_that_make_no_sense_are_refused(ready, merger, tmp_path, table, message):
+    halves = random_pairs(ready.pipeline, [f"{ATTENTION}.to_q"])
+    tensors = {
+        f"{ATTENTION}.to_q.lora_A.weight": halves[f"{ATTENTION}.to_q.down"],
+        f"{ATTENTION}.to_q.lora_B.weight": halves[f"{ATTENTION}.to_q.up"],
+    }
+    with pytest.raises(AdapterError) as caught:
+        merger.load("x", write(tmp_path / "x.safetensors", tensors, {"lora_adapter_metadata": table}))
+    assert str(caught.value).startswith(message)
+
+
+def test_another_file_under_the_same_name_is_merged_at_the_same_scale(ready, merger, tmp_path):
+    before = snapshot(ready.pipeline)
+    first = random_pairs(ready.pipeline, MODULES[:3])
+    second = {name: tensor * 2 for name, tensor in first.items()}
+    for halves in (first, second):
+        names = {module: ORIGINAL_NAMES[module] for module in MODULES[:3]}
+        path = write(tmp_path / "x.safetensors", kohya(halves, alpha=lambda _: 4.0, names=names))
+        merger.load("x", path)
+        merger.apply({"x": 0.7})
+        assert_close(snapshot(ready.pipeline), merge_by_hand(before, halves, 0.7, lambda _: 1.0))
+
+
+@pytest.mark.parametrize(
     ("tensors", "message"),
     [
         ({}, "x.safetensors: no tensors in it"),
+        (
+            {
+                f"{Q}.lora_down.weight": torch.zeros(4, 32),
+                f"{Q}.lora_up.weight": torch.zeros(32, 4),
+                f"{Q}.alpha": torch.ones(4),
+            },
+            "x.safetensors: alpha of unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q "
+            "has the shape (4,), expected one number",
+        ),
+        (
+            {
+                f"{Q}.lora_down.weight": torch.zeros(4, 32, dtype=torch.int8),
+                f"{Q}.lora_up.weight": torch.zeros(32, 4, dtype=torch.int8),
+            },
+            "x.safetensors: 'down' of unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q "
+            "is torch.int8, expected a float of 16 bits or more",
+        ),
+        (
+            lora_of(["model.diffusion_model.input_blocks.0.0.weight"]),
+            "x.safetensors: a whole checkpoint is not supported; kohya and diffusers LoRA are",
+        ),
+        (
+            lora_of(
+                ["down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight"]
+            ),
+            "x.safetensors: cog-sdxl's LoRA (no `unet.` in front) is not supported; kohya and diffusers LoRA are",
+        ),
         (
             {f"{Q}.lora_down.weight": torch.zeros(4, 32)},
             "x.safetensors: half a pair for unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q: "

@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 
@@ -151,6 +152,8 @@ def test_measure_reads_the_mix_from_the_record_or_the_option(black_tile, capsys)
     assert lines[2].startswith("mean delta E 2000: ")
     assert main(["measure", str(black_tile), "--mix", "a tile"]) == 1
     assert "no color mix in 'a tile'" in capsys.readouterr().err
+    assert main(["measure", str(black_tile), "--mix", "100% zebra"]) == 1
+    assert "no color of '100% zebra' is on the chart" in capsys.readouterr().err
 
 
 def test_weights_lists_and_verifies_the_miniature(capsys):
@@ -185,3 +188,19 @@ def test_a_number_of_threads_that_is_none_is_refused(tmp_path):
     done = run("predict", "red", "-o", str(tmp_path / "a.png"), TILEMIX_THREADS="many")
     assert done.returncode == 1
     assert done.stderr.endswith("TILEMIX_THREADS is 'many'; expected a number of threads, 1 or more\n")
+
+
+def test_an_interrupt_in_the_middle_ends_in_one_line_and_leaves_no_file(tmp_path):
+    output = tmp_path / "a.png"
+    command = [sys.executable, "-m", "tilemix", "predict", "red", "-o", str(output)]
+    size = ["--width", "256", "--height", "256", "--num-inference-steps", "100"]
+    with subprocess.Popen([*command, *size], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("denoise 2/100"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read().splitlines()
+    assert process.returncode == 130
+    assert rest[-1] == "tilemix predict: interrupted"
+    assert all(line.startswith("denoise ") for line in rest[:-1])
+    assert list(tmp_path.iterdir()) == []

@@ -67,7 +67,9 @@ def test_emphasis_cannot_hang_the_server():
         ("a cat.swap(dog)", "prompt: .swap() is not supported"),
         ("red withLora(a,0.5)", "prompt: withLora() is not supported; lora_scale sets a LoRA's strength"),
         ('("a","b").blend(1)', "prompt: the emphasis cannot be read"),
-        ('("")0.5', "prompt: the emphasis cannot be read: a weight on nothing"),
+        ('("")0.5', "prompt: emphasis on nothing"),
+        ("(red)1000000", "prompt: emphasis of 1e+06, expected 0 to 5"),
+        ("red" + "+" * 200, "prompt: emphasis of 1.8990"),
     ],
 )
 def test_what_compel_would_drop_or_choke_on_is_refused(pipeline, text, message):

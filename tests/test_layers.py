@@ -60,7 +60,8 @@ def imports_of(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tilemix":
             parts = node.module.split(".")[1:]
-            found |= {parts[0]} if parts else {alias.name for alias in node.names}
+            names = {alias.name for alias in node.names} - {"__version__"}
+            found |= {parts[0]} if parts else names
         elif isinstance(node, ast.Import):
             found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("tilemix.")}
         assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path.name} imports relatively"
@@ -84,6 +85,7 @@ SAME_LEVEL = {
     ("color_values", "cielab"),
     ("color_values", "colors"),
     ("image_file", "provenance"),
+    ("embedding_file", "lora_file"),
     ("lora_names", "lora_file"),
     ("__main__", "cli"),
 }

@@ -12,7 +12,7 @@ import pytest
 from tilemix.cielab import delta_e_2000, parse_hex, srgb_to_lab
 from tilemix.colors import basic_colors, get_color, load_colors
 from tilemix.errors import InputError
-from tilemix.measure import NEAREST_OTHER, Measurement, measure_shares
+from tilemix.measure import NEAREST_OTHER, Measurement, has_swatch, measure_shares
 from tilemix.mix import ColorMix, ColorShare
 from tilemix.training.photographs import draw_photograph
 
@@ -190,6 +190,8 @@ def test_color_of_no_chart_is_left_out_and_the_rest_is_measured():
     assert measured.shares["red"] == pytest.approx(50, abs=4)
     assert list(measured.others) == ["green"]
     assert measure_shares(picture, make_mix(zebra=100)) == Measurement({}, {}, 0.0, 0.0)
+    assert has_swatch(make_mix(zebra=50, red=50))
+    assert not has_swatch(make_mix(zebra=100))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (8, 3), (256, 511)])

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from tests.tiny_sdxl import TEMPLATE, random_pairs, write_manifest
 from tilemix.errors import AdapterError, ManifestError, ModelFileError
 from tilemix.pipeline import load_pipeline
+from tilemix.schedulers import make_scheduler
 from tilemix.weights import find_model, load_manifest
 
 QUERY = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -57,11 +58,12 @@ def test_a_lora_and_its_tokens_are_in_place_after_loading(project, caplog):
     delta = halves[f"{QUERY}.up"] @ halves[f"{QUERY}.down"]
     torch.testing.assert_close(weight, before + 0.7 * delta)
     assert ready.pipeline.tokenizer_2("<s0><s1>").input_ids[1:3] == [49408, 49409]
-    assert ready.set_lora_scale(1.2) == 1.2
+    lora = "tile_sdxl_lora.safetensors"
+    assert ready.set_lora_scale(1.2) == {lora: 1.2}
     torch.testing.assert_close(weight, before + 1.2 * delta)
-    assert ready.set_lora_scale(0) == 0
+    assert ready.set_lora_scale(0) == {lora: 0}
     assert torch.equal(weight, before)
-    assert ready.set_lora_scale(None) == 0.7
+    assert ready.set_lora_scale(None) == {lora: 0.7}
     torch.testing.assert_close(weight, before + 0.7 * delta)
 
 
@@ -84,8 +86,13 @@ def test_a_picture_of_1024_is_decoded_in_one_piece_and_a_larger_one_in_tiles(pro
 
 
 def test_the_scheduler_is_made_anew_from_the_files_own_configuration(project):
+    """from_config(pipeline.scheduler.config) would keep Karras sigmas on for whatever comes next."""
     ready = load_pipeline(find_model("tiny", project), CPU, torch.float32)
-    first, second = ready.make_scheduler(), ready.make_scheduler()
+    first = ready.make_scheduler()
+    ready.pipeline.scheduler = first
+    second = ready.make_scheduler()
+    plain = make_scheduler("euler", ready.scheduler_config)
+    assert plain.config.use_karras_sigmas is False
     assert first is not second
     assert type(first).__name__ == "DPMSolverMultistepScheduler"
     assert first.config.use_karras_sigmas

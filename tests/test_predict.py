@@ -257,8 +257,9 @@ def test_setup_takes_the_model_and_the_threads_from_the_environment(
 ):
     def load(model, *, threads=None):
         logging.getLogger("tilemix.render").info("loaded")
-        return model, threads
+        return types.SimpleNamespace(loaded=(model, threads), is_healthy=lambda: healthy)
 
+    healthy = True
     monkeypatch.setattr("tilemix.render.Renderer.load", load)
     for name in ("TILEMIX_MODEL", "TILEMIX_THREADS"):
         monkeypatch.delenv(name, raising=False)
@@ -268,7 +269,9 @@ def test_setup_takes_the_model_and_the_threads_from_the_environment(
     assert made.healthcheck() is False
     made.setup()
     assert made.healthcheck() is True
-    assert made.renderer == loaded
+    healthy = False
+    assert made.healthcheck() is False
+    assert made.renderer.loaded == loaded
     made.setup()
     assert capsys.readouterr().out == "loaded\nloaded\n"  # on standard output, and once a line
     folder = made.folder

@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from tests.test_pipeline import QUERY, base_of, project  # noqa: F401  the fixture
 from tests.tiny_sdxl import random_pairs, write_manifest
+from tilemix import __version__
 from tilemix.errors import ManifestError, PromptError, RenderError, TilemixError
 from tilemix.pipeline import load_pipeline
 from tilemix.render import Renderer, decode_latents, parse_threads
@@ -129,6 +130,23 @@ def test_a_refused_prompt_leaves_the_next_picture_right(renderer):
     with pytest.raises(PromptError):
         renderer.render(replace(prompt="60% red, 20% black"))
     assert np.array_equal(renderer.render(RED).pixels, expected)
+
+
+def test_it_draws_where_the_package_is_not_installed(renderer, monkeypatch):
+    """The image has tilemix's files but no installed package: its metadata was asked for after the last step."""
+    import importlib.metadata
+
+    def version(name):
+        if name == "tilemix":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return importlib.metadata.version(name)
+
+    monkeypatch.setattr("tilemix.render.version", version)
+    record = renderer.render(replace(num_inference_steps=1)).record
+    assert record.versions["tilemix"] == __version__
+    assert record.lora_scales == {"lora.safetensors": 0.7}
+    assert record.scheduler_config == {}
+    assert renderer.is_healthy()
 
 
 def test_a_drawn_seed_is_logged_and_recorded(renderer, caplog):

@@ -26,10 +26,11 @@ def test_karras_sigmas_follow_the_papers_formula():
     assert scheduler.timesteps[0] == 999  # full noise at the first step
 
 
-def test_no_setting_of_one_scheduler_reaches_the_next():
-    make_scheduler("dpm++_2m_karras", BASE)
-    assert make_scheduler("euler", BASE).config.use_karras_sigmas is False
-    assert make_scheduler("dpm++_2m", BASE).config.use_karras_sigmas is False
+def test_a_setting_of_the_manifest_goes_over_the_presets_and_the_bases():
+    scheduler = make_scheduler("dpm++_2m_karras", BASE, {"use_karras_sigmas": False, "solver_order": 3})
+    assert scheduler.config.use_karras_sigmas is False
+    assert scheduler.config.solver_order == 3
+    assert BASE["use_karras_sigmas"] is False
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

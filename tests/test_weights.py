@@ -95,6 +95,10 @@ def test_every_packaged_model_can_be_read_and_the_miniature_is_locked_and_whole(
             "tiny.model.json: x is an embedding: tokens and no scale expected",
         ),
         (
+            {"adapters": [{"file": "x", "kind": "embedding", "tokens": ["TOK"]}]},
+            "tiny.model.json: x has the token 'TOK', expected one such as '<s0>'",
+        ),
+        (
             {"adapters": [{"file": "x", "kind": "hypernetwork"}]},
             "tiny.model.json: Invalid enum value 'hypernetwork' - at `$.adapters[0].kind`",
         ),
@@ -192,6 +196,32 @@ def test_fetch_says_so_when_the_hub_is_out_of_reach(project):
     write_manifest(project, base=source)
     with pytest.raises(WeightsError, match="^a/b: x.json cannot be fetched: "):
         fetch("tiny", project)
+
+
+def test_a_file_that_came_with_another_size_is_not_kept(project, monkeypatch):
+    source = {"folder": "files/sdxl", "repository": "a/b", "revision": "0" * 40}
+    write_manifest(project, base=source | {"files": [{"path": "unet/x.json", "size": 10}]})
+    path = project / "weights" / "files" / "sdxl" / "unet" / "x.json"
+
+    def download(repository, name, *, revision, local_dir):
+        assert (repository, name, revision) == ("a/b", "unet/x.json", "0" * 40)
+        (local_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (local_dir / name).write_bytes(bytes(sizes.pop()))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    sizes = [10, 5]
+    with pytest.raises(ModelFileError, match=f"^{path}: 5 bytes, the manifest says 10$"):
+        fetch("tiny", project)
+    assert fetch("tiny", project) == [path]
+    path.write_bytes(b"short")
+    with pytest.raises(ModelFileError, match="5 bytes, the manifest says 10"):
+        fetch("tiny", project)
+
+
+def test_fetch_leaves_what_only_the_owner_has_with_a_warning(project, caplog):
+    write_manifest(project, base=base(), adapters=[{"file": "rubber.safetensors", "kind": "lora"}])
+    assert fetch("tiny", project) == []
+    assert "rubber.safetensors (the owner's: copy them there)" in caplog.text
 
 
 def test_fetch_has_nothing_to_do_when_all_is_here(project):

@@ -9,7 +9,6 @@ stay plain: no wrappers, no scale arguments, no fuse and unfuse with its drift.
 from __future__ import annotations
 
 import copy
-import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +22,6 @@ from tilemix.errors import AdapterError
 from tilemix.lora_file import LoraFile, ModuleKey, read_lora
 from tilemix.lora_names import find_weights, spell_modules
 from tilemix.modelfile import read_header
-
-logger = logging.getLogger(__name__)
 
 
 class LoraMerger:
@@ -55,7 +52,10 @@ class LoraMerger:
         Raises:
             AdapterError, ModelFileError: see `tilemix.lora_file.read_lora`.
         """
-        self._loras[name] = read_lora(path, self._weights, self._names)
+        lora = read_lora(path, self._weights, self._names)
+        if name in self._loras:
+            self._applied = None  # what is merged under this name is another file's
+        self._loras[name] = lora
 
     def apply(self, scales: Mapping[str, float]) -> None:
         """Make the weights the base's plus the adapters of `scales`; {} gives the base back, bit for bit.

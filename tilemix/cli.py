@@ -129,7 +129,7 @@ def _predict(options: argparse.Namespace) -> None:
         output_format=output_format,
     )
     from tilemix.image_file import write_image
-    from tilemix.measure import measure_shares
+    from tilemix.measure import has_swatch, measure_shares
     from tilemix.render import Renderer, parse_threads
 
     renderer = Renderer.load(
@@ -140,7 +140,8 @@ def _predict(options: argparse.Namespace) -> None:
     size = write_image(options.output, rendered.pixels, rendered.record, output_format=output_format)
     took = sum(rendered.seconds.values())
     logger.info("%s: %d kB, drawn in %.1f s", options.output, size // 1000, took)
-    measured = measure_shares(rendered.pixels, rendered.prompt.mix) if rendered.prompt.mix else None
+    mix = rendered.prompt.mix
+    measured = measure_shares(rendered.pixels, mix) if mix and has_swatch(mix) else None
     if options.json:
         import msgspec
 
@@ -192,7 +193,7 @@ def _measure(options: argparse.Namespace) -> None:
     import msgspec
 
     from tilemix.image_file import read_pixels
-    from tilemix.measure import measure_shares
+    from tilemix.measure import has_swatch, measure_shares
     from tilemix.mix import parse_mix
     from tilemix.provenance import read_record
 
@@ -201,6 +202,10 @@ def _measure(options: argparse.Namespace) -> None:
     mix = parse_mix(text).mix
     if mix is None:
         raise TilemixError(f"no color mix in {text[:80]!r}; expected one such as '50% red, 50% black'")
+    if not has_swatch(mix):
+        raise TilemixError(
+            f"no color of {str(mix)[:80]!r} is on the chart, so there is nothing to measure by"
+        )
     measured = measure_shares(pixels, mix)
     if options.json:
         sys.stdout.write(msgspec.json.encode(measured).decode() + "\n")

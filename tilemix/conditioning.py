@@ -18,6 +18,8 @@ from tilemix.errors import PromptError
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
+WEIGHT_RANGE = (0.0, 5.0)  # of emphasis; beyond it nothing but noise comes out
+
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
@@ -44,11 +46,7 @@ def encode_prompt(pipeline: StableDiffusionXLPipeline, positive: str, negative: 
     compel = CompelForSDXL(pipeline)
     plain = [read_plain_words(positive, what="prompt"), read_plain_words(negative, what="negative_prompt")]
     with torch.inference_mode():
-        try:
-            encoded = compel(positive, negative_prompt=negative)
-        except (IndexError, TypeError) as error:
-            # A weight on an empty text, `("")0.5`, passes compel's parser and fails in its encoder.
-            raise PromptError("prompt: the emphasis cannot be read: a weight on nothing") from error
+        encoded = compel(positive, negative_prompt=negative)
         pooled = [compel.compel_2.conditioning_provider.get_pooled_embeddings([text]) for text in plain]
     return Conditioning(encoded.embeds, pooled[0], encoded.negative_embeds, pooled[1])
 
@@ -85,4 +83,10 @@ def _list_words(prompts: Iterable[object], what: str) -> Iterator[str]:
         for fragment in prompt.children:  # type: ignore[attr-defined]
             if not hasattr(fragment, "text"):
                 raise PromptError(f"{what}: .swap() is not supported")
+            low, high = WEIGHT_RANGE
+            if not low <= fragment.weight <= high:
+                raise PromptError(f"{what}: emphasis of {fragment.weight:g}, expected {low:g} to {high:g}")
+            if fragment.weight != 1 and not fragment.text.strip():
+                # compel's parser takes `("")0.5`, its encoder fails on it.
+                raise PromptError(f"{what}: emphasis on nothing")
             yield fragment.text

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tilemix.errors import AdapterError
+from tilemix.lora_file import FLOATS
 from tilemix.modelfile import read_header
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ def read_embedding(path: Path, widths: Mapping[str, int], *, token_count: int) -
     with safe_open(path, framework="pt") as file:
         rows = {component: file.get_tensor(name) for component, name in zip(widths, spelling, strict=True)}
     for component, tensor in rows.items():
+        if tensor.dtype not in FLOATS:
+            raise AdapterError(
+                f"{path.name}: the rows of {component} are {tensor.dtype}, expected a float of 16 bits or more"
+            )
         if not bool(tensor.isfinite().all()):
             raise AdapterError(f"{path.name}: the rows of {component} hold a number that is not finite")
     return EmbeddingFile(path.name, rows)

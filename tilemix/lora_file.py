@@ -47,23 +47,27 @@ TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_ou
 TEXT_PROCESSOR = re.compile(
     r"(?P<attention>.+\.self_attn)\.(?P<layer>to_(?:q|k|v|out))_lora\.(?P<half>down|up)\.weight"
 )
-# A piece of a tensor's name -> the format it gives away. Known, and not read.
+MAX_ALPHA = 1e6
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# What a tensor's name holds -> the format it gives away. Known, and not read.
 FOREIGN = {
-    "lora_mid": "LoCon with a tucker core (lora_mid)",
-    "dora_scale": "DoRA (kohya)",
-    "lora_magnitude_vector": "DoRA (diffusers)",
-    "hada_w": "LyCORIS LoHa",
-    "lokr_w": "LyCORIS LoKr",
-    "oft_": "OFT",
-    ".on_input": "IA3",
-    ".diff": "a full difference (.diff)",
-    "bundle_emb": "a LoRA with bundled embeddings",
-    "lora_A.default": "PEFT with its adapter name left in (lora_A.default)",
-    "base_model.model": "a PEFT folder's adapter_model",
-    "diffusion_model.": "ComfyUI",
-    "lycoris_": "LyCORIS",
-    "double_blocks": "a Flux LoRA",
-    "single_transformer_blocks": "a Flux LoRA",
+    r"lora_mid": "LoCon with a tucker core (lora_mid)",
+    r"\.dora_scale$": "DoRA (kohya)",
+    r"\.lora_magnitude_vector": "DoRA (diffusers)",
+    r"\.hada_[wt]": "LyCORIS LoHa",
+    r"\.lokr_[wt]": "LyCORIS LoKr",
+    r"\.oft_|^oft_": "OFT",
+    r"\.on_input$": "IA3",
+    r"\.diff(_b)?$": "a full difference (.diff)",
+    r"^bundle_emb\.": "a LoRA with bundled embeddings",
+    r"\.lora_[AB]\.default": "PEFT with its adapter name left in (lora_A.default)",
+    r"^base_model\.model\.": "a PEFT folder's adapter_model",
+    r"double_blocks|single_transformer_blocks": "a Flux LoRA",
+    r"^model\.diffusion_model\.|^first_stage_model\.|^conditioner\.": "a whole checkpoint",
+    r"^diffusion_model\.": "ComfyUI's LoRA",
+    r"^lycoris_": "LyCORIS",
+    r"^(down_blocks|mid_block|up_blocks)\..*\.processor\.": "cog-sdxl's LoRA (no `unet.` in front)",
+    r"^(clip_[lg]|text_encoders_[01])$": "a textual inversion embedding, not a LoRA; it",
 }
 
 
@@ -124,6 +128,7 @@ def read_lora(
                 path.name, key, {part: file.get_tensor(n) for part, n in parts.items()}, scaling
             )
             _check_shape(path.name, key, pairs[key], weights[key])
+    scaling.refuse_unused()
     return LoraFile(path.name, pairs)
 
 
@@ -141,8 +146,8 @@ def _place_tensors(
         elif placed.setdefault(key, {}).setdefault(half, tensor) != tensor:
             raise AdapterError(f"{name}: {tensor!r} and {placed[key][half]!r} are for the same weight")
     if homeless:
-        for piece, format_name in FOREIGN.items():
-            if any(piece in tensor for tensor in homeless):
+        for pattern, format_name in FOREIGN.items():
+            if any(re.search(pattern, tensor) for tensor in homeless):
                 raise AdapterError(f"{name}: {format_name} is not supported; kohya and diffusers LoRA are")
         shown = ", ".join(repr(tensor) for tensor in homeless[:5])
         more = f" and {len(homeless) - 5} more" if len(homeless) > 5 else ""
@@ -171,6 +176,10 @@ def _read_pair(
         found = next(iter(parts))
         raise AdapterError(f"{name}: half a pair for {where}: only {found!r} is there")
     for half, tensor in parts.items():
+        if tensor.dtype not in FLOATS:
+            raise AdapterError(
+                f"{name}: {half!r} of {where} is {tensor.dtype}, expected a float of 16 bits or more"
+            )
         if not bool(torch.isfinite(tensor).all()):
             raise AdapterError(f"{name}: {half!r} of {where} holds a number that is not finite")
     down, up = parts["down"], parts["up"]
@@ -180,7 +189,12 @@ def _read_pair(
         shapes = f"down {tuple(down.shape)}, up {tuple(up.shape)}"
         raise AdapterError(f"{name}: the pair for {where} does not fit together: {shapes}")
     if "alpha" in parts:
-        return LowRankPair(down, up, float(parts["alpha"]) / rank)
+        alpha = parts["alpha"]
+        if alpha.numel() != 1:
+            raise AdapterError(
+                f"{name}: alpha of {where} has the shape {tuple(alpha.shape)}, expected one number"
+            )
+        return LowRankPair(down, up, alpha.item() / rank)
     return LowRankPair(down, up, scaling.factor(key, rank))
 
 
@@ -200,7 +214,9 @@ class _HeaderScaling:
     """
 
     def __init__(self, name: str, header: Header) -> None:
+        self._name = name
         self._table: dict[str, object] = {}
+        self._used: set[tuple[str, str]] = set()  # (component, pattern) that decided an alpha
         raw = header.metadata.get("lora_adapter_metadata")
         if raw is None:
             return
@@ -211,20 +227,45 @@ class _HeaderScaling:
         if not isinstance(table, dict):
             raise AdapterError(f"{name}: lora_adapter_metadata is no JSON object")
         self._table = table
-        self._name = name
 
     def factor(self, key: ModuleKey, rank: int) -> float:
         """Return alpha / rank (alpha / sqrt(rank) for rsLoRA) of a module; 1 where the header says nothing."""
         component, module = key
         alpha = self._table.get(f"{component}.lora_alpha")
-        pattern = self._table.get(f"{component}.alpha_pattern")
-        if isinstance(pattern, dict):
-            # PEFT's rule: a pattern names the end of the module's path.
-            for ending, value in pattern.items():
-                if module == ending or module.endswith(f".{ending}"):
+        patterns = self._table.get(f"{component}.alpha_pattern")
+        if isinstance(patterns, dict):
+            # PEFT's rule: a regular expression for the end of the module's path, the first one that fits.
+            # transformers 5 has dropped the `text_model.` that older files have in theirs.
+            paths = (module, f"text_model.{module}")
+            for ending, value in patterns.items():
+                if self._fits(ending, paths):
+                    self._used.add((component, ending))
                     alpha = value
+                    break
         if alpha is None:
             return 1.0
-        if not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise AdapterError(f"{self._name}: lora_adapter_metadata has the alpha {alpha!r}")
+        if type(alpha) not in (int, float) or not 0 <= alpha <= MAX_ALPHA:  # type: ignore[operator]
+            raise AdapterError(f"{self._name}: lora_adapter_metadata has the alpha {str(alpha)[:40]}")
+        assert isinstance(alpha, int | float)
         return float(alpha) / (math.sqrt(rank) if self._table.get(f"{component}.use_rslora") else rank)
+
+    def refuse_unused(self) -> None:
+        """Refuse a pattern that fits none of the file's modules: it was meant for one, spelled otherwise.
+
+        Raises:
+            AdapterError: there is one.
+        """
+        for key, patterns in self._table.items():
+            component, _, field = key.rpartition(".")
+            if field == "alpha_pattern" and isinstance(patterns, dict):
+                for ending in patterns:
+                    if (component, ending) not in self._used:
+                        raise AdapterError(
+                            f"{self._name}: alpha_pattern {ending[:80]!r} fits no module of the file"
+                        )
+
+    def _fits(self, ending: str, paths: tuple[str, ...]) -> bool:
+        try:
+            return any(re.match(rf"(.*\.)?({ending})$", path) for path in paths)
+        except re.error as error:
+            raise AdapterError(f"{self._name}: alpha_pattern {ending[:80]!r}: {error}") from error

@@ -58,6 +58,11 @@ class Measurement:
     mean_delta_e: float  # delta E 2000 to the nearest swatch asked for, mean over the pixels of granules
 
 
+def has_swatch(mix: ColorMix) -> bool:
+    """Return whether a color of `mix` is on the chart, so that there is something to measure by."""
+    return any(get_color(share.color) is not None for share in mix.shares)
+
+
 def measure_shares(pixels: NDArray[np.uint8], mix: ColorMix) -> Measurement:
     """Measure the colors of `mix` in `pixels` (h, w, 3), sRGB.
 

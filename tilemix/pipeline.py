@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,10 +40,10 @@ class ReadyPipeline:
     loras: LoraMerger
     tokens: TokenInstaller
 
-    def set_lora_scale(self, lora_scale: float | None) -> float | None:
+    def set_lora_scale(self, lora_scale: float | None) -> dict[str, float]:
         """Merge the manifest's LoRAs at `lora_scale`, or each at its own scale for None.
 
-        Returns the scale of the first LoRA; None for a model without any.
+        Returns the scale of each LoRA by its file.
         """
         own = {
             adapter.file: 1.0 if adapter.scale is None else adapter.scale
@@ -51,7 +52,7 @@ class ReadyPipeline:
         }
         scales = own if lora_scale is None else dict.fromkeys(own, lora_scale)
         self.loras.apply(scales)
-        return next(iter(scales.values()), None)
+        return scales
 
     def make_scheduler(self) -> DPMSolverMultistepScheduler:
         """Make the manifest's scheduler anew from the base's own configuration."""
@@ -76,6 +77,9 @@ def load_pipeline(model: LocalModel, device: torch.device, dtype: torch.dtype) -
     """
     with _quiet_libraries():
         pipeline = _load_base(model, dtype)
+        importlib.import_module(
+            "compel"
+        )  # slow, and it imports half of diffusers: not in the first prediction
     pipeline.to(device)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vae.enable_slicing()
@@ -150,13 +154,15 @@ def _quiet_libraries() -> Iterator[None]:
     import diffusers.utils.logging
     import transformers.utils.logging
 
-    before = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.disable_progress_bar()
+    libraries = (transformers.utils.logging, diffusers.utils.logging)
+    verbosity = libraries[0].get_verbosity()
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    libraries[0].set_verbosity_error()
+    for library in shown:
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        transformers.utils.logging.set_verbosity(before)
-        transformers.utils.logging.enable_progress_bar()
-        diffusers.utils.logging.enable_progress_bar()
+        libraries[0].set_verbosity(verbosity)
+        for library in shown:
+            library.enable_progress_bar()

@@ -8,6 +8,9 @@ from tilemix.errors import PromptError
 
 MAX_PROMPT_CHARACTERS = 2000
 
+# In angle brackets: a tokenizer would find a bare word inside of other words ("TOK" in "stoked").
+PLACEHOLDER_TOKEN = re.compile(r"<[A-Za-z0-9_-]{1,64}>")
+
 # C0 and C1 controls but tab and the line ends, the characters that turn the writing direction of what
 # follows (a log line would show another text than was sent), and halves of surrogate pairs (not text at all).
 REFUSED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -92,7 +92,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     num_inference_steps: int
     guidance_scale: float
     lora_scale: float | None  # None: the model has no LoRA
+    lora_scales: dict[str, float] = {}  # of each LoRA by its file, where a model has several
     scheduler: str  # a name of tilemix.schedulers
+    scheduler_config: dict[
+        str, bool | int | float | str
+    ] = {}  # the manifest's settings over the scheduler's own
     dtype: str
     device: str
     threads: int  # of torch; another number changes bits

@@ -7,6 +7,7 @@ on every device. Nothing of a request stays behind, whether it ends well, badly 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import os
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from tilemix import __version__
 from tilemix.conditioning import Conditioning, encode_prompt
 from tilemix.errors import ManifestError, RenderError, RequestError, TilemixError
 from tilemix.pipeline import ReadyPipeline, choose_device, load_pipeline
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RECORDED_LIBRARIES = ("tilemix", "diffusers", "transformers", "compel", "safetensors")
+RECORDED_LIBRARIES = ("diffusers", "transformers", "compel", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +98,20 @@ class Renderer:
             WeightsError: the manifest, or a file it names, cannot be used.
             TemplateError: its prompt template cannot be used.
         """
-        torch.set_num_threads(threads or os.cpu_count() or 1)
+        # The cores that this process may use, which can be fewer than the machine has.
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         began = time.perf_counter()
         renderer = cls(load_pipeline(find_model(model, root), *choose_device()))
         logger.info("model %s ready in %.1f s", model, time.perf_counter() - began)
         return renderer
+
+    def is_healthy(self) -> bool:
+        """Return whether the device still computes; a CUDA context that has failed once never does again."""
+        try:
+            return bool(torch.ones(2, device=self._ready.device).sum() == 2)
+        except RuntimeError:
+            logger.exception("the device %s does not compute any more", self._ready.device)
+            return False
 
     @property
     def placeholder_tokens(self) -> list[str]:
@@ -124,8 +135,8 @@ class Renderer:
         logger.info("Using seed: %d", request.seed)
         prompt = rewrite(request.prompt, self._template, negative_prompt=request.negative_prompt)
         logger.info("Prompt: %s", prompt.positive)
-        lora_scale = self._ready.set_lora_scale(request.lora_scale)
-        if lora_scale is None and request.lora_scale is not None:
+        lora_scales = self._ready.set_lora_scale(request.lora_scale)
+        if not lora_scales and request.lora_scale is not None:
             logger.warning("lora_scale %g has no effect: the model has no LoRA", request.lora_scale)
         seconds: dict[str, float] = {}
         with _timed(seconds, "encode_prompt"):
@@ -134,7 +145,7 @@ class Renderer:
             latents = self._denoise(request, conditioning, on_step)
         with _timed(seconds, "decode"):
             pixels = decode_latents(self._ready.pipeline.vae, latents)
-        return Rendered(pixels, prompt, self._make_record(request, prompt, lora_scale), seconds)
+        return Rendered(pixels, prompt, self._make_record(request, prompt, lora_scales), seconds)
 
     def _resolve(self, request: GenerationRequest) -> GenerationRequest:
         """Fill what the request leaves out from the manifest's defaults; lora_scale has one per LoRA."""
@@ -181,7 +192,9 @@ class Renderer:
         ).images
         return latents
 
-    def _make_record(self, request: GenerationRequest, prompt: Prompt, lora_scale: float | None) -> Record:
+    def _make_record(
+        self, request: GenerationRequest, prompt: Prompt, lora_scales: dict[str, float]
+    ) -> Record:
         assert request.seed is not None
         assert request.width is not None
         assert request.height is not None
@@ -197,15 +210,18 @@ class Renderer:
             height=request.height,
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
-            lora_scale=lora_scale,
+            lora_scale=next(iter(lora_scales.values()), None),
+            lora_scales=lora_scales,
             scheduler=self._ready.model.manifest.scheduler.name,
+            scheduler_config=dict(self._ready.model.manifest.scheduler.config),
             dtype=str(self._ready.dtype).removeprefix("torch."),
             device=self._ready.device.type,
             threads=torch.get_num_threads(),
             model=self._ready.model.name,
             files=self._ready.model.hashes,
             # torch by its own word: the build after the "+" is not in its package's version.
-            versions={"torch": str(torch.__version__)} | {name: version(name) for name in RECORDED_LIBRARIES},
+            versions={"tilemix": __version__, "torch": str(torch.__version__)}
+            | {name: version(name) for name in RECORDED_LIBRARIES},
         )
 
 
@@ -224,8 +240,8 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> NDArray[np.uint
         image = _decode(vae, latents)
         if not bool(image.isfinite().all()):
             logger.warning("pixels decoded in %s are not finite; decoding again in float32", vae.dtype)
-            with _in_float32(vae):
-                image = _decode(vae, latents)
+            # A copy: changed in place, a cancellation could leave the VAE half in one dtype, half in another.
+            image = _decode(copy.deepcopy(vae).to(dtype=torch.float32), latents)
         if not bool(image.isfinite().all()):
             raise RenderError("the decoded pixels are not finite, in float32 either")
         scaled = image[0].float().mul(127.5).add(127.5).round().clamp(0, 255).to(torch.uint8)
@@ -236,16 +252,6 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> NDArray[np.uint
 def _decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     image: torch.Tensor = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
     return image
-
-
-@contextmanager
-def _in_float32(vae: AutoencoderKL) -> Iterator[None]:
-    dtype = vae.dtype
-    vae.to(dtype=torch.float32)
-    try:
-        yield
-    finally:
-        vae.to(dtype=dtype)  # exact: every value came from this dtype
 
 
 @contextmanager

@@ -92,5 +92,7 @@ def _check_number(name: str, value: object, low: float, high: float) -> None:
 
 
 def _shorten(value: object) -> str:
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"of {value.bit_length()} bits"  # Python refuses to write an integer of over 4,300 digits
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:36]}..."

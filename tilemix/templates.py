@@ -24,13 +24,12 @@ import msgspec
 
 from tilemix.errors import PromptError, TemplateError
 from tilemix.project import ROOT
-from tilemix.prompt_text import check_text
+from tilemix.prompt_text import PLACEHOLDER_TOKEN, check_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_FILE_BYTES = 64 * 1024
-PLACEHOLDER_TOKEN = re.compile(r"<[A-Za-z0-9_-]+>")
 
 
 class PromptTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

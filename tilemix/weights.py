@@ -22,6 +22,7 @@ import msgspec
 
 from tilemix.errors import ManifestError, MissingFilesError, ModelFileError, WeightsError
 from tilemix.project import ROOT
+from tilemix.prompt_text import PLACEHOLDER_TOKEN
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +160,11 @@ def _check_manifest(name: str, manifest: ModelManifest) -> None:
         check_lock(adapter.size, adapter.sha256, adapter.file)
         if adapter.kind == "lora" and (adapter.tokens or not 0 <= (adapter.scale or 0) <= 1.5):
             raise ManifestError(f"{name}: {adapter.file} is a lora: scale 0 to 1.5 and no tokens expected")
+        for token in adapter.tokens:
+            if not PLACEHOLDER_TOKEN.fullmatch(token):
+                raise ManifestError(
+                    f"{name}: {adapter.file} has the token {token[:80]!r}, expected one such as '<s0>'"
+                )
         if adapter.kind == "embedding" and (not adapter.tokens or adapter.scale is not None):
             raise ManifestError(f"{name}: {adapter.file} is an embedding: tokens and no scale expected")
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", manifest.prompt_template):
@@ -220,11 +226,13 @@ def find_missing(manifest: ModelManifest, root: Path = ROOT) -> list[tuple[str, 
 def fetch(name: str, root: Path = ROOT) -> list[Path]:
     """Download the missing files that come from a hub repository and return their paths.
 
+    Files that only their owner has stay missing; a warning says which.
+
     Each file goes through huggingface_hub into `weights/FOLDER`; HF_HUB_OFFLINE and HF_TOKEN are respected.
 
     Raises:
-        WeightsError: the hub cannot be reached or does not have the file, or a file came with another size or hash.
-        MissingFilesError: afterwards files are still missing that only their owner has.
+        WeightsError: the hub cannot be reached or does not have the file.
+        ModelFileError: a file, fetched or already here, has another size or sha256 than the manifest says.
     """
     manifest = load_manifest(name, root)
     fetched = []
@@ -235,12 +243,17 @@ def fetch(name: str, root: Path = ROOT) -> list[Path]:
         for file in source.files:
             path = folder / file.path
             if path.is_file():
+                _check_lock(path, file.size, file.sha256)
                 continue
             _fetch_from_hub(source.repository, source.revision, file.path, folder)
-            _check_lock(path, file.size, file.sha256)
+            try:
+                _check_lock(path, file.size, file.sha256)
+            except ModelFileError:
+                path.unlink()  # left there, it would be in the way of the next try
+                raise
             fetched.append(path)
     if missing := find_missing(manifest, root):
-        raise MissingFilesError(_describe_missing(name, missing))
+        logger.warning("%s", _describe_missing(name, missing))
     return fetched
 
 

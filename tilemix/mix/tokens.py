@@ -80,8 +80,21 @@ def _cut(text: str) -> Iterator[_Piece]:
         kind = match.lastgroup or "other"
         if kind == "han":
             yield from _cut_han(match[0], match.start())
+        elif kind == "word" and "-" in match[0]:
+            yield from _cut_hyphenated(match[0], match.start())
         elif kind != "space":
             yield _Piece(kind, match.start(), match.end(), match[0])
+
+
+def _cut_hyphenated(word: str, start: int) -> Iterator[_Piece]:
+    """Cut "half-red" and "rest-black" in two; "dark-green" stays one word."""
+    words = vocabulary()
+    head, _, tail = word.partition("-")
+    meaning = words.get(fold(head))
+    if tail and meaning and meaning.kind in {"fraction", "rest"} and fold(word) not in words:
+        yield _Piece("word", start, start + len(head), head)
+        start, word = start + len(head) + 1, tail
+    yield _Piece("word", start, start + len(word), word)
 
 
 def _cut_han(run: str, start: int) -> Iterator[_Piece]:
