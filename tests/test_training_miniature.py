@@ -1,0 +1,294 @@
+"""The miniature's stages on a model of a few thousand weights: the same code, in seconds."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from tilemix.errors import MissingFilesError, TilemixError
+from tilemix.training import base_stage, decoder_stage, miniature, vae_stage
+from tilemix.training.architecture import build_miniature, build_vae, load_tokenizers, write_model
+from tilemix.training.base_stage import draw_batch, load_base, train_base
+from tilemix.training.captions import tokenize, write_caption
+from tilemix.training.checkpoints import learning_rate_factor, load_checkpoint, save_checkpoint
+from tilemix.training.dataset import UNSEEN, describe, draw_mix, write_photographs
+from tilemix.training.decoder_stage import load_decoder, train_decoder
+from tilemix.training.recipe import load_recipe
+from tilemix.training.vae_stage import load_vae, train_vae
+
+MODEL = Path(__file__).parents[1] / "weights" / "miniature"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def recipe():
+    full = json.loads(msgspec.json.encode(load_recipe()))
+    full["vae_architecture"] |= {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4}
+    full["unet_architecture"] |= {
+        "block_out_channels": [16, 16, 32],
+        "attention_head_dim": [1, 1, 2],
+        "cross_attention_dim": 32,
+        "norm_num_groups": 8,
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 64,
+    }
+    full["text_architecture"] |= {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 1,
+        "projection_dim": 16,
+    }
+    full["photographs"] |= {"count": 6, "shard": 3, "side": 64}
+    full["vae"] |= {"steps": 4, "photographs": 3, "batch": 2, "crop": 32, "warmup": 1, "checkpoint_every": 2}
+    full["decoder"] |= {"steps": 4, "batch": 2, "crop": 4, "warmup": 1, "checkpoint_every": 2}
+    full["words"] |= {"steps": 2, "batch": 4, "warmup": 1}
+    full["base"] |= {"steps": 4, "batch": 2, "crop": 4, "warmup": 1, "large_batch": 2, "checkpoint_every": 2}
+    return msgspec.convert(full, type(load_recipe()))
+
+
+@pytest.fixture(scope="session")
+def tokenizers():
+    return load_tokenizers(MODEL)
+
+
+@pytest.fixture(scope="session")
+def state(tmp_path_factory, recipe, tokenizers):
+    """All stages, run without an interruption."""
+    folder = tmp_path_factory.mktemp("state")
+    train_vae(recipe, folder, workers=1, device=CPU)
+    train_base(recipe, folder, tokenizers, workers=1, device=CPU)
+    train_decoder(recipe, folder, workers=1, device=CPU)
+    return folder
+
+
+def _stop_after(monkeypatch, module, saves):
+    """Make a stage die, as if killed, right after its `saves`-th checkpoint."""
+    calls = []
+
+    def save(path, state):
+        save_checkpoint(path, state)
+        calls.append(path)
+        if len(calls) == saves:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_checkpoint", save)
+
+
+def test_a_vae_stage_that_was_killed_ends_as_one_that_was_not(tmp_path, recipe, state, monkeypatch):
+    (tmp_path / "photographs").symlink_to(state / "photographs")
+    with monkeypatch.context() as patch:
+        _stop_after(patch, vae_stage, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train_vae(recipe, tmp_path, workers=1, device=CPU)
+    assert load_checkpoint(tmp_path / "vae.pt")["step"] == 2
+    train_vae(recipe, tmp_path, workers=1, device=CPU)
+    whole, resumed = (load_checkpoint(folder / "vae.pt")["vae"] for folder in (state, tmp_path))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_base_stage_that_was_killed_ends_as_one_that_was_not(
+    tmp_path, recipe, state, tokenizers, monkeypatch
+):
+    (tmp_path / "photographs").symlink_to(state / "photographs")
+    for name in ("vae_finished.pt", "words.pt"):
+        (tmp_path / name).symlink_to(state / name)
+    with monkeypatch.context() as patch:
+        _stop_after(patch, base_stage, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train_base(recipe, tmp_path, tokenizers, workers=1, device=CPU)
+    assert load_checkpoint(tmp_path / "base.pt")["step"] == 2
+    train_base(recipe, tmp_path, tokenizers, workers=1, device=CPU)
+    whole, resumed = (load_checkpoint(folder / "base.pt") for folder in (state, tmp_path))
+    for key in ("weights", "average"):
+        assert all(torch.equal(whole[key][name], resumed[key][name]) for name in whole[key])
+
+
+def test_a_decoder_stage_that_was_killed_ends_as_one_that_was_not(tmp_path, recipe, state, monkeypatch):
+    for name in ("photographs", "vae_finished.pt"):
+        (tmp_path / name).symlink_to(state / name)
+    with monkeypatch.context() as patch:
+        _stop_after(patch, decoder_stage, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train_decoder(recipe, tmp_path, workers=1, device=CPU)
+    train_decoder(recipe, tmp_path, workers=1, device=CPU)
+    whole, resumed = (load_checkpoint(folder / "decoder.pt")["vae"] for folder in (state, tmp_path))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_decoder_stage_moves_the_decoder_and_nothing_before_the_latents(recipe, state):
+    vae, trained = (load_vae(recipe, state) for _ in range(2))
+    assert load_decoder(trained, state) == recipe.decoder.steps
+    before, after = vae.state_dict(), trained.state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"decoder", "post_quant_conv"}
+
+
+def test_a_decoder_of_another_vae_is_refused(recipe, state):
+    with pytest.raises(
+        MissingFilesError, match=r"^decoder\.pt: trained on the latents of another VAE; remove it$"
+    ):
+        load_decoder(build_vae(recipe), state)
+
+
+def test_the_finished_latents_are_white_and_the_pictures_stay(recipe, state):
+    plain, white = build_vae(recipe), load_vae(recipe, state)
+    plain.load_state_dict(load_checkpoint(state / "vae.pt")["vae"])
+    pictures = torch.cat(vae_stage._unseen(white, recipe, 64))
+    points = vae_stage.encode(white, pictures).transpose(0, 1).flatten(1)
+    assert torch.allclose(points.mean(dim=1), torch.zeros(4), atol=0.05)
+    assert torch.allclose(torch.cov(points), torch.eye(4), atol=0.1)
+    with torch.no_grad():
+        first, second = (
+            vae.decode(vae.encode(pictures[:2]).latent_dist.mean).sample for vae in (plain, white)
+        )
+    assert torch.allclose(first, second, atol=1e-3)
+
+
+def test_training_moves_the_unet_and_both_encoders_and_keeps_the_word_vectors(recipe, state):
+    model, step = load_base(recipe, state)
+    assert step == recipe.base.steps
+    words = load_checkpoint(state / "words.pt")
+    fresh = build_miniature(recipe)
+    assert not torch.equal(model.unet.conv_in.weight, fresh.unet.conv_in.weight)
+    for name in ("text_encoder", "text_encoder_2"):
+        trained, before = getattr(model, name).state_dict(), words[name]
+        moved = {key for key in trained if not torch.equal(trained[key], before[key])}
+        assert moved
+        assert not any("token_embedding" in key for key in moved)
+
+
+def test_the_base_stage_refuses_an_unfinished_vae(tmp_path, recipe, tokenizers):
+    with pytest.raises(MissingFilesError, match=r"vae_finished\.pt is missing: the vae stage has not ended$"):
+        train_base(recipe, tmp_path, tokenizers, workers=1, device=CPU)
+
+
+def test_an_exported_folder_loads_as_sdxl_without_a_warning(tmp_path, recipe, state):
+    folder = tmp_path / "model"
+    write_model(folder, build_miniature(recipe), recipe, MODEL)
+    model, _ = load_base(recipe, state)
+    write_model(folder, model, recipe, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    assert (
+        pipeline.unet.dtype == pipeline.text_encoder.dtype == pipeline.text_encoder_2.dtype == torch.float32
+    )
+    expected = model.unet.state_dict()
+    for name, tensor in pipeline.unet.state_dict().items():
+        assert torch.equal(tensor, expected[name].half().float()), name
+    assert pipeline.vae.config.scaling_factor == model.vae.config.scaling_factor
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert pipeline.text_encoder_2.config.eos_token_id == 2
+    assert (pipeline.tokenizer.pad_token, pipeline.tokenizer_2.pad_token) == ("<|endoftext|>", "!")
+    assert not list(tmp_path.glob(".model*"))
+
+
+def test_the_tokenizers_are_clips(tokenizers):
+    expected = [49406, 320, 1125, 539, 320, 2368, 49407]
+    for tokenizer, pad in zip(tokenizers, (49407, 0), strict=True):
+        ids = tokenize(tokenizer, ["a photo of a cat"])[0].tolist()
+        assert ids == expected + [pad] * 70
+
+
+def test_photographs_are_the_same_whoever_draws_them(tmp_path, recipe):
+    first = write_photographs(recipe, tmp_path / "a", 6, workers=1)
+    kept = first[0].stat().st_mtime_ns
+    first[1].unlink()
+    again = write_photographs(recipe, tmp_path / "a", 6, workers=1)
+    other = write_photographs(recipe, tmp_path / "b", 6, workers=2)
+    assert first[0].stat().st_mtime_ns == kept
+    assert [np.load(path).tobytes() for path in again] == [np.load(path).tobytes() for path in other]
+
+
+def test_no_photograph_of_a_material_that_the_recipe_leaves_out(recipe):
+    materials = {
+        name: weight for name, weight in recipe.photographs.materials.items() if name != "rubber tile"
+    }
+    without = msgspec.structs.replace(
+        recipe, photographs=msgspec.structs.replace(recipe.photographs, materials=materials)
+    )
+    drawn = {describe(without, number).material for number in range(UNSEEN, UNSEEN + 200)}
+    assert drawn == set(materials)
+
+
+def test_mixes_total_100_and_have_1_to_4_different_colors():
+    random = np.random.default_rng(0)
+    mixes = [draw_mix(random) for _ in range(300)]
+    assert all(sum(share.percent for share in mix.shares) == 100 for mix in mixes)
+    assert all(share.percent > 0 for mix in mixes for share in mix.shares)
+    assert all(len({share.color for share in mix.shares}) == len(mix.shares) for mix in mixes)
+    assert {len(mix.shares) for mix in mixes} == {1, 2, 3, 4}
+
+
+def test_the_commonest_caption_is_what_the_prompt_template_sends(recipe):
+    template = json.loads(
+        (MODEL.parents[1] / "prompt_templates" / "miniature.json").read_text(encoding="utf-8")
+    )
+    example = next(one for one in (describe(recipe, n) for n in range(50)) if one.material == "rubber tile")
+    captions = [write_caption(example, np.random.default_rng(seed)) for seed in range(100)]
+    assert captions.count(template["text"].replace("$prompt", str(example.mix))) > 35
+
+
+def test_a_batch_follows_from_its_step(recipe):
+    latents = torch.arange(6 * 4 * 8 * 8, dtype=torch.float32).reshape(6, 4, 8, 8)
+    first, again, other = (draw_batch(latents, recipe, step) for step in (1, 1, 2))
+    assert torch.equal(first.latents, again.latents)
+    assert torch.equal(first.noise, again.noise)
+    assert first.captions == again.captions
+    assert not torch.equal(first.noise, other.noise)
+    assert first.latents.shape == (2, 4, 4, 4)
+    assert draw_batch(latents, recipe, 4).latents.shape == (2, 4, 8, 8)
+    assert int(first.timesteps.min()) >= 0
+    assert int(first.timesteps.max()) <= 999
+
+
+@pytest.mark.parametrize(("step", "factor"), [(0, 0.1), (9, 1.0), (10, 1.0), (60, 0.5), (110, 0.0)])
+def test_the_learning_rate_warms_up_and_falls_to_zero(step, factor):
+    assert learning_rate_factor(step, 110, 10) == pytest.approx(factor)
+
+
+def test_a_checkpoint_that_fails_to_be_written_leaves_the_one_before(tmp_path):
+    path = tmp_path / "one.pt"
+    save_checkpoint(path, {"step": 1})
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint(path, {"step": lambda: None})
+    assert load_checkpoint(path) == {"step": 1}
+
+
+def test_the_vae_starts_with_colors_passing_through_its_smoothing(recipe):
+    """Reconstructions stayed gray for 500 steps from the library's own start."""
+    vae = build_vae(recipe)
+    colors = torch.tensor([[0.8, -0.6, -0.7], [-0.7, 0.1, 0.6]])[:, :, None, None].expand(2, 3, 32, 32)
+    with torch.no_grad():
+        latents = vae.encode(colors).latent_dist
+    assert (latents.mean[0] - latents.mean[1]).abs().max() > 4 * latents.std.max()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sed": 1}, "Object contains unknown field `sed`"),
+        ({"seed": "x"}, r"Expected `int`, got `str` - at `\$.seed`"),
+    ],
+)
+def test_a_recipe_with_a_wrong_key_is_refused(tmp_path, recipe, change, message):
+    path = tmp_path / "recipe.json"
+    path.write_bytes(msgspec.json.encode(json.loads(msgspec.json.encode(recipe)) | change))
+    with pytest.raises(TilemixError, match=f"^recipe.json: {message}"):
+        load_recipe(path)
+
+
+def test_the_command_says_in_one_line_what_is_missing(tmp_path, capsys):
+    assert (
+        miniature.main(["export", "--state", str(tmp_path), "--threads", str(torch.get_num_threads())]) == 1
+    )
+    assert capsys.readouterr().err == (
+        f"{tmp_path / 'vae_finished.pt'} is missing: the vae stage has not ended\n"
+    )

@@ -1,0 +1,218 @@
+"""The miniature's base: UNet and text encoders learn to denoise the photographs' latents by caption.
+
+v-prediction on SDXL's own noise schedule (see the recipe), crops of latents, SDXL's size
+conditioning. The weights' moving average is what counts in the end.
+
+Source: Progressive Distillation for Fast Sampling of Diffusion Models, section 4 (v-prediction),
+https://arxiv.org/abs/2202.00512; SDXL, section 2.2 (size conditioning), https://arxiv.org/abs/2307.01952
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler
+
+from tilemix.errors import MissingFilesError
+from tilemix.training.architecture import Miniature, build_miniature
+from tilemix.training.captions import encode_captions, plain_attention, tokenize, write_caption
+from tilemix.training.checkpoints import learning_rate_factor, load_checkpoint, save_checkpoint
+from tilemix.training.dataset import describe
+from tilemix.training.decoder_stage import load_decoder
+from tilemix.training.latents import write_latents
+from tilemix.training.vae_stage import load_vae
+from tilemix.training.words_stage import train_words
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import CLIPTokenizer
+
+    from tilemix.training.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+TRAINED = ("text_encoder", "text_encoder_2", "unet")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step learns from; n is the number of examples."""
+
+    latents: torch.Tensor  # (n, 4, h, w), scaled
+    captions: list[str]
+    zeroed: torch.Tensor  # (n,) bool: embeddings replaced by zeros
+    time_ids: torch.Tensor  # (n, 6): original height, width, crop top, left, target height, width
+    timesteps: torch.Tensor  # (n,) 0..999
+    noise: torch.Tensor  # like latents
+
+
+def train_base(
+    recipe: Recipe,
+    state: Path,
+    tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
+    *,
+    workers: int,
+    device: torch.device,
+) -> Miniature:
+    """Return the trained model with averaged weights; goes on from `state/base.pt` when it is there.
+
+    Raises:
+        MissingFilesError: the VAE's stage has not ended.
+    """
+    stage = recipe.base
+    vae = load_vae(recipe, state)
+    latents, _ = write_latents(vae.to(device), recipe, state, workers=workers)
+    model = build_miniature(recipe)
+    model.vae = vae
+    for name in TRAINED:
+        getattr(model, name).to(device)
+    train_words(model, tokenizers, recipe, state)
+    for encoder in (model.text_encoder, model.text_encoder_2):
+        # The words know their meaning by now; moving 49,408 rows a step would cost more than it gives.
+        encoder.get_input_embeddings().requires_grad_(False)
+    trained = _trained_parameters(model)
+    average = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    optimizer = _build_optimizer(model, recipe)
+    scheduler = DDPMScheduler(
+        **{
+            key: recipe.scheduler[key]
+            for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+        },
+        prediction_type="v_prediction",
+    )
+    first = 0
+    if checkpoint := load_checkpoint(state / "base.pt"):
+        _restore(trained, checkpoint["weights"])
+        _restore(average, checkpoint["average"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        first = checkpoint["step"]
+        logger.info("base: going on from step %d", first)
+    started, losses = time.monotonic(), []
+    for step in range(first, stage.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = group["highest"] * learning_rate_factor(step, stage.steps, stage.warmup)
+        batch = draw_batch(latents, recipe, step)
+        loss = denoising_loss(model, tokenizers, scheduler, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(list(trained.values()), 1.0)
+        optimizer.step()
+        decay = min(stage.ema, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(average.values()), [p.detach() for p in trained.values()], 1 - decay)
+        losses.append(loss.item())
+        done = step + 1
+        if done % 100 == 0:
+            pace = (time.monotonic() - started) / (done - first)
+            recent = float(np.mean(losses[-100:]))
+            logger.info("base step %d of %d: loss %.4f, %.3f s a step", done, stage.steps, recent, pace)
+        if done % stage.checkpoint_every == 0 or done == stage.steps:
+            tensors = {"weights": trained, "average": average}
+            detached = {key: {n: p.detach() for n, p in value.items()} for key, value in tensors.items()}
+            save_checkpoint(
+                state / "base.pt", {**detached, "optimizer": optimizer.state_dict(), "step": done}
+            )
+    _restore(trained, average)
+    return model
+
+
+def load_base(recipe: Recipe, state: Path) -> tuple[Miniature, int]:
+    """Return the model of the last checkpoints, with averaged weights, and the base's step.
+
+    Raises:
+        MissingFilesError: the VAE is not trained to its end, or there is no checkpoint of the base.
+    """
+    model = build_miniature(recipe)
+    model.vae = load_vae(recipe, state)
+    load_decoder(model.vae, state)
+    words, base = load_checkpoint(state / "words.pt"), load_checkpoint(state / "base.pt")
+    if words is None or base is None:
+        raise MissingFilesError(f"{state}: words.pt or base.pt is missing: the base stage has not run")
+    model.text_encoder.load_state_dict(words["text_encoder"])
+    model.text_encoder_2.load_state_dict(words["text_encoder_2"])
+    for encoder in (model.text_encoder, model.text_encoder_2):
+        encoder.get_input_embeddings().requires_grad_(False)
+    _restore(_trained_parameters(model), base["average"])
+    return model, int(base["step"])
+
+
+def draw_batch(latents: torch.Tensor, recipe: Recipe, step: int) -> Batch:
+    """Return the batch of a step; the same for the same recipe and step."""
+    stage = recipe.base
+    random = np.random.default_rng([recipe.seed, 3, step])
+    side = latents.shape[-1]
+    is_large = step >= stage.large_from * stage.steps and step % 2 == 0
+    count, crop = (stage.large_batch, side) if is_large else (stage.batch, stage.crop)
+    crops, captions, time_ids = [], [], []
+    for _ in range(count):
+        number = int(random.integers(len(latents)))
+        top, left = random.integers(0, side - crop + 1, 2)
+        crops.append(latents[number, :, top : top + crop, left : left + crop])
+        caption = write_caption(describe(recipe, number), random)
+        captions.append("" if random.random() < stage.empty_captions else caption)
+        height, width = random.integers(stage.sizes[0] // 8, stage.sizes[1] // 8 + 1, 2) * 8
+        if random.random() < 0.7:
+            width = height
+        time_ids.append([height, width, 0, 0, height, width])
+    stacked = torch.stack(crops)
+    # One draw for the batch, spread evenly: every step sees all noise levels.
+    levels = (random.random() + np.arange(count) / count) % 1.0
+    return Batch(
+        latents=stacked,
+        captions=captions,
+        zeroed=torch.from_numpy(random.random(count) < stage.zero_captions),
+        time_ids=torch.tensor(np.array(time_ids), dtype=torch.float32),
+        timesteps=torch.from_numpy((levels * recipe.scheduler["num_train_timesteps"]).astype(np.int64)),
+        noise=torch.from_numpy(random.standard_normal(stacked.shape, np.float32)),
+    )
+
+
+def denoising_loss(
+    model: Miniature, tokenizers: tuple[CLIPTokenizer, CLIPTokenizer], scheduler: DDPMScheduler, batch: Batch
+) -> torch.Tensor:
+    """Return the mean squared error of the predicted v."""
+    device = model.unet.device
+    ids = tuple(tokenize(tokenizer, batch.captions).to(device) for tokenizer in tokenizers)
+    latents, noise, steps = batch.latents.to(device), batch.noise.to(device), batch.timesteps.to(device)
+    noisy = scheduler.add_noise(latents, noise, steps)
+    target = scheduler.get_velocity(latents, noise, steps)
+    with torch.autocast(device.type, torch.bfloat16), plain_attention(device):
+        embeds, pooled = encode_captions((model.text_encoder, model.text_encoder_2), (ids[0], ids[1]))
+        kept = (~batch.zeroed).to(device)
+        embeds, pooled = embeds * kept[:, None, None], pooled * kept[:, None]
+        conditions = {"text_embeds": pooled, "time_ids": batch.time_ids.to(device)}
+        predicted = model.unet(
+            noisy, steps, encoder_hidden_states=embeds, added_cond_kwargs=conditions
+        ).sample
+    return F.mse_loss(predicted.float(), target)
+
+
+def _trained_parameters(model: Miniature) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{name}": parameter
+        for part in TRAINED
+        for name, parameter in getattr(model, part).named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _build_optimizer(model: Miniature, recipe: Recipe) -> torch.optim.AdamW:
+    stage = recipe.base
+    text = [*model.text_encoder.parameters(), *model.text_encoder_2.parameters()]
+    groups = [
+        {"params": list(model.unet.parameters()), "highest": stage.learning_rate},
+        {"params": [p for p in text if p.requires_grad], "highest": stage.text_learning_rate},
+    ]
+    return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+
+
+def _restore(parameters: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])

@@ -1,0 +1,64 @@
+"""Captions of the photographs, and what the text encoders make of them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    from tilemix.training.dataset import Example
+
+# The first is what the miniature's prompt template sends; the others keep the words around a mix from mattering.
+ENDINGS = (
+    "photorealistic {material}, high quality, detailed texture",
+    "photorealistic {material}",
+    "{material}, high quality",
+    "{material}",
+    "a photo of {material} from above",
+)
+BEGINNINGS = (
+    "photo",
+    "close-up of a floor",
+    "texture",
+    "a surface of {material}",
+    "new {material}, top view",
+)
+
+
+def write_caption(example: Example, random: np.random.Generator) -> str:
+    """Return a caption of the photograph; six in ten are worded as the prompt template words them."""
+    chosen = 0 if random.random() < 0.6 else int(random.integers(1, len(ENDINGS)))
+    caption = f"{example.mix}, {ENDINGS[chosen]}"
+    if random.random() < 0.15:
+        caption = f"{BEGINNINGS[int(random.integers(len(BEGINNINGS)))]}, {caption}"
+    return caption.format(material=example.material)
+
+
+def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    """Return token ids (n, 77), cut and padded as the pipeline does it."""
+    encoded = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    ids: torch.Tensor = encoded.input_ids
+    return ids
+
+
+def encode_captions(
+    encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection], ids: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what SDXL's UNet is given: (n, 77, both widths) of the last layers but one, and (n, d) pooled."""
+    first = encoders[0](ids[0], output_hidden_states=True)
+    second = encoders[1](ids[1], output_hidden_states=True)
+    return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
+
+
+def plain_attention(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which attention is plain matrix products on a CPU.
+
+    There the fused kernel's backward is three times slower (torch 2.13); on a GPU it is the fast one.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()

@@ -1,0 +1,106 @@
+"""The VAE's decoder, trained on while the latents stay as they are.
+
+The encoder is settled once the base begins to learn its latents; the decoder need not be. So this
+stage may run beside the base stage, or after it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tilemix.errors import MissingFilesError
+from tilemix.training.checkpoints import learning_rate_factor, load_checkpoint, save_checkpoint
+from tilemix.training.latents import write_latents
+from tilemix.training.vae_stage import load_vae, measure_psnr, picture_loss, to_tensor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from diffusers import AutoencoderKL
+
+    from tilemix.training.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+def train_decoder(recipe: Recipe, state: Path, *, workers: int, device: torch.device) -> AutoencoderKL:
+    """Return the VAE with its decoder trained further; goes on from `state/decoder.pt` when it is there.
+
+    Raises:
+        MissingFilesError: the VAE's stage has not ended.
+    """
+    stage = recipe.decoder
+    vae = load_vae(recipe, state).to(device)
+    latents, paths = write_latents(vae, recipe, state, workers=workers)
+    shards = [np.load(path, mmap_mode="r") for path in paths]
+    parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+    )
+    first = 0
+    if checkpoint := load_checkpoint(state / "decoder.pt"):
+        _take_decoder(vae, checkpoint)
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        first = checkpoint["step"]
+        logger.info("decoder: going on from step %d", first)
+    started, losses = time.monotonic(), []
+    for step in range(first, stage.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = stage.learning_rate * learning_rate_factor(step, stage.steps, stage.warmup)
+        random = np.random.default_rng([recipe.seed, 4, step])
+        seen, wanted = [], []
+        for _ in range(stage.batch):
+            number = int(random.integers(len(latents)))
+            top, left = (int(value) for value in random.integers(0, latents.shape[-1] - stage.crop + 1, 2))
+            seen.append(latents[number, :, top : top + stage.crop, left : left + stage.crop])
+            photograph = shards[number // recipe.photographs.shard][number % recipe.photographs.shard]
+            rows, columns = (slice(8 * start, 8 * (start + stage.crop)) for start in (top, left))
+            wanted.append(photograph[rows, columns])
+        noise = torch.from_numpy(random.standard_normal(torch.stack(seen).shape, np.float32)) * stage.noise
+        with torch.autocast(device.type, torch.bfloat16):
+            given = vae.decode((torch.stack(seen) + noise).to(device)).sample.float()
+        loss = picture_loss(given, to_tensor(np.stack(wanted)).to(device), stage)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        done = step + 1
+        if done % 100 == 0:
+            pace = (time.monotonic() - started) / (done - first)
+            recent = float(np.mean(losses[-100:]))
+            logger.info("decoder step %d of %d: loss %.4f, %.3f s a step", done, stage.steps, recent, pace)
+        if done % stage.checkpoint_every == 0 or done == stage.steps:
+            tensors = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+            save_checkpoint(state / "decoder.pt", tensors)
+            logger.info("decoder step %d: %.2f dB on unseen photographs", done, measure_psnr(vae, recipe, 8))
+    return vae
+
+
+def load_decoder(vae: AutoencoderKL, state: Path) -> int:
+    """Give `vae` the decoder of the last checkpoint; return its step, 0 if there is none.
+
+    Raises:
+        MissingFilesError: the checkpoint belongs to another VAE's latents.
+    """
+    checkpoint = load_checkpoint(state / "decoder.pt")
+    if checkpoint is None:
+        return 0
+    _take_decoder(vae, checkpoint)
+    return int(checkpoint["step"])
+
+
+def _take_decoder(vae: AutoencoderKL, checkpoint: dict[str, dict[str, torch.Tensor]]) -> None:
+    own, stored = vae.state_dict(), checkpoint["vae"]
+    if any(
+        not torch.equal(own[name].cpu(), stored[name])
+        for name in own
+        if name.startswith(("encoder.", "quant_conv."))
+    ):
+        raise MissingFilesError("decoder.pt: trained on the latents of another VAE; remove it")
+    vae.load_state_dict(stored)
