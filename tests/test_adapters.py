@@ -154,7 +154,11 @@ def test_kohya_files_merge_as_by_hand_at_every_scale(ready, merger, tmp_path, sp
 
 @pytest.mark.parametrize(
     "suffixes",
-    [(".lora_A.weight", ".lora_B.weight"), (".lora.down.weight", ".lora.up.weight")],
+    [
+        (".lora_A.weight", ".lora_B.weight"),
+        (".lora.down.weight", ".lora.up.weight"),
+        (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+    ],
 )
 def test_diffusers_files_merge_as_by_hand(ready, merger, tmp_path, suffixes):
     halves = random_pairs(ready.pipeline, MODULES)
@@ -170,6 +174,24 @@ def test_attention_processor_spelling_merges_as_by_hand(ready, merger, tmp_path)
     halves = random_pairs(ready.pipeline, [f"{ATTENTION}.{layer}" for layer in layers.values()])
     tensors = {
         f"{ATTENTION}.processor.{short}_lora.{half}.weight": halves[f"{ATTENTION}.{layer}.{half}"]
+        for short, layer in layers.items()
+        for half in ("down", "up")
+    }
+    before = snapshot(ready.pipeline)
+    merger.load("rubber", write(tmp_path / "lora.safetensors", tensors))
+    merger.apply({"rubber": 0.7})
+    assert_close(snapshot(ready.pipeline), merge_by_hand(before, halves, 0.7, lambda _: 1.0))
+
+
+def test_text_encoders_attention_spelling_merges_as_by_hand(ready, merger, tmp_path):
+    """As diffusers 0.17 to 0.21 wrote it, with the `text_model.` that transformers 5 dropped from one class."""
+    layers = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+    attention = "text_encoder.encoder.layers.1.self_attn"
+    halves = random_pairs(ready.pipeline, [f"{attention}.{layer}" for layer in layers.values()])
+    tensors = {
+        f"text_encoder.text_model.encoder.layers.1.self_attn.{short}_lora.{half}.weight": halves[
+            f"{attention}.{layer}.{half}"
+        ]
         for short, layer in layers.items()
         for half in ("down", "up")
     }
