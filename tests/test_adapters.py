@@ -169,29 +169,28 @@ def test_diffusers_files_merge_as_by_hand(ready, merger, tmp_path, suffixes):
     assert_close(snapshot(ready.pipeline), merge_by_hand(before, halves, 0.7, lambda _: 1.0))
 
 
-def test_attention_processor_spelling_merges_as_by_hand(ready, merger, tmp_path):
-    layers = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
-    halves = random_pairs(ready.pipeline, [f"{ATTENTION}.{layer}" for layer in layers.values()])
-    tensors = {
-        f"{ATTENTION}.processor.{short}_lora.{half}.weight": halves[f"{ATTENTION}.{layer}.{half}"]
-        for short, layer in layers.items()
-        for half in ("down", "up")
-    }
-    before = snapshot(ready.pipeline)
-    merger.load("rubber", write(tmp_path / "lora.safetensors", tensors))
-    merger.apply({"rubber": 0.7})
-    assert_close(snapshot(ready.pipeline), merge_by_hand(before, halves, 0.7, lambda _: 1.0))
-
-
-def test_text_encoders_attention_spelling_merges_as_by_hand(ready, merger, tmp_path):
-    """As diffusers 0.17 to 0.21 wrote it, with the `text_model.` that transformers 5 dropped from one class."""
-    layers = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-    attention = "text_encoder.encoder.layers.1.self_attn"
+@pytest.mark.parametrize(
+    ("attention", "spelled", "layers"),
+    [
+        (
+            ATTENTION,
+            f"{ATTENTION}.processor",
+            {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"},
+        ),
+        (
+            "text_encoder.encoder.layers.1.self_attn",
+            # With the `text_model.` that transformers 5 dropped from one class.
+            "text_encoder.text_model.encoder.layers.1.self_attn",
+            {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"},
+        ),
+    ],
+    ids=["unet", "text_encoder"],
+)
+def test_attention_processor_spelling_merges_as_by_hand(ready, merger, tmp_path, attention, spelled, layers):
+    """As diffusers 0.17 to 0.21 wrote it."""
     halves = random_pairs(ready.pipeline, [f"{attention}.{layer}" for layer in layers.values()])
     tensors = {
-        f"text_encoder.text_model.encoder.layers.1.self_attn.{short}_lora.{half}.weight": halves[
-            f"{attention}.{layer}.{half}"
-        ]
+        f"{spelled}.{short}_lora.{half}.weight": halves[f"{attention}.{layer}.{half}"]
         for short, layer in layers.items()
         for half in ("down", "up")
     }

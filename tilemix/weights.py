@@ -167,7 +167,7 @@ def _check_manifest(name: str, manifest: ModelManifest) -> None:
                 )
         if adapter.kind == "embedding" and (not adapter.tokens or adapter.scale is not None):
             raise ManifestError(f"{name}: {adapter.file} is an embedding: tokens and no scale expected")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", manifest.prompt_template):
+    if not MODEL_NAME.fullmatch(manifest.prompt_template):  # templates are named as models are
         raise ManifestError(f"{name}: prompt_template {manifest.prompt_template[:80]!r} is no template name")
 
 
@@ -188,7 +188,7 @@ def find_model(name: str, root: Path = ROOT) -> LocalModel:
             _check_lock(root / "weights" / source.folder / file.path, file.size, file.sha256)
     adapters = []
     for adapter in manifest.adapters:
-        path = next(path for path in _adapter_places(adapter, root) if path.is_file())
+        path = _find_adapter(adapter, root)
         _check_lock(path, adapter.size, adapter.sha256)
         adapters.append(path)
     template = root / "prompt_templates" / f"{manifest.prompt_template}.json"
@@ -275,10 +275,7 @@ def lock(name: str, root: Path = ROOT) -> Path:
         files = tuple(_measure_file(file, folder / file.path) for file in source.files)
         return msgspec.structs.replace(source, files=files)
 
-    adapters = tuple(
-        _measure_file(adapter, next(path for path in _adapter_places(adapter, root) if path.is_file()))
-        for adapter in manifest.adapters
-    )
+    adapters = tuple(_measure_file(adapter, _find_adapter(adapter, root)) for adapter in manifest.adapters)
     locked = msgspec.structs.replace(
         manifest, base=lock_source(manifest.base), vae=lock_source(manifest.vae), adapters=adapters
     )
@@ -318,6 +315,11 @@ def _fetch_from_hub(repository: str, revision: str | None, name: str, folder: Pa
 
 def _adapter_places(adapter: Adapter, root: Path) -> list[Path]:
     return [root / "weights" / PRIVATE_FOLDER / adapter.file, root / "weights" / adapter.file]
+
+
+def _find_adapter(adapter: Adapter, root: Path) -> Path:
+    """Return the path of an adapter that `find_missing` does not miss."""
+    return next(path for path in _adapter_places(adapter, root) if path.is_file())
 
 
 def _describe_missing(name: str, missing: list[tuple[str, list[Path]]]) -> str:
