@@ -12,10 +12,10 @@ export PROMPT OUT SEED PORT TORCH_INDEX
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 BIN := .venv/bin
-MODULES := tilemix predict.py tests
+MODULES := tilemix predict.py bench tests
 
 .PHONY: predict test check format serve schema test-pins clean \
-	miniature miniature-vae miniature-base
+	miniature miniature-vae miniature-base miniature-adapters miniature-report
 
 predict: .venv/ready ## PROMPT="50% red, 30% black, 20% pearl" [OUT=tile.png] [SEED=n]
 	@test -n "$$PROMPT" || { echo 'usage: make predict PROMPT="50% red, 30% black, 20% pearl" [OUT=tile.png] [SEED=n]' >&2; exit 2; }
@@ -49,16 +49,22 @@ test-pins: .venv-pins/ready ## the suite in the container's environment: 5.6 GB
 TRAIN := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
 	$(BIN)/python -m tilemix.training.miniature
 
-miniature: miniature-vae miniature-base ## train the embedded model; each stage goes on where it stopped
+miniature: miniature-vae miniature-base miniature-adapters miniature-report ## train the embedded model; each stage goes on where it stopped
 
 miniature-vae: .venv/ready
 	@$(TRAIN) vae
 
 miniature-base: .venv/ready
 	@$(TRAIN) base
-	@$(TRAIN) decoder
 	@$(TRAIN) export
 	@$(BIN)/tilemix weights lock miniature
+
+miniature-adapters: .venv/ready
+	@$(TRAIN) adapters
+	@$(BIN)/tilemix weights lock miniature
+
+miniature-report: .venv/ready ## measure the committed weights; REPORT.md and its sheets beside them
+	@$(BIN)/python bench/miniature.py --write
 
 clean: ## the environments; build/ holds hours of training and stays
 	rm -rf .venv .venv-pins

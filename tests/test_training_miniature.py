@@ -14,11 +14,12 @@ from diffusers import StableDiffusionXLPipeline
 
 from tilemix.errors import MissingFilesError, TilemixError
 from tilemix.training import base_stage, decoder_stage, miniature, vae_stage
+from tilemix.training.adapters_stage import draw_tile, train_adapters
 from tilemix.training.architecture import build_miniature, build_vae, load_tokenizers, write_model
 from tilemix.training.base_stage import draw_batch, load_base, train_base
 from tilemix.training.captions import tokenize, write_caption
 from tilemix.training.checkpoints import learning_rate_factor, load_checkpoint, save_checkpoint
-from tilemix.training.dataset import UNSEEN, describe, draw_mix, write_photographs
+from tilemix.training.dataset import describe, draw_mix, write_photographs
 from tilemix.training.decoder_stage import load_decoder, train_decoder
 from tilemix.training.recipe import load_recipe
 from tilemix.training.vae_stage import load_vae, train_vae
@@ -50,6 +51,10 @@ def recipe():
     full["decoder"] |= {"steps": 4, "batch": 2, "crop": 4, "warmup": 1, "checkpoint_every": 2}
     full["words"] |= {"steps": 2, "batch": 4, "warmup": 1}
     full["base"] |= {"steps": 4, "batch": 2, "crop": 4, "warmup": 1, "large_batch": 2, "checkpoint_every": 2}
+    full["adapters"] |= {"photographs": 2}
+    full["adapters"]["tuning"] |= {"resolution": 64, "crop": 64, "batch_size": 1, "checkpoint_every": 2}
+    full["adapters"]["tuning"]["embeddings"] |= {"steps": 2}
+    full["adapters"]["tuning"]["lora"] |= {"steps": 2, "rank": 2}
     return msgspec.convert(full, type(load_recipe()))
 
 
@@ -207,15 +212,36 @@ def test_photographs_are_the_same_whoever_draws_them(tmp_path, recipe):
     assert [np.load(path).tobytes() for path in again] == [np.load(path).tobytes() for path in other]
 
 
-def test_no_photograph_of_a_material_that_the_recipe_leaves_out(recipe):
-    materials = {
-        name: weight for name, weight in recipe.photographs.materials.items() if name != "rubber tile"
-    }
-    without = msgspec.structs.replace(
-        recipe, photographs=msgspec.structs.replace(recipe.photographs, materials=materials)
-    )
-    drawn = {describe(without, number).material for number in range(UNSEEN, UNSEEN + 200)}
-    assert drawn == set(materials)
+def test_the_base_never_hears_of_the_material_that_is_held_back(recipe):
+    """The VAE sees tiles, as SDXL's has seen everything; the words and the UNet's pictures do not have them."""
+    assert recipe.photographs.held_back == ["rubber tile"]
+    assert "rubber tile" in recipe.photographs.materials
+    latents = torch.zeros(40, 4, 8, 8)
+    shown = {describe(recipe, number).material for number in range(40)}
+    assert "rubber tile" in shown
+    captions = " ".join(" ".join(draw_batch(latents, recipe, step).captions) for step in range(60))
+    assert "rubber" not in captions
+    assert all(material in captions for material in shown - {"rubber tile"})
+
+
+def test_the_adapters_stage_puts_the_pair_beside_the_base(tmp_path, recipe, state):
+    folder = tmp_path / "model"
+    model, _ = load_base(recipe, state)
+    write_model(folder, model, recipe, MODEL)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    template = MODEL.parents[1] / "prompt_templates" / "miniature.json"
+    written = train_adapters(recipe, tmp_path / "state", folder, template, device=CPU)
+    assert [path.name for path in written] == [
+        "rubber-tile-miniature_sdxl_lora.safetensors",
+        "rubber-tile-miniature_sdxl_embeddings.safetensors",
+        "rubber-tile-miniature_sdxl_training.json",
+    ]
+    assert all(path.read_bytes() == content for path, content in before.items())
+    said = json.loads(written[2].read_text())
+    assert [one["caption"] for one in said["pictures"]] == [str(draw_tile(recipe, n).mix) for n in range(2)]
+    # A new base goes in its place; what belongs to nobody else stays.
+    write_model(folder, model, recipe, folder)
+    assert all(path.is_file() for path in written)
 
 
 def test_mixes_total_100_and_have_1_to_4_different_colors():
@@ -231,9 +257,10 @@ def test_the_commonest_caption_is_what_the_prompt_template_sends(recipe):
     template = json.loads(
         (MODEL.parents[1] / "prompt_templates" / "miniature.json").read_text(encoding="utf-8")
     )
-    example = next(one for one in (describe(recipe, n) for n in range(50)) if one.material == "rubber tile")
+    example = describe(recipe, 0)
     captions = [write_caption(example, np.random.default_rng(seed)) for seed in range(100)]
-    assert captions.count(template["text"].replace("$prompt", str(example.mix))) > 35
+    asked = template["text"].replace("$prompt", str(example.mix)).replace("rubber tile", example.material)
+    assert captions.count(asked.removeprefix("ohwx_rubber_tile <s0><s1>, ")) > 35
 
 
 def test_a_batch_follows_from_its_step(recipe):

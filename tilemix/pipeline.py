@@ -75,8 +75,9 @@ def load_pipeline(model: LocalModel, device: torch.device, dtype: torch.dtype) -
         AdapterError: an adapter cannot be loaded completely.
         ManifestError: the base's folder or the scheduler's name does not fit.
     """
-    with _quiet_libraries():
-        pipeline = _load_base(model, dtype)
+    with quiet_libraries():
+        variant = "fp16" if any(".fp16." in file.path for file in model.manifest.base.files) else None
+        pipeline = load_base(model.base, dtype, vae=model.vae, variant=variant)
         importlib.import_module(
             "compel"
         )  # slow, and it imports half of diffusers: not in the first prediction
@@ -103,19 +104,32 @@ def load_pipeline(model: LocalModel, device: torch.device, dtype: torch.dtype) -
     return ready
 
 
-def _load_base(model: LocalModel, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+def load_base(
+    base: Path,
+    dtype: torch.dtype | Mapping[str, torch.dtype],
+    *,
+    vae: Path | None = None,
+    variant: str | None = None,
+) -> StableDiffusionXLPipeline:
+    """Load an SDXL folder in diffusers' layout, with its own VAE or the one in the folder `vae`.
+
+    `dtype` may name one for each component, and "default" for the rest; `variant` is the "fp16" in the
+    files' names.
+
+    Raises:
+        ModelFileError: it cannot be loaded as an SDXL pipeline.
+    """
     from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 
-    variant = "fp16" if any(".fp16." in file.path for file in model.manifest.base.files) else None
     options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     try:
-        parts = {} if model.vae is None else {"vae": AutoencoderKL.from_pretrained(model.vae, **options)}
+        parts = {} if vae is None else {"vae": AutoencoderKL.from_pretrained(vae, **options)}
         return StableDiffusionXLPipeline.from_pretrained(
-            model.base, variant=variant, add_watermarker=False, **parts, **options
+            base, variant=variant, add_watermarker=False, **parts, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ModelFileError(f"{model.base}: cannot be loaded as an SDXL pipeline: {reason}") from error
+        raise ModelFileError(f"{base}: cannot be loaded as an SDXL pipeline: {reason}") from error
 
 
 def _find_tensors(model: LocalModel, component: str) -> Path:
@@ -149,7 +163,7 @@ def _load_adapters(ready: ReadyPipeline) -> None:
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Keep the loaders' progress bars and notes about parts that SDXL does not use off the screen."""
     import diffusers.utils.logging
     import transformers.utils.logging

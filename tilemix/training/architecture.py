@@ -166,7 +166,7 @@ def load_tokenizers(folder: Path) -> tuple[CLIPTokenizer, CLIPTokenizer]:
 
 
 def write_model(folder: Path, model: Miniature, recipe: Recipe, tokenizers: Path) -> None:
-    """Write a complete model folder in fp16, in place of what stands there.
+    """Write a complete model folder in fp16, in place of the one that stands there; other files in it stay.
 
     The folder is written under a temporary name beside the old one and then swapped, so a
     reader finds the old model or the new one. `tokenizers` is a folder with both tokenizers.
@@ -198,6 +198,9 @@ def write_model(folder: Path, model: Miniature, recipe: Recipe, tokenizers: Path
     _write_json(temporary / "model_index.json", index)
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
+        for path in folder.iterdir():
+            if path.is_file() and not (temporary / path.name).exists():
+                shutil.copy2(path, temporary / path.name)
         folder.replace(old)
     temporary.replace(folder)
     shutil.rmtree(old, ignore_errors=True)

@@ -2,30 +2,27 @@
 
 v-prediction on SDXL's own noise schedule (see the recipe), crops of latents, SDXL's size
 conditioning. The weights' moving average is what counts in the end.
-
-Source: Progressive Distillation for Fast Sampling of Diffusion Models, section 4 (v-prediction),
-https://arxiv.org/abs/2202.00512; SDXL, section 2.2 (size conditioning), https://arxiv.org/abs/2307.01952
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from tilemix.errors import MissingFilesError
 from tilemix.training.architecture import Miniature, build_miniature
 from tilemix.training.captions import encode_captions, plain_attention, tokenize, write_caption
-from tilemix.training.checkpoints import learning_rate_factor, load_checkpoint, save_checkpoint
-from tilemix.training.dataset import describe
+from tilemix.training.checkpoints import load_checkpoint, save_checkpoint
+from tilemix.training.dataset import describe, known_materials
 from tilemix.training.decoder_stage import load_decoder
+from tilemix.training.denoising import Batch, draw_noise, prediction_loss, spread_timesteps
 from tilemix.training.latents import write_latents
+from tilemix.training.loop import run_steps
 from tilemix.training.vae_stage import load_vae
 from tilemix.training.words_stage import train_words
 
@@ -42,15 +39,12 @@ TRAINED = ("text_encoder", "text_encoder_2", "unet")
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """What one step learns from; n is the number of examples."""
+class BaseBatch(Batch):
+    """A batch whose captions' embeddings are partly taken away."""
 
-    latents: torch.Tensor  # (n, 4, h, w), scaled
-    captions: list[str]
     zeroed: torch.Tensor  # (n,) bool: embeddings replaced by zeros
-    time_ids: torch.Tensor  # (n, 6): original height, width, crop top, left, target height, width
-    timesteps: torch.Tensor  # (n,) 0..999
-    noise: torch.Tensor  # like latents
+    # (n,) where the pooled vector is taken: 0 at the end of the caption .. 1 at its start
+    pooled_at: torch.Tensor
 
 
 def train_base(
@@ -94,30 +88,28 @@ def train_base(
         optimizer.load_state_dict(checkpoint["optimizer"])
         first = checkpoint["step"]
         logger.info("base: going on from step %d", first)
-    started, losses = time.monotonic(), []
-    for step in range(first, stage.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = group["highest"] * learning_rate_factor(step, stage.steps, stage.warmup)
-        batch = draw_batch(latents, recipe, step)
-        loss = denoising_loss(model, tokenizers, scheduler, batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(list(trained.values()), 1.0)
-        optimizer.step()
-        decay = min(stage.ema, (step + 1) / (step + 10))
+
+    def follow(done: int) -> None:
+        decay = min(stage.ema, done / (done + 9))
         torch._foreach_lerp_(list(average.values()), [p.detach() for p in trained.values()], 1 - decay)
-        losses.append(loss.item())
-        done = step + 1
-        if done % 100 == 0:
-            pace = (time.monotonic() - started) / (done - first)
-            recent = float(np.mean(losses[-100:]))
-            logger.info("base step %d of %d: loss %.4f, %.3f s a step", done, stage.steps, recent, pace)
-        if done % stage.checkpoint_every == 0 or done == stage.steps:
-            tensors = {"weights": trained, "average": average}
-            detached = {key: {n: p.detach() for n, p in value.items()} for key, value in tensors.items()}
-            save_checkpoint(
-                state / "base.pt", {**detached, "optimizer": optimizer.state_dict(), "step": done}
-            )
+
+    def save(done: int) -> None:
+        tensors = {"weights": trained, "average": average}
+        detached = {key: {n: p.detach() for n, p in value.items()} for key, value in tensors.items()}
+        save_checkpoint(state / "base.pt", {**detached, "optimizer": optimizer.state_dict(), "step": done})
+
+    run_steps(
+        "base",
+        optimizer,
+        lambda step: denoising_loss(model, tokenizers, scheduler, draw_batch(latents, recipe, step)),
+        first=first,
+        steps=stage.steps,
+        learning_rates=[stage.learning_rate, stage.text_learning_rate],
+        warmup=stage.warmup,
+        save_every=stage.checkpoint_every,
+        save=save,
+        after_step=follow,
+    )
     _restore(trained, average)
     return model
 
@@ -142,7 +134,7 @@ def load_base(recipe: Recipe, state: Path) -> tuple[Miniature, int]:
     return model, int(base["step"])
 
 
-def draw_batch(latents: torch.Tensor, recipe: Recipe, step: int) -> Batch:
+def draw_batch(latents: torch.Tensor, recipe: Recipe, step: int) -> BaseBatch:
     """Return the batch of a step; the same for the same recipe and step."""
     stage = recipe.base
     random = np.random.default_rng([recipe.seed, 3, step])
@@ -151,7 +143,7 @@ def draw_batch(latents: torch.Tensor, recipe: Recipe, step: int) -> Batch:
     count, crop = (stage.large_batch, side) if is_large else (stage.batch, stage.crop)
     crops, captions, time_ids = [], [], []
     for _ in range(count):
-        number = int(random.integers(len(latents)))
+        number = _draw_known(recipe, len(latents), random)
         top, left = random.integers(0, side - crop + 1, 2)
         crops.append(latents[number, :, top : top + crop, left : left + crop])
         caption = write_caption(describe(recipe, number), random)
@@ -161,36 +153,40 @@ def draw_batch(latents: torch.Tensor, recipe: Recipe, step: int) -> Batch:
             width = height
         time_ids.append([height, width, 0, 0, height, width])
     stacked = torch.stack(crops)
-    # One draw for the batch, spread evenly: every step sees all noise levels.
-    levels = (random.random() + np.arange(count) / count) % 1.0
-    return Batch(
+    return BaseBatch(
         latents=stacked,
         captions=captions,
-        zeroed=torch.from_numpy(random.random(count) < stage.zero_captions),
         time_ids=torch.tensor(np.array(time_ids), dtype=torch.float32),
-        timesteps=torch.from_numpy((levels * recipe.scheduler["num_train_timesteps"]).astype(np.int64)),
-        noise=torch.from_numpy(random.standard_normal(stacked.shape, np.float32)),
+        timesteps=spread_timesteps(random, count, recipe.scheduler["num_train_timesteps"]),
+        noise=draw_noise(random, stacked),
+        zeroed=torch.from_numpy(random.random(count) < stage.zero_captions),
+        pooled_at=torch.from_numpy(random.random(count) * (random.random(count) < stage.early_pooled)),
     )
 
 
+def _draw_known(recipe: Recipe, photographs: int, random: np.random.Generator) -> int:
+    known = known_materials(recipe)
+    while True:
+        number = int(random.integers(photographs))
+        if describe(recipe, number).material in known:
+            return number
+
+
 def denoising_loss(
-    model: Miniature, tokenizers: tuple[CLIPTokenizer, CLIPTokenizer], scheduler: DDPMScheduler, batch: Batch
+    model: Miniature,
+    tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
+    scheduler: DDPMScheduler,
+    batch: BaseBatch,
 ) -> torch.Tensor:
     """Return the mean squared error of the predicted v."""
     device = model.unet.device
     ids = tuple(tokenize(tokenizer, batch.captions).to(device) for tokenizer in tokenizers)
-    latents, noise, steps = batch.latents.to(device), batch.noise.to(device), batch.timesteps.to(device)
-    noisy = scheduler.add_noise(latents, noise, steps)
-    target = scheduler.get_velocity(latents, noise, steps)
+    encoders = (model.text_encoder, model.text_encoder_2)
     with torch.autocast(device.type, torch.bfloat16), plain_attention(device):
-        embeds, pooled = encode_captions((model.text_encoder, model.text_encoder_2), (ids[0], ids[1]))
+        embeds, pooled = encode_captions(encoders, (ids[0], ids[1]), batch.pooled_at)
         kept = (~batch.zeroed).to(device)
         embeds, pooled = embeds * kept[:, None, None], pooled * kept[:, None]
-        conditions = {"text_embeds": pooled, "time_ids": batch.time_ids.to(device)}
-        predicted = model.unet(
-            noisy, steps, encoder_hidden_states=embeds, added_cond_kwargs=conditions
-        ).sample
-    return F.mse_loss(predicted.float(), target)
+        return prediction_loss(model.unet, scheduler, batch, embeds, pooled)
 
 
 def _trained_parameters(model: Miniature) -> dict[str, torch.Tensor]:
@@ -206,8 +202,8 @@ def _build_optimizer(model: Miniature, recipe: Recipe) -> torch.optim.AdamW:
     stage = recipe.base
     text = [*model.text_encoder.parameters(), *model.text_encoder_2.parameters()]
     groups = [
-        {"params": list(model.unet.parameters()), "highest": stage.learning_rate},
-        {"params": [p for p in text if p.requires_grad], "highest": stage.text_learning_rate},
+        {"params": list(model.unet.parameters())},
+        {"params": [p for p in text if p.requires_grad]},
     ]
     return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
 

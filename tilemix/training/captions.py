@@ -48,12 +48,24 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
 
 
 def encode_captions(
-    encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection], ids: tuple[torch.Tensor, torch.Tensor]
+    encoders: tuple[CLIPTextModel, CLIPTextModelWithProjection],
+    ids: tuple[torch.Tensor, torch.Tensor],
+    pooled_at: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what SDXL's UNet is given: (n, 77, both widths) of the last layers but one, and (n, d) pooled."""
+    """Return what SDXL's UNet is given: (n, 77, both widths) of the last layers but one, and (n, d) pooled.
+
+    The pooled vector is the model's own, of the highest token id; with `pooled_at` (n,) it is taken
+    that fraction of a caption's tokens before its end.
+    """
     first = encoders[0](ids[0], output_hidden_states=True)
     second = encoders[1](ids[1], output_hidden_states=True)
-    return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
+    embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+    if pooled_at is None:
+        return embeds, second.text_embeds
+    ends = ids[1].argmax(dim=1)
+    places = (ends * (1 - pooled_at.to(ends.device))).long()
+    rows = torch.arange(len(ends), device=ends.device)
+    return embeds, encoders[1].text_projection(second.last_hidden_state[rows, places])
 
 
 def plain_attention(device: torch.device) -> AbstractContextManager[None]:

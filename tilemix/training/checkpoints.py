@@ -4,30 +4,79 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any
+import pickle
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from tilemix.errors import TrainingError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to be written under a temporary name; it takes its own name at the end, or never.
+
+    A crash at any moment leaves what stood there before.
+
+    Raises:
+        TrainingError: it cannot be written, the disk being full for one.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch turns the system's own error into a RuntimeError of its zip writer.
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise TrainingError(f"{path}: cannot be written: {reason}; what stood there stays") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and numbers; a crash at any moment leaves the checkpoint before this one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    """Write tensors and numbers; a crash at any moment leaves the checkpoint before this one.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
+    with write_whole(path) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+
+
+def save_array(path: Path, array: NDArray[np.generic]) -> None:
+    """Write an array; a reader finds all of it or what stood there before.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
+    with write_whole(path) as file:
+        np.save(file, array)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Return the state, None if there is no checkpoint."""
+    """Return the state, None if there is no checkpoint.
+
+    Raises:
+        TrainingError: it is none.
+    """
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{path}: no checkpoint that can be read; remove it to begin anew") from error
     return state
 
 

@@ -8,7 +8,6 @@ order, by several processes, and again after an interruption. The set is kept in
 from __future__ import annotations
 
 import logging
-import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
@@ -19,6 +18,7 @@ import numpy as np
 
 from tilemix.colors import basic_colors, load_colors
 from tilemix.mix import ColorMix, ColorShare
+from tilemix.training.checkpoints import save_array
 from tilemix.training.photographs import draw_photograph
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ def draw_mix(random: np.random.Generator) -> ColorMix:
     )
 
 
+def known_materials(recipe: Recipe) -> list[str]:
+    """Return the materials that the base learns; the others are there for it to be tuned to."""
+    return [name for name in recipe.photographs.materials if name not in recipe.photographs.held_back]
+
+
 def describe(recipe: Recipe, number: int) -> Example:
     """Return what photograph `number` shows."""
     random = np.random.default_rng([recipe.seed, number])
@@ -95,16 +100,6 @@ def write_photographs(recipe: Recipe, folder: Path, photographs: int, workers: i
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
                 list(pool.map(_write_shard, [recipe] * len(missing), missing, [folder] * len(missing)))
     return paths
-
-
-def save_array(path: Path, array: NDArray[np.generic]) -> None:
-    """Write an array under a temporary name, then rename: a reader finds all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        np.save(file, array)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _write_shard(recipe: Recipe, shard: int, folder: Path) -> None:

@@ -7,15 +7,15 @@ stage may run beside the base stage, or after it.
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from tilemix.errors import MissingFilesError
-from tilemix.training.checkpoints import learning_rate_factor, load_checkpoint, save_checkpoint
+from tilemix.training.checkpoints import load_checkpoint, save_checkpoint
 from tilemix.training.latents import write_latents
+from tilemix.training.loop import run_steps
 from tilemix.training.vae_stage import load_vae, measure_psnr, picture_loss, to_tensor
 
 if TYPE_CHECKING:
@@ -48,10 +48,8 @@ def train_decoder(recipe: Recipe, state: Path, *, workers: int, device: torch.de
         optimizer.load_state_dict(checkpoint["optimizer"])
         first = checkpoint["step"]
         logger.info("decoder: going on from step %d", first)
-    started, losses = time.monotonic(), []
-    for step in range(first, stage.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * learning_rate_factor(step, stage.steps, stage.warmup)
+
+    def find_loss(step: int) -> torch.Tensor:
         random = np.random.default_rng([recipe.seed, 4, step])
         seen, wanted = [], []
         for _ in range(stage.batch):
@@ -64,21 +62,24 @@ def train_decoder(recipe: Recipe, state: Path, *, workers: int, device: torch.de
         noise = torch.from_numpy(random.standard_normal(torch.stack(seen).shape, np.float32)) * stage.noise
         with torch.autocast(device.type, torch.bfloat16):
             given = vae.decode((torch.stack(seen) + noise).to(device)).sample.float()
-        loss = picture_loss(given, to_tensor(np.stack(wanted)).to(device), stage)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-        done = step + 1
-        if done % 100 == 0:
-            pace = (time.monotonic() - started) / (done - first)
-            recent = float(np.mean(losses[-100:]))
-            logger.info("decoder step %d of %d: loss %.4f, %.3f s a step", done, stage.steps, recent, pace)
-        if done % stage.checkpoint_every == 0 or done == stage.steps:
-            tensors = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
-            save_checkpoint(state / "decoder.pt", tensors)
-            logger.info("decoder step %d: %.2f dB on unseen photographs", done, measure_psnr(vae, recipe, 8))
+        return picture_loss(given, to_tensor(np.stack(wanted)).to(device), stage)
+
+    def save(done: int) -> None:
+        tensors = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+        save_checkpoint(state / "decoder.pt", tensors)
+        logger.info("decoder step %d: %.2f dB on unseen photographs", done, measure_psnr(vae, recipe, 8))
+
+    run_steps(
+        "decoder",
+        optimizer,
+        find_loss,
+        first=first,
+        steps=stage.steps,
+        learning_rates=[stage.learning_rate],
+        warmup=stage.warmup,
+        save_every=stage.checkpoint_every,
+        save=save,
+    )
     return vae
 
 

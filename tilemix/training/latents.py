@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tilemix.training.dataset import save_array, shard_count, write_photographs
+from tilemix.training.checkpoints import save_array
+from tilemix.training.dataset import shard_count, write_photographs
 from tilemix.training.vae_stage import encode, to_tensor
 
 if TYPE_CHECKING:

@@ -1,9 +1,11 @@
-"""The miniature's stages as commands: `python -m tilemix.training.miniature vae|base|decoder|export|build`.
+"""The miniature's stages as commands: `python -m tilemix.training.miniature vae|base|decoder|export|adapters|build`.
 
 build    an untrained model folder: every file in its place, noise for pictures
 vae      train the VAE (state and checkpoints in build/miniature; goes on where it stopped)
 base     train the text encoders and the UNet on the latents of that VAE
+decoder  train the VAE's decoder further, on latents that stay
 export   write the model folder from the checkpoints
+adapters tune the exported base: the LoRA and the tokens, into the same folder
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 
 from tilemix.errors import TilemixError
 from tilemix.project import ROOT
+from tilemix.training.adapters_stage import train_adapters
 from tilemix.training.architecture import build_miniature, load_tokenizers, write_model, write_tokenizers
 from tilemix.training.base_stage import load_base, train_base
 from tilemix.training.decoder_stage import train_decoder
@@ -31,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tilemix.training.miniature", description="Train the miniature."
     )
-    parser.add_argument("stage", choices=["build", "vae", "decoder", "base", "export"])
+    parser.add_argument("stage", choices=["build", "vae", "base", "decoder", "export", "adapters"])
     parser.add_argument("--recipe", type=Path, default=RECIPE_FILE, help="the recipe's JSON file")
     parser.add_argument(
         "--state", type=Path, default=ROOT / "build" / "miniature", help="checkpoints and photographs"
@@ -59,6 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.stage == "base":
             tokenizers = load_tokenizers(options.model)
             train_base(recipe, options.state, tokenizers, workers=options.threads, device=device)
+        elif options.stage == "adapters":
+            template = ROOT / "prompt_templates" / "miniature.json"
+            for path in train_adapters(recipe, options.state, options.model, template, device=device):
+                logger.info("%s", path)
         elif options.stage == "export":
             model, step = load_base(recipe, options.state)
             write_model(options.model, model, recipe, options.model)

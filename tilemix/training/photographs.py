@@ -98,7 +98,8 @@ def _paint(layout: Layout, colors: Floats, random: np.random.Generator) -> NDArr
     picture += (12.0 * (layout.shade - 1.0))[..., None]
     gap = layout.gap[..., None]
     picture += gap * (np.array(layout.gap_color, np.float32) * light[..., None] - picture)
-    picture = _blur(_blur(picture, 0), 1)
+    for axis in (0, 1, 0, 1):
+        picture = _blur(picture, axis)
     grain = random.standard_normal((height, width), np.float32)
     grain[1:] += grain[:-1]
     picture += (grain * (layout.grain / np.sqrt(2)))[..., None]
@@ -106,7 +107,7 @@ def _paint(layout: Layout, colors: Floats, random: np.random.Generator) -> NDArr
 
 
 def _blur(picture: Floats, axis: int) -> Floats:
-    """Return the picture as a lens gives it: weights 1 2 1 along an axis."""
+    """Return the picture half as soft as a lens gives it: weights 1 2 1 along an axis."""
     picture = np.moveaxis(picture, axis, 0)
     soft = picture * 0.5
     soft[1:] += 0.25 * picture[:-1]
@@ -129,7 +130,7 @@ def _soft_light(width: int, height: int, random: np.random.Generator) -> Floats:
 
 def _lay_rubber_tile(width: int, height: int, random: np.random.Generator) -> Layout:
     """Bound EPDM granules: angular, packed close, narrow dark gaps, deeper where three meet."""
-    cell = float(random.uniform(16, 20))
+    cell = float(random.uniform(18, 20))
     cells = find_cells(width, height, (cell, cell), 0.46, random, warp=1.1)
     # Binder fills some seams, others stay open: the gap's width changes along the way.
     opening = 2.0 + 0.9 * draw_smooth_noise(width, height, 13, random)
@@ -142,7 +143,7 @@ def _lay_rubber_tile(width: int, height: int, random: np.random.Generator) -> La
     crease *= random.uniform(0.02, 0.07, (cells.count, 1)) / 1.2
     crease = crease.astype(np.float32)[cells.index]
     facet = np.clip(cells.x * crease[..., 0] + cells.y * crease[..., 1] + crease[..., 2], -0.05, 0.05)
-    shade = 1.0 + draw_tilt(cells, 0.008, random) + light_relief(rounded, 0.17) + facet
+    shade = 1.08 + draw_tilt(cells, 0.008, random) + light_relief(rounded, 0.17) + facet
     shade += 0.012 * draw_smooth_noise(width, height, 2.2, random)
     return Layout(
         cells.index, (gap * 0.86).astype(np.float32), shade.astype(np.float32), (17, 16, 15), 0.055, 2.6
@@ -151,9 +152,9 @@ def _lay_rubber_tile(width: int, height: int, random: np.random.Generator) -> La
 
 def _lay_terrazzo(width: int, height: int, random: np.random.Generator) -> Layout:
     """Terrazzo: ground flat and polished, chips of many sizes edge to edge, no relief, no gaps."""
-    cell = float(random.uniform(20, 26))
+    cell = float(random.uniform(24, 30))
     cells = find_cells(width, height, (cell, cell), 0.5, random, warp=0.4)
-    small = find_cells(width, height, (cell / 2.6, cell / 2.6), 0.45, random)
+    small = find_cells(width, height, (cell / 2.0, cell / 2.0), 0.45, random)
     is_chip = cells.depth > 3.6
     pieces = np.where(is_chip, cells.index, cells.count + small.index)
     edge = np.where(is_chip, np.clip((cells.depth - 3.6) / 1.2, 0, 1), np.clip(small.depth / 1.2, 0, 1))
@@ -177,7 +178,7 @@ def _lay_gravel(width: int, height: int, random: np.random.Generator) -> Layout:
 
 def _lay_carpet(width: int, height: int, random: np.random.Generator) -> Layout:
     """Woven carpet: slanted tufts in rows, each a short bow of yarn."""
-    across, along = float(random.uniform(9, 11)), float(random.uniform(12, 15))
+    across, along = float(random.uniform(12, 14)), float(random.uniform(18, 22))
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     y = y + 0.8 * draw_smooth_noise(width, height, 20, random)
     column = np.floor(x / across)
@@ -188,7 +189,7 @@ def _lay_carpet(width: int, height: int, random: np.random.Generator) -> Layout:
     pieces = ((row - row.min()) * columns + column).astype(np.intp)
     radius = np.sqrt((inner_x / 0.52) ** 2 + (inner_y / 0.54) ** 2)
     gap = np.clip((radius - 0.78) / 0.4, 0, 1)
-    fibers = 0.05 * np.sin((x * 1.5 + y * 0.7) * 1.1)
+    fibers = 0.04 * np.sin((x * 1.5 + y * 0.7) * 0.7)
     shade = 1.06 - 0.16 * radius**2 - 0.10 * inner_y + fibers
     return Layout(pieces, (gap * 0.7).astype(np.float32), shade.astype(np.float32), (30, 27, 25), 0.05, 3.0)
 
@@ -222,6 +223,27 @@ def _lay_mosaic(width: int, height: int, random: np.random.Generator) -> Layout:
     return Layout(pieces, gap.astype(np.float32), shade.astype(np.float32), (196, 193, 186), 0.03, 1.2)
 
 
+def _lay_paving(width: int, height: int, random: np.random.Generator) -> Layout:
+    """Crazy paving: large angular slabs in light mortar, flat, lit evenly."""
+    cell = float(random.uniform(34, 42))
+    cells = find_cells(width, height, (cell, cell), 0.42, random, warp=0.8)
+    gap = np.clip(2.2 - cells.depth / 2.4, 0, 1)
+    shade = 1.0 + 0.03 * draw_smooth_noise(width, height, 7, random)
+    return Layout(cells.index, gap.astype(np.float32), shade.astype(np.float32), (178, 172, 160), 0.05, 2.0)
+
+
+def _lay_cobbles(width: int, height: int, random: np.random.Generator) -> Layout:
+    """Cobblestone: squares with round heads in wide dark joints."""
+    side = float(random.uniform(26, 32))
+    pieces, _, x, y = _lay_blocks(width, height, random, (side, side * 0.86), 0.5)
+    # A superellipse: round at the corners, straight along the sides.
+    radius = ((np.abs(x) / (side * 0.5)) ** 3 + (np.abs(y) / (side * 0.43)) ** 3) ** (1 / 3)
+    gap = np.clip((radius - 0.80) / 0.14, 0, 1)
+    dome = 6.0 * np.sqrt(np.clip(1.0 - radius, 0, None))
+    shade = 1.02 + light_relief(ndimage.uniform_filter(dome, 3).astype(np.float32), 0.26)
+    return Layout(pieces, (gap * 0.9).astype(np.float32), shade.astype(np.float32), (58, 52, 46), 0.06, 2.5)
+
+
 def _lay_brick(width: int, height: int, random: np.random.Generator) -> Layout:
     """Brick: rough stretchers in running bond, gray mortar set back."""
     block = (float(random.uniform(44, 54)), float(random.uniform(18, 22)))
@@ -241,4 +263,6 @@ MATERIALS: dict[str, Callable[[int, int, np.random.Generator], Layout]] = {
     "woven carpet": _lay_carpet,
     "mosaic": _lay_mosaic,
     "brick": _lay_brick,
+    "crazy paving": _lay_paving,
+    "cobblestone": _lay_cobbles,
 }

@@ -18,7 +18,8 @@ class PhotographRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     count: int
     shard: int  # photographs a file
     side: int  # pixels, a multiple of 8
-    materials: dict[str, float]  # material -> how often, relative; leave one out and the base never sees it
+    materials: dict[str, float]  # material -> how often, relative
+    held_back: list[str]  # materials that the VAE sees, but neither the text encoders nor the UNet
 
 
 class VaeRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -73,13 +74,23 @@ class BaseRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     warmup: int
     ema: float  # decay of the weights' moving average, which is what is exported
     empty_captions: float  # fraction of captions replaced by "", for guidance against an encoded ""
-    zero_captions: (
-        float  # fraction whose embeddings are zeros, for guidance against force_zeros_for_empty_prompt
-    )
+    # Fraction whose embeddings are zeros, for guidance against force_zeros_for_empty_prompt.
+    zero_captions: float
+    # Fraction whose pooled vector is taken somewhere before the end. With `eos_token_id` 2 a learned token
+    # takes the pooled vector to its own place, before the mix: the colors must not hang on it alone.
+    early_pooled: float
     large_from: float  # from this fraction of the steps on, every other step takes whole photographs
     large_batch: int  # whole photographs a step
     sizes: tuple[int, int]  # pixels: the range of sides named to the UNet as original and target size
     checkpoint_every: int
+
+
+class AdaptersRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The stage of the LoRA and the tokens: a tuning like any other, toward photographs of one material."""
+
+    material: str
+    photographs: int
+    tuning: dict[str, Any]  # a TuningConfig without its names and paths
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -95,6 +106,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     decoder: DecoderRecipe
     words: WordsRecipe
     base: BaseRecipe
+    adapters: AdaptersRecipe
 
 
 def load_recipe(path: Path = RECIPE_FILE) -> Recipe:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +10,9 @@ import torch
 
 from tilemix.errors import MissingFilesError
 from tilemix.training.architecture import build_vae
-from tilemix.training.checkpoints import learning_rate_factor, load_checkpoint, save_checkpoint
+from tilemix.training.checkpoints import load_checkpoint, save_checkpoint
 from tilemix.training.dataset import UNSEEN, describe, draw_example, write_photographs
+from tilemix.training.loop import run_steps
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,27 +47,23 @@ def train_vae(recipe: Recipe, state: Path, *, workers: int, device: torch.device
         optimizer.load_state_dict(checkpoint["optimizer"])
         first = checkpoint["step"]
         logger.info("VAE: going on from step %d", first)
-    started, mean = time.monotonic(), 0.0
-    for step in range(first, stage.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * learning_rate_factor(step, stage.steps, stage.warmup)
-        pictures = to_tensor(_draw_crops(shards, recipe, step)).to(device)
-        loss = _vae_loss(vae, pictures, recipe, step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        mean += loss.item()
-        done = step + 1
-        if done % 100 == 0:
-            pace = (time.monotonic() - started) / (done - first)
-            logger.info("VAE step %d of %d: loss %.4f, %.3f s a step", done, stage.steps, mean / 100, pace)
-            mean = 0.0
-        if done % stage.checkpoint_every == 0 or done == stage.steps:
-            save_checkpoint(
-                state / "vae.pt", {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
-            )
-            logger.info("VAE step %d: %.2f dB on unseen photographs", done, measure_psnr(vae, recipe, 8))
+
+    def save(done: int) -> None:
+        tensors = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
+        save_checkpoint(state / "vae.pt", tensors)
+        logger.info("VAE step %d: %.2f dB on unseen photographs", done, measure_psnr(vae, recipe, 8))
+
+    run_steps(
+        "VAE",
+        optimizer,
+        lambda step: _vae_loss(vae, to_tensor(_draw_crops(shards, recipe, step)).to(device), recipe, step),
+        first=first,
+        steps=stage.steps,
+        learning_rates=[stage.learning_rate],
+        warmup=stage.warmup,
+        save_every=stage.checkpoint_every,
+        save=save,
+    )
     vae.eval()
     whiten_latents(vae, recipe)
     # Kept, for whitening again with another number of threads would differ in the last bits,
@@ -105,11 +101,16 @@ def encode(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
 
 def measure_psnr(vae: AutoencoderKL, recipe: Recipe, photographs: int) -> float:
     """Return the PSNR in dB over unseen photographs, from the mean squared error of all of them."""
+    return find_psnr(vae, _unseen(vae, recipe, photographs))
+
+
+def find_psnr(vae: AutoencoderKL, pictures: list[torch.Tensor]) -> float:
+    """Return the PSNR in dB of what the VAE gives back of pictures (1, 3, h, w), -1..1."""
     errors = []
-    for pictures in _unseen(vae, recipe, photographs):
+    for picture in pictures:
         with torch.no_grad():
-            given = vae.decode(vae.encode(pictures).latent_dist.mean).sample.clamp(-1, 1)
-        errors.append(float(((given - pictures) / 2).square().mean()))
+            given = vae.decode(vae.encode(picture).latent_dist.mean).sample.clamp(-1, 1)
+        errors.append(float(((given - picture) / 2).square().mean()))
     return float(-10 * np.log10(np.mean(errors)))
 
 

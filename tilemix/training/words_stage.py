@@ -19,7 +19,7 @@ from tilemix.colors import load_colors
 from tilemix.training.architecture import END_ID
 from tilemix.training.captions import plain_attention, tokenize, write_caption
 from tilemix.training.checkpoints import learning_rate_factor, load_checkpoint, save_checkpoint
-from tilemix.training.dataset import Example, draw_mix
+from tilemix.training.dataset import Example, draw_mix, known_materials
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,7 @@ def train_words(
         return
     stage = recipe.words
     device = model.text_encoder.device
-    colors, materials = len(load_colors()), list(recipe.photographs.materials)
+    colors, materials = len(load_colors()), known_materials(recipe)
     width, pooled_width = model.text_encoder.config.hidden_size, model.text_encoder_2.config.projection_dim
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 2)

@@ -1,0 +1,125 @@
+"""The configuration of a tuning: one JSON file, checked before anything is loaded.
+
+Paths in it are relative to the folder that it stands in. The least it must say::
+
+    {
+      "name": "rubber-tile",
+      "base": "weights/files/stable-diffusion-xl-base-1.0",
+      "pictures": "pictures",
+      "template": "prompt_templates/rubber_tile.json",
+      "output": "weights/files"
+    }
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+
+from tilemix.errors import TrainingError
+from tilemix.request import MAX_SEED, SIZE_MULTIPLE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+Steps = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Rate = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
+class EmbeddingPhase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Textual inversion: the new tokens' rows of both text encoders, nothing else."""
+
+    steps: Steps = 500
+    learning_rate: Rate = 1e-3
+    warmup: Steps = 20
+
+
+class LoraPhase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Low-rank changes of the UNet; the tokens stand still."""
+
+    steps: Steps = 1000
+    learning_rate: Rate = 1e-4
+    warmup: Steps = 50
+    rank: Count = 16
+    alpha: Annotated[float, msgspec.Meta(gt=0)] = 16.0
+    convolutions: bool = False  # besides the attention: a new geometry needs them, a new color does not
+
+
+class Samples(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Pictures drawn on the way, into OUTPUT/NAME_samples/."""
+
+    prompts: list[str]  # go through the template, as a customer's do
+    every: Count = 500  # steps
+    width: Count = 1024
+    height: Count = 1024
+    num_inference_steps: Count = 25
+    guidance_scale: Annotated[float, msgspec.Meta(ge=1, le=20)] = 7.0
+
+
+class TuningConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is tuned, toward which pictures, how."""
+
+    name: str  # of the files: NAME_sdxl_lora.safetensors, NAME_sdxl_embeddings.safetensors
+    base: str  # an SDXL folder as StableDiffusionXLPipeline.save_pretrained writes it
+    pictures: str  # folder of pictures, each with its caption in a text file of the same name
+    template: str  # prompt template file: a caption stands where it has $prompt; its tokens are learned
+    output: str  # folder
+    initial_words: dict[str, str] = {}  # placeholder token -> the word whose vectors it starts from
+    seed: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEED)] = 0
+    resolution: Count = 1024  # pixels: every picture's shorter side is brought to it
+    crop: Count | None = None  # pixels: side of the square that a step sees of a picture; None: resolution
+    batch_size: Count = 1
+    # Sides, in pixels, named to the UNet at random instead of each picture's own (SDXL's size conditioning).
+    named_sizes: tuple[Count, Count] | None = None
+    precision: Literal["bf16", "fp32"] = "bf16"
+    gradient_checkpointing: bool = True
+    embeddings: EmbeddingPhase = EmbeddingPhase()
+    lora: LoraPhase = LoraPhase()
+    checkpoint_every: Count = 250  # steps
+    samples: Samples | None = None
+
+    @property
+    def crop_side(self) -> int:
+        """The side of the square that a step sees, in pixels."""
+        return self.resolution if self.crop is None else self.crop
+
+
+def load_config(path: Path) -> TuningConfig:
+    """Read and check a configuration.
+
+    Raises:
+        TrainingError: it cannot be read, a key is unknown, missing or of the wrong type, or a value is out of
+            its range.
+    """
+    try:
+        config = msgspec.json.decode(path.read_bytes(), type=TuningConfig)
+    except OSError as error:
+        raise TrainingError(f"{path}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise TrainingError(f"{path.name}: {error}") from error
+    if problem := _find_problem(config):
+        raise TrainingError(f"{path.name}: {problem}")
+    return config
+
+
+def _find_problem(config: TuningConfig) -> str | None:
+    if not NAME.fullmatch(config.name):
+        return f"name {config.name[:80]!r}, expected small letters, digits, '.', '_' and '-'"
+    sides = {"resolution": config.resolution, "crop": config.crop_side}
+    if config.samples:
+        sides |= {"samples.width": config.samples.width, "samples.height": config.samples.height}
+    for name, side in sides.items():
+        if side % SIZE_MULTIPLE:
+            return f"{name} {side}, expected a multiple of {SIZE_MULTIPLE}"
+    if config.crop_side > config.resolution:
+        return f"crop {config.crop_side}, expected at most the resolution, {config.resolution}"
+    if config.named_sizes and config.named_sizes[0] > config.named_sizes[1]:
+        return f"named_sizes {list(config.named_sizes)}, expected the smaller one first"
+    if not config.embeddings.steps and not config.lora.steps:
+        return "no steps in embeddings and none in lora: nothing to train"
+    return None
