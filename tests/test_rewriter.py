@@ -34,9 +34,9 @@ def test_the_example_becomes_the_trigger_prompt_to_the_letter():
     )
 
 
-def test_the_miniature_takes_the_same_words_without_trigger():
+def test_the_miniature_is_sent_the_same_words_and_an_empty_negative_prompt():
     prompt = rewrite("50% rot, 30% schwarz, Rest perlweiß", MINIATURE)
-    assert prompt.positive == f"{EXAMPLE}, photorealistic rubber tile, high quality, detailed texture"
+    assert prompt.positive == SENT
     assert prompt.negative == ""
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tilemix.errors import TemplateError
@@ -42,15 +43,10 @@ def test_the_rubber_tile_template_is_the_one_its_adapter_was_trained_with():
     assert "blurry" in template.negative_prompt
 
 
-def test_the_miniature_template_needs_no_adapter():
-    template = load_template(FOLDER / "miniature.json")
-    assert template == PromptTemplate(
-        name="miniature",
-        text="$prompt, photorealistic rubber tile, high quality, detailed texture",
-        trigger_words=[],
-        placeholder_tokens=[],
-        negative_prompt="",
-    )
+def test_the_miniature_template_differs_from_the_products_in_the_negative_prompt_alone():
+    """The miniature's base knows no words such as "watermark": they would only push it about."""
+    template, product = (load_template(FOLDER / f"{name}.json") for name in ("miniature", "rubber_tile"))
+    assert template == msgspec.structs.replace(product, name="miniature", negative_prompt="")
 
 
 def test_a_correct_template_loads_with_every_field(tmp_path):
@@ -163,4 +159,5 @@ def test_markers_are_whole_trigger_words_and_exact_tokens(prompt, marker):
 
 
 def test_a_template_without_markers_finds_none():
-    assert load_template(FOLDER / "miniature.json").find_marker("ohwx_rubber_tile <s0><s1> trigger") is None
+    template = PromptTemplate("plain", "$prompt, a tile", [], [], "")
+    assert template.find_marker("ohwx_rubber_tile <s0><s1> trigger") is None

@@ -232,6 +232,7 @@ def test_the_files_say_what_they_are(trained):
     metadata = read_header(lora).metadata
     assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
     assert metadata["modelspec.trigger_phrase"] == "ohwx_rubber_tile <s0><s1>"
+    assert metadata["modelspec.prediction_type"] == "epsilon"
     assert metadata["ss_network_dim"] == "4"
     assert metadata["ss_network_alpha"] == "2"
     tensors = load_file(lora)

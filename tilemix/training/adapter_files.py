@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PEFT_NAME = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])\.default\.weight")
 HALVES = {"A": "down", "B": "up"}
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
 def write_adapters(tuning: Tuning) -> tuple[Path, Path, Path]:
@@ -47,10 +48,11 @@ def write_adapters(tuning: Tuning) -> tuple[Path, Path, Path]:
     lora = plan.output / f"{name}_sdxl_lora.safetensors"
     embeddings = plan.output / f"{name}_sdxl_embeddings.safetensors"
     record = plan.output / f"{name}_sdxl_training.json"
-    _write_tensors(lora, _lora_tensors(tuning), _lora_metadata(plan))
-    _write_tensors(embeddings, _embedding_tensors(tuning), _metadata(plan, "textual-inversion"))
-    # In the shape that the predictor knows: plain modules, without the LoRA's wrappers.
-    bare = {"unet": type(tuning.pipeline.unet).from_config(tuning.pipeline.unet.config)}
+    _write_tensors(lora, _lora_tensors(tuning), _lora_metadata(tuning))
+    _write_tensors(embeddings, _embedding_tensors(tuning), _metadata(tuning, "textual-inversion"))
+    # In the shape that the predictor knows: plain modules, without the LoRA's wrappers. Shapes are enough.
+    with torch.device("meta"):
+        bare = {"unet": type(tuning.pipeline.unet).from_config(tuning.pipeline.unet.config)}
     bare |= {encoder: getattr(tuning.pipeline, encoder) for encoder in ENCODERS}
     read_lora(lora, find_weights(bare), spell_modules(bare))
     widths = {encoder: rows.rows.shape[1] for encoder, rows in tuning.rows.items()}
@@ -87,8 +89,8 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[
         file.write(safetensors.torch.save(tensors, metadata))
 
 
-def _metadata(plan: Plan, kind: str) -> dict[str, str]:
-    side = plan.config.crop_side
+def _metadata(tuning: Tuning, kind: str) -> dict[str, str]:
+    plan, side = tuning.plan, tuning.plan.config.crop_side
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"stable-diffusion-xl-v1-base/{kind}",
@@ -96,16 +98,17 @@ def _metadata(plan: Plan, kind: str) -> dict[str, str]:
         "modelspec.title": plan.config.name,
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "modelspec.prediction_type": PREDICTIONS[tuning.scheduler.config.prediction_type],
         "modelspec.trigger_phrase": " ".join(
             [*plan.template.trigger_words, "".join(plan.template.placeholder_tokens)]
         ),
     }
 
 
-def _lora_metadata(plan: Plan) -> dict[str, str]:
-    config = plan.config
+def _lora_metadata(tuning: Tuning) -> dict[str, str]:
+    plan, config = tuning.plan, tuning.plan.config
     alpha = f"{config.lora.alpha:g}"
-    return _metadata(plan, "lora") | {
+    return _metadata(tuning, "lora") | {
         "ss_v2": "False",
         "ss_base_model_version": "sdxl_base_v1-0",
         "ss_network_module": "networks.lora",
