@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file
 
-from tilemix.errors import MissingFilesError, TilemixError
+from tilemix.errors import MissingFilesError, ModelFileError, TilemixError, TrainingError
 from tilemix.training import base_stage, decoder_stage, miniature, vae_stage
 from tilemix.training.adapters_stage import draw_tile, train_adapters
 from tilemix.training.architecture import build_miniature, build_vae, load_tokenizers, write_model
-from tilemix.training.base_stage import draw_batch, load_base, train_base
+from tilemix.training.base_stage import draw_batch, import_model, load_base, train_base
 from tilemix.training.captions import tokenize, write_caption
 from tilemix.training.checkpoints import learning_rate_factor, load_checkpoint, save_checkpoint
 from tilemix.training.dataset import describe, draw_mix, write_photographs
@@ -167,6 +168,25 @@ def test_training_moves_the_unet_and_both_encoders_and_keeps_the_word_vectors(re
         moved = {key for key in trained if not torch.equal(trained[key], before[key])}
         assert moved
         assert not any("token_embedding" in key for key in moved)
+
+
+def test_a_finished_model_can_be_trained_on(tmp_path, recipe, state, tokenizers):
+    folder = tmp_path / "model"
+    exported, _ = load_base(recipe, state)
+    write_model(folder, exported, recipe, MODEL)
+    again = tmp_path / "again"
+    import_model(recipe, again, folder)
+    (again / "photographs").symlink_to(state / "photographs")
+    stored = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    still = msgspec.structs.replace(
+        recipe, base=msgspec.structs.replace(recipe.base, learning_rate=0.0, text_learning_rate=0.0, steps=1)
+    )
+    model = train_base(still, again, tokenizers, workers=1, device=CPU)
+    assert all(torch.equal(one, stored[name].float()) for name, one in model.unet.state_dict().items())
+    with pytest.raises(TrainingError, match=r"holds vae_finished\.pt already; remove it"):
+        import_model(recipe, again, folder)
+    with pytest.raises(ModelFileError, match="not of the recipe's architecture"):
+        import_model(recipe, tmp_path / "other", MODEL)
 
 
 def test_the_base_stage_refuses_an_unfinished_vae(tmp_path, recipe, tokenizers):

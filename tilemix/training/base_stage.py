@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from diffusers import DDPMScheduler
+from safetensors.torch import load_file
 
-from tilemix.errors import MissingFilesError
+from tilemix.errors import MissingFilesError, ModelFileError, TrainingError
 from tilemix.training.architecture import Miniature, build_miniature
 from tilemix.training.captions import encode_captions, plain_attention, tokenize, write_caption
 from tilemix.training.checkpoints import load_checkpoint, save_checkpoint
@@ -68,6 +69,8 @@ def train_base(
     for name in TRAINED:
         getattr(model, name).to(device)
     train_words(model, tokenizers, recipe, state)
+    if imported := load_checkpoint(state / "unet.pt"):
+        model.unet.load_state_dict(imported["unet"])
     for encoder in (model.text_encoder, model.text_encoder_2):
         # The words know their meaning by now; moving 49,408 rows a step would cost more than it gives.
         encoder.get_input_embeddings().requires_grad_(False)
@@ -112,6 +115,34 @@ def train_base(
     )
     _restore(trained, average)
     return model
+
+
+def import_model(recipe: Recipe, state: Path, folder: Path) -> None:
+    """Lay the parts of a finished model into the state, so that the base stage goes on from them.
+
+    Nothing of what the state holds is overwritten: it must not have a VAE, words or a base yet.
+
+    Raises:
+        TrainingError: it has.
+        ModelFileError: the folder is no model of the recipe's architecture.
+    """
+    names = ("vae_finished.pt", "words.pt", "unet.pt", "base.pt")
+    if found := [name for name in names if (state / name).exists()]:
+        raise TrainingError(f"{state}: holds {found[0]} already; remove it, or name another state folder")
+    model = build_miniature(recipe)
+    for name, part in model.parts().items():
+        paths = list((folder / name).glob("*.safetensors"))
+        if len(paths) != 1:
+            raise ModelFileError(f"{folder / name}: {len(paths)} safetensors files, expected 1")
+        try:
+            part.load_state_dict(load_file(paths[0]))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ModelFileError(f"{paths[0]}: not of the recipe's architecture: {reason}") from error
+    encoders = {name: getattr(model, name).state_dict() for name in ("text_encoder", "text_encoder_2")}
+    save_checkpoint(state / "unet.pt", {"unet": model.unet.state_dict()})
+    save_checkpoint(state / "words.pt", encoders)
+    save_checkpoint(state / "vae_finished.pt", {"vae": model.vae.state_dict()})
 
 
 def load_base(recipe: Recipe, state: Path) -> tuple[Miniature, int]:

@@ -1,10 +1,11 @@
-"""The miniature's stages as commands: `python -m tilemix.training.miniature vae|base|decoder|export|adapters|build`.
+"""The miniature's stages as commands: `python -m tilemix.training.miniature STAGE`.
 
 build    an untrained model folder: every file in its place, noise for pictures
 vae      train the VAE (state and checkpoints in build/miniature; goes on where it stopped)
 base     train the text encoders and the UNet on the latents of that VAE
 decoder  train the VAE's decoder further, on latents that stay
 export   write the model folder from the checkpoints
+import   lay the exported model into an empty state: base then goes on from it, with a learning rate of its own
 adapters tune the exported base: the LoRA and the tokens, into the same folder
 """
 
@@ -21,7 +22,7 @@ from tilemix.errors import TilemixError
 from tilemix.project import ROOT
 from tilemix.training.adapters_stage import train_adapters
 from tilemix.training.architecture import build_miniature, load_tokenizers, write_model, write_tokenizers
-from tilemix.training.base_stage import load_base, train_base
+from tilemix.training.base_stage import import_model, load_base, train_base
 from tilemix.training.decoder_stage import train_decoder
 from tilemix.training.recipe import RECIPE_FILE, load_recipe
 from tilemix.training.vae_stage import measure_psnr, train_vae
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tilemix.training.miniature", description="Train the miniature."
     )
-    parser.add_argument("stage", choices=["build", "vae", "base", "decoder", "export", "adapters"])
+    parser.add_argument("stage", choices=["build", "vae", "base", "decoder", "export", "import", "adapters"])
     parser.add_argument("--recipe", type=Path, default=RECIPE_FILE, help="the recipe's JSON file")
     parser.add_argument(
         "--state", type=Path, default=ROOT / "build" / "miniature", help="checkpoints and photographs"
@@ -62,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.stage == "base":
             tokenizers = load_tokenizers(options.model)
             train_base(recipe, options.state, tokenizers, workers=options.threads, device=device)
+        elif options.stage == "import":
+            import_model(recipe, options.state, options.model)
         elif options.stage == "adapters":
             template = ROOT / "prompt_templates" / "miniature.json"
             for path in train_adapters(recipe, options.state, options.model, template, device=device):
