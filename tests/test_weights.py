@@ -88,11 +88,11 @@ def test_every_packaged_model_can_be_read_and_the_miniature_is_locked_and_whole(
         ),
         (
             {"adapters": [{"file": "x", "kind": "lora", "scale": 2}]},
-            "tiny.model.json: x is a lora: scale 0 to 1.5 and no tokens expected",
+            "tiny.model.json: x is a lora: scale 0 to 1.5 expected",
         ),
         (
-            {"adapters": [{"file": "x", "kind": "embedding"}]},
-            "tiny.model.json: x is an embedding: tokens and no scale expected",
+            {"adapters": [{"file": "x", "kind": "embedding", "scale": 1}]},
+            "tiny.model.json: x is an embedding: no scale expected",
         ),
         (
             {"adapters": [{"file": "x", "kind": "embedding", "tokens": ["TOK"]}]},

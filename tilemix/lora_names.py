@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from tilemix.lora_file import ModuleKey
-
 if TYPE_CHECKING:
     import torch
+
+ModuleKey = tuple[str, str]  # component ("unet", "text_encoder", "text_encoder_2") and module path in it
 
 # kohya's prefix for each component
 KOHYA_PREFIXES = {
@@ -22,20 +22,25 @@ KOHYA_PREFIXES = {
     "text_encoder": ("lora_te1_", "lora_te_"),
     "text_encoder_2": ("lora_te2_",),
 }
+# The text encoders as ComfyUI names them.
+COMFY_PREFIXES = {
+    "text_encoder": "text_encoders.clip_l.transformer.",
+    "text_encoder_2": "text_encoders.clip_g.transformer.",
+}
 # A resnet's modules in diffusers' and in the original model's names.
 RESNET_NAMES = {
-    "conv1": "in_layers_2",
-    "time_emb_proj": "emb_layers_1",
-    "conv2": "out_layers_3",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
 TOP_NAMES = {
-    "conv_in": "input_blocks_0_0",
-    "conv_out": "out_2",
-    "time_embedding.linear_1": "time_embed_0",
-    "time_embedding.linear_2": "time_embed_2",
-    "add_embedding.linear_1": "label_emb_0_0",
-    "add_embedding.linear_2": "label_emb_0_2",
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 
 
@@ -65,18 +70,24 @@ def spell_modules(components: Mapping[str, nn.Module]) -> dict[str, ModuleKey]:
             spellings[f"{component}.{path}"] = key
             for prefix in KOHYA_PREFIXES[component]:
                 spellings[prefix + path.replace(".", "_")] = key
+            if component == "unet":
+                spellings[path] = key  # cog-sdxl and PEFT, for whom the UNet is the whole model
+                spellings["lycoris_" + path.replace(".", "_")] = key
+            else:
+                spellings[COMFY_PREFIXES[component] + path] = key
     unet = components["unet"]
     unet_modules = [name for _, name in find_weights({"unet": unet})]
     for diffusers_name, original_name in _name_original_blocks(unet):
         for name in unet_modules:
             if name == diffusers_name or name.startswith(f"{diffusers_name}."):
-                rest = name[len(diffusers_name) :].replace(".", "_")
-                spellings[f"lora_unet_{original_name}{rest}"] = ("unet", name)
+                path = original_name + name[len(diffusers_name) :]
+                spellings[f"diffusion_model.{path}"] = ("unet", name)
+                spellings["lora_unet_" + path.replace(".", "_")] = ("unet", name)
     return spellings
 
 
 def _name_original_blocks(unet: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield (diffusers' module path, the original model's with underscores) of a UNet's blocks.
+    """Yield (diffusers' module path, the original model's) of a UNet's blocks.
 
     The original counts its input and output blocks in one row, a resampling being a block (down) or the
     last part of one (up). Source: the released SDXL checkpoint's key names.
@@ -85,36 +96,36 @@ def _name_original_blocks(unet: nn.Module) -> Iterator[tuple[str, str]]:
     index = 1
     for i, block in enumerate(_children(unet, "down_blocks")):
         for j, _ in enumerate(_children(block, "resnets")):
-            yield from _name_layer(f"down_blocks.{i}", block, j, f"input_blocks_{index}")
+            yield from _name_layer(f"down_blocks.{i}", block, j, f"input_blocks.{index}")
             index += 1
         if _children(block, "downsamplers"):
-            yield f"down_blocks.{i}.downsamplers.0.conv", f"input_blocks_{index}_0_op"
+            yield f"down_blocks.{i}.downsamplers.0.conv", f"input_blocks.{index}.0.op"
             index += 1
     middle = unet.get_submodule("mid_block")
     for place, (kind, j) in enumerate([("resnets", 0), ("attentions", 0), ("resnets", 1)]):
         if kind == "attentions":
-            yield f"mid_block.attentions.{j}", f"middle_block_{place}"
+            yield f"mid_block.attentions.{j}", f"middle_block.{place}"
         elif len(_children(middle, "resnets")) > j:
-            yield from _name_resnet(f"mid_block.resnets.{j}", f"middle_block_{place}")
+            yield from _name_resnet(f"mid_block.resnets.{j}", f"middle_block.{place}")
     index = 0
     for i, block in enumerate(_children(unet, "up_blocks")):
         for j, _ in enumerate(_children(block, "resnets")):
-            yield from _name_layer(f"up_blocks.{i}", block, j, f"output_blocks_{index}")
+            yield from _name_layer(f"up_blocks.{i}", block, j, f"output_blocks.{index}")
             index += 1
         if _children(block, "upsamplers"):
             place = 2 if _children(block, "attentions") else 1
-            yield f"up_blocks.{i}.upsamplers.0.conv", f"output_blocks_{index - 1}_{place}_conv"
+            yield f"up_blocks.{i}.upsamplers.0.conv", f"output_blocks.{index - 1}.{place}.conv"
 
 
 def _name_layer(path: str, block: nn.Module, j: int, original: str) -> Iterator[tuple[str, str]]:
-    yield from _name_resnet(f"{path}.resnets.{j}", f"{original}_0")
+    yield from _name_resnet(f"{path}.resnets.{j}", f"{original}.0")
     if _children(block, "attentions"):
-        yield f"{path}.attentions.{j}", f"{original}_1"
+        yield f"{path}.attentions.{j}", f"{original}.1"
 
 
 def _name_resnet(path: str, original: str) -> Iterator[tuple[str, str]]:
     for name, original_name in RESNET_NAMES.items():
-        yield f"{path}.{name}", f"{original}_{original_name}"
+        yield f"{path}.{name}", f"{original}.{original_name}"
 
 
 def _children(block: nn.Module, name: str) -> list[nn.Module]:

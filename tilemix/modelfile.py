@@ -25,7 +25,18 @@ MAX_METADATA_BYTES = 2**20
 MAX_TENSORS = 20_000  # an SDXL UNet has 1,680
 MAX_RANK = 8
 MAX_DIMENSION = 2**31
-TENSOR_NAME = re.compile(r"[A-Za-z0-9._<>-]{1,256}")
+TENSOR_NAME = re.compile(r"[A-Za-z0-9._<>*-]{1,256}")
+FOREIGN_START = 64 * 2**10  # how much of another kind of file is looked at, to name it
+HYPERNETWORK_MARKS = (b"layer_structure", b"linear1.weight", b"linear.0.weight")
+MAGICS = {
+    b"GGUF": "a GGUF file",
+    b"\x1f\x8b": "a gzip archive",
+    b"7z\xbc\xaf": "a 7-Zip archive",
+    b"Rar!": "a RAR archive",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"RIFF": "a picture",
+}
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -59,12 +70,12 @@ def read_header(path: Path) -> Header:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            start = file.read(64)
+            start = file.read(FOREIGN_START)
             if len(start) < 10:
                 raise ModelFileError(f"{path.name}: {len(start)} bytes are no safetensors file")
             length = int.from_bytes(start[:8], "little")
             if start[8:9] != b"{":
-                raise ModelFileError(f"{path.name}: {_describe_foreign(start)}, expected safetensors")
+                raise ModelFileError(f"{path.name}: {describe_foreign(start)}, expected safetensors")
             if length > MAX_HEADER_BYTES:
                 raise ModelFileError(
                     f"{path.name}: a header of {length} bytes, expected at most {MAX_HEADER_BYTES}"
@@ -80,17 +91,29 @@ def read_header(path: Path) -> Header:
     return _check_header(path.name, raw, data_size=size - 8 - length)
 
 
-def _describe_foreign(start: bytes) -> str:
-    """Say what a file that is not safetensors looks like, from its first 64 bytes."""
-    head = start.lstrip()[:40].lower()
+def describe_foreign(start: bytes) -> str:
+    """Say what a file that is not safetensors is, from its first FOREIGN_START bytes."""
+    head = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:40].lower()
+    pickled = start[:2] == b"PK" or start[:1] == b"\x80"
+    if pickled and any(mark in start for mark in HYPERNETWORK_MARKS):
+        return "a pickled hypernetwork, which SDXL does not have"
+    if pickled and b"string_to_param" in start:
+        return "a pickled textual inversion embedding"
     if start[:2] == b"PK":
         return "a zip archive (probably a pickled checkpoint)"
     if start[:1] == b"\x80":
         return "a pickle"
-    if head.startswith((b"<!doctype", b"<html")):
+    if head.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         return "an HTML page"
     if head.startswith(b"version https://git-lfs"):
         return "a git-lfs pointer, not the file itself"
+    if start[257:262] == b"ustar":
+        return "a tar archive"
+    for magic, kind in MAGICS.items():
+        if start.startswith(magic):
+            return kind
+    if head.startswith((b"{", b"[")):
+        return "a JSON text (perhaps a server's error message)"
     return f"starts with {start[:8]!r}"
 
 

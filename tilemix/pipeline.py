@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from tilemix.adapters import LoraMerger, TokenInstaller
-from tilemix.embedding_file import read_embedding
-from tilemix.errors import ManifestError, ModelFileError
+from tilemix.embedding_file import EmbeddingFile, check_fit, read_embedding
+from tilemix.errors import AdapterError, ManifestError, ModelFileError
 from tilemix.schedulers import make_scheduler
 from tilemix.weights import LocalModel
 
@@ -147,17 +147,25 @@ def _find_tensors(model: LocalModel, component: str) -> Path:
 
 
 def _load_adapters(ready: ReadyPipeline) -> None:
-    embeddings = []
+    embeddings: list[tuple[EmbeddingFile, tuple[str, ...]]] = []
+
+    def add_tokens(file: EmbeddingFile, named: tuple[str, ...]) -> None:
+        tokens = named or file.tokens
+        check_fit(file, ready.tokens.widths, len(tokens))
+        embeddings.append((file, tokens))
+        logger.info("Loaded embedding: %s (tokens=%s)", file.name, "".join(tokens))
+
     for adapter, path in zip(ready.model.manifest.adapters, ready.model.adapters, strict=True):
         if adapter.kind == "embedding":
-            file = read_embedding(path, ready.tokens.widths, token_count=len(adapter.tokens))
-            embeddings.append((file, adapter.tokens))
-            logger.info("Loaded embedding: %s (tokens=%s)", path.name, "".join(adapter.tokens))
-        else:
-            ready.loras.load(adapter.file, path)
-            logger.info(
-                "Loaded LoRA: %s (scale=%g)", path.name, 1.0 if adapter.scale is None else adapter.scale
-            )
+            count = len(adapter.tokens) or None
+            add_tokens(read_embedding(path, ready.tokens.widths, token_count=count), adapter.tokens)
+            continue
+        lora = ready.loras.load(adapter.file, path)
+        logger.info("Loaded LoRA: %s (scale=%g)", path.name, 1.0 if adapter.scale is None else adapter.scale)
+        if lora.embedding is not None:
+            add_tokens(lora.embedding, adapter.tokens)
+        elif adapter.tokens:
+            raise AdapterError(f"{path.name}: a LoRA without embeddings; the manifest names tokens for it")
     ready.tokens.install(embeddings)
     ready.set_lora_scale(None)
 

@@ -116,7 +116,7 @@ class Renderer:
     @property
     def placeholder_tokens(self) -> list[str]:
         """The tokens that the model's embeddings bring."""
-        return [token for adapter in self._ready.model.manifest.adapters for token in adapter.tokens]
+        return list(self._ready.tokens.installed)
 
     def render(
         self, request: GenerationRequest, *, on_step: Callable[[int, int], None] | None = None

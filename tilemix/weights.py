@@ -55,7 +55,9 @@ class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str  # below weights/ or weights/files/
     kind: Literal["lora", "embedding"]
     scale: float | None = None  # a LoRA's strength, 0 to 1.5; embeddings have none
-    tokens: tuple[str, ...] = ()  # an embedding's placeholder tokens, one a row
+    # An embedding's placeholder tokens, one a row, be it a file of its own or within a LoRA's; empty: the
+    # file's own names.
+    tokens: tuple[str, ...] = ()
     size: int | None = None
     sha256: str | None = None
 
@@ -158,15 +160,15 @@ def _check_manifest(name: str, manifest: ModelManifest) -> None:
     for adapter in manifest.adapters:
         check_path(adapter.file, "adapter file")
         check_lock(adapter.size, adapter.sha256, adapter.file)
-        if adapter.kind == "lora" and (adapter.tokens or not 0 <= (adapter.scale or 0) <= 1.5):
-            raise ManifestError(f"{name}: {adapter.file} is a lora: scale 0 to 1.5 and no tokens expected")
+        if adapter.kind == "lora" and not 0 <= (adapter.scale or 0) <= 1.5:
+            raise ManifestError(f"{name}: {adapter.file} is a lora: scale 0 to 1.5 expected")
         for token in adapter.tokens:
             if not PLACEHOLDER_TOKEN.fullmatch(token):
                 raise ManifestError(
                     f"{name}: {adapter.file} has the token {token[:80]!r}, expected one such as '<s0>'"
                 )
-        if adapter.kind == "embedding" and (not adapter.tokens or adapter.scale is not None):
-            raise ManifestError(f"{name}: {adapter.file} is an embedding: tokens and no scale expected")
+        if adapter.kind == "embedding" and adapter.scale is not None:
+            raise ManifestError(f"{name}: {adapter.file} is an embedding: no scale expected")
     if not MODEL_NAME.fullmatch(manifest.prompt_template):  # templates are named as models are
         raise ManifestError(f"{name}: prompt_template {manifest.prompt_template[:80]!r} is no template name")
 

@@ -1,0 +1,233 @@
+"""Every format of tests/adapter_formats.py, through the project's own path and against weights merged by hand."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from tests.adapter_crafts import Workbench, embedding_rows, read_weights
+from tests.adapter_formats import EMBEDDING_FORMATS, LORA_FORMATS, render_table
+from tests.tiny_sdxl import COMPONENTS
+from tilemix.embedding_file import read_embedding
+from tilemix.errors import AdapterError, ModelFileError
+from tilemix.lora_file import read_lora
+from tilemix.lora_names import find_weights, spell_modules
+from tilemix.pipeline import load_pipeline
+from tilemix.weights import find_model
+
+SCALES = (0.0, 0.35, 0.7, 1.0)
+
+
+def named(formats, verdict):
+    return [pytest.param(form, id=form.name) for form in formats if form.verdict == verdict]
+
+
+@pytest.fixture(scope="module")
+def ready(tiny_project):
+    return load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="module")
+def pristine(ready):
+    return read_weights(ready.pipeline)
+
+
+@pytest.fixture(scope="module")
+def twin(ready):
+    """A copy of the pipeline, for references."""
+    return copy.deepcopy(ready.pipeline)
+
+
+@pytest.fixture
+def bench(pristine, tmp_path):
+    return Workbench(pristine, tmp_path)
+
+
+def run(pipeline):
+    """Return what the UNet and both text encoders answer to one fixed input."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.inference_mode():
+        unet = pipeline.unet(
+            torch.randn((1, 4, 16, 16), generator=generator),
+            torch.tensor(500),
+            encoder_hidden_states=torch.randn((1, 77, 80), generator=generator),
+            added_cond_kwargs={"text_embeds": torch.ones((1, 48)), "time_ids": torch.full((1, 6), 256.0)},
+        ).sample
+        ids = torch.randint(0, 49405, (1, 77), generator=generator)
+        first = pipeline.text_encoder(ids)
+        second = pipeline.text_encoder_2(ids)
+    return unet, first.last_hidden_state, second.last_hidden_state, second.text_embeds
+
+
+def by_component(outputs):
+    unet, first, second, pooled = outputs
+    return [("unet", [unet]), ("text_encoder", [first]), ("text_encoder_2", [second, pooled])]
+
+
+def assert_outputs_close(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def assert_pristine(pipeline, pristine):
+    weights = read_weights(pipeline)
+    assert list(weights) == list(pristine)
+    assert [name for name in weights if not torch.equal(weights[name], pristine[name])] == []
+
+
+def set_weights(pipeline, weights):
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            component, _, parameter = name.partition(".")
+            getattr(pipeline, component).get_parameter(parameter).copy_(tensor)
+
+
+@pytest.mark.parametrize("form", named(LORA_FORMATS, "exact"))
+def test_a_lora_of_every_format_answers_like_weights_merged_by_hand(ready, pristine, twin, bench, form):
+    path, truth = form.craft(bench)
+    set_weights(twin, pristine)
+    plain = run(ready.pipeline)
+    lora = ready.loras.load("x", path)
+    assert (lora.embedding.tokens if lora.embedding else ()) == form.tokens
+    for scale in SCALES:
+        ready.loras.apply({"x": scale})
+        expected = truth(scale)
+        set_weights(twin, expected)
+        found = read_weights(ready.pipeline)
+        for name, weight in expected.items():
+            torch.testing.assert_close(found.pop(name), weight.float(), rtol=1e-5, atol=1e-6)
+        assert all(torch.equal(found[name], pristine[name]) for name in found)
+        merged = run(ready.pipeline)
+        assert_outputs_close(merged, run(twin))
+        moved = {
+            component: any(not torch.equal(ours, base) for ours, base in zip(after, before, strict=True))
+            for (component, after), (_, before) in zip(by_component(merged), by_component(plain), strict=True)
+        }
+        changed = {name.partition(".")[0] for name in expected}
+        assert moved == {component: bool(scale) and component in changed for component in COMPONENTS}
+    ready.loras.apply({})
+    assert_pristine(ready.pipeline, pristine)
+
+
+@pytest.mark.parametrize("form", [param for param in named(LORA_FORMATS, "exact") if param.values[0].peft])
+def test_where_diffusers_own_loader_is_right_it_answers_the_same(ready, bench, form):
+    """An independent reference: peft's wrappers."""
+    path, _ = form.craft(bench)
+    ready.loras.load("x", path)
+    reference = copy.deepcopy(ready.pipeline)
+    reference.load_lora_weights(str(path), adapter_name="user_lora")
+    for scale in SCALES[1:]:
+        ready.loras.apply({"x": scale})
+        reference.set_adapters(["user_lora"], [scale])
+        assert_outputs_close(run(ready.pipeline), run(reference))
+    ready.loras.apply({})
+
+
+@pytest.mark.parametrize("form", named(LORA_FORMATS, "refused"))
+def test_every_other_format_is_refused_by_name_and_the_pipeline_stays_usable(ready, pristine, bench, form):
+    path, _ = form.craft(bench)
+    with pytest.raises(ModelFileError) as caught:
+        ready.loras.load("refused", path)
+    assert str(caught.value) == form.message
+    with pytest.raises(AdapterError, match="^adapter 'refused' is not loaded"):
+        ready.loras.apply({"refused": 0.7})
+    assert_pristine(ready.pipeline, pristine)
+
+
+@pytest.mark.parametrize("form", named(EMBEDDING_FORMATS, "exact"))
+def test_an_embedding_of_every_format_answers_like_diffusers_own_tokens(ready, pristine, bench, form):
+    path, _ = form.craft(bench)
+    rows = embedding_rows(len(form.tokens))
+    file = read_embedding(path, ready.tokens.widths)
+    assert file.tokens == form.tokens
+    reference = copy.deepcopy(ready.pipeline)
+    for number, row in zip(("", "_2"), rows, strict=True):
+        reference.load_textual_inversion(
+            row,
+            token=list(form.tokens) if len(row) > 1 else form.tokens[0],
+            text_encoder=getattr(reference, f"text_encoder{number}"),
+            tokenizer=getattr(reference, f"tokenizer{number}"),
+        )
+    ready.tokens.install([(file, file.tokens)])
+    assert ready.tokens.installed == form.tokens
+    prompt = f"a tile {''.join(form.tokens)}, 50% red"
+    with torch.inference_mode():
+        ours, theirs = (pipeline.encode_prompt(prompt)[0::2] for pipeline in (ready.pipeline, reference))
+    ready.tokens.install([])
+    assert_outputs_close(ours, theirs)
+    assert_pristine(ready.pipeline, pristine)
+
+
+@pytest.mark.parametrize("form", named(EMBEDDING_FORMATS, "refused"))
+def test_every_other_embedding_is_refused_by_name(ready, bench, form):
+    path, _ = form.craft(bench)
+    with pytest.raises(ModelFileError) as caught:
+        read_embedding(path, ready.tokens.widths)
+    assert str(caught.value) == form.message
+
+
+def test_the_table_has_one_row_for_each_format():
+    rows = [line for line in render_table().splitlines() if line.endswith((" exact |", " refused |"))]
+    assert len(rows) == len(LORA_FORMATS) + len(EMBEDDING_FORMATS)
+    assert len(set(rows)) == len(rows)
+
+
+MODULE_NAMES = (
+    "unet.mid_block.attentions.0.proj_in",
+    "lora_unet_middle_block_1_proj_in",
+    "base_model.model.mid_block.attentions.0.proj_in",
+    "text_encoder.encoder.layers.0.mlp.fc1",
+    "bundle_emb.tile",
+    "lora_unet_input_blocks_1_1_proj_in",
+    "nowhere",
+)
+ENDINGS = (
+    "lora_down.weight", "lora_up.weight", "lora_A.default.weight", "alpha", "dora_scale", "hada_w1_a", "hada_w1_b",
+    "hada_w2_a", "hada_w2_b", "lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lora_magnitude_vector", "diff",
+    "clip_l", "clip_g", "",
+)  # fmt: skip
+SHAPES = (
+    (),
+    (1,),
+    (4,),
+    (4, 32),
+    (32, 4),
+    (32, 32),
+    (64, 4),
+    (4, 4),
+    (8, 8),
+    (32, 1),
+    (1, 32),
+    (4, 32, 3, 3),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    entries=st.dictionaries(
+        st.tuples(st.sampled_from(MODULE_NAMES), st.sampled_from(ENDINGS)),
+        st.sampled_from(SHAPES),
+        min_size=1,
+        max_size=6,
+    ),
+    dtype=st.sampled_from((torch.float32, torch.bfloat16, torch.int64)),
+)
+def test_any_tensors_are_loaded_completely_or_refused(ready, tmp_path_factory, entries, dtype):
+    path = tmp_path_factory.mktemp("any") / "x.safetensors"
+    names = {f"{module}.{ending}".rstrip("."): shape for (module, ending), shape in entries.items()}
+    save_file({name: torch.ones(shape, dtype=dtype) for name, shape in names.items()}, path)
+    components = {name: getattr(ready.pipeline, name) for name in COMPONENTS}
+    weights = find_weights(components)
+    try:
+        lora = read_lora(path, weights, spell_modules(components))
+    except ModelFileError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        return
+    assert lora.deltas
+    for key, delta in lora.deltas.items():
+        merged = weights[key].detach().clone()
+        delta.add_to(merged, weights[key].detach(), 0.5)
+        assert merged.isfinite().all()

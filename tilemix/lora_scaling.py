@@ -1,0 +1,169 @@
+"""alpha / rank of LoRA files that keep alpha in a PEFT configuration instead of in tensors.
+
+The configuration is PEFT's LoraConfig as JSON: `adapter_config.json` beside the file, or, written by
+diffusers, `lora_adapter_metadata` in the header with each field behind its component (`unet.lora_alpha`).
+It has some forty fields; those that change what the tensors mean are read, the others say how the training went.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tilemix.errors import AdapterError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tilemix.lora_names import ModuleKey
+    from tilemix.modelfile import Header
+
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+MAX_ALPHA = 1e6
+MAX_CONFIG_BYTES = 2**20
+MAX_PATTERN = 200  # characters
+MAX_REPEATS = 3  # `*`, `+` and the like in a pattern: each one multiplies the time that a match can take
+# These write other weights into the base itself, so that the pair alone is not the change.
+INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+class PeftConfig(msgspec.Struct, frozen=True):
+    """The fields of a LoraConfig that matter for loading."""
+
+    peft_type: str = "LORA"
+    lora_alpha: float | None = None  # None: the factor is 1
+    alpha_pattern: dict[str, float] = {}  # a regular expression for the end of a module's path -> its alpha
+    use_rslora: bool = False  # divide by sqrt(rank) instead of rank (arXiv 2312.03732)
+    fan_in_fan_out: bool = False  # weights stored as (in, out)
+    layer_replication: object = None
+    init_lora_weights: bool | str | None = True
+
+
+class AlphaTable:
+    """The alphas of one file, by component. Ranks are the tensors' own.
+
+    Args:
+        source: what the configuration is called in messages.
+        configs: the components' configurations.
+    """
+
+    def __init__(self, source: str, configs: Mapping[str, PeftConfig]) -> None:
+        self._source = source
+        self._configs = dict(configs)
+        self._patterns: dict[str, list[tuple[re.Pattern[str], float]]] = {}
+        self._used: set[str] = set()
+        for component, config in self._configs.items():
+            self._check(config)
+            self._patterns[component] = [
+                (self._compile(pattern), alpha) for pattern, alpha in config.alpha_pattern.items()
+            ]
+
+    def factor(self, key: ModuleKey, rank: int) -> float:
+        """Return alpha / rank (alpha / sqrt(rank) for rsLoRA) of a module; 1 where nothing is said of it."""
+        component, module = key
+        config = self._configs.get(component)
+        if config is None:
+            return 1.0
+        alpha = config.lora_alpha
+        # transformers 5 has dropped the `text_model.` that older files have in their patterns.
+        paths = (f"{component}.{module}", f"{component}.text_model.{module}")
+        for pattern, value in self._patterns[component]:
+            if any(pattern.match(path) for path in paths):
+                self._used.add(pattern.pattern)
+                alpha = value
+                break
+        if alpha is None:
+            return 1.0
+        return alpha / (math.sqrt(rank) if config.use_rslora else rank)
+
+    def refuse_unused(self) -> None:
+        """Refuse a pattern that fits none of the file's modules: it was meant for one, spelled otherwise.
+
+        Raises:
+            AdapterError: there is one.
+        """
+        for component, config in self._configs.items():
+            compiled = self._patterns[component]
+            for pattern, (expression, _) in zip(config.alpha_pattern, compiled, strict=True):
+                if expression.pattern not in self._used:
+                    raise AdapterError(
+                        f"{self._source}: alpha_pattern {pattern!r} fits no module of the file"
+                    )
+
+    def _check(self, config: PeftConfig) -> None:
+        for alpha in (config.lora_alpha, *config.alpha_pattern.values()):
+            if alpha is not None and not 0 <= alpha <= MAX_ALPHA:
+                raise AdapterError(f"{self._source}: alpha {alpha:g}, expected 0 to {MAX_ALPHA:g}")
+        if config.peft_type != "LORA":
+            raise AdapterError(f"{self._source}: peft_type {config.peft_type[:40]!r}, expected 'LORA'")
+        init = config.init_lora_weights
+        if isinstance(init, str) and init.lower().startswith(INITS_THAT_CHANGE_THE_BASE):
+            raise AdapterError(
+                f"{self._source}: init_lora_weights {init[:40]!r} changes the base's own weights, "
+                "which this file does not hold"
+            )
+        if config.fan_in_fan_out or config.layer_replication is not None:
+            field = "fan_in_fan_out" if config.fan_in_fan_out else "layer_replication"
+            raise AdapterError(f"{self._source}: {field} is set, which no SDXL model has")
+
+    def _compile(self, pattern: str) -> re.Pattern[str]:
+        # A file must not choose an expression that takes for ever: no groups, few repeats.
+        shown = pattern[:80]
+        repeats = sum(pattern.count(character) for character in "*+?{")
+        if len(pattern) > MAX_PATTERN or "(" in pattern or repeats > MAX_REPEATS:
+            raise AdapterError(
+                f"{self._source}: alpha_pattern {shown!r}, expected at most {MAX_PATTERN} characters, "
+                f"{MAX_REPEATS} repeats and no groups"
+            )
+        try:
+            # PEFT's rule: the end of the module's path, from the start of a name on; the first that fits.
+            return re.compile(rf"(?:.*\.)?(?:{pattern})$")
+        except re.error as error:
+            raise AdapterError(f"{self._source}: alpha_pattern {shown!r}: {error}") from error
+
+
+def read_header_alphas(name: str, header: Header) -> AlphaTable:
+    """Read `lora_adapter_metadata` from a header; without it the table is empty and every factor 1.
+
+    Raises:
+        AdapterError: it is no JSON object, or a field that matters is out of its range.
+    """
+    source = f"{name}: lora_adapter_metadata"
+    raw = header.metadata.get("lora_adapter_metadata")
+    if raw is None:
+        return AlphaTable(source, {})
+    fields: dict[str, dict[str, object]] = {}
+    try:
+        for key, value in msgspec.json.decode(raw, type=dict[str, object]).items():
+            component, _, field = key.rpartition(".")
+            fields.setdefault(component, {})[field] = value
+        configs = {component: msgspec.convert(table, PeftConfig) for component, table in fields.items()}
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise AdapterError(f"{source}: {str(error)[:120]}") from error
+    return AlphaTable(source, configs)
+
+
+def read_peft_config(path: Path) -> AlphaTable:
+    """Read `adapter_config.json`, which holds for every component of the file beside it.
+
+    Raises:
+        AdapterError: it is missing, too large, no JSON, or a field that matters is out of its range.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise AdapterError(
+            f"{path.name}: cannot be read: {error.strerror}; PEFT keeps the strength of its tensors there"
+        ) from error
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise AdapterError(f"{path.name}: more than {MAX_CONFIG_BYTES} bytes")
+    try:
+        config = msgspec.json.decode(raw, type=PeftConfig)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise AdapterError(f"{path.name}: {str(error)[:120]}") from error
+    return AlphaTable(path.name, dict.fromkeys(COMPONENTS, config))
