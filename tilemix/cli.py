@@ -98,12 +98,16 @@ def make_parser() -> argparse.ArgumentParser:
     weights.set_defaults(run=_weights)
     actions = weights.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="print the packaged models")
+    fetch = actions.add_parser("fetch", help="download the missing files that a server has")
+    fetch.add_argument("model", help="a packaged model's name")
     for action, text in (
-        ("fetch", "download the missing files that a hub has"),
         ("lock", "write the files' sizes and hashes into the manifest"),
         ("verify", "check the files against the manifest"),
     ):
         actions.add_parser(action, help=text).add_argument("model", help="a packaged model's name")
+    fetch.add_argument(
+        "--allow-host", action="append", default=[], metavar="HOST", help="one more host to download from"
+    )
 
     train = verbs.add_parser("train", help="tune a LoRA and tokens toward a folder of pictures")
     train.set_defaults(run=_train)
@@ -239,16 +243,28 @@ def _weights(options: argparse.Namespace) -> None:
                 f"{name}\t{'ready' if not missing else f'{missing} files missing'}\t{manifest.license}\n"
             )
     elif options.action == "fetch":
-        for path in weights.fetch(options.model):
+        web = weights.make_web(os.environ, options.allow_host)
+        for path in weights.fetch(options.model, web=web):
             sys.stdout.write(f"{path}\n")
     elif options.action == "lock":
         sys.stdout.write(f"{weights.lock(options.model)}\n")
     else:
-        model = weights.find_model(options.model)
-        unlocked = sum(sha256 is None for sha256 in model.hashes.values())
-        sys.stdout.write(
-            f"{options.model}: {len(model.hashes) - unlocked} files verified, {unlocked} not locked\n"
-        )
+        _verify(options.model)
+
+
+def _verify(model: str) -> None:
+    from tilemix import weights
+    from tilemix.weights.progress import Progress
+
+    with Progress(model) as progress:
+        states = weights.verify(model, advance=progress.advance)
+    faults = [state.fault for state in states if state.fault]
+    for fault in faults:
+        sys.stdout.write(f"{fault}\n")
+    if faults:
+        raise TilemixError(f"{model}: {len(faults)} of {len(states)} files are missing or wrong")
+    unlocked = sum(not state.is_locked for state in states)
+    sys.stdout.write(f"{model}: {len(states) - unlocked} files verified, {unlocked} not locked\n")
 
 
 def _train(options: argparse.Namespace) -> None:
