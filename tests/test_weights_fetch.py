@@ -61,6 +61,10 @@ def all_files(root):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
 def start(root, server, **options):
     """fetch in a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -104,18 +108,36 @@ def test_files_come_several_at_a_time(project, server):
     assert len(fetch("tiny", project, web=server.web())) == 3
 
 
-def test_a_file_that_fails_does_not_keep_the_others_from_coming(project, server, caplog):
-    server.routes["/sdxl/unet/x.json"] = answer(b"x" * len(BODY))
-    server.routes["/sdxl/y.json"] = answer(status=404)
+def test_a_file_that_fails_does_not_stop_those_on_their_way(project, server, caplog):
+    together = threading.Barrier(3, timeout=10)  # all three are on their way before the first fails
+
+    def meet(route):
+        def wait_then_answer(handler):
+            together.wait()
+            route(handler)
+
+        return wait_then_answer
+
+    server.routes["/sdxl/unet/x.json"] = meet(answer(b"x" * len(BODY)))
+    server.routes["/sdxl/y.json"] = meet(answer(status=404))
+    server.routes["/a.safetensors"] = meet(serve(BODY))
     with pytest.raises(WeightsError) as caught:
         fetch("tiny", project, web=server.web())
     wrong = hashlib.sha256(b"x" * len(BODY)).hexdigest()
-    faults = {str(caught.value), *caplog.messages}
+    faults = {str(caught.value), *warnings_of(caplog)}
     assert faults == {
         f"x.json from {server.url}/sdxl/unet/x.json: sha256 {wrong}, expected {SHA256}",
         f"{server.url}/sdxl/y.json: the server answers 404, expected 200",
     }
     assert all_files(project) == ["a.safetensors"]
+
+
+def test_a_server_that_has_nothing_is_not_asked_for_everything(tmp_path, server, caplog):
+    write_project(tmp_path, server, [f"{number}.json" for number in range(30)])
+    with pytest.raises(WeightsError, match="the server answers 404, expected 200$"):
+        fetch("tiny", tmp_path, web=server.web())
+    assert 1 <= len(server.requests) <= 4
+    assert len(warnings_of(caplog)) == len(server.requests) - 1
 
 
 def test_a_file_here_that_is_not_what_the_manifest_says_stops_fetch_and_is_never_loaded(project, server):
@@ -147,7 +169,7 @@ def test_what_has_no_hash_yet_is_fetched_with_a_warning(tmp_path, server, caplog
     for name in ("sdxl/y.json", "a.safetensors"):
         server.routes[f"/{name}"] = serve(BODY)
     fetch("tiny", tmp_path, web=server.web())
-    assert caplog.messages == [
+    assert warnings_of(caplog) == [
         "not held against a hash: y.json, a.safetensors; record them: tilemix weights lock tiny"
     ]
     assert not any(state.is_locked for state in verify("tiny", tmp_path))
@@ -213,6 +235,9 @@ def test_a_hub_file_gets_its_name_only_when_it_is_what_the_manifest_says(tmp_pat
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert fetch("tiny", tmp_path) == [target]
+    (tmp_path / "weights" / "files" / "sdxl" / ".incoming").mkdir()  # as a kill at the very end leaves it
+    (tmp_path / "weights" / "files" / "sdxl" / ".incoming" / "x.lock").touch()
+    assert fetch("tiny", tmp_path) == []
     assert during == [(True, False)]
     assert target.read_bytes() == BODY
     assert all_files(tmp_path) == ["sdxl/unet/x.json"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -55,8 +56,8 @@ class Order:
 def fetch(name: str, root: Path = ROOT, *, web: Web | None = None) -> list[Path]:
     """Download the missing files that a hub repository or an https server has and return their paths.
 
-    Files that only their owner has stay missing; a warning says which. Where one file fails the others are still
-    got; the first failure is raised, the others are warnings.
+    Files that only their owner has stay missing; a warning says which. Where one file fails, those that are on
+    their way still come and no other is begun; the first failure is raised, further ones are warnings.
 
     Each hub file goes through huggingface_hub; HF_HUB_OFFLINE and HF_TOKEN are respected.
 
@@ -73,8 +74,8 @@ def fetch(name: str, root: Path = ROOT, *, web: Web | None = None) -> list[Path]
             orders.append(order)
     if orders:
         _carry_out(orders, web or Web())
-        for source in sources_of(manifest):
-            shutil.rmtree(root / "weights" / source.folder / INCOMING, ignore_errors=True)
+    for source in sources_of(manifest):
+        shutil.rmtree(root / "weights" / source.folder / INCOMING, ignore_errors=True)
     if missing := find_missing(manifest, root):
         logger.warning("%s", describe_missing(name, missing))
     if unlocked := [order.target.name for order in orders if order.entry.sha256 is None]:
@@ -102,8 +103,19 @@ def _carry_out(orders: Sequence[Order], web: Web) -> None:
     sizes = [order.entry.size for order in orders]
     total = sum(size or 0 for size in sizes) if None not in sizes else None
     failures: list[TilemixError] = []
+    failed = threading.Event()
+
+    def work(order: Order) -> None:
+        if failed.is_set():
+            return
+        try:
+            _get(order, web, progress)
+        except BaseException:
+            failed.set()
+            raise
+
     with Progress(f"{len(orders)} files", total) as progress, ThreadPoolExecutor(WORKERS) as workers:
-        running = {workers.submit(_get, order, web, progress) for order in orders}
+        running = {workers.submit(work, order) for order in orders}
         try:
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
