@@ -1,12 +1,13 @@
 """Model manifests: `weights/NAME.model.json` -> the verified local files of a packaged model.
 
 A manifest names everything that a model is made of: the base (a folder in the diffusers layout), a VAE of its own
-if it has one, the adapters, the scheduler, the defaults, the prompt template. Files are fetched, locked and
+if it has one, the adapters, the scheduler, the defaults, the prompt template. Files are fetched, added, locked and
 verified here; one that is not what its manifest says is never loaded.
 
 Nothing here imports torch.
 """
 
+from tilemix.weights.add import Added, Wish, add, split_tokens
 from tilemix.weights.fetch import fetch
 from tilemix.weights.local import FileState, LocalModel, find_missing, find_model, verify
 from tilemix.weights.lock import lock
@@ -24,6 +25,7 @@ from tilemix.weights.web import Web, make_web
 
 __all__ = [
     "Adapter",
+    "Added",
     "Defaults",
     "FileState",
     "LocalModel",
@@ -32,6 +34,8 @@ __all__ = [
     "Scheduler",
     "Source",
     "Web",
+    "Wish",
+    "add",
     "fetch",
     "find_missing",
     "find_model",
@@ -39,5 +43,6 @@ __all__ = [
     "load_manifest",
     "lock",
     "make_web",
+    "split_tokens",
     "verify",
 ]

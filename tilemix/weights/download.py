@@ -205,9 +205,7 @@ class _Transfer:
 
     def _restart(self) -> None:
         self.advance(-self.done)
-        self.part.notes.unlink(missing_ok=True)
-        self.part.file.seek(0)
-        self.part.file.truncate(0)
+        self.part.clear()
         self.notes = None
         self.done = 0
         self.digest = hashlib.sha256()

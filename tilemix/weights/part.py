@@ -30,6 +30,12 @@ class Part:
         """Where a download keeps what it must know to go on with this part."""
         return self.path.with_name(f"{self.path.name}.json")
 
+    def clear(self) -> None:
+        """Begin again: no bytes, and no notes of where the former ones came from."""
+        self.notes.unlink(missing_ok=True)
+        self.file.seek(0)
+        self.file.truncate(0)
+
     def write(self, data: bytes) -> None:
         """Put `data` behind what was written or read last."""
         view = memoryview(data)
