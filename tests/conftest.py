@@ -14,3 +14,13 @@ def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_sdxl import write_project
 
     return write_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture
+def server():
+    """An https server on this machine; see tests/https_server.py."""
+    from tests.https_server import Server
+
+    server = Server()
+    yield server
+    server.close()

@@ -203,7 +203,7 @@ def test_a_file_that_came_with_another_size_is_not_kept(project, monkeypatch):
     write_manifest(project, base=source | {"files": [{"path": "unet/x.json", "size": 10}]})
     path = project / "weights" / "files" / "sdxl" / "unet" / "x.json"
 
-    def download(repository, name, *, revision, local_dir):
+    def download(repository, name, *, revision, local_dir, tqdm_class):
         assert (repository, name, revision) == ("a/b", "unet/x.json", "0" * 40)
         (local_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (local_dir / name).write_bytes(bytes(sizes.pop()))

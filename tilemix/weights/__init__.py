@@ -1,0 +1,48 @@
+"""Model manifests: `weights/NAME.model.json` -> the verified local files of a packaged model.
+
+A manifest names everything that a model is made of: the base (a folder in the diffusers layout), a VAE of its own
+if it has one, the adapters, the scheduler, the defaults, the prompt template. Files are fetched, added, locked and
+verified here; one that is not what its manifest says is never loaded.
+
+Nothing here imports torch.
+"""
+
+from tilemix.weights.add import Added, Wish, add, split_tokens
+from tilemix.weights.fetch import fetch
+from tilemix.weights.local import FileState, LocalModel, find_missing, find_model, verify
+from tilemix.weights.lock import lock
+from tilemix.weights.manifest import (
+    Adapter,
+    Defaults,
+    ManifestFile,
+    ModelManifest,
+    Scheduler,
+    Source,
+    list_models,
+    load_manifest,
+)
+from tilemix.weights.web import Web, make_web
+
+__all__ = [
+    "Adapter",
+    "Added",
+    "Defaults",
+    "FileState",
+    "LocalModel",
+    "ManifestFile",
+    "ModelManifest",
+    "Scheduler",
+    "Source",
+    "Web",
+    "Wish",
+    "add",
+    "fetch",
+    "find_missing",
+    "find_model",
+    "list_models",
+    "load_manifest",
+    "lock",
+    "make_web",
+    "split_tokens",
+    "verify",
+]

@@ -1,0 +1,193 @@
+"""Download the missing files of a packaged model, several at a time.
+
+What comes from a hub repository comes through huggingface_hub, into `.incoming/` in the source's folder; everything
+else over plain https, into a part beside its place. In both cases a file gets its name when it is complete, is
+what the manifest says, and is safe on the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tilemix.errors import ModelFileError, TilemixError, WeightsError
+from tilemix.project import ROOT
+from tilemix.weights.download import download
+from tilemix.weights.local import check_lock, describe_missing, find_adapter, find_missing
+from tilemix.weights.manifest import Adapter, ManifestFile, ModelManifest, load_manifest, sources_of
+from tilemix.weights.part import open_part, place_file
+from tilemix.weights.progress import Progress
+from tilemix.weights.web import Web, explain
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+WORKERS = 4  # files at a time
+INCOMING = ".incoming"  # in a source's folder: what huggingface_hub is at
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file as a hub repository has it."""
+
+    repository: str
+    revision: str | None
+    path: str
+    folder: Path  # where the repository's files stand here
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One file to get."""
+
+    entry: ManifestFile | Adapter
+    target: Path
+    origin: HubFile | str  # a str: its https address
+
+
+def fetch(name: str, root: Path = ROOT, *, web: Web | None = None) -> list[Path]:
+    """Download the missing files that a hub repository or an https server has and return their paths.
+
+    Files that only their owner has stay missing; a warning says which. Where one file fails, those that are on
+    their way still come and no other is begun; the first failure is raised, further ones are warnings.
+
+    Each hub file goes through huggingface_hub; HF_HUB_OFFLINE and HF_TOKEN are respected.
+
+    Raises:
+        WeightsError: a server cannot be reached or does not have the file, or the disk refuses.
+        ModelFileError: a file, fetched or already here, has another size or sha256 than the manifest says.
+    """
+    manifest = load_manifest(name, root)
+    orders = []
+    for order in _list_orders(manifest, root):
+        if order.target.is_file():
+            check_lock(order.target, order.entry)
+        else:
+            orders.append(order)
+    if orders:
+        _carry_out(orders, web or Web())
+    for source in sources_of(manifest):
+        shutil.rmtree(root / "weights" / source.folder / INCOMING, ignore_errors=True)
+    if missing := find_missing(manifest, root):
+        logger.warning("%s", describe_missing(name, missing))
+    if unlocked := [order.target.name for order in orders if order.entry.sha256 is None]:
+        logger.warning(
+            "not held against a hash: %s; record them: tilemix weights lock %s", ", ".join(unlocked), name
+        )
+    return [order.target for order in orders]
+
+
+def _list_orders(manifest: ModelManifest, root: Path) -> list[Order]:
+    """Return every file that can be fetched, here already or not."""
+    orders = []
+    for source in sources_of(manifest):
+        folder = root / "weights" / source.folder
+        for file in source.files:
+            if source.repository:
+                hub_file = HubFile(source.repository, source.revision, file.path, folder)
+                orders.append(Order(file, folder / file.path, hub_file))
+            elif source.url:
+                orders.append(Order(file, folder / file.path, f"{source.url}/{file.path}"))
+    return orders + [Order(a, find_adapter(a, root), a.url) for a in manifest.adapters if a.url]
+
+
+def _carry_out(orders: Sequence[Order], web: Web) -> None:
+    sizes = [order.entry.size for order in orders]
+    total = sum(size or 0 for size in sizes) if None not in sizes else None
+    failures: list[TilemixError] = []
+    failed = threading.Event()
+
+    def work(order: Order) -> None:
+        if failed.is_set():
+            return
+        try:
+            _get(order, web, progress)
+        except BaseException:
+            failed.set()
+            raise
+
+    with Progress(f"{len(orders)} files", total) as progress, ThreadPoolExecutor(WORKERS) as workers:
+        running = {workers.submit(work, order) for order in orders}
+        try:
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                failures += [error for future in done if (error := _failure_of(future)) is not None]
+        except BaseException:  # Ctrl-C most often: the threads end at their next bytes, the parts stay
+            progress.stop()
+            workers.shutdown(wait=False, cancel_futures=True)
+            raise
+    for failure in failures[1:]:
+        logger.warning("%s", failure)
+    if failures:
+        raise failures[0]
+
+
+def _failure_of(future: Future[None]) -> TilemixError | None:
+    error = future.exception()
+    if error is None or isinstance(error, TilemixError):
+        return error
+    raise error
+
+
+def _get(order: Order, web: Web, progress: Progress) -> None:
+    size, sha256 = order.entry.size, order.entry.sha256
+    if not progress.is_shown:
+        logger.info("fetching %s%s", order.target.name, f" ({size:,} bytes)" if size else "")
+    if isinstance(order.origin, HubFile):
+        _get_from_hub(order.origin, order, progress)
+        return
+    with open_part(order.target) as part:
+        download(order.origin, part, web, size=size, sha256=sha256, advance=progress.advance)
+        part.place()
+
+
+def _get_from_hub(file: HubFile, order: Order, progress: Progress) -> None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    incoming = file.folder / INCOMING
+    try:
+        hf_hub_download(
+            file.repository,
+            file.path,
+            revision=file.revision,
+            local_dir=incoming,
+            tqdm_class=_make_counter(progress),
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise WeightsError(f"{file.repository}: {file.path} cannot be fetched: {explain(error)}") from error
+    arrived = incoming / file.path
+    try:
+        check_lock(arrived, order.entry, shown=order.target)
+    except ModelFileError:
+        arrived.unlink()  # left there, it would be in the way of the next try
+        raise
+    place_file(arrived, order.target)
+
+
+def _make_counter(progress: Progress) -> type[tqdm[NoReturn]]:
+    """Return a bar for huggingface_hub to make, which shows nothing and passes the bytes on to `progress`."""
+    from tqdm import tqdm
+
+    class Counter(tqdm):  # type: ignore[type-arg]  # generic in its stubs alone
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options | {"disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            progress.advance(int(n or 0))
+
+        def update_transfer(self, n: float) -> None:
+            """Take the bytes on the wire, which are counted once more when they are written."""
+
+        def set_transfer_postfix_str(self, text: str, *, refresh: bool = True) -> None:
+            """Take the speed on the wire."""
+
+    return Counter

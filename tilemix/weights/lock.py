@@ -1,0 +1,43 @@
+"""Record in a manifest what its files are: the size and the sha256 of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from tilemix.errors import MissingFilesError
+from tilemix.project import ROOT
+from tilemix.weights.local import describe_missing, find_adapter, find_missing, hash_file
+from tilemix.weights.manifest import Adapter, ManifestFile, Source, load_manifest, write_manifest
+
+Locked = TypeVar("Locked", ManifestFile, Adapter)
+
+
+def lock(name: str, root: Path = ROOT) -> Path:
+    """Write the size and sha256 of every file that is here into the manifest, and return the manifest's path.
+
+    Raises:
+        ManifestError: see load_manifest.
+        MissingFilesError: a file is missing; the manifest stays as it was.
+    """
+    manifest = load_manifest(name, root)
+    if missing := find_missing(manifest, root):
+        raise MissingFilesError(describe_missing(name, missing))
+
+    def lock_source(source: Source | None) -> Source | None:
+        if source is None:
+            return None
+        folder = root / "weights" / source.folder
+        files = tuple(_measure_file(file, folder / file.path) for file in source.files)
+        return msgspec.structs.replace(source, files=files)
+
+    base = lock_source(manifest.base)
+    adapters = tuple(_measure_file(adapter, find_adapter(adapter, root)) for adapter in manifest.adapters)
+    locked = msgspec.structs.replace(manifest, base=base, vae=lock_source(manifest.vae), adapters=adapters)
+    return write_manifest(name, locked, root)
+
+
+def _measure_file(entry: Locked, path: Path) -> Locked:
+    return msgspec.structs.replace(entry, size=path.stat().st_size, sha256=hash_file(path))

@@ -1,0 +1,213 @@
+"""`weights/NAME.model.json`: everything that a packaged model is made of.
+
+A source of the base or the VAE, `{"folder": ..., "files": [{"path", "size", "sha256"}, ...]}`, says by one more key
+where its files come from:
+
+    "repository": "owner/name", "revision": "COMMIT"     the hub
+    "url": "https://example.com/vae"                     any https server: the address of a file is url/path
+    neither                                              they stand in this project's own repository
+
+An adapter, `{"file": ..., "kind": "lora", "scale": 0.7, "size", "sha256"}`, may have a `url` too, the address of the
+file itself; without one it is its owner's, who copies it into weights/files/.
+
+Names are plain names below weights/, never paths that lead out of it. An unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from tilemix.errors import ManifestError
+from tilemix.project import ROOT
+from tilemix.prompt_text import PLACEHOLDER_TOKEN
+from tilemix.weights.address import find_fault
+
+MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_SCALE = 1.5  # of a LoRA, as in requests
+
+
+class ManifestFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file of a source."""
+
+    path: str  # below the source's folder
+    size: int | None = None  # bytes; None: not locked yet
+    sha256: str | None = None  # lower case; None: not locked yet
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A folder of files, from a hub repository, from an https server or from this repository."""
+
+    folder: str  # below weights/
+    files: tuple[ManifestFile, ...]
+    repository: str | None = None  # on the hub
+    revision: str | None = None  # the repository's commit, 40 hex digits
+    url: str | None = None  # https, without a slash at its end; not beside a repository
+
+
+class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One adapter file: a LoRA, or textual inversion embeddings for both text encoders."""
+
+    file: str  # below weights/ or weights/files/
+    kind: Literal["lora", "embedding"]
+    scale: float | None = None  # a LoRA's strength, 0 to 1.5; embeddings have none
+    # An embedding's placeholder tokens, one a row, be it a file of its own or within a LoRA's; empty: the
+    # file's own names.
+    tokens: tuple[str, ...] = ()
+    size: int | None = None
+    sha256: str | None = None
+    url: str | None = None  # https; None: the owner copies the file
+
+
+class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The noise-level algorithm; `config` goes over the base's own scheduler configuration."""
+
+    name: str
+    config: dict[str, bool | int | float | str] = {}
+
+
+class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a request that leaves an input out gets."""
+
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+
+
+class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything a packaged model is made of."""
+
+    base: Source
+    scheduler: Scheduler
+    defaults: Defaults
+    prompt_template: str  # prompt_templates/NAME.json
+    license: str  # of the weights
+    vae: Source | None = None  # None: the base's own
+    adapters: tuple[Adapter, ...] = ()
+
+
+def list_models(root: Path = ROOT) -> list[str]:
+    """Return the names of the packaged models, sorted."""
+    return sorted(path.name.removesuffix(".model.json") for path in (root / "weights").glob("*.model.json"))
+
+
+def sources_of(manifest: ModelManifest) -> tuple[Source, ...]:
+    """Return the base and, where the model has one of its own, the VAE."""
+    return tuple(source for source in (manifest.base, manifest.vae) if source is not None)
+
+
+def load_manifest(name: str, root: Path = ROOT) -> ModelManifest:
+    """Read and check `weights/NAME.model.json`.
+
+    Raises:
+        ManifestError: no such model, an unknown key, a wrong type or value, a name that leads out of weights/.
+    """
+    known = ", ".join(list_models(root)) or "none"
+    if not MODEL_NAME.fullmatch(name):
+        raise ManifestError(f"model {name[:80]!r} is no model name; known: {known}")
+    path = root / "weights" / f"{name}.model.json"
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise ManifestError(f"unknown model {name!r}; known: {known}") from None
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        manifest = msgspec.json.decode(raw, type=ModelManifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path.name}: {error}") from error
+    check_manifest(path.name, manifest)
+    return manifest
+
+
+def write_manifest(name: str, manifest: ModelManifest, root: Path = ROOT) -> Path:
+    """Put `manifest` in the place of `weights/NAME.model.json`, whole or not at all, and return its path.
+
+    Raises:
+        ManifestError: the manifest breaks a rule, or cannot be written; the file stays as it was.
+    """
+    path = root / "weights" / f"{name}.model.json"
+    check_manifest(path.name, manifest)
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with temporary.open("wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be written: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def check_manifest(name: str, manifest: ModelManifest) -> None:
+    """Check what the types of a manifest cannot say; `name` is its file's name, for the messages.
+
+    Raises:
+        ManifestError: a value is wrong.
+    """
+    for source in sources_of(manifest):
+        _check_source(name, source)
+    for adapter in manifest.adapters:
+        _check_adapter(name, adapter)
+    if not MODEL_NAME.fullmatch(manifest.prompt_template):  # templates are named as models are
+        raise ManifestError(f"{name}: prompt_template {manifest.prompt_template[:80]!r} is no template name")
+
+
+def _check_source(name: str, source: Source) -> None:
+    _check_path(name, source.folder, "folder")
+    if source.repository is not None and source.url is not None:
+        raise ManifestError(f"{name}: {source.folder} has a repository and a url, expected one of them")
+    if source.repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", source.repository):
+        raise ManifestError(f"{name}: repository {source.repository[:80]!r}, expected owner/name")
+    if source.repository is not None and not re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
+        raise ManifestError(f"{name}: revision {source.revision!r}, expected a commit of 40 hex digits")
+    _check_url(name, source.url, source.folder)
+    if source.url is not None and (source.url.endswith("/") or "?" in source.url):
+        raise ManifestError(
+            f"{name}: the url of {source.folder} ends in / or has a query: expected a folder's address"
+        )
+    for file in source.files:
+        _check_path(name, file.path, "file")
+        _check_lock(name, file.size, file.sha256, file.path)
+
+
+def _check_adapter(name: str, adapter: Adapter) -> None:
+    _check_path(name, adapter.file, "adapter file")
+    _check_lock(name, adapter.size, adapter.sha256, adapter.file)
+    _check_url(name, adapter.url, adapter.file)
+    if adapter.kind == "lora" and not 0 <= (adapter.scale or 0) <= MAX_SCALE:
+        raise ManifestError(f"{name}: {adapter.file} is a lora: scale 0 to {MAX_SCALE} expected")
+    for token in adapter.tokens:
+        if not PLACEHOLDER_TOKEN.fullmatch(token):
+            raise ManifestError(
+                f"{name}: {adapter.file} has the token {token[:80]!r}, expected one such as '<s0>'"
+            )
+    if adapter.kind == "embedding" and adapter.scale is not None:
+        raise ManifestError(f"{name}: {adapter.file} is an embedding: no scale expected")
+
+
+def _check_path(name: str, value: str, what: str) -> None:
+    if not FILE_NAME.fullmatch(value):
+        raise ManifestError(f"{name}: {what} {value[:80]!r} is no name below weights/")
+
+
+def _check_lock(name: str, size: int | None, sha256: str | None, what: str) -> None:
+    if size is not None and size < 1:
+        raise ManifestError(f"{name}: {what} has size {size}, expected at least 1 byte")
+    if sha256 is not None and not SHA256.fullmatch(sha256):
+        raise ManifestError(f"{name}: {what} has sha256 {sha256[:80]!r}, expected 64 lower-case hex digits")
+
+
+def _check_url(name: str, url: str | None, what: str) -> None:
+    if url is not None and (fault := find_fault(url)):
+        raise ManifestError(f"{name}: the url of {what} {fault}")
