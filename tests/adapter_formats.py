@@ -523,7 +523,7 @@ def render_table() -> str:
     """Render the formats as the README's Markdown tables."""
     sections = []
     for kind, formats in (("LoRA", LORA_FORMATS), ("Embedding", EMBEDDING_FORMATS)):
-        rows = [f"| {kind} | the file holds | |", "|---|---|---|"]
+        rows = [f"| {kind} | the file holds | result |", "|---|---|---|"]
         rows += [f"| {form.name} | {_as_code(form.keys)} | {form.verdict} |" for form in formats]
         sections.append("\n".join(rows))
     return "\n\n".join(sections) + "\n"

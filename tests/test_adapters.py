@@ -1,5 +1,6 @@
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tilemix.adapters import LoraMerger, TokenInstaller
 from tilemix.embedding_file import read_embedding
 from tilemix.errors import AdapterError, ModelFileError
 from tilemix.lora_deltas import Dora, LowRank
+from tilemix.lora_scaling import AlphaTable, PeftConfig
 from tilemix.pipeline import load_pipeline
 from tilemix.weights import find_model
 
@@ -337,6 +339,25 @@ def test_alpha_tensors_go_before_the_alphas_of_the_header(ready, merger, tmp_pat
     assert_close(snapshot(ready.pipeline), merge_by_hand(before, halves, 1.0, lambda _: 2.0))
 
 
+def test_alphas_named_for_hundreds_of_modules_are_found_quickly():
+    modules = [f"down_blocks.{i}.attentions.{j}.to_q" for i in range(40) for j in range(25)]
+    patterns = {module: float(place) for place, module in enumerate(modules)} | {r"down_blocks.*to_[qk]": 1.0}
+    table = AlphaTable("x", {"unet": PeftConfig(lora_alpha=1.0, alpha_pattern=patterns)})
+    began = time.process_time()
+    assert [table.factor(("unet", module), 1) for module in modules] == list(range(1000))
+    assert time.process_time() - began < 1
+    table.refuse_unused()  # the last pattern fits too, though an earlier one counts
+
+
+def test_a_file_that_says_that_it_is_for_another_base_is_quoted(merger, tmp_path):
+    path = write(tmp_path / "x", {"surprise": torch.zeros(1)}, {"modelspec.architecture": "lumina-2/lora"})
+    with pytest.raises(AdapterError) as caught:
+        merger.load("x", path)
+    assert str(caught.value) == (
+        "x: no place in this model for 'surprise'; the file says that it is for 'lumina-2/lora'"
+    )
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -395,6 +416,15 @@ def test_another_file_under_the_same_name_is_merged_at_the_same_scale(ready, mer
             },
             "x.safetensors: alpha of unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q "
             "has the shape (4,), expected one number",
+        ),
+        (
+            {
+                f"{Q}.lora_down.weight": torch.zeros(4, 32),
+                f"{Q}.lora_up.weight": torch.zeros(32, 4),
+                f"{Q}.alpha": torch.tensor(-2e9),
+            },
+            "x.safetensors: alpha of unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q is -2e+09, "
+            "expected at most 1e+06",
         ),
         (
             {

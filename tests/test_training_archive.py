@@ -39,7 +39,7 @@ def write(path, members, mode="w"):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def read():
     components = {name: getattr(build_pipeline(), name) for name in COMPONENTS}
     weights, names = find_weights(components), spell_modules(components)

@@ -21,6 +21,7 @@ from tilemix.errors import AdapterError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)  # some files count alpha in them
+MAX_ALPHA = 1e6
 FAMILIES = {
     "pair": ({"down", "up"},),
     "LoHa": ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},),
@@ -168,7 +169,10 @@ def build_delta(
         if parts["alpha"].numel() != 1:
             shape = tuple(parts["alpha"].shape)
             raise AdapterError(f"{file}: alpha of {module} has the shape {shape}, expected one number")
-        factor = _divide(float(parts["alpha"].item()))
+        alpha = float(parts["alpha"].item())
+        if abs(alpha) > MAX_ALPHA:
+            raise AdapterError(f"{file}: alpha of {module} is {alpha:g}, expected at most {MAX_ALPHA:g}")
+        factor = _divide(alpha)
     delta = _build_family(family, parts, factor)
     if delta is None:
         shapes = ", ".join(
