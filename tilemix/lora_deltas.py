@@ -127,19 +127,19 @@ class Dora(Delta):
         return self.inner.shape
 
     def add_to(self, merged: torch.Tensor, base: torch.Tensor, scale: float) -> None:
-        pristine = base.to(torch.float32)
         weight = base.to(torch.float32, copy=True)
         self.inner.add_to(weight, base, scale)
         magnitude = self.magnitude.to(merged.device, torch.float32).flatten()
         # As (out, in, k * k): rows are normalized over the last two axes, columns over the first and the last.
         cube = weight.view(*weight.shape[:2], -1)
         if self.by_column:
-            norm, magnitude = cube.norm(dim=(0, 2), keepdim=True), magnitude.view(1, -1, 1)
+            dims, magnitude = (0, 2), magnitude.view(1, -1, 1)
         else:
-            norm, magnitude = cube.norm(dim=(1, 2), keepdim=True), magnitude.view(-1, 1, 1)
+            dims, magnitude = (1, 2), magnitude.view(-1, 1, 1)
+        norm = torch.linalg.vector_norm(cube, dim=dims, keepdim=True)
         # A row of zeros has no direction; it stays zero.
         cube.mul_(magnitude / norm.clamp_min(torch.finfo(torch.float32).tiny))
-        merged.add_(weight.sub_(pristine))
+        merged.add_(weight.sub_(base))
 
 
 def build_delta(
