@@ -424,7 +424,13 @@ LORA_FORMATS = (
     ),
     Format(
         "hypernetwork",
-        "layer_structure in a pickle, or 768.0.linear.0.weight",
+        "768.0.linear.0.weight",
+        zeros(**{"768__0__linear__0__weight": (32, 32)}),
+        f"x.safetensors: a hypernetwork {NOT_SUPPORTED}",
+    ),
+    Format(
+        "hypernetwork, pickled",
+        "layer_structure in a pickle, whatever its name",
         raw(b"PK\x03\x04archive/data.pkl" + b"\x80\x02}q\x00(X\x0f\x00\x00\x00layer_structureq\x01"),
         "x.safetensors: a pickled hypernetwork, which SDXL does not have, expected safetensors",
     ),
@@ -517,7 +523,7 @@ def render_table() -> str:
     """Render the formats as the README's Markdown tables."""
     sections = []
     for kind, formats in (("LoRA", LORA_FORMATS), ("Embedding", EMBEDDING_FORMATS)):
-        rows = [f"| {kind} | the file holds | |", "|---|---|---|"]
+        rows = [f"| {kind} | the file holds | result |", "|---|---|---|"]
         rows += [f"| {form.name} | {_as_code(form.keys)} | {form.verdict} |" for form in formats]
         sections.append("\n".join(rows))
     return "\n\n".join(sections) + "\n"

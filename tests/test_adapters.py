@@ -1,5 +1,6 @@
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from tests.tiny_sdxl import COMPONENTS, random_pairs
 from tilemix.adapters import LoraMerger, TokenInstaller
 from tilemix.embedding_file import read_embedding
 from tilemix.errors import AdapterError, ModelFileError
+from tilemix.lora_deltas import Dora, LowRank
+from tilemix.lora_scaling import AlphaTable, PeftConfig
 from tilemix.pipeline import load_pipeline
 from tilemix.weights import find_model
 
@@ -136,6 +139,86 @@ def test_two_loras_add_up_and_either_can_go(ready, merger, tmp_path):
     assert merger.applied == {"second": 0.5}
 
 
+def dora_by_hand(weight, halves, module, scale, magnitude):
+    """W' = m (W + s BA) / |W + s BA|, row by row, in fp64."""
+    moved = weight.double() + scale * (halves[f"{module}.up"].double() @ halves[f"{module}.down"].double())
+    return magnitude.double()[:, None] * moved / moved.norm(dim=1, keepdim=True)
+
+
+def test_a_dora_beside_other_adapters_normalizes_the_base_and_its_own_change_alone(ready, merger, tmp_path):
+    """The changes are added, so that no order of the adapters has to be remembered."""
+    module = f"{ATTENTION}.to_q"
+    before = snapshot(ready.pipeline)
+    weight = before[f"{module}.weight"]
+    halves = {
+        name: random_pairs(ready.pipeline, [module], rank) for name, rank in (("d", 4), ("e", 3), ("l", 2))
+    }
+    magnitudes = {"d": weight.norm(dim=1) * 1.5, "e": weight.norm(dim=1) * 0.5}
+    for name, pair in halves.items():
+        tensors = {
+            f"{Q}.lora_down.weight": pair[f"{module}.down"],
+            f"{Q}.lora_up.weight": pair[f"{module}.up"],
+        }
+        if name in magnitudes:
+            tensors[f"{Q}.dora_scale"] = magnitudes[name][:, None]
+        merger.load(name, write(tmp_path / f"{name}.safetensors", tensors))
+    scales = {"d": 0.7, "l": 0.5, "e": 1.0}
+    expected = weight.double()
+    for name, scale in scales.items():
+        if name in magnitudes:
+            merged = dora_by_hand(weight, halves[name], module, scale, magnitudes[name])
+            expected = expected + merged - weight.double()
+        else:
+            delta = halves[name][f"{module}.up"].double() @ halves[name][f"{module}.down"].double()
+            expected = expected + scale * delta
+    for order in (["d", "l", "e"], ["e", "d", "l"]):
+        merger.apply({})
+        merger.apply({name: scales[name] for name in order})
+        found = snapshot(ready.pipeline)[f"{module}.weight"]
+        torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_dora_leaves_a_row_of_zeros_alone():
+    """|W + BA| is 0 there, and 0 / 0 would be no number."""
+    pair = LowRank(torch.zeros(2, 3), torch.ones(4, 2), 1.0)
+    base = torch.ones(4, 3)
+    base[1] = 0
+    merged = base.clone()
+    Dora(pair, torch.full((4,), 2.0), by_column=False).add_to(merged, base, 0.7)
+    expected = 2 * base / math.sqrt(3)
+    torch.testing.assert_close(merged, expected)
+
+
+def test_another_scale_is_merged_without_the_adapters_file(ready, merger, tmp_path):
+    """It is parsed once; the file may even be gone."""
+    halves = random_pairs(ready.pipeline, MODULES)
+    path = write(tmp_path / "lora.safetensors", kohya(halves, alpha=alpha_of))
+    before = snapshot(ready.pipeline)
+    merger.load("rubber", path)
+    merger.apply({"rubber": 0.35})
+    path.unlink()
+    merger.apply({"rubber": 1.0})
+    expected = merge_by_hand(before, halves, 1.0, lambda module: alpha_of(module) / 4)
+    assert_close(snapshot(ready.pipeline), expected)
+
+
+def test_a_pair_kept_as_a_convolution_of_one_fits_a_linear_module_and_alpha_may_be_an_integer(
+    ready, merger, tmp_path
+):
+    module = "unet.down_blocks.2.attentions.1.proj_in"
+    halves = random_pairs(ready.pipeline, [module])
+    name = ORIGINAL_NAMES[module]
+    tensors = {
+        f"{name}.lora_down.weight": halves[f"{module}.down"][:, :, None, None],
+        f"{name}.lora_up.weight": halves[f"{module}.up"][:, :, None, None],
+        f"{name}.alpha": torch.tensor(2),
+    }
+    before = snapshot(ready.pipeline)
+    merger.load("rubber", write(tmp_path / "lora.safetensors", tensors))
+    merger.apply({"rubber": 0.7})
+    assert_close(snapshot(ready.pipeline), merge_by_hand(before, halves, 0.7, lambda _: 0.5))
+
+
 def test_an_interrupted_merge_is_done_again_and_can_be_taken_away(ready, merger, tmp_path):
     halves = random_pairs(ready.pipeline, MODULES)
     merger.load("rubber", write(tmp_path / "lora.safetensors", kohya(halves, alpha=alpha_of)))
@@ -241,6 +324,74 @@ def test_header_alphas_that_make_no_sense_are_refused(ready, merger, tmp_path, t
     assert "\n" not in str(caught.value)
 
 
+def test_alpha_tensors_go_before_the_alphas_of_the_header(ready, merger, tmp_path):
+    module = f"{ATTENTION}.to_q"
+    halves = random_pairs(ready.pipeline, [module])
+    tensors = {
+        f"{module}.lora_A.weight": halves[f"{module}.down"],
+        f"{module}.lora_B.weight": halves[f"{module}.up"],
+        f"{module}.alpha": torch.tensor(8.0),
+    }
+    table = {"lora_adapter_metadata": '{"unet.lora_alpha": 1, "unet.alpha_pattern": {"to_q": 3}}'}
+    before = snapshot(ready.pipeline)
+    merger.load("x", write(tmp_path / "x.safetensors", tensors, table))
+    merger.apply({"x": 1.0})
+    assert_close(snapshot(ready.pipeline), merge_by_hand(before, halves, 1.0, lambda _: 2.0))
+
+
+def test_alphas_named_for_hundreds_of_modules_are_found_quickly():
+    modules = [f"down_blocks.{i}.attentions.{j}.to_q" for i in range(40) for j in range(25)]
+    patterns = {module: float(place) for place, module in enumerate(modules)} | {r"down_blocks.*to_[qk]": 1.0}
+    table = AlphaTable("x", {"unet": PeftConfig(lora_alpha=1.0, alpha_pattern=patterns)})
+    began = time.process_time()
+    assert [table.factor(("unet", module), 1) for module in modules] == list(range(1000))
+    assert time.process_time() - began < 1
+    table.refuse_unused()  # the last pattern fits too, though an earlier one counts
+
+
+def test_a_file_that_says_that_it_is_for_another_base_is_quoted(merger, tmp_path):
+    path = write(tmp_path / "x", {"surprise": torch.zeros(1)}, {"modelspec.architecture": "lumina-2/lora"})
+    with pytest.raises(AdapterError) as caught:
+        merger.load("x", path)
+    assert str(caught.value) == (
+        "x: no place in this model for 'surprise'; the file says that it is for 'lumina-2/lora'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "adapter_config.json: Input data was truncated"),
+        ('{"peft_type": "LOHA"}', "adapter_config.json: peft_type 'LOHA', expected 'LORA'"),
+        (" " * (2**20 + 1), "adapter_config.json: more than 1048576 bytes"),
+        (
+            '{"layer_replication": [[0, 4]]}',
+            "adapter_config.json: layer_replication is set, which no SDXL model has",
+        ),
+        (
+            '{"lora_alpha": 8, "alpha_pattern": {"to_z": 2}}',
+            "adapter_config.json: alpha_pattern 'to_z' fits no module",
+        ),
+    ],
+)
+def test_a_peft_folder_whose_configuration_makes_no_sense_is_refused(
+    ready, merger, tmp_path, config, message
+):
+    module = f"{ATTENTION}.to_q"
+    halves = random_pairs(ready.pipeline, [module])
+    name = f"base_model.model.{module.removeprefix('unet.')}"
+    tensors = {
+        f"{name}.lora_A.weight": halves[f"{module}.down"],
+        f"{name}.lora_B.weight": halves[f"{module}.up"],
+    }
+    path = write(tmp_path / "adapter_model.safetensors", tensors)
+    (tmp_path / "adapter_config.json").write_text(config)
+    for place in (tmp_path, path):  # the folder or the file in it
+        with pytest.raises(AdapterError) as caught:
+            merger.load("x", place)
+        assert str(caught.value).startswith(message)
+
+
 def test_another_file_under_the_same_name_is_merged_at_the_same_scale(ready, merger, tmp_path):
     before = snapshot(ready.pipeline)
     first = random_pairs(ready.pipeline, MODULES[:3])
@@ -265,6 +416,15 @@ def test_another_file_under_the_same_name_is_merged_at_the_same_scale(ready, mer
             },
             "x.safetensors: alpha of unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q "
             "has the shape (4,), expected one number",
+        ),
+        (
+            {
+                f"{Q}.lora_down.weight": torch.zeros(4, 32),
+                f"{Q}.lora_up.weight": torch.zeros(32, 4),
+                f"{Q}.alpha": torch.tensor(-2e9),
+            },
+            "x.safetensors: alpha of unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q is -2e+09, "
+            "expected at most 1e+06",
         ),
         (
             {
@@ -351,8 +511,8 @@ def test_another_file_under_the_same_name_is_merged_at_the_same_scale(ready, mer
                 f"{Q}.lora_down.weight": torch.zeros(4, 32),
                 f"unet.{ATTENTION.removeprefix('unet.')}.to_q.lora_A.weight": torch.zeros(4, 32),
             },
-            "x.safetensors: 'unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight' and "
-            "'lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight' are for the same weight",
+            "x.safetensors: 'lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight' and "
+            "'unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight' are for the same weight",
         ),
     ],
 )
@@ -456,6 +616,89 @@ def test_a_token_that_is_a_word_or_named_twice_is_refused_and_nothing_changes(re
         ready.tokens.install([(file, ["<s0>", "<s0>"])])
     assert_same(snapshot(ready.pipeline), before)
     assert ready.pipeline.tokenizer is tokenizer
+
+
+def tokens_file(path, value, count=1):
+    rows = {"clip_l": torch.full((count, 32), value), "clip_g": torch.full((count, 48), value)}
+    return read_embedding(write(path, rows), {"text_encoder": 32, "text_encoder_2": 48})
+
+
+def test_a_token_of_two_files_is_the_later_ones(ready, tmp_path, caplog):
+    before = snapshot(ready.pipeline)
+    first, second = (tokens_file(tmp_path / name, value, 2) for name, value in (("a", 1.0), ("b", 2.0)))
+    ready.tokens.install([(first, ["<s0>", "<s1>"]), (second, ["<s1>", "<s2>"])])
+    assert ready.tokens.installed == ("<s0>", "<s1>", "<s2>")
+    assert caplog.messages == ["b: token <s1> replaces the one of a"]
+    for encoder in (ready.pipeline.text_encoder, ready.pipeline.text_encoder_2):
+        assert encoder.get_input_embeddings().weight[49408:, 0].tolist() == [1.0, 2.0, 2.0]
+    ready.tokens.install([])
+    assert ready.tokens.installed == ()
+    assert_same(snapshot(ready.pipeline), before)
+
+
+def test_a_token_that_the_base_brings_is_replaced_and_comes_back(tiny_project, tmp_path):
+    """A base may have been saved with learned tokens in it."""
+    pipeline = load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), torch.float32).pipeline
+    for tokenizer, encoder in (
+        (pipeline.tokenizer, pipeline.text_encoder),
+        (pipeline.tokenizer_2, pipeline.text_encoder_2),
+    ):
+        tokenizer.add_tokens(["<s0>"])
+        matrix = encoder.get_input_embeddings().weight.data
+        encoder.get_input_embeddings().weight = torch.nn.Parameter(torch.cat([matrix, matrix[:1]]), False)
+    before = snapshot(pipeline)
+    tokens = TokenInstaller(pipeline)
+    new = tokens_file(tmp_path / "a", 5.0, 2)
+    for _ in range(2):
+        tokens.install([(new, ["<new>", "<s0>"])])
+        weight = pipeline.text_encoder.get_input_embeddings().weight
+        assert weight.shape[0] == 49410
+        assert weight[49408:].eq(5).all()
+        assert pipeline.tokenizer("<s0><new>").input_ids[1:3] == [49408, 49409]
+        tokens.install([])
+        assert_same(snapshot(pipeline), before)
+        assert pipeline.tokenizer("<s0>").input_ids[1] == 49408
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (
+            {"bundle_emb.tile.clip_l": torch.zeros(1, 32)},
+            "x.safetensors: the bundled embedding 'tile' has clip_l alone",
+        ),
+        (
+            {"bundle_emb.a.b.clip_l": torch.zeros(1, 32), "bundle_emb.a.b.clip_g": torch.zeros(1, 48)},
+            "x.safetensors: the bundled embedding 'a.b' cannot be a token's name",
+        ),
+        (
+            {"bundle_emb.tile.clip_l": torch.zeros(2, 32), "bundle_emb.tile.clip_g": torch.zeros(1, 48)},
+            "x.safetensors: 2 rows for one text encoder and 1 for the other",
+        ),
+        (
+            {
+                "bundle_emb.a.clip_l": torch.zeros(32), "bundle_emb.a.clip_g": torch.zeros(48),
+                "bundle_emb.b.clip_l": torch.zeros(32), "bundle_emb.b.clip_g": torch.zeros(64),
+            },
+            "x.safetensors: the bundled embeddings have different widths",
+        ),
+        (
+            {"bundle_emb.a.clip_l": torch.full((32,), torch.nan), "bundle_emb.a.clip_g": torch.zeros(48)},
+            "x.safetensors: the rows of text_encoder hold a number that is not finite",
+        ),
+    ],
+)  # fmt: skip
+def test_a_bundle_that_is_not_whole_is_refused(merger, tmp_path, tensors, message):
+    pair = {f"{Q}.lora_down.weight": torch.zeros(4, 32), f"{Q}.lora_up.weight": torch.zeros(32, 4)}
+    with pytest.raises(AdapterError) as caught:
+        merger.load("x", write(tmp_path / "x.safetensors", tensors | pair))
+    assert str(caught.value) == message
+
+
+def test_a_file_of_bundled_embeddings_alone_is_no_lora(merger, tmp_path):
+    tensors = {"bundle_emb.a.clip_l": torch.zeros(32), "bundle_emb.a.clip_g": torch.zeros(48)}
+    with pytest.raises(AdapterError, match="^x.safetensors: no LoRA tensors in it$"):
+        merger.load("x", write(tmp_path / "x.safetensors", tensors))
 
 
 def test_a_file_that_is_no_safetensors_is_refused_by_what_it_is(merger, tmp_path):

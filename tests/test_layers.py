@@ -99,7 +99,7 @@ SAME_LEVEL = {
     ("lora_file", "lora_spelling"),
     ("lora_file", "training_archive"),
     ("lora_refusals", "lora_names"),
-    ("lora_refusals", "lora_spelling"),
+    ("lora_scaling", "lora_deltas"),
     ("lora_scaling", "lora_names"),
     ("__main__", "cli"),
 }

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from tests.adapter_crafts import Workbench, embedding_rows, read_weights
@@ -46,16 +47,22 @@ def bench(pristine, tmp_path):
     return Workbench(pristine, tmp_path)
 
 
-def run(pipeline):
-    """Return what the UNet and both text encoders answer to one fixed input."""
+def run_unet(unet):
     generator = torch.Generator().manual_seed(2)
     with torch.inference_mode():
-        unet = pipeline.unet(
+        return unet(
             torch.randn((1, 4, 16, 16), generator=generator),
             torch.tensor(500),
             encoder_hidden_states=torch.randn((1, 77, 80), generator=generator),
             added_cond_kwargs={"text_embeds": torch.ones((1, 48)), "time_ids": torch.full((1, 6), 256.0)},
         ).sample
+
+
+def run(pipeline):
+    """Return what the UNet and both text encoders answer to one fixed input."""
+    unet = run_unet(pipeline.unet)
+    generator = torch.Generator().manual_seed(4)
+    with torch.inference_mode():
         ids = torch.randint(0, 49405, (1, 77), generator=generator)
         first = pipeline.text_encoder(ids)
         second = pipeline.text_encoder_2(ids)
@@ -124,6 +131,56 @@ def test_where_diffusers_own_loader_is_right_it_answers_the_same(ready, bench, f
         reference.set_adapters(["user_lora"], [scale])
         assert_outputs_close(run(ready.pipeline), run(reference))
     ready.loras.apply({})
+
+
+CONFIGS = {
+    "rank and alpha patterns": {
+        "rank_pattern": {"attn1.to_q": 6},
+        "alpha_pattern": {"attn1.to_q": 3.0, "ff.net.0.proj": 12.0, r"mid_block.*to_k": 7.0},
+    },
+    "rsLoRA": {"use_rslora": True},
+    "DoRA": {"use_dora": True, "alpha_pattern": {"to_k": 2.0}},
+}
+
+
+def add_peft_adapter(pipeline, options):
+    """Give a copy of the UNet an adapter of peft's own, with numbers in both halves; return it and its config."""
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        target_modules=["to_q", "to_k", "ff.net.0.proj"],
+        init_lora_weights=False,
+        **options,
+    )
+    torch.manual_seed(5)
+    unet = copy.deepcopy(pipeline.unet)
+    unet.add_adapter(config, adapter_name="default")
+    return unet, config
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+@pytest.mark.parametrize("writer", ["peft", "diffusers"])
+def test_what_peft_and_diffusers_write_themselves_answers_as_it_did(ready, tmp_path, case, writer):
+    """With the configurations as these libraries write them, the mixed alphas that diffusers reads wrong included."""
+    unet, config = add_peft_adapter(ready.pipeline, CONFIGS[case])
+    tensors = get_peft_model_state_dict(unet, adapter_name="default")
+    if writer == "peft":
+        config.save_pretrained(tmp_path)
+        tensors = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(tensors, tmp_path / "adapter_model.safetensors")
+        path = tmp_path
+    else:
+        type(ready.pipeline).save_lora_weights(
+            tmp_path, unet_lora_layers=tensors, unet_lora_adapter_metadata=config.to_dict()
+        )
+        path = tmp_path / "pytorch_lora_weights.safetensors"
+    plain = run_unet(ready.pipeline.unet)
+    ready.loras.load("x", path)
+    ready.loras.apply({"x": 1.0})
+    ours = run_unet(ready.pipeline.unet)
+    ready.loras.apply({})
+    assert (ours - plain).abs().max() > 1e-2
+    torch.testing.assert_close(ours, run_unet(unet), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", named(LORA_FORMATS, "refused"))

@@ -81,6 +81,21 @@ def test_a_broken_header_is_refused_by_its_fault(tmp_path, header, data, message
         (b"\x80\x02}q\x00X\x05\x00\x00\x00", "x: a pickle, expected safetensors"),
         (b"<!DOCTYPE html><html>", "x: an HTML page, expected safetensors"),
         (
+            b"PK\x03\x04x/data.pkl\x80\x02layer_structure",
+            "x: a pickled hypernetwork, which SDXL does not have, expected safetensors",
+        ),
+        (b"\x80\x02}string_to_param", "x: a pickled textual inversion embedding, expected safetensors"),
+        (b"\r\n <html lang=en>", "x: an HTML page, expected safetensors"),
+        (b"GGUF\x03" + bytes(9), "x: a GGUF file, expected safetensors"),
+        (b"\x1f\x8b\x08" + bytes(9), "x: a gzip archive, expected safetensors"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(9), "x: a picture, expected safetensors"),
+        (bytes(257) + b"ustar" + bytes(250), "x: a tar archive, expected safetensors"),
+        (
+            b'{"error": "not found"}',
+            "x: a JSON text (perhaps a server's error message), expected safetensors",
+        ),
+        (b"something else", "x: starts with b'somethin', expected safetensors"),
+        (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
             "x: a git-lfs pointer, not the file itself, expected safetensors",
         ),

@@ -1,5 +1,6 @@
 import json
 import logging
+import tarfile
 
 import pytest
 import torch
@@ -65,6 +66,65 @@ def test_a_lora_and_its_tokens_are_in_place_after_loading(project, caplog):
     assert torch.equal(weight, before)
     assert ready.set_lora_scale(None) == {lora: 0.7}
     torch.testing.assert_close(weight, before + 0.7 * delta)
+
+
+def test_a_lora_that_brings_tokens_installs_them(project, caplog):
+    """Under the manifest's names, or under the file's own."""
+    weights = project / "weights"
+    tensors = {f"{QUERY}.lora_A.weight": torch.ones(4, 32), f"{QUERY}.lora_B.weight": torch.ones(32, 4)}
+    rows = {"bundle_emb.floor.clip_l": torch.randn(2, 32), "bundle_emb.floor.clip_g": torch.randn(2, 48)}
+    save_file(tensors | rows, weights / "bundle.safetensors")
+    caplog.set_level(logging.INFO, logger="tilemix")
+    for named, tokens in (([], "<floor_0><floor_1>"), (["<s0>", "<s1>"], "<s0><s1>")):
+        adapters = [{"file": "bundle.safetensors", "kind": "lora", "scale": 0.7, "tokens": named}]
+        write_manifest(project, base=base_of(project), adapters=adapters)
+        ready = load_pipeline(find_model("tiny", project), CPU, torch.float32)
+        assert f"Loaded embedding: bundle.safetensors (tokens={tokens})" in caplog.messages
+        assert "".join(ready.tokens.installed) == tokens
+        assert ready.pipeline.tokenizer(tokens).input_ids[1:3] == [49408, 49409]
+        matrix = ready.pipeline.text_encoder_2.get_input_embeddings().weight
+        assert torch.equal(matrix[49408:], rows["bundle_emb.floor.clip_g"])
+    write_manifest(project, base=base_of(project), adapters=[adapters[0] | {"tokens": ["<s0>"]}])
+    with pytest.raises(AdapterError, match="^bundle.safetensors: 2 rows for 1 tokens$"):
+        load_pipeline(find_model("tiny", project), CPU, torch.float32)
+    save_file(tensors, weights / "bundle.safetensors")
+    with pytest.raises(
+        AdapterError, match="^bundle.safetensors: a LoRA without embeddings; the manifest names"
+    ):
+        load_pipeline(find_model("tiny", project), CPU, torch.float32)
+
+
+def test_the_archive_of_a_training_is_one_adapter(project):
+    weights = project / "weights"
+    path = QUERY.removeprefix("unet.").replace(".to_q", ".processor.to_q_lora")
+    lora, rows, names = (
+        weights / name for name in ("lora.safetensors", "embeddings.pti", "special_params.json")
+    )
+    save_file({f"{path}.down.weight": torch.ones(4, 32), f"{path}.up.weight": torch.ones(32, 4)}, lora)
+    save_file({"text_encoders_0": torch.randn(2, 32), "text_encoders_1": torch.randn(2, 48)}, rows)
+    names.write_text('{"TOK": "<s0><s1>"}')
+    with tarfile.open(weights / "trained_model.tar", "w") as archive:
+        for file in (lora, rows, names):
+            archive.add(file, arcname=file.name)
+    adapters = [{"file": "trained_model.tar", "kind": "lora", "scale": 0.7}]
+    write_manifest(project, base=base_of(project), adapters=adapters)
+    plain = load_pipeline(find_model("tiny", project), CPU, torch.float32)
+    assert plain.tokens.installed == ("<s0>", "<s1>")
+    weight = plain.pipeline.unet.get_submodule(QUERY.removeprefix("unet.")).weight
+    merged = weight.clone()
+    assert plain.set_lora_scale(0) == {"trained_model.tar": 0}
+    torch.testing.assert_close(merged - weight, torch.full((32, 32), 0.7 * 4))
+
+
+def test_embeddings_without_names_in_the_manifest_have_the_files_own(project):
+    weights = project / "weights"
+    rows = {"text_encoders_0": torch.randn(2, 32), "text_encoders_1": torch.randn(2, 48)}
+    save_file(rows, weights / "embeddings.pti")
+    adapters = [{"file": "embeddings.pti", "kind": "embedding"}]
+    write_manifest(project, base=base_of(project), adapters=adapters)
+    assert load_pipeline(find_model("tiny", project), CPU, torch.float32).tokens.installed == ("<s0>", "<s1>")
+    (weights / "special_params.json").write_text('{"TOK": "<a><b>"}')
+    assert load_pipeline(find_model("tiny", project), CPU, torch.float32).tokens.installed == ("<a>", "<b>")
 
 
 def test_a_picture_of_1024_is_decoded_in_one_piece_and_a_larger_one_in_tiles(project):

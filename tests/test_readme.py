@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from tests.adapter_formats import render_table
 from tests.test_cli import EXAMPLE
 from tilemix import request
 from tilemix.cli import make_parser
@@ -84,3 +85,7 @@ def test_the_map_names_every_module_and_no_other():
 def test_every_picture_and_file_linked_is_there():
     for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README):
         assert (ROOT / target).is_file(), target
+
+
+def test_the_adapter_formats_are_those_that_the_tests_craft():
+    assert render_table().strip() in section("Another SDXL LoRA")

@@ -101,11 +101,13 @@ class LoraMerger:
                     self._tensors[component][f"{module}.weight".removeprefix("text_model.")]
                 )
                 base = base.to(weight.device)
-                merged = base.to(torch.float32, copy=True)
+                in_place = weight.dtype == torch.float32 and weight.is_contiguous()
+                merged = weight.copy_(base) if in_place else base.to(torch.float32, copy=True)
                 for name, scale in scales.items():
                     if delta := self._loras[name].deltas.get(key):
                         delta.add_to(merged, base, scale)
-                weight.copy_(merged)
+                if not in_place:
+                    weight.copy_(merged)
 
 
 def _name_tensors(path: Path) -> dict[str, str]:

@@ -21,6 +21,7 @@ from tilemix.errors import AdapterError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)  # some files count alpha in them
+MAX_ALPHA = 1e6
 FAMILIES = {
     "pair": ({"down", "up"},),
     "LoHa": ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},),
@@ -126,19 +127,19 @@ class Dora(Delta):
         return self.inner.shape
 
     def add_to(self, merged: torch.Tensor, base: torch.Tensor, scale: float) -> None:
-        pristine = base.to(torch.float32)
         weight = base.to(torch.float32, copy=True)
         self.inner.add_to(weight, base, scale)
         magnitude = self.magnitude.to(merged.device, torch.float32).flatten()
         # As (out, in, k * k): rows are normalized over the last two axes, columns over the first and the last.
         cube = weight.view(*weight.shape[:2], -1)
         if self.by_column:
-            norm, magnitude = cube.norm(dim=(0, 2), keepdim=True), magnitude.view(1, -1, 1)
+            dims, magnitude = (0, 2), magnitude.view(1, -1, 1)
         else:
-            norm, magnitude = cube.norm(dim=(1, 2), keepdim=True), magnitude.view(-1, 1, 1)
+            dims, magnitude = (1, 2), magnitude.view(-1, 1, 1)
+        norm = torch.linalg.vector_norm(cube, dim=dims, keepdim=True)
         # A row of zeros has no direction; it stays zero.
         cube.mul_(magnitude / norm.clamp_min(torch.finfo(torch.float32).tiny))
-        merged.add_(weight.sub_(pristine))
+        merged.add_(weight.sub_(base))
 
 
 def build_delta(
@@ -168,7 +169,10 @@ def build_delta(
         if parts["alpha"].numel() != 1:
             shape = tuple(parts["alpha"].shape)
             raise AdapterError(f"{file}: alpha of {module} has the shape {shape}, expected one number")
-        factor = _divide(float(parts["alpha"].item()))
+        alpha = float(parts["alpha"].item())
+        if abs(alpha) > MAX_ALPHA:
+            raise AdapterError(f"{file}: alpha of {module} is {alpha:g}, expected at most {MAX_ALPHA:g}")
+        factor = _divide(alpha)
     delta = _build_family(family, parts, factor)
     if delta is None:
         shapes = ", ".join(

@@ -65,17 +65,27 @@ def read_lora(
     if is_archive(path):
         # The tensors are memory-mapped: they outlive the names of the unpacked files.
         with open_training(path) as files:
-            lora = read_lora(files.lora, weights, names)
-            embedding = None if files.embeddings is None else read_embedding(files.embeddings)
-        return replace(lora, name=path.name, embedding=embedding)
-    if path.is_dir():
-        path /= PEFT_FILE
+            lora = _read_tensors(files.lora, weights, names)
+            if files.embeddings is not None:
+                if lora.embedding is not None:
+                    raise AdapterError(
+                        f"{path.name}: embeddings of its own, and others bundled with the LoRA"
+                    )
+                lora = replace(lora, embedding=read_embedding(files.embeddings))
+        return replace(lora, name=path.name)
+    return _read_tensors(path / PEFT_FILE if path.is_dir() else path, weights, names)
+
+
+def _read_tensors(
+    path: Path, weights: Mapping[ModuleKey, torch.Tensor], names: Mapping[str, ModuleKey]
+) -> LoraFile:
     header = read_header(path)
     bundled = [tensor for tensor in header.tensors if is_bundled(tensor)]
     if len(bundled) == len(header.tensors):
         raise AdapterError(f"{path.name}: no {'LoRA ' if bundled else ''}tensors in it")
-    refuse_other_base(path.name, header, weights)
-    placed = _place_tensors(path, header, names)
+    modules, strangers = _split_names(path.name, header)
+    refuse_other_base(path.name, header, modules, weights)
+    placed = _place_modules(path, header, modules, strangers, names)
     alphas = _read_alphas(path, header)
     deltas = {}
     from safetensors import safe_open
@@ -86,28 +96,48 @@ def read_lora(
             deltas[key] = build_delta(path.name, ".".join(key), tensors, partial(alphas.factor, key))
             _check_shape(path.name, key, deltas[key], weights[key])
         embedding = read_bundle(path.name, {tensor: file.get_tensor(tensor) for tensor in bundled})
-    alphas.refuse_unused()
+    if not any("alpha" in parts for parts in placed.values()):  # these go before the configuration's
+        alphas.refuse_unused()
     return LoraFile(path.name, deltas, embedding)
 
 
-def _place_tensors(
-    path: Path, header: Header, names: Mapping[str, ModuleKey]
-) -> dict[ModuleKey, dict[str, str]]:
-    """Sort the file's tensors: module -> part -> tensor name."""
-    # PEFT saves each wrapped model in a folder of its own, so a text encoder's names do not say which it is.
-    home = path.parent.name if path.parent.name in COMPONENTS else "unet"
-    placed: dict[ModuleKey, dict[str, str]] = {}
-    homeless = []
+def _split_names(name: str, header: Header) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Sort the file's tensors: module as the file spells it -> part -> tensor; and those of no known ending."""
+    modules: dict[str, dict[str, str]] = {}
+    strangers = []
     for tensor in header.tensors:
         if is_bundled(tensor):
             continue
         module, part = split_name(tensor)
-        key = names.get(f"{home}.{module}" if is_wrapped(tensor) else module) or names.get(module)
+        if not module:
+            strangers.append(tensor)
+        elif modules.setdefault(module, {}).setdefault(part, tensor) != tensor:
+            raise AdapterError(f"{name}: {tensor!r} and {modules[module][part]!r} are for the same weight")
+    return modules, strangers
+
+
+def _place_modules(
+    path: Path,
+    header: Header,
+    modules: Mapping[str, Mapping[str, str]],
+    strangers: list[str],
+    names: Mapping[str, ModuleKey],
+) -> dict[ModuleKey, Mapping[str, str]]:
+    """Find each module of the file in the loaded pipeline."""
+    # PEFT saves each wrapped model in a folder of its own, so a text encoder's names do not say which it is.
+    home = path.parent.name if path.parent.name in COMPONENTS[1:] else None
+    placed: dict[ModuleKey, Mapping[str, str]] = {}
+    homeless = set(strangers)
+    for module, parts in modules.items():
+        key = names.get(module)
+        if key is None and home is not None and all(map(is_wrapped, parts.values())):
+            key = names.get(f"{home}.{module}")
         if key is None:
-            homeless.append(tensor)
-        elif placed.setdefault(key, {}).setdefault(part, tensor) != tensor:
-            raise AdapterError(f"{path.name}: {tensor!r} and {placed[key][part]!r} are for the same weight")
-    refuse_homeless(path.name, header, homeless)
+            homeless.update(parts.values())
+        elif placed.setdefault(key, parts) is not parts:
+            first, second = (next(iter(tensors.values())) for tensors in (placed[key], parts))
+            raise AdapterError(f"{path.name}: {first!r} and {second!r} are for the same weight")
+    refuse_homeless(path.name, header, [tensor for tensor in header.tensors if tensor in homeless])
     return placed
 
 

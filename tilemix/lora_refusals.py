@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tilemix.errors import AdapterError
-from tilemix.lora_spelling import split_name
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +35,7 @@ FORMATS = {
     r"^\d+(\.\d+)?\.linear|^linear[12]?\.\d*": "a hypernetwork",
     r"^(clip_[lg]|text_encoders_[01]|emb_params|string_to_param)": "a textual inversion embedding, not a LoRA; it",
 }
-CROSS_ATTENTION = re.compile(r".*attn2[._]to_[kv]")
+CROSS_ATTENTION = tuple(f"attn2{dot}to_{letter}" for dot in "._" for letter in "kv")
 # Attention at the highest resolution, which SD 1.5 and SD 2 have and SDXL has not.
 TOP_ATTENTION = re.compile(
     r"down_blocks[._]0[._]attentions|up_blocks[._]3[._]attentions|input_blocks[._][12][._]1[._]"
@@ -49,10 +48,22 @@ TEXT_ATTENTION = re.compile(
 )
 TEXT_BASES = {768: "SD 1.5 or SDXL", 1024: "SD 2", 1280: "SDXL"}
 SDXL_DECLARATIONS = ("sdxl", "stable-diffusion-xl")
+MAX_LOOKED_AT = 500  # tensors without a place that are looked at for their format's name
 
 
-def refuse_other_base(name: str, header: Header, weights: Mapping[ModuleKey, torch.Tensor]) -> None:
+def refuse_other_base(
+    name: str,
+    header: Header,
+    modules: Mapping[str, Mapping[str, str]],
+    weights: Mapping[ModuleKey, torch.Tensor],
+) -> None:
     """Refuse a file that was made for another base model, told from the widths of its attention layers.
+
+    Args:
+        name: the file's name.
+        header: its header.
+        modules: its modules as it spells them -> part -> tensor.
+        weights: the loaded pipeline's.
 
     Raises:
         AdapterError: it was.
@@ -60,13 +71,13 @@ def refuse_other_base(name: str, header: Header, weights: Mapping[ModuleKey, tor
     own = {
         component: weight.shape[1]
         for (component, module), weight in weights.items()
-        if re.search(r"attn2\.to_k$" if component == "unet" else r"self_attn\.q_proj$", module)
+        if module.endswith("attn2.to_k" if component == "unet" else "self_attn.q_proj")
     }
-    for module, parts in _group_shapes(header).items():
-        text = TEXT_ATTENTION.fullmatch(module)
-        if not text and not CROSS_ATTENTION.fullmatch(module):
+    for module, parts in modules.items():
+        text = TEXT_ATTENTION.fullmatch(module) if module.endswith("_proj") else None
+        if not text and not module.endswith(CROSS_ATTENTION):
             continue
-        width = _input_width(parts)
+        width = _input_width({part: header.tensors[tensor].shape for part, tensor in parts.items()})
         component = "unet"
         if text:
             component = "text_encoder_2" if "2" in text["prefix"] else "text_encoder"
@@ -84,10 +95,11 @@ def refuse_homeless(name: str, header: Header, homeless: Sequence[str]) -> None:
     """
     if not homeless:
         return
+    looked_at = homeless[:MAX_LOOKED_AT]
     for pattern, format_name in FORMATS.items():
-        if any(re.search(pattern, tensor) for tensor in homeless):
+        if any(re.search(pattern, tensor) for tensor in looked_at):
             raise AdapterError(f"{name}: {format_name} is not supported; SDXL's LoRA, LoHa, LoKr, DoRA are")
-    if any(TOP_ATTENTION.search(tensor) for tensor in homeless):
+    if any(TOP_ATTENTION.search(tensor) for tensor in looked_at):
         raise AdapterError(f"{name}: made for SD 1.5 or SD 2, which have attention where SDXL has none")
     shown = ", ".join(repr(tensor) for tensor in homeless[:5])
     more = f" and {len(homeless) - 5} more" if len(homeless) > 5 else ""
@@ -96,16 +108,6 @@ def refuse_homeless(name: str, header: Header, homeless: Sequence[str]) -> None:
     if declared and not declared.startswith(SDXL_DECLARATIONS):
         hint = f"; the file says that it is for {declared[:40]!r}"
     raise AdapterError(f"{name}: no place in this model for {shown}{more}{hint}")
-
-
-def _group_shapes(header: Header) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Return the shapes of the file's tensors by module, as the file spells it, and part."""
-    modules: dict[str, dict[str, tuple[int, ...]]] = {}
-    for tensor, info in header.tensors.items():
-        module, part = split_name(tensor)
-        if module:
-            modules.setdefault(module, {})[part] = info.shape
-    return modules
 
 
 def _input_width(parts: Mapping[str, tuple[int, ...]]) -> int | None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from tilemix.errors import AdapterError
+from tilemix.lora_deltas import MAX_ALPHA
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from tilemix.modelfile import Header
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-MAX_ALPHA = 1e6
 MAX_CONFIG_BYTES = 2**20
+PLAIN_PATH = re.compile(r"[A-Za-z0-9_.]+")  # a path; its dots, in an expression any character, stand for dots
 MAX_PATTERN = 200  # characters
 MAX_REPEATS = 3  # `*`, `+` and the like in a pattern: each one multiplies the time that a match can take
 # These write other weights into the base itself, so that the pair alone is not the change.
@@ -54,13 +55,10 @@ class AlphaTable:
     def __init__(self, source: str, configs: Mapping[str, PeftConfig]) -> None:
         self._source = source
         self._configs = dict(configs)
-        self._patterns: dict[str, list[tuple[re.Pattern[str], float]]] = {}
-        self._used: set[str] = set()
+        self._patterns: dict[str, _Patterns] = {}
         for component, config in self._configs.items():
             self._check(config)
-            self._patterns[component] = [
-                (self._compile(pattern), alpha) for pattern, alpha in config.alpha_pattern.items()
-            ]
+            self._patterns[component] = _Patterns(source, config.alpha_pattern)
 
     def factor(self, key: ModuleKey, rank: int) -> float:
         """Return alpha / rank (alpha / sqrt(rank) for rsLoRA) of a module; 1 where nothing is said of it."""
@@ -68,14 +66,11 @@ class AlphaTable:
         config = self._configs.get(component)
         if config is None:
             return 1.0
-        alpha = config.lora_alpha
         # transformers 5 has dropped the `text_model.` that older files have in their patterns.
         paths = (f"{component}.{module}", f"{component}.text_model.{module}")
-        for pattern, value in self._patterns[component]:
-            if any(pattern.match(path) for path in paths):
-                self._used.add(pattern.pattern)
-                alpha = value
-                break
+        alpha = self._patterns[component].find(paths)
+        if alpha is None:
+            alpha = config.lora_alpha
         if alpha is None:
             return 1.0
         return alpha / (math.sqrt(rank) if config.use_rslora else rank)
@@ -86,10 +81,10 @@ class AlphaTable:
         Raises:
             AdapterError: there is one.
         """
-        for component, config in self._configs.items():
-            compiled = self._patterns[component]
-            for pattern, (expression, _) in zip(config.alpha_pattern, compiled, strict=True):
-                if expression.pattern not in self._used:
+        used = {pattern for patterns in self._patterns.values() for pattern in patterns.used}
+        for config in self._configs.values():
+            for pattern in config.alpha_pattern:
+                if pattern not in used:
                     raise AdapterError(
                         f"{self._source}: alpha_pattern {pattern!r} fits no module of the file"
                     )
@@ -110,20 +105,54 @@ class AlphaTable:
             field = "fan_in_fan_out" if config.fan_in_fan_out else "layer_replication"
             raise AdapterError(f"{self._source}: {field} is set, which no SDXL model has")
 
-    def _compile(self, pattern: str) -> re.Pattern[str]:
+
+class _Patterns:
+    """PEFT's rule: an expression for the end of a module's path, from the start of a name on; the first counts.
+
+    Most are plain names, hundreds of them where every module has its own alpha: these are looked up.
+    """
+
+    def __init__(self, source: str, alphas: Mapping[str, float]) -> None:
+        self.used: set[str] = set()
+        self._alphas = dict(alphas)
+        self._places = {pattern: place for place, pattern in enumerate(alphas)}
+        self._expressions = [
+            (pattern, self._compile(source, pattern))
+            for pattern in alphas
+            if not PLAIN_PATH.fullmatch(pattern)
+        ]
+
+    def find(self, paths: Sequence[str]) -> float | None:
+        """Return the alpha of the first pattern that fits one of the paths; None if none does."""
+        endings = (path[start:] for path in paths for start in _name_starts(path))
+        fitting = [ending for ending in endings if ending in self._places]
+        fitting += [
+            pattern
+            for pattern, expression in self._expressions
+            if any(expression.match(path) for path in paths)
+        ]
+        if not fitting:
+            return None
+        self.used.update(fitting)
+        return self._alphas[min(fitting, key=self._places.__getitem__)]
+
+    def _compile(self, source: str, pattern: str) -> re.Pattern[str]:
         # A file must not choose an expression that takes for ever: no groups, few repeats.
         shown = pattern[:80]
         repeats = sum(pattern.count(character) for character in "*+?{")
         if len(pattern) > MAX_PATTERN or "(" in pattern or repeats > MAX_REPEATS:
             raise AdapterError(
-                f"{self._source}: alpha_pattern {shown!r}, expected at most {MAX_PATTERN} characters, "
+                f"{source}: alpha_pattern {shown!r}, expected at most {MAX_PATTERN} characters, "
                 f"{MAX_REPEATS} repeats and no groups"
             )
         try:
-            # PEFT's rule: the end of the module's path, from the start of a name on; the first that fits.
             return re.compile(rf"(?:.*\.)?(?:{pattern})$")
         except re.error as error:
-            raise AdapterError(f"{self._source}: alpha_pattern {shown!r}: {error}") from error
+            raise AdapterError(f"{source}: alpha_pattern {shown!r}: {error}") from error
+
+
+def _name_starts(path: str) -> list[int]:
+    return [0, *(place + 1 for place, character in enumerate(path) if character == ".")]
 
 
 def read_header_alphas(name: str, header: Header) -> AlphaTable:

@@ -53,19 +53,24 @@ PEFT_WRAPPER = re.compile(r"((?:unet|text_encoder|text_encoder_2)\.)?base_model\
 def split_name(tensor: str) -> tuple[str, str]:
     """Split a tensor's name into (module as the file spells it, part); ("", "") if it has no part's ending."""
     name = PEFT_WRAPPER.sub(r"\1", tensor, count=1) if is_wrapped(tensor) else tensor
-    if match := PROCESSOR.fullmatch(name):
-        layer = "to_out.0" if match["layer"] == "to_out" else match["layer"]
-        return f"{match['attention']}.{layer}", match["part"]
-    if match := TEXT_PROCESSOR.fullmatch(name):
-        return f"{match['attention']}.{TEXT_PROJECTIONS[match['layer']]}", match["part"]
-    if match := WITH_ADAPTER_NAME.fullmatch(name):
+    end = len(name)
+    for _ in range(3):  # no ending has more dots
+        end = name.rfind(".", 0, end)
+        if end < 1:
+            break
+        if (part := SUFFIXES.get(name[end:])) is not None:
+            return name[:end], part
+    if "_lora." in name:
+        if match := PROCESSOR.fullmatch(name):
+            layer = "to_out.0" if match["layer"] == "to_out" else match["layer"]
+            return f"{match['attention']}.{layer}", match["part"]
+        if match := TEXT_PROCESSOR.fullmatch(name):
+            return f"{match['attention']}.{TEXT_PROJECTIONS[match['layer']]}", match["part"]
+    elif match := WITH_ADAPTER_NAME.fullmatch(name):
         return match["module"], PEFT_PARTS[match["part"]]
-    for suffix, part in SUFFIXES.items():
-        if name.endswith(suffix):
-            return name.removesuffix(suffix), part
     return "", ""
 
 
 def is_wrapped(tensor: str) -> bool:
     """Say whether the name is one of PEFT's own: its strength then stands in `adapter_config.json`."""
-    return PEFT_WRAPPER.match(tensor) is not None
+    return "base_model." in tensor and PEFT_WRAPPER.match(tensor) is not None

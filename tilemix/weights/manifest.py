@@ -52,7 +52,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One adapter file: a LoRA, or textual inversion embeddings for both text encoders."""
+    """One adapter file: a LoRA, with the embeddings it brings, or embeddings alone for both text encoders."""
 
     file: str  # below weights/ or weights/files/
     kind: Literal["lora", "embedding"]
