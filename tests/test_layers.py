@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tilemix"
 
 LAYERS = (
     {"errors", "project"},
-    {"cielab", "color_values", "colors", "modelfile", "prompt_text"},
+    {"cielab", "color_values", "colors", "model_index", "modelfile", "prompt_text"},
     {"mix", "templates", "weights"},
     {"rewriter", "request"},
     {
@@ -39,6 +39,7 @@ WITHOUT_TORCH = (
     "request",
     "weights",
     "modelfile",
+    "model_index",
     "measure",
     "provenance",
     "image_file",
@@ -87,6 +88,7 @@ SAME_LEVEL = {
     ("image_file", "provenance"),
     ("embedding_file", "lora_file"),
     ("lora_names", "lora_file"),
+    ("model_index", "modelfile"),
     ("__main__", "cli"),
 }
 
