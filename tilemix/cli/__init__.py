@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from tilemix.cli.inspections import add_inspect
 from tilemix.cli.packages import add_weights
 from tilemix.cli.pictures import add_predict, add_readers
 from tilemix.cli.prompts import add_rewrite
@@ -50,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_predict(verbs)
     add_rewrite(verbs)
     add_readers(verbs)
+    add_inspect(verbs)
     add_weights(verbs)
     add_train(verbs)
     return parser
