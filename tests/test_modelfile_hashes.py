@@ -19,7 +19,7 @@ from tilemix.modelfile import hash_cache, hashes, read
 from tilemix.modelfile.hash_cache import cache_path, find_hashes, recall_hashes
 from tilemix.modelfile.hashes import BLOCK, compute_hashes
 
-SIZES = (11 * 2**20, 12 * 2**20 + 1, 3 * BLOCK, 3 * BLOCK - 1)  # bytes of tensors
+SIZES = (11 * 2**20, 12 * 2**20 + 1, 40 * BLOCK, 44 * BLOCK - 1)  # bytes of tensors
 
 
 @pytest.fixture(autouse=True)

@@ -241,7 +241,7 @@ def valid_files(draw):
 @given(file=valid_files())
 def test_every_valid_file_is_read_as_the_library_reads_it(tmp_path_factory, file):
     content, header = file
-    path = tmp_path_factory.mktemp("valid") / "x"
+    path = tmp_path_factory.getbasetemp() / "valid"
     path.write_bytes(content)
     ours = read_header(path)
     assert ours.metadata == header.get("__metadata__", {})
@@ -254,7 +254,7 @@ def test_every_valid_file_is_read_as_the_library_reads_it(tmp_path_factory, file
 
 @given(file=valid_files(), cut=st.integers(1, 40))
 def test_no_truncated_file_is_read(tmp_path_factory, file, cut):
-    path = tmp_path_factory.mktemp("cut") / "x"
+    path = tmp_path_factory.getbasetemp() / "cut"
     path.write_bytes(file[0][:-cut])
     with pytest.raises(ModelFileError):
         read_header(path)
@@ -265,7 +265,7 @@ def test_what_we_read_of_a_damaged_file_the_library_reads_too(tmp_path_factory, 
     content = bytearray(file[0])
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    path = tmp_path_factory.mktemp("damaged") / "x"
+    path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(content)
     try:
         ours = read_header(path)
@@ -277,7 +277,7 @@ def test_what_we_read_of_a_damaged_file_the_library_reads_too(tmp_path_factory, 
 
 @given(content=st.binary(max_size=300))
 def test_no_content_raises_anything_but_our_error(tmp_path_factory, content):
-    path = tmp_path_factory.mktemp("any") / "x"
+    path = tmp_path_factory.getbasetemp() / "any"
     path.write_bytes(len(content).to_bytes(8, "little") + b"{" + content)
     with pytest.raises(ModelFileError):
         read_header(path)
