@@ -57,18 +57,17 @@ class DeclaredHash:
 
 @dataclass(frozen=True, slots=True)
 class Sidecars:
-    """All sidecars of a file, merged."""
+    """All sidecars of a file, merged.
 
-    fields: dict[str, object] = field(default_factory=dict)  # see FIELDS
+    Fields, where a sidecar has them: name, version_name, base_model, model_type, description, notes,
+    negative_text, preview_url (texts), trigger_words, tags (tuples of texts), model_id, version_id (integers)
+    and preferred_weight (a number).
+    """
+
+    fields: dict[str, object] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)  # field -> name of the sidecar it is from
     hash: DeclaredHash | None = None
     notes: tuple[str, ...] = ()  # sidecars that could not be used, and why
-
-
-FIELDS = (
-    "name", "version_name", "base_model", "model_type", "trigger_words", "negative_text", "preferred_weight",
-    "description", "notes", "tags", "model_id", "version_id", "preview_url",
-)  # fmt: skip
 
 
 def sidecar_paths(path: Path) -> tuple[Path, ...]:
