@@ -83,5 +83,5 @@ clean: ## the environments; build/ holds hours of training and stays
 .venv-pins/ready: requirements.txt requirements-dev.txt
 	@test -x .venv-pins/bin/pip || $(PYTHON) -m venv --clear .venv-pins
 	@.venv-pins/bin/pip install --quiet --disable-pip-version-check -r requirements.txt \
-		$$(grep -E '^(cog|httpx|hypothesis|pytest|PyYAML)==' requirements-dev.txt)
+		$$(grep -E '^(blake3|cog|httpx|hypothesis|pytest|PyYAML)==' requirements-dev.txt)
 	@touch $@

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "tilemix"
 
 LAYERS = (
     {"errors", "project"},
-    {"cielab", "color_values", "colors", "modelfile", "prompt_text"},
+    {"cielab", "color_values", "colors", "model_index", "modelfile", "prompt_text"},
     {"mix", "templates", "weights"},
     {"rewriter", "request"},
     {
@@ -44,6 +44,7 @@ WITHOUT_TORCH = (
     "request",
     "weights",
     "modelfile",
+    "model_index",
     "measure",
     "provenance",
     "image_file",
@@ -101,6 +102,7 @@ SAME_LEVEL = {
     ("lora_refusals", "lora_names"),
     ("lora_scaling", "lora_deltas"),
     ("lora_scaling", "lora_names"),
+    ("model_index", "modelfile"),
     ("__main__", "cli"),
 }
 

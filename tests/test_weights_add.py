@@ -10,8 +10,8 @@ import time
 import pytest
 
 from tests.https_server import answer, redirect, serve
-from tests.test_modelfile import entry as tensor
-from tests.test_modelfile import write
+from tests.test_modelfile_header import entry as tensor
+from tests.test_modelfile_header import write
 from tests.tiny_sdxl import write_manifest
 from tilemix import cli
 from tilemix.errors import AdapterError, ManifestError, ModelFileError, TilemixError, WeightsError

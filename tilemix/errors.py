@@ -13,6 +13,7 @@ The tree, so that a caller can catch exactly as much as it can handle:
         * MissingFilesError    files it names are not there
         * ModelFileError       a file is not what it should be
             * AdapterError     a LoRA or an embedding that cannot be loaded completely
+        * ModelLookupError     a model site cannot be asked, or its answer cannot be used
     * TrainingError            a training cannot begin, or cannot go on
     * RenderError              the model ran and gave no picture
     * ImageFileError           a picture file cannot be read or written
@@ -70,6 +71,10 @@ class ModelFileError(WeightsError):
 
 class AdapterError(ModelFileError):
     """A LoRA or an embedding cannot be loaded completely, so it is not loaded at all."""
+
+
+class ModelLookupError(WeightsError):
+    """A model site cannot be asked about a file, or its answer cannot be used."""
 
 
 class TrainingError(TilemixError):

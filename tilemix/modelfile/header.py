@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import reprlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 MAX_HEADER_BYTES = 8 * 2**20  # the largest SDXL header seen is under 300 KiB
 MAX_METADATA_BYTES = 2**20
 MAX_TENSORS = 20_000  # an SDXL UNet has 1,680
+MAX_METADATA_ENTRIES = 10_000
 MAX_RANK = 8
 MAX_DIMENSION = 2**31
 TENSOR_NAME = re.compile(r"[A-Za-z0-9._<>*-]{1,256}")
@@ -41,6 +43,13 @@ DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+EMPTY_MARKERS = {"v_pred", "ztsnr"}  # checkpoints say "v-prediction" and "zero terminal SNR" by empty tensors
+# How often a byte can stand in a header within the limits above: what the tensors need, and what the texts
+# of the metadata may hold (brackets and commas of JSON in them). Counted before a parser builds the values:
+# eight megabytes of `[],` cost it 0.8 s and 200 MB.
+MAX_STRINGS = 5 * MAX_TENSORS + 2 * MAX_METADATA_ENTRIES
+MAX_OPENINGS = {"[": 2 * MAX_TENSORS + 100_000, "{": MAX_TENSORS + 100_000}
+MAX_COMMAS = (MAX_RANK + 3) * MAX_TENSORS + 300_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,8 @@ def read_header(path: Path) -> Header:
     """
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise ModelFileError(f"{path}: no regular file")
         with path.open("rb") as file:
             start = file.read(FOREIGN_START)
             if len(start) < 10:
@@ -119,12 +130,14 @@ def describe_foreign(start: bytes) -> str:
 
 def _check_header(name: str, raw: bytes, *, data_size: int) -> Header:
     def refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        keys = [key for key, _ in pairs]
-        if len(set(keys)) != len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
             raise ModelFileError(f"{name}: the header names {twice[:80]!r} twice")
-        return dict(pairs)
+        return table
 
+    _refuse_floods(name, raw)
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=refuse_duplicates)
     except (ValueError, RecursionError) as error:
@@ -147,9 +160,24 @@ def _check_header(name: str, raw: bytes, *, data_size: int) -> Header:
     return Header(tensors, metadata, 8 + len(raw))
 
 
+def _refuse_floods(name: str, raw: bytes) -> None:
+    """Refuse a header with more strings, lists, objects or values than one within the limits can have."""
+    # An escaped quote ends no string; one after an escaped backslash does.
+    quotes = raw.count(b'"') - raw.count(b'\\"') + raw.count(b'\\\\"')
+    if (strings := quotes // 2) > MAX_STRINGS:
+        raise ModelFileError(f"{name}: about {strings} texts in the header, expected at most {MAX_STRINGS}")
+    for byte, most in {**MAX_OPENINGS, ",": MAX_COMMAS}.items():
+        if (found := raw.count(byte.encode())) > most:
+            raise ModelFileError(f"{name}: {found} times {byte!r} in the header, expected at most {most}")
+
+
 def _check_metadata(name: str, metadata: object) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ModelFileError(f"{name}: __metadata__ is no table of texts")
+    if len(metadata) > MAX_METADATA_ENTRIES:
+        raise ModelFileError(
+            f"{name}: {len(metadata)} entries of metadata, expected at most {MAX_METADATA_ENTRIES}"
+        )
     size = sum(len(key) + len(value) for key, value in metadata.items())
     if size > MAX_METADATA_BYTES:
         raise ModelFileError(f"{name}: {size} characters of metadata, expected at most {MAX_METADATA_BYTES}")
@@ -164,12 +192,13 @@ def _check_tensor(name: str, key: str, value: object) -> TensorInfo:
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise ModelFileError(
-            f"{name}: {key!r} has dtype {str(dtype)[:40]!r}; known: {', '.join(DTYPE_BYTES)}"
+            f"{name}: {key!r} has dtype {reprlib.repr(dtype)}; known: {', '.join(DTYPE_BYTES)}"
         )
-    if not _are_counts(shape) or len(shape) > MAX_RANK or any(not 1 <= n <= MAX_DIMENSION for n in shape):
-        raise ModelFileError(f"{name}: {key!r} has the shape {str(shape)[:80]}")
-    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ModelFileError(f"{name}: {key!r} has the offsets {str(offsets)[:80]}")
+    least = 0 if key in EMPTY_MARKERS else 1
+    if not _are_counts(shape, MAX_RANK) or any(not least <= n <= MAX_DIMENSION for n in shape):
+        raise ModelFileError(f"{name}: {key!r} has the shape {reprlib.repr(shape)}")
+    if not _are_counts(offsets, 2) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ModelFileError(f"{name}: {key!r} has the offsets {reprlib.repr(offsets)}")
     expected = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != expected:
         raise ModelFileError(
@@ -178,5 +207,9 @@ def _check_tensor(name: str, key: str, value: object) -> TensorInfo:
     return TensorInfo(dtype, tuple(shape), (offsets[0], offsets[1]))
 
 
-def _are_counts(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+def _are_counts(value: object, most: int) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= most
+        and all(type(item) is int and item >= 0 for item in value)
+    )

@@ -1,0 +1,57 @@
+"""The command line: `tilemix VERB`. Results go to standard output, everything else to standard error.
+
+Exit status: 0 done; 1 refused or failed, with one line that says why; 2 wrong usage.
+Each verb imports what it needs when it runs, so that `tilemix rewrite` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from tilemix.cli.inspections import add_inspect
+from tilemix.cli.packages import add_weights
+from tilemix.cli.pictures import add_predict, add_readers
+from tilemix.cli.prompts import add_rewrite
+from tilemix.cli.tunings import add_train
+from tilemix.errors import TilemixError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status."""
+    parser = make_parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("tilemix").setLevel(logging.WARNING if options.quiet else logging.INFO)
+    try:
+        options.run(options)
+    except TilemixError as error:
+        sys.stderr.write(f"tilemix {options.verb}: {error}\n")
+        return 1
+    except BrokenPipeError:
+        # The reader has gone (`tilemix ... | head`): nothing is left to say, to standard output least of all.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"tilemix {options.verb}: interrupted\n")
+        return 130
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of every verb."""
+    parser = argparse.ArgumentParser(
+        prog="tilemix", description="Pictures of rubber floor tiles from color mixes."
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="only warnings on standard error")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    add_predict(verbs)
+    add_rewrite(verbs)
+    add_readers(verbs)
+    add_inspect(verbs)
+    add_weights(verbs)
+    add_train(verbs)
+    return parser

@@ -1,0 +1,97 @@
+"""`tilemix weights`: the files of the packaged models."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from tilemix.errors import TilemixError
+
+if TYPE_CHECKING:
+    from tilemix.cli.verbs import Verbs
+
+logger = logging.getLogger(__name__)
+
+PRODUCT = "rubber-tile"  # what `weights add` is for, where nothing else is said
+
+
+def add_weights(verbs: Verbs) -> None:
+    """Add `weights` and its actions."""
+    weights = verbs.add_parser(
+        "weights", help="list, fetch, add, lock or verify the files of packaged models"
+    )
+    weights.set_defaults(run=_weights)
+    actions = weights.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="print the packaged models")
+    fetch = actions.add_parser("fetch", help="download the missing files that a server has")
+    fetch.add_argument("model", help="a packaged model's name")
+    for action, text in (
+        ("lock", "write the files' sizes and hashes into the manifest"),
+        ("verify", "check the files against the manifest"),
+    ):
+        actions.add_parser(action, help=text).add_argument("model", help="a packaged model's name")
+    add = actions.add_parser("add", help="put a LoRA or an embedding into weights/files/ and the manifest")
+    add.add_argument("source", help="a file, or an https address: a file's, a Civitai or hub page")
+    add.add_argument("--model", metavar="NAME", help=f"default: $TILEMIX_MODEL, else {PRODUCT}")
+    add.add_argument("--scale", type=float, metavar="X", help="a LoRA's strength, 0 to 1.5 (default: 0.7)")
+    add.add_argument(
+        "--tokens",
+        metavar="TOKENS",
+        help="an embedding's: '<s0><s1>' (default: from special_params.json, else one for each row)",
+    )
+    add.add_argument("--as", dest="file_name", metavar="NAME", help="the file's name (default: its own)")
+    add.add_argument("--replace", action="store_true", help="in the place of another file of this name")
+    for action_parser in (fetch, add):
+        action_parser.add_argument(
+            "--allow-host", action="append", default=[], metavar="HOST", help="one more host to download from"
+        )
+
+
+def _weights(options: argparse.Namespace) -> None:
+    from tilemix import weights
+
+    if options.action == "list":
+        for name in weights.list_models():
+            manifest = weights.load_manifest(name)
+            missing = len(weights.find_missing(manifest))
+            sys.stdout.write(
+                f"{name}\t{'ready' if not missing else f'{missing} files missing'}\t{manifest.license}\n"
+            )
+    elif options.action == "fetch":
+        web = weights.make_web(os.environ, options.allow_host)
+        for path in weights.fetch(options.model, web=web):
+            sys.stdout.write(f"{path}\n")
+    elif options.action == "add":
+        model = options.model or os.environ.get("TILEMIX_MODEL") or PRODUCT
+        tokens = weights.split_tokens(options.tokens) if options.tokens is not None else None
+        wish = weights.Wish(options.scale, tokens, options.file_name, options.replace)
+        web = weights.make_web(os.environ, options.allow_host)
+        added = weights.add(options.source, model, wish, web=web)
+        sys.stdout.write(f"{added.path}\n")
+        if added.change == "unchanged":
+            logger.info("%s: has this very file already, nothing to do", model)
+        else:
+            extra = " ".join(added.adapter.tokens) or f"scale {added.adapter.scale:g}"
+            logger.info("%s: %s the %s, %s", model, added.change, added.adapter.kind, extra)
+    elif options.action == "lock":
+        sys.stdout.write(f"{weights.lock(options.model)}\n")
+    else:
+        _verify(options.model)
+
+
+def _verify(model: str) -> None:
+    from tilemix import weights
+    from tilemix.weights.progress import Progress
+
+    with Progress(model) as progress:
+        states = weights.verify(model, advance=progress.advance)
+    faults = [state.fault for state in states if state.fault]
+    for fault in faults:
+        sys.stdout.write(f"{fault}\n")
+    if faults:
+        raise TilemixError(f"{model}: {len(faults)} of {len(states)} files are missing or wrong")
+    unlocked = sum(not state.is_locked for state in states)
+    sys.stdout.write(f"{model}: {len(states) - unlocked} files verified, {unlocked} not locked\n")
