@@ -286,8 +286,11 @@ def test_a_file_that_is_no_model_is_not_added(project, tmp_path, content, error,
 def test_a_model_file_of_another_kind_is_not_added(project, tmp_path):
     vae = write_tensors(tmp_path / "vae.safetensors", {"decoder.conv_in.weight": (2, 2)})
     assert refusal(vae, project) == (
-        "vae.safetensors: neither a LoRA nor an SDXL embedding: holds 'decoder.conv_in.weight'"
+        "vae.safetensors: neither a LoRA nor an SDXL embedding: vae (original names)"
     )
+    old = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    shapes = {f"{old}.lora_down.weight": (4, 768), f"{old}.lora_up.weight": (320, 4)}
+    assert refusal(write_tensors(tmp_path / "o", shapes), project) == "o: made for SD 1, expected SDXL"
     uneven = write_tensors(tmp_path / "e", {"clip_l": (2, 768), "clip_g": (3, 1280)})
     assert refusal(uneven, project) == (
         "e: rows of the shapes [(2, 768), (3, 1280)], expected 1 to 75, as many for both text encoders"
@@ -373,7 +376,7 @@ def test_a_file_by_its_address_comes_with_its_sidecar(project, server, remote):
         "hash_autov2": digest[:10],
         "hash_sha256": digest,
         "model_type": "lora",
-        "base_model": "sdxl_base_v1-0",
+        "base_model": "SDXL",
         "trigger_words": ["ohwx tile", "granules"],
         "source": url,
     }

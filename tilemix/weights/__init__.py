@@ -7,6 +7,7 @@ verified here; one that is not what its manifest says is never loaded.
 Nothing here imports torch.
 """
 
+from tilemix.model_index import metadata
 from tilemix.weights.add import Added, Wish, add, split_tokens
 from tilemix.weights.fetch import fetch
 from tilemix.weights.local import FileState, LocalModel, find_missing, find_model, verify
@@ -43,6 +44,7 @@ __all__ = [
     "load_manifest",
     "lock",
     "make_web",
+    "metadata",
     "split_tokens",
     "verify",
 ]

@@ -8,7 +8,6 @@ the sidecar, the manifest; stopped anywhere between, the same command goes on.
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from tilemix.errors import AdapterError, ModelFileError, WeightsError
-from tilemix.modelfile import read_header
+from tilemix.modelfile import read, read_header
 from tilemix.project import ROOT
 from tilemix.prompt_text import PLACEHOLDER_TOKEN
 from tilemix.weights.download import download
@@ -40,10 +39,7 @@ MAX_ADAPTER_BYTES = 4 * 2**30  # the largest SDXL LoRAs have 2 GB
 SPECIAL_PARAMS = "special_params.json"  # beside the embeddings of a Replicate training: {"TOK": "<s0><s1>"}
 MAX_ROWS = 75  # a prompt's chunk holds no more tokens
 EMBEDDING_KEYS = ({"clip_l", "clip_g"}, {"text_encoders_0", "text_encoders_1"})
-LORA_KEY = re.compile(
-    r".*[._](?:lora_(?:up|down)\.weight|lora_[AB](?:\.default)?\.weight|lora(?:_linear_layer)?\.(?:up|down)\.weight"
-    r"|hada_w1_[ab]|lokr_w1(?:_[ab])?)"
-)
+BASE = "SDXL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,28 +255,29 @@ def _inspect(path: Path, *, shown: str | None = None) -> _Facts:
 
     Raises:
         ModelFileError: no safetensors file.
-        AdapterError: neither a LoRA nor an embedding for both text encoders.
+        AdapterError: neither a LoRA nor an embedding for both text encoders, or for another base model.
     """
     name = shown or path.name
     try:
-        header = read_header(path)
+        found = read(path, hashes="none")
+        tensors = read_header(path).tensors
     except ModelFileError as error:
         raise ModelFileError(str(error).replace(path.name, name)) from error
-    words = header.metadata.get("modelspec.trigger_phrase", "").split(",")
-    trigger_words = tuple(word.strip() for word in words if word.strip())
-    base = header.metadata.get("ss_base_model_version") or header.metadata.get("modelspec.architecture")
-    if set(header.tensors) in EMBEDDING_KEYS:
-        shapes = [tensor.shape for tensor in header.tensors.values()]
-        rows = {shape[0] if len(shape) == 2 else 0 for shape in shapes}
-        if len(rows) != 1 or not 1 <= min(rows) <= MAX_ROWS:
-            raise AdapterError(
-                f"{name}: rows of the shapes {shapes}, expected 1 to {MAX_ROWS}, as many for both text encoders"
-            )
-        return _Facts("embedding", shapes[0][0], base, trigger_words)
-    if any(LORA_KEY.fullmatch(key) for key in header.tensors):
-        return _Facts("lora", 0, base, trigger_words)
-    found = ", ".join(repr(key[:80]) for key in list(header.tensors)[:3]) or "nothing"
-    raise AdapterError(f"{name}: neither a LoRA nor an SDXL embedding: holds {found}")
+    if found.base_model not in (None, BASE):
+        raise AdapterError(f"{name}: made for {found.base_model}, expected {BASE}")
+    base = found.base_declared or found.base_model
+    if found.kind == "lora":
+        return _Facts("lora", 0, base, found.trigger_words)
+    if set(tensors) not in EMBEDDING_KEYS:
+        what = "one text encoder" if found.kind == "embedding" else found.kind
+        raise AdapterError(f"{name}: neither a LoRA nor an SDXL embedding: {what} ({found.format})")
+    shapes = [tensor.shape for tensor in tensors.values()]
+    rows = {shape[0] if len(shape) == 2 else 0 for shape in shapes}
+    if len(rows) != 1 or not 1 <= min(rows) <= MAX_ROWS:
+        raise AdapterError(
+            f"{name}: rows of the shapes {shapes}, expected 1 to {MAX_ROWS}, as many for both text encoders"
+        )
+    return _Facts("embedding", rows.pop(), base, found.trigger_words)
 
 
 def _check_name(wish: Wish | None, name: str) -> str:
