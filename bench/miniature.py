@@ -51,8 +51,6 @@ LIGHT_MIXES = (
     "50% orange, 30% white, 20% gray",
     "100% pearl",
     "70% gray, 30% red",
-    "40% white, 40% beige, 20% yellow",
-    "50% green, 50% yellow",
 )
 STRENGTHS = (0.0, 0.35, 0.7, 1.0)
 
@@ -98,10 +96,7 @@ def draw_basic_mix(number: int) -> ColorMix:
 
 
 def find_gap_share(pixels: Pixels) -> float:
-    """Return the percent of a picture that is gap: more than a third darker than what closes over it.
-
-    Closing with 9 pixels bridges the narrow gaps of bound granules and not the joints of paving.
-    """
+    """Return the percent of a picture that is gap: more than a third darker than what closes over 9 pixels."""
     lightness = pixels.max(axis=2).astype(np.float32)
     closed = ndimage.grey_closing(lightness, size=(9, 9))
     return float((lightness < closed * (2 / 3)).mean() * 100)
@@ -210,8 +205,8 @@ class Bench:
         rows: dict[str, tuple[float, float]] = {}
         shown: dict[str, list[Pixels]] = {}
         bare = load_pipeline(find_model("miniature"), *choose_device())
-        bare.tokens.install([])
         self.renderer = Renderer(bare)
+        bare.tokens.install([])
         shown["off"] = [self.draw(text, n, lora_scale=0.0) for n, text in enumerate(LIGHT_MIXES)]
         self.renderer = Renderer(self.ready)
         for strength in STRENGTHS:
