@@ -27,7 +27,7 @@ LAYERS = (
     },
     {"pipeline"},
     {"render"},
-    {"training"},
+    {"training", "studio"},
     {"cli", "__main__", "cog_schema"},
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
@@ -43,6 +43,8 @@ WITHOUT_TORCH = (
     "provenance",
     "image_file",
     "cli",
+    "studio.inbox",
+    "studio.signatures",
 )
 
 
