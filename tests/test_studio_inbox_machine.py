@@ -23,7 +23,7 @@ from tilemix.studio.signatures import Keyring, SignedHeaders
 
 STATUSES = ("starting", "warming_up", "processing", "succeeded", "failed", "canceled", "aborted")
 RANK = {"starting": 1, "warming_up": 2, "processing": 3} | dict.fromkeys(STATUSES[3:], 4)
-REMOTE_IDS = ("p1", "p2", "p3")
+REMOTE_IDS = ("p1", "p2")
 
 
 class PowerFailure(BaseException):
@@ -47,6 +47,7 @@ class InboxMachine(RuleBasedStateMachine):
         self.statuses: dict[str, str] = {}  # of the predictions that are known
         self.logs: dict[str, str] = {}
         self.serial = 0
+        self.learn_of_prediction("p1")
 
     def open(self):
         self.database = Database.open(self.url)
