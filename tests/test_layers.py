@@ -43,8 +43,8 @@ WITHOUT_TORCH = (
     "provenance",
     "image_file",
     "cli",
-    "studio.inbox",
-    "studio.signatures",
+    "studio.__main__",
+    "studio.migrations.versions.first_tables",
 )
 
 
