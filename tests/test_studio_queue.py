@@ -108,6 +108,21 @@ def test_a_prediction_whose_server_is_lost_starts_anew_under_another_id_and_thre
     assert len({body["input"]["seed"] for _, body in cog.asked}) == 1
 
 
+@pytest.mark.parametrize("error", ["Worker crashed", "worker write failed: Broken pipe (os error 32)"])
+def test_a_dead_worker_is_no_fault_of_the_predictions_which_waits_for_the_next_one(database, cog, error):
+    """A worker killed while idle fails the next prediction, and then the server answers 409 for ever."""
+    cog.outcome = {"status": "failed", "error": error}
+    queue = make_queue(database, cog)
+    identity = add(queue)
+    assert queue.step()
+    cog.health = "UNHEALTHY"
+    assert not queue.step()
+    assert get_prediction(database, identity).status == "queued"
+    cog.health, cog.outcome = None, {"status": "succeeded", "output": "data:,"}
+    assert queue.step()
+    assert get_prediction(database, identity).status == "succeeded"
+
+
 def test_one_that_waits_is_canceled_without_the_server(database, cog):
     queue = make_queue(database, cog)
     identity = add(queue)

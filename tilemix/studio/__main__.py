@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 KEEPER_SECONDS = 1.0
+SHUTDOWN_SECONDS = 3
 EXTRA_BUSY_SECONDS = 60  # over the deadline, at which a prediction is canceled
 KEYS = re.compile(r"\b(r8_|whsec_)[A-Za-z0-9+/=_-]{8,}|(?<=Bearer )\S{8,}")
 
@@ -59,7 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
             # For the server that is started here; one that runs already has its own, or none.
             token = Secret(secrets.token_urlsafe(32)) if options.with_server else None
             settings = dataclasses.replace(settings, cog_webhook_token=token)
-        with Studio(settings) as studio, _server(settings, is_wanted=options.with_server):
+        studio = Studio(settings)
+        # The studio ends first, and so lets go of what the server draws: the next start takes it up again.
+        with _server(settings, is_wanted=options.with_server), studio:
             uvicorn.run(
                 create_app(studio),
                 host=settings.host,
@@ -68,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                timeout_graceful_shutdown=SHUTDOWN_SECONDS,  # somebody may be waiting for a picture
             )
     except TilemixError as error:
         sys.stderr.write(f"tilemix.studio: {error}\n")

@@ -29,7 +29,7 @@ from tilemix.errors import (
     BackendUncertainError,
     DeliveryError,
 )
-from tilemix.studio.predictions import parse_report
+from tilemix.studio.predictions import FAILED, parse_report
 from tilemix.studio.settings import Secret
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ REPLICATE_URL = "https://api.replicate.com/v1"
 CALL_SECONDS = 10  # for every call but a synchronous prediction
 COG_EVENTS = ("start", "logs")  # the end comes with the answer
 REPLICATE_EVENTS = ("start", "logs", "completed")
+# How coglet 0.23.1 reports a worker that died, during the prediction or since the one before. A failure of the
+# model's own is written otherwise ("Prediction failed: ...").
+DEAD_WORKER = ("Worker crashed", "Broken pipe")
 SHORTEST_CANCEL_AFTER = 5  # seconds, that Replicate takes
 MAX_REASON_CHARACTERS = 500
 
@@ -145,7 +148,10 @@ class CogBackend:
             if health in {"BUSY", "READY"}:  # READY: it has become free since
                 raise BackendBusyError("the Cog server is drawing another picture")
             raise BackendDownError(f"the Cog server takes nothing: its health is {health[:40]}")
-        return _read_answer(answer, "the Cog server")
+        report = _read_answer(answer, "the Cog server")
+        if report.status == FAILED and any(sign in (report.error or "") for sign in DEAD_WORKER):
+            raise BackendUncertainError(f"the Cog server has lost its worker: {report.error}")
+        return report
 
     def cancel(self, remote_id: str) -> None:
         """Ask for the end within one step."""
