@@ -12,8 +12,7 @@ from pathlib import Path
 
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
 START_SECONDS = 30
-# The tests kill the studio, not the machine: what the server has, the kernel has.
-SETTINGS = ("fsync=off", "listen_addresses=", "max_connections=100", "shared_buffers=32MB")
+SETTINGS = ("listen_addresses=", "max_connections=100", "shared_buffers=32MB")
 
 
 def find_programs() -> Path | None:
@@ -26,8 +25,11 @@ def find_programs() -> Path | None:
 
 
 @contextlib.contextmanager
-def run_server(programs: Path) -> Iterator[str]:
-    """Start a server; give the URL of it, to which a database's name is added."""
+def run_server(programs: Path, *, fsync: bool = False) -> Iterator[str]:
+    """Start a server; give its URL, in which `{name}` stands for a database's name.
+
+    Without fsync, because the tests kill the studio and not the machine: what the server has, the kernel has.
+    """
     # Short: a socket's path has 107 characters at most.
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
     user = _user()
@@ -39,7 +41,8 @@ def run_server(programs: Path) -> Iterator[str]:
     try:
         initdb = [programs / "initdb", "--no-sync", "--auth=trust", "--username=studio", "--encoding=UTF8"]
         subprocess.run([*initdb, "--locale=C", "-D", data], check=True, **quiet)
-        settings = [part for setting in SETTINGS for part in ("-c", setting)]
+        chosen = (*SETTINGS, f"fsync={'on' if fsync else 'off'}")
+        settings = [part for setting in chosen for part in ("-c", setting)]
         with (folder / "log").open("wb") as log:
             server = subprocess.Popen(
                 [programs / "postgres", "-D", data, "-k", folder, *settings], stderr=log, **quiet

@@ -5,8 +5,10 @@ import json
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.exc import DataError
 
 from tests.studio_parts import Clock, add_prediction, body, get_prediction
+from tilemix.studio import predictions
 from tilemix.studio.inbox import Arrival, Inbox
 from tilemix.studio.schema import Delivery
 
@@ -23,7 +25,7 @@ def deliver(inbox: Inbox, data: bytes, **more) -> bool:
 
 
 def read_all(inbox: Inbox) -> int:
-    return sum(1 for _ in iter(inbox.step, False))
+    return sum(1 for _ in iter(lambda: inbox.step(most=1), False))
 
 
 def deliveries(database) -> list[Delivery]:
@@ -174,6 +176,28 @@ def test_values_that_a_database_cannot_hold_are_mended_and_the_news_count(databa
     assert prediction.metrics["big"] in (2**80, float(2**80))
     assert prediction.metrics["nul"] == "a�b"
     assert "deep" not in prediction.metrics
+
+
+def test_many_are_read_at_once_and_one_that_the_database_refuses_is_set_aside(database, monkeypatch):
+    inbox, _ = make_inbox(database)
+    identity = running(database)
+    for lines in range(5):
+        deliver(inbox, body("a", "processing", logs="x" * lines))
+    apply_report = predictions.apply_report
+
+    def refuse_third(session, prediction, report, *, now):
+        if len(report.logs) == 3:
+            prediction.error = "half done"
+            session.flush()
+            raise DataError("UPDATE", {}, ValueError("a value out of range"))
+        return apply_report(session, prediction, report, now=now)
+
+    monkeypatch.setattr(predictions, "apply_report", refuse_third)
+    assert [inbox.step(), inbox.step()] == [True, False]
+    assert [row.state for row in deliveries(database)] == [*["applied"] * 3, "unreadable", "applied"]
+    assert deliveries(database)[3].error == "ValueError"
+    prediction = get_prediction(database, identity)
+    assert (prediction.logs, prediction.error) == ("xxxx", None)
 
 
 def test_the_output_of_a_success_is_one_uri(database):

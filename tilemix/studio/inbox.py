@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = {"cog": 48 * 2**20, "replicate": 4 * 2**20}  # Cog writes the picture into the body
+STORED_AT_ONCE = 64  # in one transaction
+READ_AT_ONCE = 20  # in one transaction
 BODIES_KEPT = timedelta(days=1)
 # Far longer than the tolerance of 300 seconds: a repetition is signed anew, under its old id.
 DELIVERIES_KEPT = timedelta(days=30)
@@ -49,17 +53,43 @@ class Arrival:
 
 
 class Inbox:
-    """Deliveries: `store()` for the endpoint, `step()` for the worker that reads them."""
+    """Deliveries: `store()` for the endpoint, `step()` for the worker that reads them.
+
+    One thread commits, together, whatever has come in while it committed the last time: a disk that takes 4 ms
+    to be sure of a commit would otherwise take no more than 250 deliveries a second, and hardly any else.
+    """
 
     def __init__(self, database: Database, *, clock: Callable[[], datetime] = utc_now) -> None:
         self._database = database
         self._clock = clock
+        self._waiting: deque[tuple[Arrival, Future[bool]]] = deque()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="inbox-writer")
 
     def store(self, arrival: Arrival) -> bool:
-        """Commit a delivery; return whether it is a new one, not a repetition.
+        """Commit a delivery; return whether it is a new one, not a repetition. May be called by any thread.
 
         Raises whatever the database raises: then nothing is stored, and the sender must try again.
         """
+        stored: Future[bool] = Future()
+        self._waiting.append((arrival, stored))
+        self._writer.submit(self._store_waiting)
+        return stored.result()
+
+    def _store_waiting(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), STORED_AT_ONCE))]
+        if not batch:  # an earlier call has taken it along
+            return
+        try:
+            with self._database.write() as session:
+                are_new = [self._insert(session, arrival) for arrival, _ in batch]
+        except BaseException as error:  # noqa: BLE001  it belongs to those who wait
+            for _, stored in batch:
+                stored.set_exception(error)
+        else:
+            for (_, stored), is_new in zip(batch, are_new, strict=True):
+                stored.set_result(is_new)
+
+    def _insert(self, session: Session, arrival: Arrival) -> bool:
         sha256 = hashlib.sha256(arrival.body).hexdigest()
         delivery_id = arrival.webhook_id or sha256
         values = {
@@ -73,46 +103,37 @@ class Inbox:
             "conflicts": 0,
             "state": "pending",
         }
-        with self._database.write() as session:
-            insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-            statement = insert(Delivery).values(values).on_conflict_do_nothing().returning(Delivery.number)
-            if session.scalar(statement) is not None:
-                return True
-            stored = and_(Delivery.source == arrival.source, Delivery.delivery_id == delivery_id)
-            has_same_body = session.scalar(select(Delivery.sha256).where(stored)) == sha256
-            column = Delivery.repetitions if has_same_body else Delivery.conflicts
-            session.execute(update(Delivery).where(stored).values({column: column + 1}))
+        insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+        statement = insert(Delivery).values(values).on_conflict_do_nothing().returning(Delivery.number)
+        if session.scalar(statement) is not None:
+            return True
+        stored = and_(Delivery.source == arrival.source, Delivery.delivery_id == delivery_id)
+        has_same_body = session.scalar(select(Delivery.sha256).where(stored)) == sha256
+        column = Delivery.repetitions if has_same_body else Delivery.conflicts
+        session.execute(update(Delivery).where(stored).values({column: column + 1}))
         if not has_same_body:
             logger.error("delivery %s from %s came again with another body", delivery_id, arrival.source)
         return False
 
-    def step(self) -> bool:
-        """Read the oldest delivery that can be read; return whether there was one."""
+    def step(self, most: int = READ_AT_ONCE) -> bool:
+        """Read the oldest deliveries that can be read, `most` of them; return whether there were any."""
+        oldest = select(Delivery).order_by(Delivery.number).limit(most).with_for_update(skip_locked=True)
         is_known = exists().where(
             Prediction.backend == Delivery.source,
             or_(Prediction.remote_id == Delivery.remote_id, _is_linkable(Delivery.prediction_id)),
         )
-        waiting = (
-            select(Delivery)
-            .where(or_(Delivery.state == "pending", and_(Delivery.state == "unmatched", is_known)))
-            .order_by(Delivery.number)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
-        number = None
-        try:
-            with self._database.write() as session:
-                delivery = session.scalar(waiting)
-                if delivery is None:
-                    return False
-                number = delivery.number
-                self._read(session, delivery)
-        except DataError as error:  # a value that this database cannot hold must not stop all that come after
-            logger.exception("delivery %s cannot be kept as a prediction", number)
-            reason = {"state": "unreadable", "error": type(error.orig).__name__}
-            with self._database.write() as session:
-                session.execute(update(Delivery).where(Delivery.number == number).values(reason))
-        return True
+        with self._database.write() as session:
+            deliveries = session.scalars(oldest.where(Delivery.state == "pending")).all()
+            if not deliveries:
+                deliveries = session.scalars(oldest.where(Delivery.state == "unmatched", is_known)).all()
+            for delivery in deliveries:
+                try:
+                    with session.begin_nested():
+                        self._read(session, delivery)
+                except DataError as error:  # what this database cannot hold must not stop all that come after
+                    logger.exception("delivery %s cannot be kept as a prediction", delivery.number)
+                    delivery.state, delivery.error = "unreadable", type(error.orig).__name__
+        return bool(deliveries)
 
     def purge(self) -> None:
         """Drop the bodies of deliveries that were read a day ago, and after thirty days the deliveries."""
