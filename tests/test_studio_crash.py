@@ -12,7 +12,7 @@ from tests.soak_crash import Outside, find_faults, live
 from tilemix.project import ROOT
 
 
-@pytest.mark.parametrize(("options", "fewest"), [(["--every=9"], 8), (["--every=19", "--postgresql"], 3)])
+@pytest.mark.parametrize(("options", "fewest"), [(["--every=13"], 6), (["--every=27", "--postgresql"], 3)])
 def test_killed_anywhere_it_loses_nothing_and_doubles_nothing(options, fewest):
     if "--postgresql" in options and find_programs() is None:
         pytest.skip("PostgreSQL's initdb and postgres are not here: apt-get install postgresql")

@@ -20,8 +20,10 @@ def test_the_migrations_make_exactly_the_tables_of_the_schema(database):
         assert compare_metadata(context, Base.metadata) == []
 
 
-def test_opening_it_again_keeps_what_it_holds(database, database_url):
+def test_opening_it_again_keeps_what_it_holds(database_url):
+    database = Database.open(Secret(database_url))
     identity = add_prediction(database)
+    database.close()
     again = Database.open(Secret(database_url))
     assert get_prediction(again, identity).prompt == "50% red, 50% black"
     again.close()
@@ -64,9 +66,11 @@ def test_sqlite_keeps_what_is_committed_through_a_loss_of_power(tmp_path):
     database.close()
 
 
-def test_a_database_of_a_later_studio_is_refused(database, database_url):
+def test_a_database_of_a_later_studio_is_refused(database_url):
+    database = Database.open(Secret(database_url))
     with database.write() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    database.close()
     with pytest.raises(SettingsError, match=r"the database is of another version of the studio: .*9999"):
         Database.open(Secret(database_url))
 
