@@ -32,7 +32,7 @@ LAYERS = (
     },
     {"pipeline"},
     {"render"},
-    {"training"},
+    {"training", "studio"},
     {"cli", "__main__", "cog_schema"},
 )
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
@@ -49,6 +49,8 @@ WITHOUT_TORCH = (
     "provenance",
     "image_file",
     "cli",
+    "studio.__main__",
+    "studio.migrations.versions.first_tables",
 )
 
 

@@ -17,6 +17,15 @@ The tree, so that a caller can catch exactly as much as it can handle:
     * TrainingError            a training cannot begin, or cannot go on
     * RenderError              the model ran and gave no picture
     * ImageFileError           a picture file cannot be read or written
+    * StudioError              the studio cannot do what it was asked
+        * SettingsError        its environment, or the database it was given, cannot be used
+        * DeliveryError        a webhook delivery is refused
+        * BackendError         the back end did not take a prediction
+            * BackendBusyError       it has no free slot now; wait
+            * BackendDownError       it cannot be reached, or is broken; surely nothing was begun
+            * BackendRefusedError    it will never take this one
+            * BackendUncertainError  it may or may not have begun
+        * OutputError          a prediction's picture cannot be taken
 
 Messages are one line: the thing, the value found, the rule. Secrets and whole
 prompts never stand in them.
@@ -87,3 +96,47 @@ class RenderError(TilemixError):
 
 class ImageFileError(TilemixError):
     """A picture file cannot be read or written."""
+
+
+class StudioError(TilemixError):
+    """The studio cannot do what it was asked."""
+
+
+class SettingsError(StudioError):
+    """The studio's environment, or the database that it names, cannot be used."""
+
+
+class DeliveryError(StudioError):
+    """A webhook delivery is refused; `status` is the HTTP status that says so to its sender."""
+
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class BackendError(StudioError):
+    """The back end did not take a prediction, or did not answer about one."""
+
+
+class BackendBusyError(BackendError):
+    """The back end has no free slot now; it will have one."""
+
+
+class BackendDownError(BackendError):
+    """The back end cannot be reached, or is broken; what was asked of it has surely not begun."""
+
+
+class BackendRefusedError(BackendError):
+    """The back end will never take this prediction, however often it is asked."""
+
+
+class BackendUncertainError(BackendError):
+    """The back end was lost while it was asked: it may or may not have begun."""
+
+
+class OutputError(StudioError):
+    """A prediction's picture cannot be taken; `is_final` says that trying again is of no use."""
+
+    def __init__(self, message: str, *, is_final: bool) -> None:
+        super().__init__(message)
+        self.is_final = is_final

@@ -1,0 +1,101 @@
+"""What the studio's tests share: databases, a clock, predictions, deliveries, pictures."""
+
+import base64
+import contextlib
+import functools
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+
+import psycopg
+from PIL import Image
+from standardwebhooks import Webhook
+
+from tilemix.studio.schema import Prediction
+
+SECRET = "whsec_" + base64.b64encode(b"a key of thirty-two whole bytes!").decode()
+OTHER_SECRET = "whsec_" + base64.b64encode(b"another one, thirty-two bytes...").decode()
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+names = itertools.count(1)
+
+
+@contextlib.contextmanager
+def make_postgres_database(server_url: str) -> Iterator[str]:
+    """Make an empty database; drop it in the end."""
+    name = f"studio_{next(names)}"
+    with psycopg.connect(server_url.format(name="postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield server_url.format(name=name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+class Clock:
+    """A clock that stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def go_on(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+def add_prediction(database, **values) -> str:
+    """Add a prediction row; return its id. Left out: a queued one of the Cog server."""
+    with database.write() as session:
+        identity = values.pop("id", f"{next(names):032x}")
+        row = {
+            "id": identity,
+            "backend": "cog",
+            "status": "queued",
+            "prompt": "50% red, 50% black",
+            "sent_prompt": "50% red, 50% black",
+            "inputs": {"prompt": "50% red, 50% black", "seed": 7},
+            "created_at": START,
+            "deadline_at": START + timedelta(seconds=1800),
+        }
+        session.add(Prediction(**row | values))
+    return identity
+
+
+def get_prediction(database, identity: str) -> Prediction:
+    """Return a prediction with its shares and its output."""
+    with database.read() as session:
+        prediction = session.query(Prediction).filter_by(id=identity).one()
+        _ = prediction.shares, prediction.output
+        session.expunge_all()
+        return prediction
+
+
+def body(remote_id: str, status: str, **more) -> bytes:
+    """A prediction object as a back end sends it."""
+    return json.dumps({"id": remote_id, "status": status, "logs": "", "metrics": {}, **more}).encode()
+
+
+def sign(data: bytes, *, webhook_id: str = "msg_1", secret: str = SECRET, age: float = 0) -> dict[str, str]:
+    """The headers of a signed delivery, signed by the library."""
+    moment = datetime.fromtimestamp(int(time.time() - age), tz=UTC)
+    return {
+        "webhook-id": webhook_id,
+        "webhook-timestamp": str(int(moment.timestamp())),
+        "webhook-signature": Webhook(secret).sign(webhook_id, moment, data.decode()),
+    }
+
+
+@functools.cache
+def picture(color: tuple[int, int, int] = (200, 30, 30), size: int = 16, kind: str = "PNG") -> bytes:
+    """A small picture without a record."""
+    buffer = BytesIO()
+    Image.new("RGB", (size, size), color).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def data_uri(data: bytes, kind: str = "png") -> str:
+    """Bytes as a data: URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,443 @@
+"""The API and the inbox's endpoints: the whole application over a Cog server's stand-in."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+from starlette.testclient import TestClient
+
+from tests.cog_stand_in import run_cog_stand_in
+from tests.studio_parts import SECRET, body, data_uri, picture, sign
+from tilemix.errors import SettingsError
+from tilemix.request import GenerationRequest
+from tilemix.studio.app import create_app
+from tilemix.studio.forms import FORM_FIELDS
+from tilemix.studio.guard import BURST, RateLimit
+from tilemix.studio.inbox import MAX_BODY_BYTES
+from tilemix.studio.schema import Delivery
+from tilemix.studio.service import Studio
+from tilemix.studio.settings import Secret, Settings
+
+MIX = "50% red, 50% black"
+BASE = "http://127.0.0.1:8000"
+
+
+class NoLimit(RateLimit):
+    """Takes everything."""
+
+    def take(self, address):
+        return True
+
+
+@contextlib.contextmanager
+def run(folder, cog, **changes):
+    """A client of a running studio; its webhooks go nowhere, for no port is open."""
+    database_url = changes.pop("database_url", f"sqlite:///{folder / 'studio.sqlite3'}")
+    settings = Settings(
+        folder=folder,
+        database_url=Secret(database_url),
+        cog_url=cog.url,
+        webhook_secrets=(Secret(SECRET),),
+        cog_webhook_token=Secret(cog.token),
+        deadline_seconds=30,
+        port=9,
+    )
+    rate_limit = changes.pop("rate_limit", None)
+    with (
+        Studio(dataclasses.replace(settings, **changes)) as studio,
+        TestClient(
+            create_app(studio, rate_limit=rate_limit), base_url=BASE, raise_server_exceptions=False
+        ) as client,
+    ):
+        client.studio = studio
+        yield client
+
+
+@pytest.fixture
+def cog():
+    with run_cog_stand_in() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A client for tests that leave nothing behind which another one would see."""
+    with (
+        run_cog_stand_in() as cog,
+        run(tmp_path_factory.mktemp("shared"), cog, rate_limit=NoLimit()) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def client(tmp_path, cog):
+    with run(tmp_path, cog) as running:
+        yield running
+
+
+def form(client, accept=None, **fields):
+    """Send a multipart form."""
+    files = {name: (None, value) for name, value in fields.items()}
+    return client.post("/api/generate-image", files=files, headers={"Accept": accept} if accept else {})
+
+
+def wait_for(client, identity, condition=lambda found: found["is_done"]) -> dict:
+    deadline = time.monotonic() + 20
+    while not condition(found := client.get(f"/api/predictions/{identity}").json()):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_form_gives_a_picture_and_its_record(tmp_path, cog, kind, request):
+    changes = {}
+    if kind == "postgresql":
+        from tests.studio_parts import make_postgres_database
+
+        holder = make_postgres_database(request.getfixturevalue("postgres_url"))
+        changes["database_url"] = holder.__enter__()
+        request.addfinalizer(lambda: holder.__exit__(None, None, None))
+    with run(tmp_path, cog, **changes) as client:
+        fields = {"width": "512", "height": "512", "seed": "7", "negative_prompt": "", "lora_alpha": "0.8"}
+        answer = form(client, prompt=MIX, task="miniature", use_model_manager="true", **fields)
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        assert (found["status"], found["is_done"], found["mix"]) == (
+            "succeeded",
+            True,
+            {"red": 50, "black": 50},
+        )
+        ((_, sent),) = cog.asked
+        sizes = {"width": 512, "height": 512, "seed": 7, "lora_scale": 0.8}
+        assert sent["input"] == {"prompt": MIX, "negative_prompt": "", "output_format": "png", **sizes}
+        assert found["input"] == sent["input"]
+        file = client.get(found["url"])
+        assert (file.content, file.headers["content-type"]) == (picture(), "image/png")
+        assert file.headers["content-disposition"] == f'inline; filename="tile-{found["id"]}.png"'
+        assert client.get(f"/api/predictions/{found['id']}").json() == found
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("image/png", "image/png"),
+        ("image/*;q=0.9, application/json;q=0.5", "image/png"),
+        ("image/png;q=0.1, application/json", "application/json"),
+        ("application/json", "application/json"),
+        ("*/*", "application/json"),
+        ("image/png;q=x", "application/json"),
+        ("image/png;q=0", "application/json"),
+        ("", "application/json"),
+    ],
+)
+def test_the_answer_is_what_accept_asks_for(shared, accept, media_type):
+    answer = form(shared, accept, prompt=MIX)
+    assert answer.headers["content-type"] == media_type
+    assert (answer.content == picture()) is (media_type == "image/png")
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({}, "field prompt is missing"),
+        ({"prompt": "50% rad, 50% black"}, "unknown color 'rad' at character 5; did you mean 'red'?"),
+        ({"prompt": "50% red"}, "shares total 50%, expected 100%: read 50% red"),
+        ({"prompt": " "}, "prompt: empty, expected 1 to 2000 characters"),
+        ({"prompt": MIX, "seed": "-1"}, "seed -1 is out of range; expected 0 to 4294967295"),
+        ({"prompt": MIX, "seed": "7.0"}, "seed '7.0' is no integer"),
+        ({"prompt": MIX, "seed": "٧"}, "seed '٧' is no integer"),
+        ({"prompt": MIX, "width": "257"}, "width 257 is out of range; expected 256 to 1536, a multiple of 8"),
+        ({"prompt": MIX, "lora_alpha": "nan"}, "lora_alpha 'nan' is no number"),
+        ({"prompt": MIX, "lora_alpha": "2"}, "lora_scale 2.0 is out of range; expected 0 to 1.5"),
+        ({"prompt": MIX, "task": "flux"}, "unknown task 'flux'; this studio serves 'miniature'"),
+        ({"prompt": MIX, "steps": "4"}, f"unknown field 'steps'; known: {', '.join(FORM_FIELDS)}"),
+    ],
+)
+def test_a_form_that_predict_would_refuse_is_refused_before_the_queue(shared, fields, error):
+    before = shared.get("/api/predictions").json()
+    answer = form(shared, **fields) if fields else shared.post("/api/generate-image", data={"seed": "1"})
+    assert (answer.status_code, answer.json()["error"]) == (422, error)
+    assert shared.get("/api/predictions").json() == before
+
+
+def test_a_broken_form_a_file_and_a_field_given_twice_are_refused(shared):
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert shared.post("/api/generate-image", content=b"nonsense", headers=headers).status_code in {400, 422}
+    answer = shared.post("/api/generate-image", files={"prompt": ("a.txt", b"red")})
+    assert answer.status_code in {400, 422}
+    twice = shared.post("/api/generate-image", files=[("prompt", (None, "red")), ("prompt", (None, "blue"))])
+    assert twice.json() == {"error": "field prompt stands twice; expected once"}
+    assert shared.post("/api/generate-image", content=b"x" * 300_000, headers=headers).status_code == 413
+
+
+def test_a_prediction_that_failed_says_why(client, cog):
+    cog.outcome = {"status": "failed", "error": "out of memory"}
+    answer = form(client, prompt=MIX)
+    assert answer.status_code == 502
+    assert (answer.json()["status"], answer.json()["error"]) == ("failed", "out of memory")
+
+
+def test_a_picture_that_cannot_be_taken_says_why(client, cog):
+    cog.outcome = {"status": "succeeded", "output": "data:image/png;base64,AAAA"}
+    answer = form(client, prompt=MIX, accept="image/png")
+    assert answer.status_code == 502
+    assert answer.json()["error"] == "the output: not a picture; expected a PNG, WebP or JPEG file"
+    assert client.get(f"/files/{answer.json()['id']}").status_code == 404
+
+
+def test_json_asks_without_waiting_and_progress_comes_by_webhook(client, cog):
+    cog.gate.clear()
+    answer = client.post("/api/predictions", json={"prompt": MIX, "seed": 7, "width": None})
+    assert answer.status_code == 201
+    assert answer.json()["status"] == "queued"
+    identity = answer.json()["id"]
+    assert answer.headers["location"] == f"/api/predictions/{identity}"
+    assert cog.begun.wait(10)
+    ((attempt, sent),) = cog.asked
+    assert sent["webhook"] == f"http://127.0.0.1:9/webhooks/cog?prediction={identity}"
+    logs = "  4%|#| 1/25 denoise\n 48%|##| 12/25 denoise\n"
+    headers = {"Authorization": f"Bearer {cog.token}"}
+    news = body(attempt, "processing", logs=logs)
+    assert client.post("/webhooks/cog", content=news, headers=headers).status_code == 200
+    found = wait_for(client, identity, lambda found: found["progress"])
+    assert (found["status"], found["progress"]) == ("processing", {"step": 12, "steps": 25})
+    cog.gate.set()
+    assert wait_for(client, identity)["status"] == "succeeded"
+
+
+def test_a_running_prediction_is_canceled(client, cog):
+    cog.gate.clear()
+    identity = client.post("/api/predictions", json={"prompt": MIX}).json()["id"]
+    assert cog.begun.wait(10)
+    assert client.post(f"/api/predictions/{identity}/cancel").status_code == 200
+    assert wait_for(client, identity)["status"] == "canceled"
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"{", "the body is no JSON object: "),
+        (b"[]", "the body is no JSON object: "),
+        (b"{}", "input prompt is missing"),
+        (b'{"prompt": 5}', "prompt 5 is no text"),
+        (b'{"prompt": "red", "seed": 1.0}', "seed 1.0 is no integer; expected 0 to 4294967295"),
+        (b'{"prompt": "red", "steps": 1}', "unknown input 'steps'; known: prompt, "),
+        (b"[" * 100_000, "the body is no JSON object: "),
+    ],
+)
+def test_json_that_cannot_be_used_is_refused(shared, content, error):
+    answer = shared.post("/api/predictions", content=content)
+    assert answer.status_code == 422
+    assert answer.json()["error"].startswith(error)
+
+
+def test_predictions_are_found_by_color_and_by_text_a_page_at_a_time(client):
+    texts = ["50% red, 50% black", "50% red, 50% pearl, wet_stone", "100% blue", "plain words"]
+    ids = [client.post("/api/predictions", json={"prompt": text}).json()["id"] for text in texts]
+
+    def find(**query) -> list[str]:
+        found = client.get("/api/predictions", params=query).json()["predictions"]
+        return [ids.index(prediction["id"]) for prediction in found]
+
+    assert find() == [3, 2, 1, 0]
+    assert find(color="red") == [1, 0]
+    assert find(text="PEARL") == [1]
+    assert find(text="t_s") == [1]
+    assert find(text="50% b") == [0]
+    assert find(text="w_t") == find(text="red%black") == find(text="\\") == find(before="nonsense") == []
+    assert find(limit=2) == [3, 2]
+    assert find(limit=2, before=ids[2]) == [1, 0]
+    for limit in ("0", "101", "x", "-1"):
+        assert client.get("/api/predictions", params={"limit": limit}).status_code == 422
+    for identity in ids:
+        client.post(f"/api/predictions/{identity}/cancel")
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/predictions/x", "/files/x", "/files/..%2f..%2fetc%2fpasswd", "/files/studio.sqlite3", "/x"]
+)
+def test_what_is_not_there_is_a_404_in_json(shared, path):
+    answer = shared.get(path)
+    assert answer.status_code == 404
+    assert answer.json()["error"]
+    assert shared.post("/api/predictions/x/cancel").status_code == 404
+
+
+def test_a_signed_delivery_is_stored_once(client):
+    data = body("unknown", "succeeded")
+    for _ in range(2):
+        answer = client.post("/webhooks/replicate", content=data, headers=sign(data))
+        assert (answer.status_code, answer.json()) == (200, {})
+    with client.studio.database.read() as session:
+        assert session.scalars(select(Delivery.body)).all() == [data]
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/webhooks/replicate", {}, 400),
+        ("/webhooks/replicate", {"Authorization": "Bearer a-token-of-the-webhooks"}, 400),
+        ("/webhooks/replicate", sign(b"{}") | {"webhook-timestamp": "0000000001"}, 401),
+        ("/webhooks/cog", {}, 401),
+        ("/webhooks/cog", sign(b"{}"), 401),
+    ],
+)
+def test_the_endpoint_decides_how_a_sender_proves_itself(shared, path, headers, status):
+    answer = shared.post(path, content=b"{}", headers=headers)
+    assert answer.status_code == status
+    with shared.studio.database.read() as session:
+        assert session.scalars(select(Delivery)).all() == []
+
+
+def test_a_body_that_is_too_large_is_refused_announced_or_not(shared):
+    most = MAX_BODY_BYTES["replicate"]
+    announced = shared.post("/webhooks/replicate", content=b"x" * (most + 1), headers=sign(b"x"))
+    pieces = (b"x" * 1_000_000 for _ in range(most // 1_000_000 + 1))
+    streamed = shared.post("/webhooks/replicate", content=pieces, headers=sign(b"x"))
+    assert announced.status_code == streamed.status_code == 413
+
+
+def test_our_own_fault_is_a_503_so_that_the_sender_tries_again(client, monkeypatch, caplog):
+    data = body("a", "succeeded")
+    store = client.studio.inbox.store
+    for fault in (OperationalError("INSERT", {}, Exception("disk full")), RuntimeError("a mistake")):
+        monkeypatch.setattr(
+            client.studio.inbox, "store", lambda arrival, fault=fault: (_ for _ in ()).throw(fault)
+        )
+        answer = client.post("/webhooks/replicate", content=data, headers=sign(data))
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    monkeypatch.setattr(client.studio.inbox, "store", store)
+    assert client.post("/webhooks/replicate", content=data, headers=sign(data)).status_code == 200
+
+
+def test_every_answer_carries_the_safe_headers(shared):
+    for path in ("/health", "/openapi.json", "/x"):
+        headers = shared.get(path).headers
+        assert headers["content-security-policy"].startswith("default-src 'self';")
+        assert headers["x-content-type-options"] == "nosniff"
+    assert shared.get("/health", headers={"Host": "evil.example"}).headers["x-frame-options"] == "DENY"
+
+
+def test_another_name_for_this_machine_is_refused(shared):
+    assert shared.get("/health", headers={"Host": "evil.example"}).status_code == 421
+    assert shared.get("/health", headers={"Host": "[::1"}).status_code == 421
+    for host in ("localhost:8000", "[::1]:8000", "127.0.0.1"):
+        assert shared.get("/health", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}],
+)
+def test_changes_from_pages_of_another_origin_are_refused(shared, headers):
+    answer = shared.post("/api/predictions", json={"prompt": MIX}, headers=headers)
+    assert answer.status_code == 403
+    assert shared.get("/api/predictions", headers=headers).status_code == 200
+
+
+def test_changes_from_its_own_pages_are_taken_under_each_of_its_names(tmp_path, cog):
+    public = "https://tiles.example"
+    with run(tmp_path, cog, public_url=public) as client:
+        for origin, host in ((public, "tiles.example"), (public, "127.0.0.1:8000"), (BASE, "127.0.0.1:8000")):
+            headers = {"Origin": origin, "Host": host, "Sec-Fetch-Site": "same-origin"}
+            assert client.post("/api/predictions", json={"prompt": MIX}, headers=headers).status_code == 201
+
+
+def test_a_token_is_asked_for_where_one_is_set(tmp_path, cog):
+    token = "a-token-of-the-studio"  # noqa: S105
+    with run(tmp_path, cog, token=Secret(token), host="0.0.0.0") as client:  # noqa: S104
+        for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": f"bearer {token}"}):
+            for path in ("/api/predictions", "/files/x", "/openapi.json", "/x"):
+                assert client.get(path, headers=headers).status_code == 401
+        assert client.get("/api/predictions", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+        assert client.get("/health", headers={"Host": "tiles.example"}).status_code == 200
+        data = body("a", "failed")
+        assert client.post("/webhooks/replicate", content=data, headers=sign(data)).status_code == 200
+
+
+def test_changes_have_a_rate_and_reading_has_none(tmp_path, cog):
+    cog.health = "STARTING"
+    with run(tmp_path, cog) as client:
+        statuses = [client.post("/api/predictions/x/cancel").status_code for _ in range(BURST + 2)]
+        assert statuses[:BURST] == [404] * BURST
+        assert statuses[-1] == 429
+        assert client.get("/api/predictions").status_code == 200
+        data = body("a", "failed")
+        assert client.post("/webhooks/replicate", content=data, headers=sign(data)).status_code == 200
+
+
+def test_a_rate_limit_fills_up_again_for_each_address():
+    moments = [0.0]
+    limit = RateLimit(clock=lambda: moments[0])
+    assert [limit.take("a") for _ in range(BURST + 1)] == [True] * BURST + [False]
+    assert limit.take("b")
+    moments[0] = 2.0
+    assert [limit.take("a") for _ in range(3)] == [True, True, False]
+
+
+def test_health_says_what_works(client, cog):
+    assert client.get("/health").json() == {"status": "ok", "database": "ok", "backend": "cog: ready"}
+    cog.health = "UNHEALTHY"
+    assert client.get("/health").json()["backend"] == "cog: not ready"
+
+
+def test_a_second_studio_in_the_same_folder_is_refused(client, cog, tmp_path):
+    with pytest.raises(SettingsError, match="another studio works here"):
+        Studio(client.studio.settings)
+
+
+def test_a_restart_keeps_everything_and_goes_on(tmp_path, cog):
+    cog.health = "STARTING"
+    with run(tmp_path, cog) as client:
+        identity = client.post("/api/predictions", json={"prompt": MIX}).json()["id"]
+    cog.health = None
+    with run(tmp_path, cog) as client:
+        found = wait_for(client, identity)
+        assert client.get(found["url"]).content == picture()
+
+
+def test_a_delivered_picture_reaches_the_gallery(client, cog):
+    """A prediction of another program that uses the same server, and tells the studio of its end."""
+    cog.gate.clear()
+    identity = client.post("/api/predictions", json={"prompt": MIX}).json()["id"]
+    assert cog.begun.wait(10)
+    news = body(f"{identity}-1", "succeeded", output=data_uri(picture((0, 0, 9))))
+    headers = {"Authorization": f"Bearer {cog.token}"}
+    client.post("/webhooks/cog", content=news, headers=headers)
+    found = wait_for(client, identity)
+    cog.gate.set()
+    assert client.get(found["url"]).content == picture((0, 0, 9))
+
+
+def test_the_document_describes_the_routes_and_the_inputs(client):
+    document = client.get("/openapi.json").json()
+    routes = {
+        (route.path, method.lower())
+        for route in client.app.routes
+        for method in route.methods - {"HEAD"}
+        if not route.path.startswith("/webhooks/") and route.path != "/openapi.json"
+    }
+    assert {(path, verb) for path, verbs in document["paths"].items() for verb in verbs} == routes
+    schemas = document["components"]["schemas"]
+    assert tuple(schemas["Form"]["properties"]) == FORM_FIELDS
+    assert list(schemas["Inputs"]["properties"]) == list(GenerationRequest.__dataclass_fields__)
+    made = client.post("/api/predictions", json={"prompt": MIX}).json()
+    assert list(made) == list(schemas["Prediction"]["properties"]) == schemas["Prediction"]["required"]
+    assert json.dumps(document).isascii()
+
+
+def test_no_token_reaches_the_log(tmp_path, cog, caplog):
+    caplog.set_level(logging.DEBUG)
+    with run(tmp_path, cog, token=Secret("a-token-of-the-studio")) as client:
+        headers = {"Authorization": "Bearer a-token-of-the-studio"}
+        assert form(client, prompt=MIX).status_code == 401
+        client.post("/api/predictions", json={"prompt": MIX}, headers=headers)
+        assert cog.begun.wait(10)
+    for secret in ("a-token-of-the-studio", cog.token, SECRET):
+        assert secret not in caplog.text

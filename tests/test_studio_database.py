@@ -1,0 +1,96 @@
+"""The studio's database, on SQLite and on PostgreSQL."""
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import select, text, update
+
+from tests.studio_parts import START, add_prediction, get_prediction
+from tilemix.errors import SettingsError
+from tilemix.studio.database import Database
+from tilemix.studio.schema import Base, Prediction
+from tilemix.studio.settings import Secret
+
+
+def test_the_migrations_make_exactly_the_tables_of_the_schema(database):
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_opening_it_again_keeps_what_it_holds(database_url):
+    database = Database.open(Secret(database_url))
+    identity = add_prediction(database)
+    database.close()
+    again = Database.open(Secret(database_url))
+    assert get_prediction(again, identity).prompt == "50% red, 50% black"
+    again.close()
+
+
+def test_a_moment_comes_back_as_it_went_in_whatever_its_zone(database):
+    moment = datetime(2026, 3, 1, 12, tzinfo=timezone(timedelta(hours=5, minutes=30)))
+    identity = add_prediction(database, created_at=moment)
+    found = get_prediction(database, identity).created_at
+    assert found == moment
+    assert found.tzinfo == UTC
+    with database.read() as session:
+        assert session.scalar(select(Prediction.id).where(Prediction.created_at < START)) == identity
+
+
+def test_an_exception_undoes_the_whole_transaction(database):
+    identity = add_prediction(database)
+    with pytest.raises(RuntimeError):
+        fail_in_the_middle(database)
+    assert get_prediction(database, identity).status == "queued"
+
+
+def fail_in_the_middle(database) -> None:
+    with database.write() as session:
+        session.execute(update(Prediction).values(status="failed"))
+        raise RuntimeError
+
+
+def test_an_infinite_metric_becomes_null_and_not_broken_json(database):
+    identity = add_prediction(database, metrics={"a": float("inf"), "b": 2**70})
+    assert get_prediction(database, identity).metrics == {"a": None, "b": 2**70}
+
+
+def test_sqlite_keeps_what_is_committed_through_a_loss_of_power(tmp_path):
+    database = Database.open(Secret(f"sqlite:///{tmp_path / 'a.sqlite3'}"))
+    with database.read() as session:
+        assert session.scalar(text("PRAGMA journal_mode")) == "wal"
+        assert session.scalar(text("PRAGMA synchronous")) == 2  # FULL
+        assert session.scalar(text("PRAGMA foreign_keys")) == 1
+    database.close()
+
+
+def test_a_database_of_a_later_studio_is_refused(database_url):
+    database = Database.open(Secret(database_url))
+    with database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    database.close()
+    with pytest.raises(SettingsError, match=r"the database is of another version of the studio: .*9999"):
+        Database.open(Secret(database_url))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("mysql://root:secret@host/name", "unknown database 'mysql'; known: sqlite, postgresql"),
+        ("nonsense", "the database's URL is none; expected sqlite:////path or postgresql://host/name"),
+        ("sqlite://", "the database's URL names no file; expected sqlite:////path"),
+        ("sqlite:////no/such/folder/a", "the database cannot be opened: unable to open database file"),
+    ],
+)
+def test_a_database_that_cannot_be_used_is_refused(url, message):
+    with pytest.raises(SettingsError) as caught:
+        Database.open(Secret(url))
+    assert str(caught.value) == message
+
+
+def test_a_password_is_not_in_the_message_when_the_server_is_not_there():
+    with pytest.raises(SettingsError) as caught:
+        Database.open(Secret("postgresql://studio:secret-word@127.0.0.1:1/name"))
+    assert "secret-word" not in str(caught.value)

@@ -1,0 +1,69 @@
+"""`python -m tilemix.studio`: its log and its refusals, and a real process that is asked over HTTP."""
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+
+from tilemix.project import ROOT
+from tilemix.studio.__main__ import MaskSecrets
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("token r8_0123456789abcdef was", "token r8_*** was"),
+        ("secret whsec_c2VjcmV0c2VjcmV0+/==.", "secret whsec_***."),
+        ("Authorization: Bearer abc-def_ghi.jkl", "Authorization: Bearer ***"),
+        ("a prediction r8 and whsec_ alone", "a prediction r8 and whsec_ alone"),
+    ],
+)
+def test_what_looks_like_a_key_is_masked_in_the_log(line, shown):
+    for message, given in ((line.replace("%", "%%"), ()), ("%s", (line,))):
+        record = logging.LogRecord("any", logging.INFO, "file", 1, message, given, None)
+        assert MaskSecrets().filter(record)
+        assert record.getMessage() == shown
+
+
+def start(tmp_path, **environment) -> subprocess.Popen:
+    given = {name: value for name, value in os.environ.items() if not name.startswith("TILEMIX_")}
+    given |= {"TILEMIX_STUDIO_FOLDER": str(tmp_path), **environment}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tilemix.studio"], cwd=ROOT, env=given, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_settings_that_cannot_be_used_are_one_line_and_exit_status_1(tmp_path):
+    process = start(tmp_path, TILEMIX_STUDIO_HOST="0.0.0.0")  # noqa: S104
+    _, shown = process.communicate(timeout=30)
+    assert process.returncode == 1
+    expected = "TILEMIX_STUDIO_HOST is '0.0.0.0', which others can reach: set TILEMIX_STUDIO_TOKEN"
+    assert shown == f"tilemix.studio: {expected}\n"
+
+
+def test_it_listens_on_loopback_until_it_is_told_to_end(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = start(tmp_path, TILEMIX_STUDIO_PORT=str(port), TILEMIX_COG_URL="http://127.0.0.1:1")
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            found = httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
+            break
+        except httpx.TransportError:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert found.json() == {"status": "ok", "database": "ok", "backend": "cog: not ready"}
+    assert "server" not in found.headers
+    process.send_signal(signal.SIGTERM)
+    _, shown = process.communicate(timeout=30)
+    assert "Traceback" not in shown
+    assert process.returncode in {0, -signal.SIGTERM}

@@ -1,0 +1,131 @@
+"""`python -m tilemix.studio [--with-server]`: run the studio, and with it the local Cog server."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import logging
+import os
+import re
+import secrets
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import uvicorn
+
+from tilemix.errors import TilemixError
+from tilemix.project import ROOT
+from tilemix.studio.app import create_app
+from tilemix.studio.backends import CogBackend
+from tilemix.studio.server_keeper import ServerKeeper, start_process
+from tilemix.studio.service import Studio
+from tilemix.studio.settings import Secret, Settings
+from tilemix.studio.workers import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KEEPER_SECONDS = 1.0
+SHUTDOWN_SECONDS = 3
+EXTRA_BUSY_SECONDS = 60  # over the deadline, at which a prediction is canceled
+KEYS = re.compile(r"\b(r8_|whsec_)[A-Za-z0-9+/=_-]{8,}|(?<=Bearer )\S{8,}")
+
+
+class MaskSecrets(logging.Filter):
+    """Takes what looks like a key out of log lines, whoever wrote them."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Mask the message; let the line through."""
+        message = record.getMessage()
+        masked = KEYS.sub(lambda match: f"{match[1] or ''}***", message)
+        if masked != message:
+            record.msg, record.args = masked, ()
+        return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run until interrupted; return the exit status: 0 done, 1 refused."""
+    parser = argparse.ArgumentParser(prog="python -m tilemix.studio", description=__doc__)
+    parser.add_argument(
+        "--with-server", action="store_true", help="start the local Cog server, and keep it alive"
+    )
+    options = parser.parse_args(arguments)
+    _log_to_stderr()
+    try:
+        settings = Settings.from_environment(os.environ)
+        if settings.backend == "cog" and settings.cog_webhook_token is None:
+            # For the server that is started here; one that runs already has its own, or none.
+            token = Secret(secrets.token_urlsafe(32)) if options.with_server else None
+            settings = dataclasses.replace(settings, cog_webhook_token=token)
+        studio = Studio(settings)
+        # The studio ends first, and so lets go of what the server draws: the next start takes it up again.
+        with _server(settings, is_wanted=options.with_server), studio:
+            uvicorn.run(
+                create_app(studio),
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=SHUTDOWN_SECONDS,  # somebody may be waiting for a picture
+            )
+    except TilemixError as error:
+        sys.stderr.write(f"tilemix.studio: {error}\n")
+        return 1
+    return 0
+
+
+@contextlib.contextmanager
+def _server(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
+    """Keep a Cog server running meanwhile, started as `make serve` does."""
+    if not is_wanted:
+        yield
+        return
+    port = urlsplit(settings.cog_url).port or 80
+    environment = dict(os.environ) | {
+        # The server starts its worker as `python`.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PORT": str(port),
+        "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
+        "TILEMIX_MODEL": settings.model,
+    }
+    for name in ("REPLICATE_API_TOKEN", "WEBHOOK_SECRET", "TILEMIX_STUDIO_TOKEN", "TILEMIX_STUDIO_DATABASE"):
+        environment.pop(name, None)  # the model has no use for them
+    if settings.cog_webhook_token is not None:
+        environment["WEBHOOK_AUTH_TOKEN"] = settings.cog_webhook_token.reveal()
+    command = (sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1")
+    keeper = ServerKeeper(
+        lambda: start_process(command, folder=ROOT, environment=environment),
+        CogBackend(settings.cog_url).health,
+        longest_prediction_seconds=settings.deadline_seconds + EXTRA_BUSY_SECONDS,
+    )
+
+    def step() -> bool:
+        keeper.step()
+        return False
+
+    worker = Worker("keeper", step, idle_seconds=KEEPER_SECONDS)
+    worker.start()
+    try:
+        yield
+    finally:
+        worker.stop()
+        worker.join()
+        keeper.stop()
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(MaskSecrets())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every question about health
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""The API for other programs; `openapi.json` beside this module describes it.
+
+`POST /api/generate-image` waits for the picture; `POST /api/predictions` does not, and `GET
+/api/predictions/ID` tells how it stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from tilemix.errors import InputError, MixError, RequestError
+from tilemix.studio.forms import read_form, read_inputs
+from tilemix.studio.gallery import MOST_ON_A_PAGE, Gallery
+from tilemix.studio.predictions import CANCELED
+
+if TYPE_CHECKING:
+    from tilemix.request import GenerationRequest
+    from tilemix.studio.service import Studio
+
+OPENAPI = Path(__file__).parent / "openapi.json"
+POLL_SECONDS = 0.2
+PAGE_SIZE = 20
+MAX_FIELDS = 20
+MAX_FIELD_BYTES = 64 * 2**10
+MAX_SEARCH_CHARACTERS = 200
+EXTRA_SECONDS = 30  # over the deadline, for the picture to be taken
+
+
+def api_routes(studio: Studio) -> list[Route]:
+    """Return the API's endpoints."""
+    gallery = Gallery(studio.database)
+
+    async def generate_image(request: Request) -> Response:
+        async with request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as form:
+            wanted = read_form(form.multi_items(), model=studio.settings.model)
+        identity = await run_in_threadpool(studio.ask_for, wanted)
+        found = await _wait(identity)
+        if found["url"] is None:
+            status = 202 if not found["is_done"] else 409 if found["status"] == CANCELED else 502
+            return JSONResponse(found, status)
+        if _prefers_picture(request.headers.get("accept", "")):
+            return await _send_file(identity)
+        return JSONResponse(found)
+
+    async def create(request: Request) -> Response:
+        wanted: GenerationRequest = read_inputs(await request.body())
+        identity = await run_in_threadpool(studio.ask_for, wanted)
+        found = await run_in_threadpool(gallery.find, identity)
+        return JSONResponse(found, 201, headers={"Location": f"/api/predictions/{identity}"})
+
+    async def get(request: Request) -> Response:
+        return JSONResponse(await _find(request.path_params["identity"]))
+
+    async def cancel(request: Request) -> Response:
+        identity = request.path_params["identity"]
+        if not await run_in_threadpool(studio.queue.cancel, identity):
+            raise HTTPException(404, "no such prediction")
+        return JSONResponse(await _find(identity))
+
+    async def search(request: Request) -> Response:
+        query = request.query_params
+        found = await run_in_threadpool(
+            gallery.find_page,
+            limit=_read_limit(query.get("limit")),
+            before=_read_search("before", query.get("before")),
+            color=_read_search("color", query.get("color")),
+            text=_read_search("text", query.get("text")),
+        )
+        return JSONResponse({"predictions": found})
+
+    async def file(request: Request) -> Response:
+        return await _send_file(request.path_params["identity"])
+
+    async def _find(identity: str) -> dict[str, Any]:
+        found = await run_in_threadpool(gallery.find, identity)
+        if found is None:
+            raise HTTPException(404, "no such prediction")
+        return found
+
+    async def _wait(identity: str) -> dict[str, Any]:
+        until = time.monotonic() + studio.settings.deadline_seconds + EXTRA_SECONDS
+        found = await _find(identity)
+        while not found["is_done"] and time.monotonic() < until:
+            await asyncio.sleep(POLL_SECONDS)
+            found = await _find(identity)
+        return found
+
+    async def _send_file(identity: str) -> Response:
+        found = await run_in_threadpool(gallery.find_file, identity)
+        if found is None:
+            raise HTTPException(404, "no such picture")
+        name, media_type = found
+        path = studio.pictures / name
+        if not path.is_file():
+            raise HTTPException(410, "the picture's file has been removed")
+        # The name is of our own making; the id is in the URL, so what stands there never changes.
+        return FileResponse(
+            path,
+            media_type=media_type,
+            filename=f"tile-{name}",
+            content_disposition_type="inline",
+            headers={"Cache-Control": "private, max-age=31536000, immutable"},
+        )
+
+    async def openapi(_: Request) -> Response:
+        return Response(OPENAPI.read_bytes(), media_type="application/json")
+
+    return [
+        Route("/api/generate-image", generate_image, methods=["POST"]),
+        Route("/api/predictions", create, methods=["POST"]),
+        Route("/api/predictions", search, methods=["GET"]),
+        Route("/api/predictions/{identity}", get, methods=["GET"]),
+        Route("/api/predictions/{identity}/cancel", cancel, methods=["POST"]),
+        Route("/files/{identity}", file, methods=["GET"]),
+        Route("/openapi.json", openapi, methods=["GET"]),
+    ]
+
+
+async def refuse_input(_: Request, error: Exception) -> JSONResponse:
+    """Answer 422 to what `predict()` would refuse."""
+    assert isinstance(error, InputError)
+    position = {"position": error.position} if isinstance(error, MixError) and error.position else {}
+    return JSONResponse({"error": str(error), **position}, 422)
+
+
+async def refuse_form(_: Request, error: Exception) -> JSONResponse:
+    """Answer 400 to a form that cannot be read."""
+    return JSONResponse({"error": str(error)}, 400)
+
+
+async def refuse(_: Request, error: Exception) -> JSONResponse:
+    """Answer a refusal of ours as JSON."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+
+HANDLERS = {InputError: refuse_input, MultiPartException: refuse_form, HTTPException: refuse}
+
+
+def _prefers_picture(accept: str) -> bool:
+    """Return whether an Accept header asks for a picture rather than for JSON.
+
+    Source: RFC 9110, section 12.5.1; only a picture that is named counts, `*/*` means JSON.
+    """
+    best = {"image": 0.0, "application/json": 0.0}
+    for entry in accept.lower().split(","):
+        media_type, *parameters = (part.strip() for part in entry.split(";"))
+        key = "image" if media_type in {"image/png", "image/*"} else media_type
+        quality = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+        if key in best:
+            try:
+                best[key] = max(best[key], float(quality))
+            except ValueError:
+                continue  # a quality that is no number asks for nothing
+    return best["image"] > best["application/json"]
+
+
+def _read_limit(text: str | None) -> int:
+    if text is None:
+        return PAGE_SIZE
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_ON_A_PAGE):
+        raise RequestError(f"limit {text[:40]!r} is no integer from 1 to {MOST_ON_A_PAGE}")
+    return int(text)
+
+
+def _read_search(name: str, text: str | None) -> str | None:
+    if text is not None and ("\0" in text or len(text) > MAX_SEARCH_CHARACTERS):
+        raise RequestError(f"{name}: expected at most {MAX_SEARCH_CHARACTERS} characters of plain text")
+    return text

@@ -1,0 +1,45 @@
+"""The studio as an ASGI application: the webhook inbox, the API and its files, behind the guard."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from tilemix.studio.api import HANDLERS, api_routes
+from tilemix.studio.guard import Guard, RateLimit
+from tilemix.studio.webhooks import webhook_routes
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from tilemix.studio.service import Studio
+
+
+def create_app(studio: Studio, *, rate_limit: RateLimit | None = None) -> Starlette:
+    """Return the application round a studio that its caller starts and stops."""
+
+    def look() -> dict[str, str]:
+        try:
+            with studio.database.read() as session:
+                session.execute(text("SELECT 1"))
+        except SQLAlchemyError as error:
+            return {"status": "broken", "database": type(error).__name__, "backend": studio.backend.name}
+        backend = "ready" if studio.backend.is_ready() else "not ready"
+        return {"status": "ok", "database": "ok", "backend": f"{studio.backend.name}: {backend}"}
+
+    async def health(_: Request) -> JSONResponse:
+        found = await run_in_threadpool(look)
+        return JSONResponse(found, 200 if found["status"] == "ok" else 503)
+
+    return Starlette(
+        routes=[*webhook_routes(studio), *api_routes(studio), Route("/health", health, methods=["GET"])],
+        middleware=[Middleware(Guard, settings=studio.settings, rate_limit=rate_limit or RateLimit())],
+        exception_handlers=HANDLERS,
+    )

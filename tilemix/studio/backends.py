@@ -1,0 +1,283 @@
+"""Who draws: a local Cog server, or Replicate; the queue sees one interface.
+
+==============  =================================================  ======================================
+                CogBackend                                         ReplicateBackend
+==============  =================================================  ======================================
+submit()        waits for the end: the synchronous answer decides  returns at once
+webhooks        start and logs, for the progress                   start, logs and completed
+look_up()       None: that server has no status call               how it stands now
+find()          None                                               the one whose answer was lost
+free slots      one                                                as many as the settings say
+==============  =================================================  ======================================
+
+Tokens travel in headers only; no message and no log line holds one.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+import httpx
+import msgspec
+
+from tilemix.errors import (
+    BackendBusyError,
+    BackendDownError,
+    BackendError,
+    BackendRefusedError,
+    BackendUncertainError,
+    DeliveryError,
+)
+from tilemix.studio.predictions import FAILED, parse_report
+from tilemix.studio.settings import Secret
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tilemix.studio.predictions import Report
+
+logger = logging.getLogger(__name__)
+
+REPLICATE_URL = "https://api.replicate.com/v1"
+CALL_SECONDS = 10  # for every call but a synchronous prediction
+COG_EVENTS = ("start", "logs")  # the end comes with the answer
+REPLICATE_EVENTS = ("start", "logs", "completed")
+# How coglet 0.23.1 reports a worker that died, during the prediction or since the one before. A failure of the
+# model's own is written otherwise ("Prediction failed: ...").
+DEAD_WORKER = ("Worker crashed", "Broken pipe")
+SHORTEST_CANCEL_AFTER = 5  # seconds, that Replicate takes
+MAX_REASON_CHARACTERS = 500
+
+
+class Backend(Protocol):
+    """What the queue and the reconciler need of whoever draws. All methods may be called from any thread."""
+
+    name: str  # as in the column `backend`
+    slots: int  # predictions that run at the same time
+    is_synchronous: bool  # submit() returns when the prediction has ended
+
+    def is_ready(self) -> bool:
+        """Return whether a prediction may be submitted now."""
+
+    def submit(
+        self, attempt_id: str, inputs: Mapping[str, Any], *, webhook: str | None, seconds: float
+    ) -> Report:
+        """Begin a prediction that may take `seconds`; return how it stands.
+
+        Raises:
+            BackendBusyError, BackendDownError: it has not begun.
+            BackendRefusedError: it never will.
+            BackendUncertainError: it may have begun.
+        """
+
+    def cancel(self, remote_id: str) -> None:
+        """Ask for the end of a prediction; one that the back end does not know (any more) is no error.
+
+        Raises:
+            BackendError: the back end cannot be asked.
+        """
+
+    def look_up(self, remote_id: str) -> Report | None:
+        """Return how a prediction stands; None where there is no such call.
+
+        Raises:
+            BackendError: the back end cannot be asked, or does not know it.
+        """
+
+    def find(self, inputs: Mapping[str, Any]) -> Report | None:
+        """Return the latest prediction with these inputs; None where there is none, or no such call.
+
+        Raises:
+            BackendError: the back end cannot be asked.
+        """
+
+
+class CogBackend:
+    """A Cog server on this machine, which draws one picture at a time.
+
+    Its answer 409 means "busy" only while its health is BUSY: a server whose worker has died answers 409 to
+    everything, for ever. An attempt has an id of its own, for the same id sent after its end is drawn again.
+    """
+
+    name = "cog"
+    slots = 1
+    is_synchronous = True
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=url, timeout=CALL_SECONDS, trust_env=False)
+
+    def health(self) -> str:
+        """Return READY, BUSY, STARTING, SETUP_FAILED, UNHEALTHY or DEFUNCT, as the server says.
+
+        Raises:
+            BackendDownError: it does not say.
+        """
+        try:
+            answer = self._client.get("/health-check")
+            status = msgspec.json.decode(answer.content, type=dict[str, Any]).get("status")
+        except (httpx.HTTPError, msgspec.DecodeError) as error:
+            raise BackendDownError(f"the Cog server does not tell its health: {_name(error)}") from error
+        if not isinstance(status, str):
+            raise BackendDownError("the Cog server does not tell its health: no status in its answer")
+        return status
+
+    def is_ready(self) -> bool:
+        """Return whether the server is up and idle."""
+        try:
+            return self.health() == "READY"
+        except BackendDownError:
+            return False
+
+    def submit(
+        self, attempt_id: str, inputs: Mapping[str, Any], *, webhook: str | None, seconds: float
+    ) -> Report:
+        """Draw; return the end."""
+        body: dict[str, Any] = {"input": dict(inputs)}
+        if webhook is not None:
+            body |= {"webhook": webhook, "webhook_events_filter": COG_EVENTS}
+        timeout = httpx.Timeout(CALL_SECONDS, read=max(seconds, 1))
+        try:
+            answer = self._client.put(f"/predictions/{attempt_id}", json=body, timeout=timeout)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise BackendDownError(f"the Cog server cannot be reached: {_name(error)}") from error
+        except httpx.HTTPError as error:
+            raise BackendUncertainError(f"the Cog server was lost: {_name(error)}") from error
+        if answer.status_code == httpx.codes.CONFLICT:
+            health = self.health()
+            if health in {"BUSY", "READY"}:  # READY: it has become free since
+                raise BackendBusyError("the Cog server is drawing another picture")
+            raise BackendDownError(f"the Cog server takes nothing: its health is {health[:40]}")
+        report = _read_answer(answer, "the Cog server")
+        if report.status == FAILED and any(sign in (report.error or "") for sign in DEAD_WORKER):
+            raise BackendUncertainError(f"the Cog server has lost its worker: {report.error}")
+        return report
+
+    def cancel(self, remote_id: str) -> None:
+        """Ask for the end within one step."""
+        _call(self._client, "POST", f"/predictions/{remote_id}/cancel", "the Cog server")
+
+    def look_up(self, remote_id: str) -> None:
+        """Return None: the server has no such call."""
+
+    def find(self, inputs: Mapping[str, Any]) -> None:
+        """Return None: the server has no such call."""
+
+
+class ReplicateBackend:
+    """Replicate's API.
+
+    Source: https://replicate.com/docs/reference/http
+    """
+
+    name = "replicate"
+    is_synchronous = False
+
+    def __init__(self, *, token: Secret, version: str, slots: int, url: str = REPLICATE_URL) -> None:
+        self.slots = slots
+        self._version = version
+        headers = {"Authorization": f"Bearer {token.reveal()}"}
+        self._client = httpx.Client(base_url=url, headers=headers, timeout=CALL_SECONDS)
+
+    def is_ready(self) -> bool:
+        """Return True: only the call itself tells."""
+        return True
+
+    def submit(
+        self,
+        attempt_id: str,  # noqa: ARG002  Replicate gives an id of its own
+        inputs: Mapping[str, Any],
+        *,
+        webhook: str | None,
+        seconds: float,
+    ) -> Report:
+        """Begin; return Replicate's id and the first status."""
+        body: dict[str, Any] = {"version": self._version, "input": dict(inputs)}
+        if webhook is not None:
+            body |= {"webhook": webhook, "webhook_events_filter": REPLICATE_EVENTS}
+        headers = {"Cancel-After": f"{max(int(seconds), SHORTEST_CANCEL_AFTER)}s"}
+        try:
+            answer = self._client.post("/predictions", json=body, headers=headers)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise BackendDownError(f"Replicate cannot be reached: {_name(error)}") from error
+        except httpx.HTTPError as error:
+            raise BackendUncertainError(f"Replicate's answer was lost: {_name(error)}") from error
+        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            raise BackendBusyError("Replicate takes no more predictions for now (429)")
+        return _read_answer(answer, "Replicate")
+
+    def cancel(self, remote_id: str) -> None:
+        """Ask for the end."""
+        _call(self._client, "POST", f"/predictions/{remote_id}/cancel", "Replicate")
+
+    def look_up(self, remote_id: str) -> Report:
+        """Return how a prediction stands."""
+        answer = _call(self._client, "GET", f"/predictions/{remote_id}", "Replicate")
+        if answer.is_client_error:
+            raise BackendRefusedError(f"Replicate does not know the prediction ({answer.status_code})")
+        return _read_answer(answer, "Replicate")
+
+    def find(self, inputs: Mapping[str, Any]) -> Report | None:
+        """Look through the latest hundred for one with these inputs; a drawn seed tells them apart."""
+        answer = _call(self._client, "GET", "/predictions", "Replicate")
+        try:
+            for raw in msgspec.json.decode(answer.content, type=_Page).results:
+                theirs = msgspec.json.decode(raw, type=_Listed).input or {}
+                if all(theirs.get(name) == value for name, value in inputs.items()):
+                    return parse_report(bytes(raw))
+        except (msgspec.DecodeError, DeliveryError) as error:
+            raise BackendError(f"Replicate's list cannot be read ({answer.status_code})") from error
+        return None
+
+    def fetch_signing_secret(self) -> Secret:
+        """Return the key that Replicate signs this account's webhooks with.
+
+        Raises:
+            BackendError: it cannot be had.
+        """
+        answer = _call(self._client, "GET", "/webhooks/default/secret", "Replicate")
+        try:
+            return Secret(msgspec.json.decode(answer.content, type=dict[str, str])["key"])
+        except (msgspec.DecodeError, KeyError):
+            # Not "from": the text that could not be read may hold the key.
+            raise BackendError(f"Replicate gives no signing secret ({answer.status_code})") from None
+
+
+class _Page(msgspec.Struct):
+    results: list[msgspec.Raw]
+
+
+class _Listed(msgspec.Struct):
+    input: dict[str, Any] | None = None
+
+
+def _call(client: httpx.Client, method: str, path: str, who: str) -> httpx.Response:
+    try:
+        answer = client.request(method, path)
+    except httpx.HTTPError as error:
+        raise BackendDownError(f"{who} cannot be reached: {_name(error)}") from error
+    if answer.is_server_error or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+        raise BackendDownError(f"{who} answers {answer.status_code}")
+    return answer
+
+
+def _read_answer(answer: httpx.Response, who: str) -> Report:
+    """Return the prediction in an answer; the errors are those of `Backend.submit()`."""
+    if answer.is_server_error:
+        kind = (
+            BackendDownError
+            if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE
+            else BackendUncertainError
+        )
+        raise kind(f"{who} answers {answer.status_code}")
+    if not answer.is_success:
+        reason = answer.text[:MAX_REASON_CHARACTERS].replace("\0", "")
+        raise BackendRefusedError(f"{who} refuses the inputs ({answer.status_code}): {reason}")
+    try:
+        return parse_report(answer.content)
+    except DeliveryError as error:
+        raise BackendUncertainError(f"{who}'s answer cannot be read: {error}") from error
+
+
+def _name(error: Exception) -> str:
+    return type(error).__name__

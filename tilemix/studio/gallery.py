@@ -1,0 +1,106 @@
+"""Predictions as the API and the page show them: one, or a page of them by color and text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from sqlalchemy import or_, select
+from sqlalchemy.orm import selectinload
+
+from tilemix.studio.predictions import SUCCEEDED, read_progress
+from tilemix.studio.schema import Output, Prediction, Share
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Select
+
+    from tilemix.studio.database import Database
+
+MOST_ON_A_PAGE = 100
+LIKE_ESCAPE = "\\"
+
+
+class Gallery:
+    """Looks predictions up; changes nothing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find(self, identity: str) -> dict[str, Any] | None:
+        """Return a prediction by its id; None where there is none."""
+        with self._database.read() as session:
+            prediction = session.scalar(_whole().where(Prediction.id == identity))
+            return None if prediction is None else describe(prediction)
+
+    def find_page(
+        self, *, limit: int, before: str | None = None, color: str | None = None, text: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Return predictions, the latest first: older than `before` (an id), with a color, with a text."""
+        query = _whole().order_by(Prediction.number.desc()).limit(min(limit, MOST_ON_A_PAGE))
+        with self._database.read() as session:
+            if before is not None:
+                last = select(Prediction.number).where(Prediction.id == before).scalar_subquery()
+                query = query.where(Prediction.number < last)
+            if color is not None:
+                query = query.where(Prediction.shares.any(Share.color == color))
+            if text is not None:
+                special = str.maketrans({sign: LIKE_ESCAPE + sign for sign in ("%", "_", LIKE_ESCAPE)})
+                like = f"%{text.translate(special)}%"
+                query = query.where(
+                    or_(
+                        Prediction.prompt.ilike(like, escape=LIKE_ESCAPE),
+                        Prediction.sent_prompt.ilike(like, escape=LIKE_ESCAPE),
+                    )
+                )
+            return [describe(prediction) for prediction in session.scalars(query)]
+
+    def find_file(self, identity: str) -> tuple[str, str] | None:
+        """Return name and media type of a prediction's picture; None where it has none, or none yet."""
+        taken = (
+            select(Output.file, Output.media_type)
+            .join(Prediction, Prediction.number == Output.prediction)
+            .where(Prediction.id == identity, Output.state == "taken")
+        )
+        with self._database.read() as session:
+            row = session.execute(taken).first()
+        return None if row is None or row[0] is None or row[1] is None else (row[0], row[1])
+
+
+def describe(prediction: Prediction) -> dict[str, Any]:
+    """Return a prediction as JSON values. `is_done`: nothing about it will change, its picture included."""
+    progress = read_progress(prediction.logs)
+    output = prediction.output
+    is_ended = prediction.completed_at is not None
+    return {
+        "id": prediction.id,
+        "status": prediction.status,
+        "is_done": is_ended and (prediction.status != SUCCEEDED or _is_settled(output)),
+        "prompt": prediction.prompt,
+        "sent_prompt": prediction.sent_prompt,
+        "mix": {share.color: share.percent for share in prediction.shares},
+        "input": prediction.inputs,
+        "created_at": _write_time(prediction.created_at),
+        "started_at": _write_time(prediction.started_at),
+        "completed_at": _write_time(prediction.completed_at),
+        "progress": None if progress is None or is_ended else progress._asdict(),
+        "metrics": prediction.metrics,
+        "error": prediction.error
+        or (output.error if output is not None and output.state == "failed" else None),
+        "url": f"/files/{prediction.id}" if output is not None and output.state == "taken" else None,
+        "media_type": None if output is None else output.media_type,
+        "record": None if output is None or output.record is None else msgspec.json.decode(output.record),
+    }
+
+
+def _is_settled(output: Output | None) -> bool:
+    return output is not None and output.state != "pending"
+
+
+def _whole() -> Select[Prediction]:
+    return select(Prediction).options(selectinload(Prediction.shares), selectinload(Prediction.output))
+
+
+def _write_time(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

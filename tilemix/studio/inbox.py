@@ -1,0 +1,184 @@
+"""The webhook inbox: what arrives is stored and committed before its sender hears a yes, and read afterwards.
+
+Storing knows nothing of predictions; reading a stored delivery, in a transaction of its own, moves the
+prediction that it is about. A delivery for a prediction that is not known stays, and is read again when there
+is one: a webhook can be faster than the answer to the call that asked for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError
+
+from tilemix.errors import DeliveryError
+from tilemix.studio import predictions
+from tilemix.studio.database import utc_now
+from tilemix.studio.schema import Delivery, Prediction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from sqlalchemy.orm import InstrumentedAttribute, Session
+
+    from tilemix.studio.database import Database
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = {"cog": 48 * 2**20, "replicate": 4 * 2**20}  # Cog writes the picture into the body
+STORED_AT_ONCE = 64  # in one transaction
+READ_AT_ONCE = 20  # in one transaction
+BODIES_KEPT = timedelta(days=1)
+# Far longer than the tolerance of 300 seconds: a repetition is signed anew, under its old id.
+DELIVERIES_KEPT = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A delivery whose sender is known."""
+
+    source: str  # cog, replicate
+    body: bytes
+    webhook_id: str | None = None  # None: the sender gives none, and the body stands for itself
+    prediction_id: str | None = None  # ours, as the webhook's URL carried it
+
+
+class Inbox:
+    """Deliveries: `store()` for the endpoint, `step()` for the worker that reads them.
+
+    One thread commits, together, whatever has come in while it committed the last time: a disk that takes 4 ms
+    to be sure of a commit would otherwise take no more than 250 deliveries a second, and hardly any else.
+    """
+
+    def __init__(self, database: Database, *, clock: Callable[[], datetime] = utc_now) -> None:
+        self._database = database
+        self._clock = clock
+        self._waiting: deque[tuple[Arrival, Future[bool]]] = deque()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="inbox-writer")
+
+    def store(self, arrival: Arrival) -> bool:
+        """Commit a delivery; return whether it is a new one, not a repetition. May be called by any thread.
+
+        Raises whatever the database raises: then nothing is stored, and the sender must try again.
+        """
+        stored: Future[bool] = Future()
+        self._waiting.append((arrival, stored))
+        self._writer.submit(self._store_waiting)
+        return stored.result()
+
+    def _store_waiting(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), STORED_AT_ONCE))]
+        if not batch:  # an earlier call has taken it along
+            return
+        try:
+            with self._database.write() as session:
+                are_new = [self._insert(session, arrival) for arrival, _ in batch]
+        except BaseException as error:  # noqa: BLE001  it belongs to those who wait
+            for _, stored in batch:
+                stored.set_exception(error)
+        else:
+            for (_, stored), is_new in zip(batch, are_new, strict=True):
+                stored.set_result(is_new)
+
+    def _insert(self, session: Session, arrival: Arrival) -> bool:
+        sha256 = hashlib.sha256(arrival.body).hexdigest()
+        delivery_id = arrival.webhook_id or sha256
+        values = {
+            "source": arrival.source,
+            "delivery_id": delivery_id,
+            "prediction_id": arrival.prediction_id,
+            "received_at": self._clock(),
+            "sha256": sha256,
+            "body": arrival.body,
+            "repetitions": 0,
+            "conflicts": 0,
+            "state": "pending",
+        }
+        insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+        statement = insert(Delivery).values(values).on_conflict_do_nothing().returning(Delivery.number)
+        if session.scalar(statement) is not None:
+            return True
+        stored = and_(Delivery.source == arrival.source, Delivery.delivery_id == delivery_id)
+        has_same_body = session.scalar(select(Delivery.sha256).where(stored)) == sha256
+        column = Delivery.repetitions if has_same_body else Delivery.conflicts
+        session.execute(update(Delivery).where(stored).values({column: column + 1}))
+        if not has_same_body:
+            logger.error("delivery %s from %s came again with another body", delivery_id, arrival.source)
+        return False
+
+    def step(self, most: int = READ_AT_ONCE) -> bool:
+        """Read the oldest deliveries that can be read, `most` of them; return whether there were any."""
+        oldest = select(Delivery).order_by(Delivery.number).limit(most).with_for_update(skip_locked=True)
+        is_known = exists().where(
+            Prediction.backend == Delivery.source,
+            or_(Prediction.remote_id == Delivery.remote_id, _is_linkable(Delivery.prediction_id)),
+        )
+        with self._database.write() as session:
+            deliveries = session.scalars(oldest.where(Delivery.state == "pending")).all()
+            if not deliveries:
+                deliveries = session.scalars(oldest.where(Delivery.state == "unmatched", is_known)).all()
+            for delivery in deliveries:
+                try:
+                    with session.begin_nested():
+                        self._read(session, delivery)
+                except DataError as error:  # what this database cannot hold must not stop all that come after
+                    logger.exception("delivery %s cannot be kept as a prediction", delivery.number)
+                    delivery.state, delivery.error = "unreadable", type(error.orig).__name__
+        return bool(deliveries)
+
+    def purge(self) -> None:
+        """Drop the bodies of deliveries that were read a day ago, and after thirty days the deliveries."""
+        now = self._clock()
+        is_read = Delivery.state.in_(("applied", "ignored"))
+        old = delete(Delivery).where(Delivery.received_at < now - DELIVERIES_KEPT)
+        with self._database.write() as session:
+            session.execute(
+                update(Delivery)
+                .where(is_read, Delivery.body.is_not(None), Delivery.received_at < now - BODIES_KEPT)
+                .values(body=None)
+            )
+            session.execute(old.where(Delivery.state != "pending"))
+
+    def _read(self, session: Session, delivery: Delivery) -> None:
+        assert delivery.body is not None, "only deliveries that were read lose their bodies"
+        try:
+            report = predictions.parse_report(delivery.body)
+        except DeliveryError as error:
+            delivery.state, delivery.error = "unreadable", str(error)
+            logger.warning("delivery %s from %s: %s", delivery.delivery_id, delivery.source, error)
+            return
+        delivery.remote_id = report.remote_id
+        prediction = _find_prediction(session, delivery)
+        if prediction is None:
+            delivery.state = "unmatched"
+            return
+        prediction.remote_id = report.remote_id
+        has_moved = predictions.apply_report(session, prediction, report, now=self._clock())
+        delivery.state = "applied" if has_moved else "ignored"
+
+
+def _find_prediction(session: Session, delivery: Delivery) -> Prediction | None:
+    """Return the prediction that a delivery is about, locked; by the back end's id, or else by ours."""
+    of_source = select(Prediction).where(Prediction.backend == delivery.source).with_for_update()
+    named = session.scalar(of_source.where(Prediction.remote_id == delivery.remote_id))
+    if named is not None or delivery.prediction_id is None:
+        return named
+    return session.scalar(of_source.where(_is_linkable(delivery.prediction_id)))
+
+
+def _is_linkable(prediction_id: InstrumentedAttribute[str | None] | str) -> ColumnElement[bool]:
+    """Where a prediction has been submitted, the answer has not come, and it is the one that a webhook's URL names."""
+    return and_(
+        Prediction.id == prediction_id,
+        Prediction.remote_id.is_(None),
+        Prediction.submitted_at.is_not(None),
+    )

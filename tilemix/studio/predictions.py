@@ -1,0 +1,183 @@
+"""How a prediction moves: forward only, whatever order the news of it arrive in, and the first end is final.
+
+==========  ======  ==================================================================
+status      rank
+==========  ======  ==================================================================
+queued      0       ours: it waits for a free slot of the back end
+starting    1       handed to the back end
+(unknown)   2       any status that a back end may invent later; kept as it is
+processing  3       the model draws
+succeeded,  4       the end; `aborted` is Replicate's for a deadline that passed before
+failed,             the start
+canceled,
+aborted
+==========  ======  ==================================================================
+
+Only the queue begins anew: an attempt that was lost with its back end goes from `starting` or `processing` to
+`queued` again, under another id there, so that late news of the lost attempt change nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from tilemix.errors import DeliveryError
+from tilemix.studio.schema import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+    from sqlalchemy.orm import Session
+
+    from tilemix.studio.schema import Prediction
+
+QUEUED, STARTING, PROCESSING = "queued", "starting", "processing"
+SUCCEEDED, FAILED, CANCELED, ABORTED = "succeeded", "failed", "canceled", "aborted"
+TERMINAL = frozenset({SUCCEEDED, FAILED, CANCELED, ABORTED})
+RANKS = {QUEUED: 0, STARTING: 1, PROCESSING: 3} | dict.fromkeys(TERMINAL, 4)
+UNKNOWN_RANK = 2
+
+STATUS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+REMOTE_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+MAX_LOG_CHARACTERS = 256_000
+MAX_ERROR_CHARACTERS = 4_000
+STEP = re.compile(r"\b([0-9]{1,4})/([0-9]{1,4}) denoise")
+LAST_LINES = 2_000  # characters of the logs, in which the last step is looked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a back end says about one prediction, whichever way it came: an answer, a webhook, a look-up."""
+
+    remote_id: str
+    status: str
+    output: str | None = None  # a URL or a data: URI
+    error: str | None = None
+    logs: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class Progress(NamedTuple):
+    """How far the model has come."""
+
+    step: int
+    steps: int
+
+
+class _Body(msgspec.Struct):
+    """A prediction as Cog and Replicate write it; keys that we do not use are passed over."""
+
+    id: str
+    status: str
+    output: Any = None
+    error: Any = None
+    logs: str | None = None
+    metrics: dict[str, Any] | None = None
+
+
+def parse_report(body: bytes) -> Report:
+    """Return what a prediction object in JSON says.
+
+    Raises:
+        DeliveryError: it is no prediction object.
+    """
+    try:
+        parsed = msgspec.json.decode(body, type=_Body)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as problem:
+        raise DeliveryError(f"the body is no prediction: {problem}", status=400) from problem
+    if not REMOTE_ID.fullmatch(parsed.id):
+        raise DeliveryError(f"the prediction's id {parsed.id[:40]!r} is none", status=400)
+    if not STATUS.fullmatch(parsed.status):
+        raise DeliveryError(f"the prediction's status {parsed.status[:40]!r} is none", status=400)
+    output = (
+        parsed.output[0] if isinstance(parsed.output, list) and len(parsed.output) == 1 else parsed.output
+    )
+    if not isinstance(output, str) or not output.isascii() or "\0" in output:
+        output = None
+    return Report(
+        remote_id=parsed.id,
+        status=parsed.status,
+        output=output if parsed.status == SUCCEEDED else None,
+        error=_clean(parsed.error),
+        logs=_clean(parsed.logs, MAX_LOG_CHARACTERS) or "",
+        metrics=_clean_json(parsed.metrics or {}),
+    )
+
+
+def rank(status: str) -> int:
+    """Return how far a status is, from 0, queued, to 4, the end."""
+    return RANKS.get(status, UNKNOWN_RANK)
+
+
+def is_terminal(status: str) -> bool:
+    """Return whether nothing comes after this status."""
+    return status in TERMINAL
+
+
+def apply_report(session: Session, prediction: Prediction, report: Report, *, now: datetime) -> bool:
+    """Move a prediction, locked by the caller's transaction, to what the report says; return whether it moved.
+
+    Of two reports of one rank the longer logs count. A success leaves an output to be taken.
+    """
+    if is_terminal(prediction.status) or rank(report.status) < rank(prediction.status):
+        return False
+    has_moved = False
+    if rank(report.status) > rank(prediction.status):
+        prediction.status, has_moved = report.status, True
+    if len(report.logs) > len(prediction.logs):
+        prediction.logs, has_moved = report.logs, True
+    if report.metrics and report.metrics != prediction.metrics:
+        prediction.metrics, has_moved = {**prediction.metrics, **report.metrics}, True
+    if prediction.started_at is None and rank(report.status) >= RANKS[PROCESSING]:
+        prediction.started_at = now
+    if is_terminal(report.status):
+        _end(session, prediction, report, now)
+    return has_moved
+
+
+def finish(prediction: Prediction, status: str, *, error: str | None, now: datetime) -> None:
+    """End a prediction by ourselves; one that has ended stays as it is."""
+    if not is_terminal(prediction.status):
+        prediction.status, prediction.error, prediction.completed_at = status, error, now
+
+
+def read_progress(logs: str) -> Progress | None:
+    """Return the last step that the logs tell of; None before the first."""
+    found = STEP.findall(logs[-LAST_LINES:])
+    return Progress(int(found[-1][0]), int(found[-1][1])) if found else None
+
+
+def _end(session: Session, prediction: Prediction, report: Report, now: datetime) -> None:
+    prediction.completed_at = now
+    prediction.error = report.error
+    if report.status != SUCCEEDED:
+        return
+    output = Output(prediction=prediction.number, created_at=now, next_attempt_at=now, attempts=0)
+    if report.output is None:
+        output.state, output.error = "failed", "the back end reported a success without one picture's URI"
+    else:
+        output.state, output.source = "pending", report.output
+    session.add(output)
+
+
+def _clean(value: object, most: int = MAX_ERROR_CHARACTERS) -> str | None:
+    """Return text that every database takes: no zero characters, no lone surrogates, not endless."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return text[:most].replace("\0", "�").encode(errors="replace").decode()
+
+
+def _clean_json(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the plain values of a mapping: numbers, truths and texts."""
+    kept: Iterable[tuple[str, Any]] = (
+        (name, _clean(value) if isinstance(value, str) else value)
+        for name, value in values.items()
+        if isinstance(value, str | int | float | bool)
+    )
+    return {_clean(name, 128) or "": value for name, value in list(kept)[:256]}

@@ -1,0 +1,273 @@
+"""The queue: predictions wait in the database and run one per free slot of the back end.
+
+What is running is always in the database first, so a studio that is killed finds it again: at a Cog server,
+which gives up a prediction whose caller has gone, it starts anew with the same seed; at Replicate it goes on,
+and the reconciler asks for it. A prediction never runs twice at Replicate because an answer was lost: it is
+looked for there before it is submitted again.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, select
+
+from tilemix.errors import (
+    BackendBusyError,
+    BackendDownError,
+    BackendError,
+    BackendRefusedError,
+    BackendUncertainError,
+)
+from tilemix.studio import predictions
+from tilemix.studio.database import utc_now
+from tilemix.studio.predictions import CANCELED, FAILED, QUEUED, STARTING, TERMINAL
+from tilemix.studio.schema import Prediction, Share
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from sqlalchemy.orm import Session
+
+    from tilemix.request import GenerationRequest
+    from tilemix.rewriter import Prompt
+    from tilemix.studio.backends import Backend
+    from tilemix.studio.database import Database
+    from tilemix.studio.predictions import Report
+
+logger = logging.getLogger(__name__)
+
+MAX_LOSSES = 3  # a prediction during which the back end is lost this often may be the reason
+
+
+class Queue:
+    """Predictions: `add()` and `cancel()` for the API, `step()` for the worker that runs them."""
+
+    def __init__(
+        self,
+        database: Database,
+        backend: Backend,
+        *,
+        deadline_seconds: float,
+        webhook_url: str | None = None,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._database = database
+        self._backend = backend
+        self._deadline = timedelta(seconds=deadline_seconds)
+        self._webhook_url = webhook_url
+        self._clock = clock
+        self._runner = secrets.token_hex(16)
+        self._is_stopping = False
+
+    def add(self, request: GenerationRequest, prompt: Prompt) -> str:
+        """Commit a new prediction; return its id. The seed is drawn now, so that a repetition draws the same."""
+        now = self._clock()
+        prediction = Prediction(
+            id=secrets.token_hex(16),
+            backend=self._backend.name,
+            status=QUEUED,
+            prompt=prompt.typed,
+            sent_prompt=prompt.positive,
+            inputs=_given(request.with_seed()),
+            created_at=now,
+            deadline_at=now + self._deadline,
+        )
+        shares = prompt.mix.shares if prompt.mix is not None else ()
+        prediction.shares = [
+            Share(place=place, color=share.color, percent=float(share.percent))
+            for place, share in enumerate(shares)
+        ]
+        with self._database.write() as session:
+            session.add(prediction)
+            return prediction.id
+
+    def cancel(self, identity: str) -> bool:
+        """Cancel a prediction; return whether there is one. One that waits ends now, a running one soon."""
+        now = self._clock()
+        with self._database.write() as session:
+            prediction = _lock(session, Prediction.id == identity)
+            if prediction is None:
+                return False
+            if predictions.is_terminal(prediction.status):
+                return True
+            prediction.cancel_requested_at = prediction.cancel_requested_at or now
+            if prediction.status == QUEUED:
+                predictions.finish(prediction, CANCELED, error=None, now=now)
+        self.send_cancels()
+        return True
+
+    def recover(self) -> None:
+        """Take up what an earlier studio on this database left running. Called once, at the start."""
+        with self._database.write() as session:
+            left = session.scalars(
+                select(Prediction).where(
+                    Prediction.backend == self._backend.name,
+                    Prediction.status.not_in([QUEUED, *TERMINAL]),
+                    Prediction.runner != self._runner,
+                )
+            )
+            for prediction in left:
+                if self._backend.is_synchronous:
+                    queue_again(prediction, self._clock())
+
+    def step(self) -> bool:
+        """Run the oldest prediction that waits, if a slot is free; return whether one was taken on."""
+        if self._is_stopping or not self._has_work() or not self._backend.is_ready():
+            return False
+        prediction = self._claim()
+        if prediction is None:
+            return False
+        seconds = (prediction.deadline_at - self._clock()).total_seconds()
+        attempt_id = f"{prediction.id}-{prediction.attempts}"
+        webhook = self._webhook_url and f"{self._webhook_url}?prediction={prediction.id}"
+        try:
+            report = self._backend.submit(attempt_id, prediction.inputs, webhook=webhook, seconds=seconds)
+        except (BackendBusyError, BackendDownError) as error:
+            logger.info("prediction %s waits again: %s", prediction.id, error)
+            self._change(prediction, queue_again)
+            return False
+        except BackendRefusedError as error:
+            self._change(prediction, _end_with(str(error)))
+        except BackendUncertainError as error:
+            logger.warning("prediction %s: %s", prediction.id, error)
+            if self._backend.is_synchronous and not self._is_stopping:
+                self._change(prediction, _lose)
+        else:
+            if not self._is_stopping or report.status != CANCELED:
+                self._keep(prediction, report)
+        return True
+
+    def send_cancels(self) -> None:
+        """Ask the back end for the end of what is to be canceled or is past its deadline.
+
+        Raises nothing for a back end that cannot be asked: the next call tries again.
+        """
+        now = self._clock()
+        with self._database.read() as session:
+            late = select(Prediction.remote_id).where(
+                Prediction.backend == self._backend.name,
+                Prediction.status.not_in([QUEUED, *TERMINAL]),
+                Prediction.remote_id.is_not(None),
+                (Prediction.deadline_at < now) | Prediction.cancel_requested_at.is_not(None),
+            )
+            remote_ids = [remote_id for remote_id in session.scalars(late) if remote_id is not None]
+        for remote_id in remote_ids:
+            try:
+                self._backend.cancel(remote_id)
+            except BackendError as error:
+                logger.warning("cancel %s: %s", remote_id, error)
+
+    def end_late(self) -> None:
+        """End what is past its deadline, here too: whoever waits for it shall wait no longer."""
+        self.send_cancels()
+        now = self._clock()
+        with self._database.write() as session:
+            late = select(Prediction).where(Prediction.status.not_in(TERMINAL), Prediction.deadline_at < now)
+            for prediction in session.scalars(late.with_for_update(skip_locked=True)):
+                seconds = (prediction.deadline_at - prediction.created_at).total_seconds()
+                error = f"not ended within {seconds:.0f} seconds, in status {prediction.status}"
+                predictions.finish(prediction, FAILED, error=error, now=now)
+
+    def stop(self) -> None:
+        """Begin nothing more, and let go of what runs at a Cog server: the next start takes it up again."""
+        self._is_stopping = True
+        if not self._backend.is_synchronous:
+            return
+        running = select(Prediction.remote_id).where(
+            Prediction.runner == self._runner,
+            Prediction.status.not_in([QUEUED, *TERMINAL]),
+            Prediction.remote_id.is_not(None),
+        )
+        with self._database.read() as session:
+            remote_ids = [remote_id for remote_id in session.scalars(running) if remote_id is not None]
+        for remote_id in remote_ids:
+            try:
+                self._backend.cancel(remote_id)
+            except BackendError as error:
+                logger.info("cancel %s: %s", remote_id, error)
+
+    def _has_work(self) -> bool:
+        mine = Prediction.backend == self._backend.name
+        count = select(func.count()).select_from(Prediction)
+        with self._database.read() as session:
+            waiting = session.scalar(count.where(mine, Prediction.status == QUEUED))
+            running = session.scalar(count.where(mine, Prediction.status.not_in([QUEUED, *TERMINAL])))
+        return bool(waiting) and (running or 0) < self._backend.slots
+
+    def _claim(self) -> Prediction | None:
+        with self._database.write() as session:
+            prediction = session.scalar(
+                select(Prediction)
+                .where(Prediction.backend == self._backend.name, Prediction.status == QUEUED)
+                .order_by(Prediction.number)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            )
+            if prediction is None:
+                return None
+            prediction.status = STARTING
+            prediction.runner = self._runner
+            prediction.attempts += 1
+            prediction.submitted_at = self._clock()
+            prediction.remote_id = (
+                f"{prediction.id}-{prediction.attempts}" if self._backend.is_synchronous else None
+            )
+            session.flush()
+            session.expunge(prediction)
+        return prediction
+
+    def _keep(self, claimed: Prediction, report: Report) -> None:
+        with self._database.write() as session:
+            prediction = _lock(session, Prediction.number == claimed.number)
+            assert prediction is not None
+            if prediction.remote_id is None:
+                prediction.remote_id = report.remote_id
+            predictions.apply_report(session, prediction, report, now=self._clock())
+
+    def _change(self, claimed: Prediction, change: Callable[[Prediction, datetime], None]) -> None:
+        with self._database.write() as session:
+            prediction = _lock(session, Prediction.number == claimed.number)
+            assert prediction is not None
+            if not predictions.is_terminal(prediction.status):
+                change(prediction, self._clock())
+
+
+def _given(request: GenerationRequest) -> dict[str, Any]:
+    """Return the inputs that are not left out: a Cog server refuses null."""
+    values = {name: getattr(request, name) for name in request.__dataclass_fields__}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _lock(session: Session, where: Any) -> Prediction | None:
+    found: Prediction | None = session.scalar(select(Prediction).where(where).with_for_update())
+    return found
+
+
+def queue_again(prediction: Prediction, now: datetime) -> None:
+    """Begin anew, unless it is to be canceled; the next attempt has another id."""
+    if prediction.cancel_requested_at is not None:
+        predictions.finish(prediction, CANCELED, error=None, now=now)
+        return
+    prediction.status, prediction.logs, prediction.metrics = QUEUED, "", {}
+    prediction.runner = prediction.remote_id = prediction.submitted_at = prediction.started_at = None
+
+
+def _lose(prediction: Prediction, now: datetime) -> None:
+    prediction.losses += 1
+    if prediction.losses >= MAX_LOSSES:
+        error = f"the back end was lost {prediction.losses} times while it drew this"
+        predictions.finish(prediction, FAILED, error=error, now=now)
+    else:
+        queue_again(prediction, now)
+
+
+def _end_with(error: str) -> Callable[[Prediction, datetime], None]:
+    def end(prediction: Prediction, now: datetime) -> None:
+        predictions.finish(prediction, FAILED, error=error, now=now)
+
+    return end

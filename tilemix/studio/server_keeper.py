@@ -1,0 +1,125 @@
+"""Keeps a local Cog server alive: starts it, watches its health, and starts it again when it will not recover.
+
+A server whose worker has died stays up, says UNHEALTHY and answers 409 to everything, for ever; one whose
+worker hangs stays BUSY. Neither ends by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+from tilemix.errors import BackendDownError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+BROKEN = frozenset({"UNHEALTHY", "DEFUNCT", "SETUP_FAILED"})
+UNREACHABLE = "UNREACHABLE"
+CHANCES = 3  # times in a row that a server may say that it is broken
+START_SECONDS = 600  # for a setup that loads 7 GB from a slow disk
+STOP_SECONDS = 10
+FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds before a server that never became ready is started again
+
+
+class ServerKeeper:
+    """One server process; `step()` looks after it, every second or so."""
+
+    def __init__(
+        self,
+        start: Callable[[], subprocess.Popen[bytes]],
+        ask_health: Callable[[], str],
+        *,
+        longest_prediction_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._start = start
+        self._ask_health = ask_health
+        self._longest = longest_prediction_seconds
+        self._clock = clock
+        self._process: subprocess.Popen[bytes] | None = None
+        self._not_before = clock()
+        self._wait = FIRST_WAIT
+        self.restarts = -1  # the first start is none
+        self._last_health, self._since = UNREACHABLE, clock()
+        self._bad = 0
+        self._has_answered = False
+
+    def step(self) -> None:
+        """Start the server if it does not run; end it if it is broken, so that the next step starts it."""
+        now = self._clock()
+        if self._process is None or self._process.poll() is not None:
+            if now >= self._not_before:
+                self._run(now)
+            return
+        health = self._health()
+        if health != self._last_health:
+            self._last_health, self._since = health, now
+            logger.info("the Cog server is %s", health)
+        lasted = now - self._since
+        # Nothing listens yet while the server starts; later on that is as bad as any other end.
+        is_bad = health in BROKEN or (health == UNREACHABLE and self._has_answered)
+        self._bad = self._bad + 1 if is_bad else 0
+        self._has_answered = self._has_answered or health != UNREACHABLE
+        if health == "READY":
+            self._wait = FIRST_WAIT
+        elif self._bad >= CHANCES:
+            self._end(f"it said {health} {self._bad} times")
+        elif health == "BUSY" and lasted > self._longest:
+            self._end(f"it has been BUSY for {lasted:.0f} seconds")
+        elif health in {"STARTING", UNREACHABLE} and lasted > START_SECONDS:
+            self._end(f"it has been {health} for {lasted:.0f} seconds")
+
+    def stop(self) -> None:
+        """End the server and everything that it has started."""
+        if self._process is None:
+            return
+        _signal_group(self._process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_SECONDS)
+        _signal_group(self._process, signal.SIGKILL)  # its worker is a process of its own
+        self._process.wait()
+        self._process = None
+
+    def _run(self, now: float) -> None:
+        self._process = self._start()
+        self.restarts += 1
+        self._not_before, self._wait = now + self._wait, min(2 * self._wait, LONGEST_WAIT)
+        self._forget()
+        logger.info("the Cog server is process %d", self._process.pid)
+
+    def _end(self, reason: str) -> None:
+        logger.error("the Cog server is ended: %s", reason)
+        self.stop()
+
+    def _forget(self) -> None:
+        self._last_health = UNREACHABLE
+        self._since = self._clock()
+        self._bad = 0
+        self._has_answered = False
+
+    def _health(self) -> str:
+        try:
+            return self._ask_health()
+        except BackendDownError:
+            return UNREACHABLE
+
+
+def start_process(
+    command: Sequence[str], *, folder: Path, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Start a program in a process group of its own, so that all that it starts can be ended with it."""
+    return subprocess.Popen(command, cwd=folder, env=dict(environment), start_new_session=True)  # noqa: S603
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # the whole group has gone
+        os.killpg(process.pid, number)

@@ -1,0 +1,161 @@
+"""The studio put together: database, back end, inbox, queue, pictures, and the threads that move them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import time
+from typing import TYPE_CHECKING, Self
+
+from tilemix.errors import SettingsError
+from tilemix.rewriter import Prompt, rewrite
+from tilemix.studio.backends import CogBackend, ReplicateBackend
+from tilemix.studio.database import Database
+from tilemix.studio.inbox import Arrival, Inbox
+from tilemix.studio.outputs import OutputTaker
+from tilemix.studio.queue import Queue
+from tilemix.studio.reconciler import Reconciler
+from tilemix.studio.signatures import Keyring
+from tilemix.studio.workers import Worker
+from tilemix.templates import find_template
+from tilemix.weights import load_manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import TextIO
+
+    from tilemix.request import GenerationRequest
+    from tilemix.studio.backends import Backend
+    from tilemix.studio.outputs import Fetcher
+    from tilemix.studio.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+IDLE_SECONDS = 1.0
+PURGE_SECONDS = 3600
+STOP_SECONDS = 15
+
+
+class Studio:
+    """Everything that runs; as a context manager, from its start to its end."""
+
+    def __init__(
+        self, settings: Settings, *, backend: Backend | None = None, fetcher: Fetcher | None = None
+    ) -> None:
+        self.settings = settings
+        self.pictures: Path = settings.folder / "pictures"
+        self.template = find_template(load_manifest(settings.model).prompt_template)
+        self.backend = backend or make_backend(settings)
+        is_replicate = isinstance(self.backend, ReplicateBackend)
+        refetch = self.backend.fetch_signing_secret if isinstance(self.backend, ReplicateBackend) else None
+        self.keyring = Keyring(settings.webhook_secrets, refetch=refetch)
+        settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = _lock_folder(settings.folder)
+        self.database = Database.open(settings.database_url)
+        webhook_url = _webhook_url(settings, is_replicate=is_replicate)
+        self.inbox = Inbox(self.database)
+        self.queue = Queue(
+            self.database,
+            self.backend,
+            deadline_seconds=settings.deadline_seconds,
+            webhook_url=webhook_url,
+        )
+        self.outputs = OutputTaker(self.database, self.pictures, fetcher=fetcher)
+        self.reconciler = Reconciler(self.database, self.backend, has_webhooks=webhook_url is not None)
+        self._next_purge = 0.0
+        self._inbox_worker = Worker("inbox", self._read_delivery, idle_seconds=IDLE_SECONDS)
+        self._queue_worker = Worker("queue", self._run_prediction, idle_seconds=IDLE_SECONDS / 4)
+        self._output_worker = Worker("outputs", self.outputs.step, idle_seconds=IDLE_SECONDS)
+        self._clock_worker = Worker("clock", self._look_at_clock, idle_seconds=IDLE_SECONDS)
+        self._workers = (self._inbox_worker, self._queue_worker, self._output_worker, self._clock_worker)
+
+    def __enter__(self) -> Self:
+        self.outputs.recover()
+        self.queue.recover()
+        for worker in self._workers:
+            worker.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.queue.stop()
+        for worker in self._workers:
+            worker.stop()
+        for worker in self._workers:
+            worker.join(STOP_SECONDS)
+        self.database.close()
+        self._lock.close()
+
+    def rewrite(self, text: str, negative_prompt: str | None = None) -> Prompt:
+        """Return the full prompt as the served model will get it.
+
+        Raises:
+            PromptError: as `tilemix.rewriter.rewrite`.
+        """
+        return rewrite(text, self.template, negative_prompt=negative_prompt)
+
+    def ask_for(self, request: GenerationRequest) -> str:
+        """Check a request as `predict()` does, and queue it; return the prediction's id.
+
+        Raises:
+            PromptError: the prompt, or the mix in it, cannot be used.
+        """
+        identity = self.queue.add(request, self.rewrite(request.prompt, request.negative_prompt))
+        self._queue_worker.wake()
+        return identity
+
+    def receive(self, arrival: Arrival) -> None:
+        """Commit a delivery and have it read soon."""
+        self.inbox.store(arrival)
+        self._inbox_worker.wake()
+
+    def _read_delivery(self) -> bool:
+        has_read = self.inbox.step()
+        if has_read:
+            self._output_worker.wake()
+        return has_read
+
+    def _run_prediction(self) -> bool:
+        has_run = self.queue.step()
+        if has_run:
+            self._output_worker.wake()
+        return has_run
+
+    def _look_at_clock(self) -> bool:
+        self.queue.end_late()
+        if time.monotonic() >= self._next_purge:
+            self._next_purge = time.monotonic() + PURGE_SECONDS
+            self.inbox.purge()
+        return self.reconciler.step()
+
+
+def make_backend(settings: Settings) -> Backend:
+    """Return the back end that the settings name."""
+    if settings.backend == "cog":
+        return CogBackend(settings.cog_url)
+    assert settings.replicate_token is not None
+    assert settings.replicate_version is not None
+    return ReplicateBackend(
+        token=settings.replicate_token, version=settings.replicate_version, slots=settings.slots
+    )
+
+
+def _webhook_url(settings: Settings, *, is_replicate: bool) -> str | None:
+    if is_replicate:
+        return settings.public_url and f"{settings.public_url}/webhooks/replicate"
+    if settings.cog_webhook_token is None:
+        return None  # the inbox would refuse them
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{settings.port}/webhooks/cog"
+
+
+def _lock_folder(folder: Path) -> TextIO:
+    """Hold the folder for this process alone: a second studio would take the first one's work for left over."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context((folder / "lock").open("w"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SettingsError(f"{folder}: another studio works here") from error
+        stack.pop_all()
+        return file

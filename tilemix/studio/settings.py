@@ -1,0 +1,181 @@
+"""The studio's settings, read from the environment in one place.
+
+==============================  ===========================================================================
+TILEMIX_STUDIO_FOLDER           where pictures and the database lie; left out: build/studio
+TILEMIX_STUDIO_DATABASE         a URL: sqlite:////path/file or postgresql://user:password@host/name; left
+                                out: studio.sqlite3 in the folder
+TILEMIX_STUDIO_HOST, _PORT      where it listens; left out: 127.0.0.1 and 8000
+TILEMIX_STUDIO_TOKEN            what callers of the API send as a bearer token; left out: no token is asked
+                                for, and then only a loopback host is allowed
+TILEMIX_STUDIO_PUBLIC_URL       how the world reaches it, https://...: Replicate's webhooks go there; left
+                                out: no webhooks, Replicate is asked instead
+TILEMIX_STUDIO_BACKEND          cog (left out) or replicate
+TILEMIX_STUDIO_DEADLINE         seconds from asking until a prediction is given up; left out: 1800
+TILEMIX_STUDIO_SLOTS            predictions that run at the same time at Replicate; left out: 4
+TILEMIX_COG_URL                 the local Cog server; left out: http://127.0.0.1:5000
+WEBHOOK_AUTH_TOKEN              the bearer token of the local server's webhooks, as that server itself reads
+                                it; left out: they are refused, and a prediction shows no progress
+REPLICATE_API_TOKEN             needed for the back end replicate
+TILEMIX_REPLICATE_VERSION       the model's version, 64 hex digits; needed for the back end replicate
+WEBHOOK_SECRET                  the signing secrets whsec_..., separated by spaces, so that a new one can be
+                                added before the old one goes; left out: asked from Replicate
+TILEMIX_MODEL                   the packaged model that is served; left out: miniature
+==============================  ===========================================================================
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+from urllib.parse import urlsplit
+
+from tilemix.errors import SettingsError
+from tilemix.project import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BACKENDS = ("cog", "replicate")
+DEADLINE_RANGE = (10, 86_400)  # seconds
+SLOTS_RANGE = (1, 64)
+PORT_RANGE = (0, 65_535)  # 0: a free one
+VERSION = re.compile(r"[0-9a-f]{64}")
+TOKEN = re.compile(r"[!-~]{16,512}")  # printable ASCII, as a header can carry it
+
+
+class Secret:
+    """A text that never shows itself: `str()` and `repr()` are stars; `reveal()` is the text."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """Return the text."""
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    __str__ = __repr__
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that the studio is told from outside, checked."""
+
+    folder: Path
+    database_url: Secret  # it may hold a password
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: Secret | None = None  # None: no token is asked for
+    public_url: str | None = None  # https://..., without a slash at the end
+    backend: Literal["cog", "replicate"] = "cog"
+    deadline_seconds: int = 1800
+    slots: int = 4  # at Replicate; a Cog server has one
+    cog_url: str = "http://127.0.0.1:5000"
+    cog_webhook_token: Secret | None = None
+    replicate_token: Secret | None = None
+    replicate_version: str | None = None
+    webhook_secrets: tuple[Secret, ...] = ()
+    model: str = "miniature"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Settings:
+        """Read and check the variables named at the top of this module; an empty one counts as left out.
+
+        Raises:
+            SettingsError: a value that cannot be used, or one that is missing.
+        """
+        given = {name: value for name, value in environment.items() if value}
+        folder = Path(given.get("TILEMIX_STUDIO_FOLDER", ROOT / "build" / "studio")).absolute()
+        backend = given.get("TILEMIX_STUDIO_BACKEND", "cog")
+        if backend not in BACKENDS:
+            raise SettingsError(
+                f"TILEMIX_STUDIO_BACKEND is {backend[:40]!r}; expected one of {', '.join(BACKENDS)}"
+            )
+        settings = cls(
+            folder=folder,
+            database_url=Secret(
+                given.get("TILEMIX_STUDIO_DATABASE", f"sqlite:///{folder / 'studio.sqlite3'}")
+            ),
+            host=given.get("TILEMIX_STUDIO_HOST", "127.0.0.1"),
+            port=_read_integer(given, "TILEMIX_STUDIO_PORT", 8000, PORT_RANGE),
+            token=_read_token(given, "TILEMIX_STUDIO_TOKEN"),
+            public_url=_read_url(given, "TILEMIX_STUDIO_PUBLIC_URL", ("https",)),
+            backend=cast('Literal["cog", "replicate"]', backend),
+            deadline_seconds=_read_integer(given, "TILEMIX_STUDIO_DEADLINE", 1800, DEADLINE_RANGE),
+            slots=_read_integer(given, "TILEMIX_STUDIO_SLOTS", 4, SLOTS_RANGE),
+            cog_url=_read_url(given, "TILEMIX_COG_URL", ("http", "https")) or "http://127.0.0.1:5000",
+            cog_webhook_token=_read_token(given, "WEBHOOK_AUTH_TOKEN"),
+            replicate_token=_read_token(given, "REPLICATE_API_TOKEN"),
+            replicate_version=given.get("TILEMIX_REPLICATE_VERSION"),
+            webhook_secrets=tuple(Secret(text) for text in given.get("WEBHOOK_SECRET", "").split()),
+            model=given.get("TILEMIX_MODEL", "miniature"),
+        )
+        settings._check_together()
+        return settings
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the studio."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def _check_together(self) -> None:
+        if not self.is_loopback and self.token is None:
+            raise SettingsError(
+                f"TILEMIX_STUDIO_HOST is {self.host[:80]!r}, which others can reach: set TILEMIX_STUDIO_TOKEN"
+            )
+        if self.backend == "replicate":
+            if self.replicate_token is None:
+                raise SettingsError("TILEMIX_STUDIO_BACKEND is 'replicate': set REPLICATE_API_TOKEN")
+            if self.replicate_version is None or not VERSION.fullmatch(self.replicate_version):
+                raise SettingsError(
+                    "TILEMIX_STUDIO_BACKEND is 'replicate': "
+                    "set TILEMIX_REPLICATE_VERSION to the 64 hex digits of the model's version"
+                )
+
+
+def _read_integer(given: Mapping[str, str], name: str, default: int, limits: tuple[int, int]) -> int:
+    text = given.get(name)
+    if text is None:
+        return default
+    low, high = limits
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+        raise SettingsError(f"{name} is {text[:40]!r}; expected an integer from {low} to {high}")
+    return int(text)
+
+
+def _read_token(given: Mapping[str, str], name: str) -> Secret | None:
+    text = given.get(name)
+    if text is None:
+        return None
+    if not TOKEN.fullmatch(text):
+        raise SettingsError(f"{name} is no token; expected 16 to 512 printable ASCII characters")
+    return Secret(text)
+
+
+def _read_url(given: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> str | None:
+    text = given.get(name)
+    if text is None:
+        return None
+    try:
+        parts = urlsplit(text)
+        is_good = parts.scheme in schemes and bool(parts.hostname) and parts.username is None
+        is_good = (
+            is_good and not parts.query and not parts.fragment and (parts.port is None or parts.port > 0)
+        )
+    except ValueError:
+        is_good = False
+    if not is_good:
+        raise SettingsError(f"{name} is no URL of {' or '.join(schemes)}, without user, query and fragment")
+    return text.rstrip("/")

@@ -1,0 +1,155 @@
+"""Who sent a webhook: a signature of the Standard Webhooks scheme, or a bearer token.
+
+The endpoint decides which of the two is asked for, never the request. `standardwebhooks` verifies; before it
+sees a header our own check lets through exactly what the scheme allows, because that library (1.1.0) takes a
+timestamp as a float ("1_7", "１７"), skips characters that are not base64, and answers some malformed headers
+with other exceptions than its own.
+
+Source: Standard Webhooks specification 1.0.0, https://github.com/standard-webhooks/standard-webhooks
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import logging
+import re
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from tilemix.errors import BackendError, DeliveryError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from tilemix.studio.settings import Secret
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "whsec_"
+KEY_BYTES = (24, 64)
+HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
+ID = re.compile(r"[A-Za-z0-9_-]{1,128}")  # no full stop: it parts the signed fields
+TIMESTAMP = re.compile(r"[0-9]{10}")  # seconds, until the year 2286
+SIGNATURE = re.compile(r"v[0-9]{1,3}a?,[A-Za-z0-9+/]+={0,2}")
+MAX_SIGNATURE_CHARACTERS = 1024
+MAX_SIGNATURES = 8
+REFETCH_SECONDS = 60  # at least, between two questions for the sender's present key
+
+
+@dataclass(frozen=True, slots=True)
+class SignedHeaders:
+    """The three headers of a signed delivery, in the only shape that is let through."""
+
+    id: str
+    timestamp: str  # ten digits, seconds
+    signature: str  # `v1,BASE64`, several separated by spaces
+
+    @classmethod
+    def parse(cls, headers: Iterable[tuple[bytes, bytes]]) -> SignedHeaders:
+        """Read them from the raw headers of a request.
+
+        Raises:
+            DeliveryError: one is missing, is there twice, or has another shape; status 400.
+        """
+        found: dict[str, list[str]] = {name: [] for name in HEADERS}
+        for raw_name, raw_value in headers:
+            name = raw_name.decode("latin-1").lower()
+            if name in found:
+                found[name].append(raw_value.decode("latin-1"))
+        for name, values in found.items():
+            if len(values) != 1:
+                raise DeliveryError(f"{len(values)} headers {name}; expected exactly one", status=400)
+        (identity,), (timestamp,), (signature,) = (found[name] for name in HEADERS)
+        if not ID.fullmatch(identity):
+            raise DeliveryError("header webhook-id: expected 1 to 128 letters, digits, - and _", status=400)
+        if not TIMESTAMP.fullmatch(timestamp):
+            raise DeliveryError("header webhook-timestamp: expected ten digits", status=400)
+        tokens = signature.split(" ")
+        is_short = len(signature) <= MAX_SIGNATURE_CHARACTERS and len(tokens) <= MAX_SIGNATURES
+        if not is_short or not all(SIGNATURE.fullmatch(token) for token in tokens):
+            raise DeliveryError("header webhook-signature: expected entries such as v1,BASE64", status=400)
+        return cls(identity, timestamp, signature)
+
+
+class Keyring:
+    """The keys that a signature may be made with: several while a new one takes the place of an old one.
+
+    `refetch` asks the sender for its present key. It is called when no key fits (the sender may have a new
+    one), once a minute at most, since anybody can send what no key fits.
+    """
+
+    def __init__(
+        self,
+        secrets: Sequence[Secret],
+        *,
+        refetch: Callable[[], Secret] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keys = [_make_verifier(secret) for secret in secrets]
+        self._refetch = refetch
+        self._clock = clock
+        self._next_refetch = clock()
+        self._turn = threading.Lock()
+
+    def verify(self, headers: SignedHeaders, body: bytes) -> None:
+        """Return if one of the keys signed this body at most 300 seconds ago.
+
+        Raises:
+            DeliveryError: none did; status 401.
+        """
+        if self._fits(headers, body) or (self._add_present_key() and self._fits(headers, body)):
+            return
+        raise DeliveryError("no key of ours signed this delivery in the last 300 seconds", status=401)
+
+    def _fits(self, headers: SignedHeaders, body: bytes) -> bool:
+        given = dict(zip(HEADERS, (headers.id, headers.timestamp, headers.signature), strict=True))
+        for key in list(self._keys):
+            try:
+                key.verify(body, given, json_parse=False)
+            except (WebhookVerificationError, ValueError, binascii.Error):
+                continue  # ValueError: base64 of an impossible length, a body that is not UTF-8
+            return True
+        return False
+
+    def _add_present_key(self) -> bool:
+        with self._turn:
+            if self._refetch is None or self._clock() < self._next_refetch:
+                return False
+            self._next_refetch = self._clock() + REFETCH_SECONDS
+            try:
+                self._keys.append(_make_verifier(self._refetch()))
+            except (BackendError, SettingsError) as error:
+                logger.warning("the present signing secret cannot be had: %s", error)
+                return False
+            del self._keys[:-MAX_SIGNATURES]
+            return True
+
+
+def check_bearer(headers: Iterable[tuple[bytes, bytes]], token: Secret | None) -> None:
+    """Return if the request carries the token; compared in constant time.
+
+    Raises:
+        DeliveryError: it does not, or no token is set, so that nothing can be let in; status 401.
+    """
+    given = [value for name, value in headers if name.lower() == b"authorization"]
+    expected = b"Bearer " + (token.reveal().encode() if token is not None else b"")
+    if token is None or len(given) != 1 or not hmac.compare_digest(given[0], expected):
+        raise DeliveryError("the bearer token is missing or is not ours", status=401)
+
+
+def _make_verifier(secret: Secret) -> Webhook:
+    text = secret.reveal()
+    try:
+        key = base64.b64decode(text.removeprefix(PREFIX), validate=True)
+    except ValueError:
+        raise SettingsError("a webhook secret is no base64; expected whsec_ and base64 digits") from None
+    low, high = KEY_BYTES
+    if not text.startswith(PREFIX) or not low <= len(key) <= high:
+        raise SettingsError(f"a webhook secret is no whsec_ with a key of {low} to {high} bytes")
+    return Webhook(key)

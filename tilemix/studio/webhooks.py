@@ -1,0 +1,95 @@
+"""The endpoints of the inbox: `POST /webhooks/replicate` and `POST /webhooks/cog`.
+
+The endpoint decides how a sender proves who it is. A delivery that is refused for its own sake is answered
+with 400, 401 or 413, which senders take as final; whatever is our own fault is a 503, which makes them try
+again. 2xx means: committed.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from tilemix.errors import DeliveryError
+from tilemix.studio.inbox import MAX_BODY_BYTES, Arrival
+from tilemix.studio.signatures import SignedHeaders, check_bearer
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tilemix.studio.service import Studio
+
+    Endpoint = Callable[[Request], Awaitable[JSONResponse]]
+
+logger = logging.getLogger(__name__)
+
+PREDICTION_ID = re.compile(r"[0-9a-f]{32}")
+RETRY_SECONDS = 5
+
+
+def webhook_routes(studio: Studio) -> list[Route]:
+    """Return the inbox's endpoints."""
+
+    async def from_replicate(request: Request) -> JSONResponse:
+        signed = SignedHeaders.parse(request.headers.raw)
+        body = await _read_body(request, MAX_BODY_BYTES["replicate"])
+        await run_in_threadpool(studio.keyring.verify, signed, body)
+        await _store(request, "replicate", body, signed.id)
+        return JSONResponse({})
+
+    async def from_cog(request: Request) -> JSONResponse:
+        check_bearer(request.headers.raw, studio.settings.cog_webhook_token)
+        await _store(request, "cog", await _read_body(request, MAX_BODY_BYTES["cog"]), None)
+        return JSONResponse({})
+
+    async def _store(request: Request, source: str, body: bytes, webhook_id: str | None) -> None:
+        named = request.query_params.get("prediction", "")
+        prediction_id = named if PREDICTION_ID.fullmatch(named) else None
+        arrival = Arrival(source=source, body=body, webhook_id=webhook_id, prediction_id=prediction_id)
+        await run_in_threadpool(studio.receive, arrival)
+
+    async def replicate(request: Request) -> JSONResponse:
+        return await _answer(request, from_replicate)
+
+    async def cog(request: Request) -> JSONResponse:
+        return await _answer(request, from_cog)
+
+    return [
+        Route("/webhooks/replicate", replicate, methods=["POST"]),
+        Route("/webhooks/cog", cog, methods=["POST"]),
+    ]
+
+
+async def _answer(request: Request, endpoint: Endpoint) -> JSONResponse:
+    try:
+        return await endpoint(request)
+    except DeliveryError as error:
+        logger.warning("%s: refused: %s", request.url.path, error)
+        return JSONResponse({"error": str(error)}, error.status)
+    except ClientDisconnect:
+        raise
+    except Exception:  # the edge: the sender must try again, whatever it was
+        logger.exception("%s: a delivery could not be stored", request.url.path)
+        return JSONResponse(
+            {"error": "not stored; try again"}, 503, headers={"Retry-After": str(RETRY_SECONDS)}
+        )
+
+
+async def _read_body(request: Request, most: int) -> bytes:
+    """Return the raw body; refuse one that says or proves to be too large."""
+    announced = request.headers.get("content-length", "0")
+    body = bytearray()
+    if not (announced.isascii() and announced.isdigit() and int(announced[:20]) > most):
+        async for piece in request.stream():
+            body += piece
+            if len(body) > most:
+                break
+        else:
+            return bytes(body)
+    raise DeliveryError(f"the body has more than {most} bytes", status=413)
