@@ -50,7 +50,12 @@ class CogStandIn:
                 return None
             if identity in self.canceled:
                 return 200, {"id": identity, "status": "canceled", "logs": "", "metrics": {}}
-            return 200, {"id": identity, "logs": "", "metrics": {"seed": body["input"].get("seed")}, **self.outcome}
+            return 200, {
+                "id": identity,
+                "logs": "",
+                "metrics": {"seed": body["input"].get("seed")},
+                **self.outcome,
+            }
         finally:
             self._slot.release()
 
