@@ -190,11 +190,18 @@ def test_a_number_of_threads_that_is_none_is_refused(tmp_path):
     assert done.stderr.endswith("TILEMIX_THREADS is 'many'; expected a number of threads, 1 or more\n")
 
 
+def heed_interrupts():
+    """A suite that was started in the background ignores Ctrl-C, and so would the processes it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupt_in_the_middle_ends_in_one_line_and_leaves_no_file(tmp_path):
     output = tmp_path / "a.png"
     command = [sys.executable, "-m", "tilemix", "predict", "red", "-o", str(output)]
     size = ["--width", "256", "--height", "256", "--num-inference-steps", "100"]
-    with subprocess.Popen([*command, *size], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*command, *size], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    ) as process:
         for line in process.stderr:
             if line.startswith("denoise 2/100"):
                 process.send_signal(signal.SIGINT)

@@ -13,6 +13,7 @@ import time
 import pytest
 
 from tests.https_server import answer, serve
+from tests.test_cli import heed_interrupts
 from tests.tiny_sdxl import write_manifest
 from tilemix.errors import ManifestError, MissingFilesError, ModelFileError, WeightsError
 from tilemix.project import ROOT
@@ -69,7 +70,7 @@ def start(root, server, **options):
     """fetch in a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", FETCH, str(root), server.host]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **options)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, preexec_fn=heed_interrupts, **options)
 
 
 def test_what_is_missing_is_fetched_and_is_then_a_model(project, server, caplog):
