@@ -1,6 +1,7 @@
 """Every format of tests/adapter_formats.py, through the project's own path and against weights merged by hand."""
 
 import copy
+import time
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from safetensors.torch import save_file
 from tests.adapter_crafts import Workbench, embedding_rows, read_weights
 from tests.adapter_formats import EMBEDDING_FORMATS, LORA_FORMATS, render_table
 from tests.tiny_sdxl import COMPONENTS
-from tilemix.embedding_file import read_embedding
+from tilemix.adapters.embedding_file import read_embedding
+from tilemix.adapters.lora_file import read_lora
+from tilemix.adapters.merging import merge
+from tilemix.adapters.names import find_weights, spell_modules
 from tilemix.errors import AdapterError, ModelFileError
-from tilemix.lora_file import read_lora
-from tilemix.lora_names import find_weights, spell_modules
 from tilemix.pipeline import load_pipeline
 from tilemix.weights import find_model
 
@@ -133,6 +135,19 @@ def test_where_diffusers_own_loader_is_right_it_answers_the_same(ready, bench, f
     ready.loras.apply({})
 
 
+@pytest.mark.parametrize("form", named(LORA_FORMATS, "exact"))
+def test_a_few_rows_at_a_time_give_the_same_weights(ready, bench, form, monkeypatch):
+    """The tiny model's modules fit into the cache as a whole; the real ones do not."""
+    monkeypatch.setattr("tilemix.adapters.merging.CACHED_NUMBERS", 100)
+    path, truth = form.craft(bench)
+    ready.loras.load("x", path)
+    ready.loras.apply({"x": 0.7})
+    found = read_weights(ready.pipeline)
+    ready.loras.apply({})
+    for name, weight in truth(0.7).items():
+        torch.testing.assert_close(found[name], weight.float(), rtol=1e-5, atol=1e-6)
+
+
 CONFIGS = {
     "rank and alpha patterns": {
         "rank_pattern": {"attn1.to_q": 6},
@@ -232,6 +247,20 @@ def test_the_table_has_one_row_for_each_format():
     assert len(set(rows)) == len(rows)
 
 
+@pytest.mark.parametrize("count", [9_000, 20_000])
+def test_thousands_of_foreign_tensors_are_refused_in_a_fifth_of_a_second(ready, tmp_path, count):
+    path = tmp_path / "x.safetensors"
+    one = torch.zeros(1)
+    save_file({f"x{i}.processor.to_q_lora.down.weight": one.clone() for i in range(count)}, path)
+    seconds = []
+    for _ in range(3):
+        began = time.process_time()
+        with pytest.raises(AdapterError, match=r"^x\.safetensors: (no place in this model|20000 tensors, )"):
+            ready.loras.load("x", path)
+        seconds.append(time.process_time() - began)
+    assert min(seconds) < 0.2
+
+
 MODULE_NAMES = (
     "unet.mid_block.attentions.0.proj_in",
     "lora_unet_middle_block_1_proj_in",
@@ -285,6 +314,6 @@ def test_any_tensors_are_loaded_completely_or_refused(ready, tmp_path_factory, e
         return
     assert lora.deltas
     for key, delta in lora.deltas.items():
-        merged = weights[key].detach().clone()
-        delta.add_to(merged, weights[key].detach(), 0.5)
+        merged = torch.empty_like(weights[key])
+        merge(merged, weights[key].detach(), [(delta, 0.5)])
         assert merged.isfinite().all()

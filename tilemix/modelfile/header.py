@@ -9,10 +9,13 @@ Source: the format's description, https://github.com/huggingface/safetensors#for
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
 import reprlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -138,6 +141,31 @@ def _check_header(name: str, raw: bytes, *, data_size: int) -> Header:
         return table
 
     _refuse_floods(name, raw)
+    with _uncollected():
+        return _check_values(name, raw, data_size, refuse_duplicates)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep the garbage collector still: a hundred thousand new values, and none of them garbage.
+
+    With torch and its friends loaded, the full collection that they would start takes longer than they do.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _check_values(
+    name: str,
+    raw: bytes,
+    data_size: int,
+    refuse_duplicates: Callable[[list[tuple[str, object]]], dict[str, object]],
+) -> Header:
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=refuse_duplicates)
     except (ValueError, RecursionError) as error:

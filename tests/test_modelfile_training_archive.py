@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load, save
 
 from tests.tiny_sdxl import COMPONENTS, build_pipeline
+from tilemix.adapters.lora_file import read_lora
+from tilemix.adapters.names import find_weights, spell_modules
 from tilemix.errors import AdapterError, ModelFileError
-from tilemix.lora_file import read_lora
-from tilemix.lora_names import find_weights, spell_modules
-from tilemix.training_archive import is_archive, open_training
+from tilemix.modelfile.training_archive import is_archive, open_training
 
 QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora"
 LORA = save({f"{QUERY}.down.weight": torch.zeros(4, 32), f"{QUERY}.up.weight": torch.zeros(32, 4)})
@@ -165,7 +165,7 @@ def test_a_header_that_claims_gigabytes_is_not_read(tmp_path):
     path.write_bytes(info.tobuf())
     os.truncate(path, 3 * 2**30 + 2048)  # a sparse file: no disk is used
     code = (
-        "import resource, sys; from pathlib import Path; from tilemix.training_archive import open_training\n"
+        "import resource, sys; from pathlib import Path; from tilemix.modelfile.training_archive import open_training\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: open_training(Path(sys.argv[1])).__enter__()\n"
         "except Exception as error: print(type(error).__name__, error)\n"
@@ -211,7 +211,7 @@ def test_two_kinds_of_embeddings_in_one_archive_are_refused(read, tmp_path):
 def test_a_disk_that_is_full_is_said(tmp_path):
     path = write(tmp_path / "t.tar", [member("lora.safetensors", bytes(2**20))])
     code = (
-        "import signal, sys; from pathlib import Path; from tilemix.training_archive import open_training\n"
+        "import signal, sys; from pathlib import Path; from tilemix.modelfile.training_archive import open_training\n"
         "import resource; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))\n"
         "try: open_training(Path(sys.argv[1])).__enter__()\n"

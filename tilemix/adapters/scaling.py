@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tilemix.adapters.deltas import MAX_ALPHA
 from tilemix.errors import AdapterError
-from tilemix.lora_deltas import MAX_ALPHA
+from tilemix.modelfile import companions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tilemix.lora_names import ModuleKey
+    from tilemix.adapters.names import ModuleKey
     from tilemix.modelfile import Header
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-MAX_CONFIG_BYTES = 2**20
 PLAIN_PATH = re.compile(r"[A-Za-z0-9_.]+")  # a path; its dots, in an expression any character, stand for dots
 MAX_PATTERN = 200  # characters
 MAX_REPEATS = 3  # `*`, `+` and the like in a pattern: each one multiplies the time that a match can take
@@ -38,6 +38,7 @@ class PeftConfig(msgspec.Struct, frozen=True):
     peft_type: str = "LORA"
     lora_alpha: float | None = None  # None: the factor is 1
     alpha_pattern: dict[str, float] = {}  # a regular expression for the end of a module's path -> its alpha
+    use_dora: bool = False  # every module has a norm, among the tensors
     use_rslora: bool = False  # divide by sqrt(rank) instead of rank (arXiv 2312.03732)
     fan_in_fan_out: bool = False  # weights stored as (in, out)
     layer_replication: object = None
@@ -74,6 +75,17 @@ class AlphaTable:
         if alpha is None:
             return 1.0
         return alpha / (math.sqrt(rank) if config.use_rslora else rank)
+
+    def refuse_missing_norm(self, key: ModuleKey) -> None:
+        """Refuse a module without DoRA's learned norm where the configuration says that it has one.
+
+        Raises:
+            AdapterError: it says so.
+        """
+        if (config := self._configs.get(key[0])) is not None and config.use_dora:
+            raise AdapterError(
+                f"{self._source}: use_dora is set, but {'.'.join(key)} has no magnitude in the file"
+            )
 
     def refuse_unused(self) -> None:
         """Refuse a pattern that fits none of the file's modules: it was meant for one, spelled otherwise.
@@ -182,17 +194,7 @@ def read_peft_config(path: Path) -> AlphaTable:
     Raises:
         AdapterError: it is missing, too large, no JSON, or a field that matters is out of its range.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise AdapterError(
-            f"{path.name}: cannot be read: {error.strerror}; PEFT keeps the strength of its tensors there"
-        ) from error
-    if len(raw) > MAX_CONFIG_BYTES:
-        raise AdapterError(f"{path.name}: more than {MAX_CONFIG_BYTES} bytes")
-    try:
-        config = msgspec.json.decode(raw, type=PeftConfig)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise AdapterError(f"{path.name}: {str(error)[:120]}") from error
+    config = companions.decode_peft_config(
+        companions.read_peft_config(path, path.name), path.name, PeftConfig
+    )
     return AlphaTable(path.name, dict.fromkeys(COMPONENTS, config))

@@ -14,7 +14,7 @@ from tilemix.errors import AdapterError
 if TYPE_CHECKING:
     import torch
 
-    from tilemix.lora_names import ModuleKey
+    from tilemix.adapters.names import ModuleKey
     from tilemix.modelfile import Header
 
 # What the name of a tensor without a place holds -> the format it gives away. The first that fits is named.

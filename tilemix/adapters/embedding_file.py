@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
 import torch
 
+from tilemix.adapters.deltas import FLOATS
 from tilemix.errors import AdapterError
-from tilemix.lora_deltas import FLOATS
 from tilemix.modelfile import read_header
+from tilemix.modelfile.companions import NAMES_FILE, read_token_names
 from tilemix.prompt_text import PLACEHOLDER_TOKEN
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ ENCODERS = ("text_encoder", "text_encoder_2")
 SPELLINGS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
 BUNDLED = re.compile(r"bundle_emb\.(?P<name>.+)\.(?P<part>clip_l|clip_g)")
 BUNDLE = "bundle_emb."
-NAMES_FILE = "special_params.json"
-MAX_NAMES_BYTES = 64 * 2**10
 BASES = {768: "SD 1.5", 1024: "SD 2"}  # the width of the one text encoder of older models
 
 
@@ -138,26 +136,6 @@ def check_fit(file: EmbeddingFile, widths: Mapping[str, int], token_count: int) 
     """
     shapes = {encoder: tuple(tensor.shape) for encoder, tensor in file.rows.items()}
     _check_shapes(file.name, shapes, widths, token_count)
-
-
-def read_token_names(path: Path) -> tuple[str, ...]:
-    """Read the tokens out of cog-sdxl's special_params.json: {"TOK": "<s0><s1>"}.
-
-    Raises:
-        AdapterError: it is something else.
-    """
-    try:
-        with path.open("rb") as file:
-            table = msgspec.json.decode(file.read(MAX_NAMES_BYTES), type=dict[str, str])
-    except OSError as error:
-        raise AdapterError(f"{path}: cannot be read: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise AdapterError(f"{path.name}: {str(error)[:120]}") from error
-    text = "".join(table.values())
-    tokens = tuple(PLACEHOLDER_TOKEN.findall(text))
-    if not tokens or "".join(tokens) != text:
-        raise AdapterError(f"{path.name}: names the tokens {text[:80]!r}, expected such as '<s0><s1>'")
-    return tokens
 
 
 def _describe_foreign(shapes: Mapping[str, tuple[int, ...]]) -> str:

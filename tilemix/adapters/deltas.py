@@ -1,8 +1,8 @@
 """The changes that adapters make to one module's weight, and how they are added to it.
 
-All of them are computed in fp32 from tensors kept as the file stores them, memory-mapped and small.
-W is the base's weight as a matrix (out, columns): columns is `in` of a linear module, `in * k * k` of a
-convolution. `scale` is the adapter's strength, `factor` its alpha / rank.
+All of them are computed in fp32 from tensors kept as the file stores them, memory-mapped and small, and for a
+few rows of the weight at a time. W is the base's weight as a matrix (out, columns): columns is `in` of a linear
+module, `in * k * k` of a convolution. `scale` is the adapter's strength, `factor` its alpha / rank.
 
 Sources: LoRA (arXiv 2106.09685), LoHa, FedPara (arXiv 2108.06098), LoKr (arXiv 2309.14859),
 DoRA (arXiv 2402.09353).
@@ -31,25 +31,29 @@ FAMILIES = {
         for second in ({"lokr_w2"}, {"lokr_w2_a", "lokr_w2_b"})
     ),
 }
+# Adds a change to some rows of a weight in place: (merged, base, rows). `merged` is what these rows are so far and
+# `base` what they were, both contiguous fp32 of (rows, columns); None: `merged` is the base still.
+Adder = Callable[[torch.Tensor, torch.Tensor | None, slice], None]
 
 
 class Delta(ABC):
     """One module's change."""
+
+    sees_base = False  # whether its adder looks at the base: it is the cheapest as the first one
 
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """The weight's shape, as far as the file tells it: (out, in), (out, in, k, k) or (out, columns)."""
 
-    @abstractmethod
-    def add_to(self, merged: torch.Tensor, base: torch.Tensor, scale: float) -> None:
-        """Add the change at `scale` to `merged` in place.
+    @property
+    def row_step(self) -> int:
+        """How many rows can only be computed together; a divisor of all of them."""
+        return 1
 
-        Args:
-            merged: the weight so far, contiguous fp32.
-            base: the pristine weight on the same device, in the base file's dtype; it is not changed.
-            scale: the adapter's strength, not 0.
-        """
+    @abstractmethod
+    def make_adder(self, device: torch.device, scale: float) -> Adder:
+        """Return what adds the change at `scale`, not 0, to rows on `device`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +68,13 @@ class LowRank(Delta):
     def shape(self) -> tuple[int, ...]:
         return (self.up.shape[0], *self.down.shape[1:])
 
-    def add_to(self, merged: torch.Tensor, base: torch.Tensor, scale: float) -> None:  # noqa: ARG002
-        # In one step, without a matrix in between: half the memory traffic.
-        down, up = _float(self.down, merged.device), _float(self.up, merged.device)
-        _matrix(merged).addmm_(up, down, alpha=scale * self.factor)
+    def make_adder(self, device: torch.device, scale: float) -> Adder:
+        down, up, strength = _float(self.down, device), _float(self.up, device), scale * self.factor
+
+        def add(merged: torch.Tensor, base: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001
+            merged.addmm_(up[rows], down, alpha=strength)  # without a matrix in between
+
+        return add
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +89,14 @@ class Hadamard(Delta):
     def shape(self) -> tuple[int, ...]:
         return (self.first[0].shape[0], self.first[1].shape[1])
 
-    def add_to(self, merged: torch.Tensor, base: torch.Tensor, scale: float) -> None:  # noqa: ARG002
-        first, second = (_product(factors, merged.device) for factors in (self.first, self.second))
-        _matrix(merged).addcmul_(first, second, value=scale * self.factor)
+    def make_adder(self, device: torch.device, scale: float) -> Adder:
+        (a, b), (c, d) = ([_float(factor, device) for factor in pair] for pair in (self.first, self.second))
+        strength = scale * self.factor
+
+        def add(merged: torch.Tensor, base: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001
+            merged.addcmul_(a[rows] @ b, c[rows] @ d, value=strength)
+
+        return add
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +112,19 @@ class Kronecker(Delta):
         rows = self.first[0].shape[0] * self.second[0].shape[0]
         return (rows, self.first[-1].shape[1] * self.second[-1].shape[1], *self.second[-1].shape[2:])
 
-    def add_to(self, merged: torch.Tensor, base: torch.Tensor, scale: float) -> None:  # noqa: ARG002
-        # A kernel's places stay the last in a row, so that the product of the matrices is the matrix of it.
-        product = torch.kron(_product(self.first, merged.device), _product(self.second, merged.device))
-        _matrix(merged).add_(product, alpha=scale * self.factor)
+    @property
+    def row_step(self) -> int:
+        return self.second[0].shape[0]
+
+    def make_adder(self, device: torch.device, scale: float) -> Adder:
+        first, second = _product(self.first, device), _product(self.second, device) * (scale * self.factor)
+        step = self.row_step
+
+        def add(merged: torch.Tensor, base: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001
+            # A kernel's places stay the last in a row, so that the product of the matrices is the matrix of it.
+            merged.add_(torch.kron(first[rows.start // step : rows.stop // step], second))
+
+        return add
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,25 +142,36 @@ class Dora(Delta):
     inner: Delta
     magnitude: torch.Tensor  # one number for each row or column
     by_column: bool
+    sees_base = True
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.inner.shape
 
-    def add_to(self, merged: torch.Tensor, base: torch.Tensor, scale: float) -> None:
-        weight = base.to(torch.float32, copy=True)
-        self.inner.add_to(weight, base, scale)
-        magnitude = self.magnitude.to(merged.device, torch.float32).flatten()
-        # As (out, in, k * k): rows are normalized over the last two axes, columns over the first and the last.
-        cube = weight.view(*weight.shape[:2], -1)
-        if self.by_column:
-            dims, magnitude = (0, 2), magnitude.view(1, -1, 1)
-        else:
-            dims, magnitude = (1, 2), magnitude.view(-1, 1, 1)
-        norm = torch.linalg.vector_norm(cube, dim=dims, keepdim=True)
-        # A row of zeros has no direction; it stays zero.
-        cube.mul_(magnitude / norm.clamp_min(torch.finfo(torch.float32).tiny))
-        merged.add_(weight.sub_(base))
+    @property
+    def row_step(self) -> int:
+        return self.shape[0] if self.by_column else self.inner.row_step  # a column's norm needs all rows
+
+    def make_adder(self, device: torch.device, scale: float) -> Adder:
+        add_inner = self.inner.make_adder(device, scale)
+        magnitude = self.magnitude.to(device, torch.float32).flatten()
+
+        def add(merged: torch.Tensor, base: torch.Tensor | None, rows: slice) -> None:
+            weight = merged if base is None else base.clone()
+            add_inner(weight, None, rows)
+            if self.by_column:  # as (out, in, k * k): a column is all that one input goes into
+                weight = weight.view(len(weight), len(magnitude), -1)
+                norm = torch.linalg.vector_norm(weight, dim=(0, 2), keepdim=True)
+                wanted = magnitude.view(1, -1, 1)
+            else:
+                norm = torch.linalg.vector_norm(weight, dim=1, keepdim=True)
+                wanted = magnitude[rows, None]
+            # A row of zeros has no direction; it stays zero.
+            weight.mul_(wanted / norm.clamp_min(torch.finfo(torch.float32).tiny))
+            if base is not None:
+                merged.add_(weight.view_as(base).sub_(base))
+
+        return add
 
 
 def build_delta(
@@ -150,7 +182,7 @@ def build_delta(
     Args:
         file: the file's name, for messages; `module` likewise.
         module: the module's path.
-        parts: the tensors by their part, see `tilemix.lora_spelling`.
+        parts: the tensors by their part, see `tilemix.adapters.spelling`.
         factor_of: alpha / rank for a rank, where the parts hold no alpha.
 
     Raises:
@@ -234,9 +266,12 @@ def _read_factors(parts: Mapping[str, torch.Tensor], name: str) -> tuple[torch.T
 
 
 def _add_magnitude(file: str, module: str, parts: Mapping[str, torch.Tensor], delta: Delta) -> Delta:
-    part = next((part for part in ("dora_scale", "magnitude") if part in parts), None)
-    if part is None:
+    found = [part for part in ("dora_scale", "magnitude") if part in parts]
+    if not found:
         return delta
+    if len(found) > 1:
+        raise AdapterError(f"{file}: {module} has two kinds of DoRA norms: 'dora_scale', 'magnitude'")
+    part = found[0]
     magnitude = parts[part]
     rows, columns = delta.shape[:2]
     # PEFT stores (out,), for convolutions (1, out, 1, 1); kohya (out, 1[, 1, 1]); old LyCORIS (1, in[, 1, 1]).
@@ -252,10 +287,6 @@ def _add_magnitude(file: str, module: str, parts: Mapping[str, torch.Tensor], de
 
 def _divide(alpha: float) -> Callable[[int], float]:
     return lambda rank: alpha / rank
-
-
-def _matrix(weight: torch.Tensor) -> torch.Tensor:
-    return weight.view(weight.shape[0], -1)
 
 
 def _float(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -2,12 +2,14 @@
 
 Part names are `down`, `up` (a low-rank pair), `hada_*` (LoHa), `lokr_*` (LoKr), `alpha`, and DoRA's learned
 norms: `dora_scale` (kohya, LyCORIS) or `magnitude` (PEFT). What belongs to none of them is left to
-`tilemix.lora_refusals`.
+`tilemix.adapters.refusals`.
 """
 
 from __future__ import annotations
 
 import re
+
+from tilemix.modelfile.companions import PEFT_WRAPPER, is_wrapped
 
 SUFFIXES = {
     ".lora_linear_layer.down.weight": "down",
@@ -46,8 +48,6 @@ WITH_ADAPTER_NAME = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A|B|magnitude_vector)\.(?!weight$|bias$)[A-Za-z0-9_-]+(\.weight)?"
 )
 PEFT_PARTS = {"A": "down", "B": "up", "magnitude_vector": "magnitude"}
-# PEFT's wrapper, written by `save_pretrained`; it stands before or after the component's name.
-PEFT_WRAPPER = re.compile(r"((?:unet|text_encoder|text_encoder_2)\.)?base_model\.model\.")
 
 
 def split_name(tensor: str) -> tuple[str, str]:
@@ -69,8 +69,3 @@ def split_name(tensor: str) -> tuple[str, str]:
     elif match := WITH_ADAPTER_NAME.fullmatch(name):
         return match["module"], PEFT_PARTS[match["part"]]
     return "", ""
-
-
-def is_wrapped(tensor: str) -> bool:
-    """Say whether the name is one of PEFT's own: its strength then stands in `adapter_config.json`."""
-    return "base_model." in tensor and PEFT_WRAPPER.match(tensor) is not None

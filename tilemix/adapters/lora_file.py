@@ -6,7 +6,7 @@ pipeline, and every number is finite.
 Formats: kohya (`lora_unet_`, `lora_te_`, `lora_te1_`, `lora_te2_`, with diffusers' or with the original
 model's block names, LoCon's convolutions included), LyCORIS' LoHa and LoKr, DoRA, diffusers in all its
 spellings, cog-sdxl, PEFT's folders, ComfyUI (`diffusion_model.`), bundled embeddings (`bundle_emb.`), and
-`trained_model.tar` of a Replicate training. tests/adapter_formats.py lists them; `tilemix.lora_refusals`
+`trained_model.tar` of a Replicate training. tests/adapter_formats.py lists them; `tilemix.adapters.refusals`
 names the others.
 """
 
@@ -19,22 +19,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tilemix.embedding_file import EmbeddingFile, is_bundled, read_bundle, read_embedding
+from tilemix.adapters.deltas import Delta, build_delta
+from tilemix.adapters.embedding_file import EmbeddingFile, is_bundled, read_bundle, read_embedding
+from tilemix.adapters.refusals import refuse_homeless, refuse_other_base
+from tilemix.adapters.scaling import COMPONENTS, AlphaTable, read_header_alphas, read_peft_config
+from tilemix.adapters.spelling import split_name
 from tilemix.errors import AdapterError
-from tilemix.lora_deltas import Delta, build_delta
-from tilemix.lora_refusals import refuse_homeless, refuse_other_base
-from tilemix.lora_scaling import COMPONENTS, AlphaTable, read_header_alphas, read_peft_config
-from tilemix.lora_spelling import is_wrapped, split_name
 from tilemix.modelfile import Header, read_header
-from tilemix.training_archive import is_archive, open_training
+from tilemix.modelfile.companions import PEFT_CONFIG, PEFT_FILE, is_wrapped, reads_peft_config
+from tilemix.modelfile.training_archive import is_archive, open_training
 
 if TYPE_CHECKING:
     import torch
 
-    from tilemix.lora_names import ModuleKey
+    from tilemix.adapters.names import ModuleKey
 
-PEFT_FILE = "adapter_model.safetensors"
-PEFT_CONFIG = "adapter_config.json"
+MAX_TENSORS = 10_000  # LoHa with DoRA and alpha on each of SDXL's modules has 6,400
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def read_lora(
         path: a safetensors file, whatever its extension; the folder of one that PEFT saved; or the
             archive of a Replicate training.
         weights: the pipeline's weights by module; only their shapes are looked at.
-        names: how files spell those modules, see `tilemix.lora_names.spell_modules`.
+        names: how files spell those modules, see `tilemix.adapters.names.spell_modules`.
 
     Raises:
         ModelFileError: no safetensors file.
@@ -80,6 +80,8 @@ def _read_tensors(
     path: Path, weights: Mapping[ModuleKey, torch.Tensor], names: Mapping[str, ModuleKey]
 ) -> LoraFile:
     header = read_header(path)
+    if len(header.tensors) > MAX_TENSORS:
+        raise AdapterError(f"{path.name}: {len(header.tensors)} tensors, expected at most {MAX_TENSORS}")
     bundled = [tensor for tensor in header.tensors if is_bundled(tensor)]
     if len(bundled) == len(header.tensors):
         raise AdapterError(f"{path.name}: no {'LoRA ' if bundled else ''}tensors in it")
@@ -95,6 +97,8 @@ def _read_tensors(
             tensors = {part: file.get_tensor(tensor) for part, tensor in parts.items()}
             deltas[key] = build_delta(path.name, ".".join(key), tensors, partial(alphas.factor, key))
             _check_shape(path.name, key, deltas[key], weights[key])
+            if not parts.keys() & {"dora_scale", "magnitude"}:
+                alphas.refuse_missing_norm(key)
         embedding = read_bundle(path.name, {tensor: file.get_tensor(tensor) for tensor in bundled})
     if not any("alpha" in parts for parts in placed.values()):  # these go before the configuration's
         alphas.refuse_unused()
@@ -143,19 +147,16 @@ def _place_modules(
 
 def _read_alphas(path: Path, header: Header) -> AlphaTable:
     """Find where the file keeps the alphas that are no tensors."""
-    wrapped = any(is_wrapped(tensor) for tensor in header.tensors)
-    told = "lora_adapter_metadata" in header.metadata or any(
-        tensor.endswith(".alpha") for tensor in header.tensors
-    )
-    if (wrapped or path.name == PEFT_FILE) and not told:
+    if reads_peft_config(path.name, header):
         return read_peft_config(path.with_name(PEFT_CONFIG))
     return read_header_alphas(path.name, header)
 
 
 def _check_shape(name: str, key: ModuleKey, delta: Delta, weight: torch.Tensor) -> None:
-    """Compare the shapes as matrices; the files of some formats know a convolution only as one."""
+    """Compare the shapes, as matrices where one of them is one: some formats know a convolution only so."""
     found, expected = delta.shape, tuple(weight.shape)
-    if (found[0], math.prod(found[1:])) != (expected[0], math.prod(expected[1:])):
+    is_same = (found[0], math.prod(found[1:])) == (expected[0], math.prod(expected[1:]))
+    if not is_same or (len(found) == len(expected) and found != expected):
         told, own = ("x".join(map(str, shape)) for shape in (found, expected))
         raise AdapterError(
             f"{name}: made for another model: {'.'.join(key)} is {told} in the file, {own} in this model"
