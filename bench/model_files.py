@@ -1,7 +1,7 @@
 """Model files: how long a header takes, how fast hashing is beside plain reading, loading beside diffusers'.
 
-    .venv/bin/python bench/model_files.py                  # 1 GiB in the system's temporary folder
-    .venv/bin/python bench/model_files.py --gigabytes 4 --folder .
+    .venv/bin/python -m bench.model_files                  # 1 GiB in the system's temporary folder
+    .venv/bin/python -m bench.model_files --gigabytes 4 --folder .
 
 Ratios hold for one run on one machine, so both sides of each are measured in turn. "Cold" means that the
 kernel was told to forget the file's pages; a virtual disk may still have them.
@@ -26,6 +26,7 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from bench.merging import measure_merging
 from tilemix import modelfile
 from tilemix.adapters import LoraMerger
 from tilemix.modelfile.hashes import BLOCK, compute_hashes
@@ -55,6 +56,7 @@ def main() -> None:
         measure_headers(Path(folder), options.runs)
         measure_hashing(Path(folder), int(options.gigabytes * 2**30), options.runs)
         measure_loading(Path(folder), options.runs)
+        measure_merging(Path(folder), min(options.runs, 3))
 
 
 def measure_headers(folder: Path, runs: int) -> None:
@@ -93,12 +95,14 @@ def measure_hashing(folder: Path, size: int, runs: int) -> None:
                 if state == "cold":
                     forget_pages(path)
                 seconds[name].append(measure(way))
-        plain = min(seconds["plain reading"])
+        plain, memory = min(seconds["plain reading"]), min(seconds["SHA256 of memory"])
         for name, measured in seconds.items():
             took = min(measured)
             print_line(
                 f"{state}: {name:16} {size / took / 1e9:5.2f} GB/s, {100 * plain / took:4.0f} % of reading"
             )
+        limit = max(plain, memory) / min(seconds["SHA256"])
+        print_line(f"{state}: SHA256 runs at {100 * limit:.0f} % of the slower of reading and hashing memory")
     path.unlink()
 
 

@@ -279,7 +279,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(site, model, monkeypatch
     def fail(path, data):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(civitai, "write_atomically", fail)
+    monkeypatch.setattr("tilemix.modelfile.sidecar_file.write_atomically", fail)
     site.answers = [version(model)]
     with pytest.raises(
         ModelFileError, match=r"tile\.safetensors\.metadata\.json: cannot be written: Permission denied"

@@ -33,8 +33,12 @@ def add_weights(verbs: Verbs) -> None:
         ("verify", "check the files against the manifest"),
     ):
         actions.add_parser(action, help=text).add_argument("model", help="a packaged model's name")
-    add = actions.add_parser("add", help="put a LoRA or an embedding into weights/files/ and the manifest")
-    add.add_argument("source", help="a file, or an https address: a file's, a Civitai or hub page")
+    add = actions.add_parser(
+        "add", help="put a LoRA, an embedding or a training into weights/files/ and the manifest"
+    )
+    add.add_argument(
+        "source", help="a file, a PEFT folder, or an https address: a file's, a Civitai or hub page"
+    )
     add.add_argument("--model", metavar="NAME", help=f"default: $TILEMIX_MODEL, else {PRODUCT}")
     add.add_argument("--scale", type=float, metavar="X", help="a LoRA's strength, 0 to 1.5 (default: 0.7)")
     add.add_argument(
@@ -42,7 +46,12 @@ def add_weights(verbs: Verbs) -> None:
         metavar="TOKENS",
         help="an embedding's: '<s0><s1>' (default: from special_params.json, else one for each row)",
     )
-    add.add_argument("--as", dest="file_name", metavar="NAME", help="the file's name (default: its own)")
+    add.add_argument(
+        "--as",
+        dest="file_name",
+        metavar="NAME",
+        help="the file's or the PEFT folder's name (default: its own)",
+    )
     add.add_argument("--replace", action="store_true", help="in the place of another file of this name")
     for action_parser in (fetch, add):
         action_parser.add_argument(
@@ -74,8 +83,10 @@ def _weights(options: argparse.Namespace) -> None:
         if added.change == "unchanged":
             logger.info("%s: has this very file already, nothing to do", model)
         else:
-            extra = " ".join(added.adapter.tokens) or f"scale {added.adapter.scale:g}"
-            logger.info("%s: %s the %s, %s", model, added.change, added.adapter.kind, extra)
+            adapter = added.adapter
+            facts = [f"scale {adapter.scale:g}"] if adapter.scale is not None else []
+            facts += [" ".join(adapter.tokens)] if adapter.tokens else []
+            logger.info("%s: %s the %s, %s", model, added.change, adapter.kind, ", ".join(facts))
     elif options.action == "lock":
         sys.stdout.write(f"{weights.lock(options.model)}\n")
     else:

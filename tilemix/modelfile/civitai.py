@@ -12,15 +12,14 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from tilemix.errors import ModelFileError, ModelLookupError
-from tilemix.modelfile.atomic import write_atomically
+from tilemix.errors import ModelLookupError
 from tilemix.modelfile.hash_cache import find_hashes
+from tilemix.modelfile.sidecar_file import read_sidecar, write_sidecar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,17 +90,13 @@ def look_up(
         ModelFileError: the file cannot be hashed, or its sidecar cannot be read or written; it stays as it was.
     """
     base = base_url(url)
-    sidecar = path.with_name(path.name + ".metadata.json")
-    old = _read_old(sidecar)
+    read_sidecar(path)  # one that is in the way is said before anybody is asked
     hashes = find_hashes(path, on_bytes=on_bytes)
     answer = ask(hashes, base)
     if answer is None:
         return None
-    try:
-        write_atomically(sidecar, _encode(_merge(old, answer, hashes)))
-    except OSError as error:
-        raise ModelFileError(f"{sidecar}: cannot be written: {error.strerror}") from error
-    return sidecar
+    assert hashes.sha256 is not None, "it is always computed"
+    return write_sidecar(path, hashes.sha256, *_describe(answer))
 
 
 def base_url(url: str | None = None) -> str:
@@ -194,45 +189,21 @@ def _is_same(ours: Hashes, theirs: Mapping[str, str | None]) -> bool:
     return bool(known) and all(known)
 
 
-def _read_old(sidecar: Path) -> dict[str, object]:
-    """Return the sidecar that is there already, to add to it.
-
-    Raises:
-        ModelFileError: it is no JSON object; overwriting it would lose what somebody wrote.
-    """
-    try:
-        return msgspec.json.decode(sidecar.read_bytes(), type=dict[str, object])
-    except FileNotFoundError:
-        return {}
-    except (OSError, msgspec.DecodeError, RecursionError) as error:
-        raise ModelFileError(f"{sidecar}: is in the way, and no JSON object: {str(error)[:80]}") from error
-
-
-def _merge(old: Mapping[str, object], answer: VersionAnswer, hashes: Hashes) -> dict[str, object]:
-    """Return the sidecar's new content: facts from the answer, the rest only where nothing stands yet."""
-    facts = {
-        "hash": f"AUTOV2: {hashes.autov2}",
-        "hash_type": "AUTOV2",
-        "hash_autov2": hashes.autov2,
-        "hash_sha256": hashes.sha256,
+def _describe(answer: VersionAnswer) -> tuple[dict[str, object], dict[str, object]]:
+    """Return what the answer knows for certain, and what stands only where nothing stands yet."""
+    facts: dict[str, object] = {
         "civitai_model_id": answer.modelId,
         "civitai_version_id": answer.id,
         "civitai_name": answer.model.name,
         "civitai_version_name": answer.name,
         "civitai_type": answer.model.type,
         "source": "civitai",
-        "last_updated": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    wishes = {
+    suggestions: dict[str, object] = {
         "model_type": answer.model.type,
         "base_model": answer.baseModel,
         "trigger_words": list(answer.trainedWords or ()),
         "preview_url": answer.images[0].url if answer.images else None,
         "description": answer.description,
     }
-    kept = {key: value for key, value in old.items() if value not in (None, "", [])}
-    return dict(old) | wishes | {key: kept[key] for key in wishes if key in kept} | facts
-
-
-def _encode(table: Mapping[str, object]) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(table), indent=2) + b"\n"
+    return facts, suggestions

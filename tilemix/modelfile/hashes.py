@@ -113,6 +113,7 @@ def compute_hashes(
     try:
         with path.open("rb", buffering=0) as file:
             before = os.fstat(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # the kernel reads further ahead
             hashes = _hash_open_file(file, before.st_size, every=every, on_bytes=on_bytes)
             after = os.fstat(file.fileno())
     except OSError as error:

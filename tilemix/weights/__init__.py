@@ -8,7 +8,8 @@ Nothing here imports torch.
 """
 
 from tilemix.model_index import metadata
-from tilemix.weights.add import Added, Wish, add, split_tokens
+from tilemix.weights.add import Added, add, split_tokens
+from tilemix.weights.entry import Wish
 from tilemix.weights.fetch import fetch
 from tilemix.weights.local import FileState, LocalModel, find_missing, find_model, verify
 from tilemix.weights.lock import lock

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 # The hub and its stores (https://huggingface.co/.well-known/meta.json), Civitai with the two stores that its
-# downloads are redirected to, and GitHub's releases.
+# downloads are redirected to, GitHub's releases, and where Replicate keeps what a training made.
 HOSTS = frozenset(
     {
         "huggingface.co",
@@ -21,6 +21,8 @@ HOSTS = frozenset(
         "github.com",
         "objects.githubusercontent.com",
         "release-assets.githubusercontent.com",
+        "replicate.delivery",
+        "*.replicate.delivery",
     }
 )
 SECRETS = frozenset({"token", "api_key", "apikey", "key", "access_token"})  # query parameters, in lower case

@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urljoin
 
 from tilemix.errors import ModelFileError, TilemixError, WeightsError
 from tilemix.project import ROOT
@@ -96,7 +97,15 @@ def _list_orders(manifest: ModelManifest, root: Path) -> list[Order]:
                 orders.append(Order(file, folder / file.path, hub_file))
             elif source.url:
                 orders.append(Order(file, folder / file.path, f"{source.url}/{file.path}"))
-    return orders + [Order(a, find_adapter(a, root), a.url) for a in manifest.adapters if a.url]
+    for adapter in manifest.adapters:
+        if adapter.url:
+            target = find_adapter(adapter, root)
+            orders.append(Order(adapter, target, adapter.url))
+            orders += [
+                Order(file, target.with_name(file.path), urljoin(adapter.url, file.path))
+                for file in adapter.beside
+            ]
+    return orders
 
 
 def _carry_out(orders: Sequence[Order], web: Web) -> None:

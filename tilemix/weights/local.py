@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from tilemix.errors import ManifestError, MissingFilesError, ModelFileError
+from tilemix.modelfile.companions import find_companions
+from tilemix.modelfile.hashes import compute_hashes
 from tilemix.project import ROOT
 from tilemix.weights.manifest import Adapter, ManifestFile, ModelManifest, load_manifest, sources_of
 
 PRIVATE_FOLDER = "files"  # weights/files/: fetched and private files, never in git
 CHUNK_BYTES = 2**20
+HASHED_AT_A_TIME = min(4, len(os.sched_getaffinity(0)))  # files; hashing one takes one core
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +47,29 @@ def find_model(name: str, root: Path = ROOT) -> LocalModel:
     Raises:
         ManifestError: see load_manifest.
         MissingFilesError: files are missing; the message says which, where they were looked for, and what to do.
-        ModelFileError: a file has another size or sha256 than the manifest says.
+        ModelFileError: a file has another size or sha256 than the manifest says, or a locked adapter is read
+            with one that is not in the manifest.
     """
     manifest = load_manifest(name, root)
     missing = find_missing(manifest, root)
     if missing:
         raise MissingFilesError(describe_missing(name, missing))
-    for entry, path in locate_files(manifest, root):
-        check_lock(path, entry)
+    files = list(locate_files(manifest, root))
+    with ThreadPoolExecutor(HASHED_AT_A_TIME) as workers:
+        for _ in workers.map(lambda file: check_lock(file[1], file[0]), files):
+            pass  # the first fault in the manifest's order is raised here
+    for entry, path in files:
+        if isinstance(entry, Adapter):
+            _check_companions(name, entry, path)
     template = root / "prompt_templates" / f"{manifest.prompt_template}.json"
     if not template.is_file():
         raise ManifestError(f"{name}.model.json: no prompt template {template}")
     hashes: dict[str, str | None] = {file.path: file.sha256 for file in manifest.base.files}
     if manifest.vae is not None:
         hashes |= {f"vae/{file.path}": file.sha256 for file in manifest.vae.files}
-    hashes |= {adapter.file: adapter.sha256 for adapter in manifest.adapters}
+    for adapter in manifest.adapters:
+        hashes[adapter.file] = adapter.sha256
+        hashes |= {str(Path(adapter.file).with_name(file.path)): file.sha256 for file in adapter.beside}
     return LocalModel(
         name=name,
         manifest=manifest,
@@ -77,20 +89,23 @@ def verify(
     Args:
         name: the packaged model.
         root: the project's folder.
-        advance: called with the number of bytes that were read, again and again.
+        advance: called with the number of bytes that were read, again and again, from several threads.
 
     Raises:
         ManifestError: see load_manifest.
     """
-    states = []
-    for entry, path in locate_files(load_manifest(name, root), root):
+
+    def check(file: tuple[ManifestFile | Adapter, Path]) -> FileState:
+        entry, path = file
         fault = None
         try:
             check_lock(path, entry, advance=advance)
         except ModelFileError as error:
             fault = str(error)
-        states.append(FileState(path, fault, entry.sha256 is not None))
-    return states
+        return FileState(path, fault, entry.sha256 is not None)
+
+    with ThreadPoolExecutor(HASHED_AT_A_TIME) as workers:
+        return list(workers.map(check, locate_files(load_manifest(name, root), root)))
 
 
 def locate_files(manifest: ModelManifest, root: Path = ROOT) -> Iterator[tuple[ManifestFile | Adapter, Path]]:
@@ -99,7 +114,21 @@ def locate_files(manifest: ModelManifest, root: Path = ROOT) -> Iterator[tuple[M
         for file in source.files:
             yield file, root / "weights" / source.folder / file.path
     for adapter in manifest.adapters:
-        yield adapter, find_adapter(adapter, root)
+        path = find_adapter(adapter, root)
+        yield adapter, path
+        for file in adapter.beside:
+            yield file, path.with_name(file.path)
+
+
+def _check_companions(name: str, adapter: Adapter, path: Path) -> None:
+    """Refuse a file that a locked adapter would be read with although nothing is known of it."""
+    listed = {file.path for file in adapter.beside}
+    for companion in find_companions(path, adapter.kind, named=bool(adapter.tokens)):
+        if adapter.sha256 is not None and companion not in listed:
+            raise ModelFileError(
+                f"{path.with_name(companion)}: not in the manifest, but {path.name} is read with it; "
+                f"record it: tilemix weights lock {name}"
+            )
 
 
 def find_adapter(adapter: Adapter, root: Path = ROOT) -> Path:
@@ -121,9 +150,13 @@ def find_missing(manifest: ModelManifest, root: Path = ROOT) -> list[tuple[str, 
         bringer = "fetch" if source.repository or source.url else "owner"
         missing += [(bringer, [folder / f.path]) for f in source.files if not (folder / f.path).is_file()]
     for adapter in manifest.adapters:
-        if not find_adapter(adapter, root).is_file():
+        path = find_adapter(adapter, root)
+        if not path.is_file():
             places = adapter_places(adapter, root)
             missing.append(("fetch", places[:1]) if adapter.url else ("owner", places))
+        beside = [path.with_name(file.path) for file in adapter.beside]
+        bringer = "fetch" if adapter.url else "owner"
+        missing += [(bringer, [place]) for place in beside if not place.is_file()]
     return missing
 
 
@@ -166,22 +199,21 @@ def check_lock(
             raise ModelFileError(f"{what}: {size} bytes, the manifest says {entry.size}")
         if entry.sha256 is None:
             return
-        digest = hash_file(path, advance)
     except FileNotFoundError:
         raise ModelFileError(f"{what}: missing") from None
     except OSError as error:
         raise ModelFileError(f"{what}: cannot be read: {error.strerror}") from error
+    digest = hash_file(path, advance)
     if digest != entry.sha256:
         raise ModelFileError(f"{what}: sha256 {digest}, the manifest says {entry.sha256}")
 
 
 def hash_file(path: Path, advance: Callable[[int], object] | None = None) -> str:
-    """Return the sha256 of a file, 64 lower-case hex digits."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(CHUNK_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            if advance is not None:
-                advance(count)
-    return digest.hexdigest()
+    """Return the sha256 of a file, 64 lower-case hex digits.
+
+    Raises:
+        ModelFileError: the file cannot be read, or it was changed meanwhile.
+    """
+    digest = compute_hashes(path, on_bytes=advance).sha256
+    assert digest is not None, "it is always computed"
+    return digest

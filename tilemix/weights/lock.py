@@ -8,6 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from tilemix.errors import MissingFilesError
+from tilemix.modelfile.companions import find_companions
 from tilemix.project import ROOT
 from tilemix.weights.local import describe_missing, find_adapter, find_missing, hash_file
 from tilemix.weights.manifest import Adapter, ManifestFile, Source, load_manifest, write_manifest
@@ -18,9 +19,12 @@ Locked = TypeVar("Locked", ManifestFile, Adapter)
 def lock(name: str, root: Path = ROOT) -> Path:
     """Write the size and sha256 of every file that is here into the manifest, and return the manifest's path.
 
+    The small files that an adapter is read with get their entries beside it.
+
     Raises:
         ManifestError: see load_manifest.
         MissingFilesError: a file is missing; the manifest stays as it was.
+        ModelFileError: an adapter that may be read with others is no safetensors file.
     """
     manifest = load_manifest(name, root)
     if missing := find_missing(manifest, root):
@@ -34,9 +38,16 @@ def lock(name: str, root: Path = ROOT) -> Path:
         return msgspec.structs.replace(source, files=files)
 
     base = lock_source(manifest.base)
-    adapters = tuple(_measure_file(adapter, find_adapter(adapter, root)) for adapter in manifest.adapters)
+    adapters = tuple(_measure_adapter(adapter, find_adapter(adapter, root)) for adapter in manifest.adapters)
     locked = msgspec.structs.replace(manifest, base=base, vae=lock_source(manifest.vae), adapters=adapters)
     return write_manifest(name, locked, root)
+
+
+def _measure_adapter(adapter: Adapter, path: Path) -> Adapter:
+    names = [file.path for file in adapter.beside]
+    names += [n for n in find_companions(path, adapter.kind, named=bool(adapter.tokens)) if n not in names]
+    beside = tuple(_measure_file(ManifestFile(name), path.with_name(name)) for name in names)
+    return msgspec.structs.replace(_measure_file(adapter, path), beside=beside)
 
 
 def _measure_file(entry: Locked, path: Path) -> Locked:

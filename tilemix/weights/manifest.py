@@ -8,14 +8,14 @@ where its files come from:
     neither                                              they stand in this project's own repository
 
 An adapter, `{"file": ..., "kind": "lora", "scale": 0.7, "size", "sha256"}`, may have a `url` too, the address of the
-file itself; without one it is its owner's, who copies it into weights/files/.
+file itself; without one it is its owner's, who copies it into weights/files/. Small files that it is read with, such
+as PEFT's adapter_config.json, are `beside` it: in its folder here, and beside its address.
 
 Names are plain names below weights/, never paths that lead out of it. An unknown key is an error.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,7 @@ from typing import Literal
 import msgspec
 
 from tilemix.errors import ManifestError
+from tilemix.modelfile.atomic import write_atomically
 from tilemix.project import ROOT
 from tilemix.prompt_text import PLACEHOLDER_TOKEN
 from tilemix.weights.address import find_fault
@@ -52,7 +53,10 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One adapter file: a LoRA, with the embeddings it brings, or embeddings alone for both text encoders."""
+    """One adapter file: a LoRA, with the embeddings it brings, or embeddings alone for both text encoders.
+
+    A LoRA's may be the archive of a Replicate training, or a PEFT folder's adapter_model.safetensors.
+    """
 
     file: str  # below weights/ or weights/files/
     kind: Literal["lora", "embedding"]
@@ -63,6 +67,7 @@ class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: int | None = None
     sha256: str | None = None
     url: str | None = None  # https; None: the owner copies the file
+    beside: tuple[ManifestFile, ...] = ()  # what is read with it; a path is a plain name in its folder
 
 
 class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,17 +140,10 @@ def write_manifest(name: str, manifest: ModelManifest, root: Path = ROOT) -> Pat
     """
     path = root / "weights" / f"{name}.model.json"
     check_manifest(path.name, manifest)
-    temporary = path.with_name(f".{path.name}.new")
     try:
-        with temporary.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     except OSError as error:
         raise ManifestError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -191,6 +189,13 @@ def _check_adapter(name: str, adapter: Adapter) -> None:
         if not PLACEHOLDER_TOKEN.fullmatch(token):
             raise ManifestError(
                 f"{name}: {adapter.file} has the token {token[:80]!r}, expected one such as '<s0>'"
+            )
+    for file in adapter.beside:
+        _check_path(name, file.path, "file")
+        _check_lock(name, file.size, file.sha256, file.path)
+        if "/" in file.path or file.path == adapter.file.rpartition("/")[2]:
+            raise ManifestError(
+                f"{name}: {file.path[:80]!r} beside {adapter.file}: expected another plain name in its folder"
             )
     if adapter.kind == "embedding" and adapter.scale is not None:
         raise ManifestError(f"{name}: {adapter.file} is an embedding: no scale expected")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tilemix.errors import WeightsError
+from tilemix.modelfile.atomic import place
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,8 @@ class Part:
 
     def place(self) -> None:
         """Give the complete part its name; a file that had it is replaced."""
-        os.fsync(self.file.fileno())
-        self.path.replace(self.target)
+        place(self.path, self.target)
         self.notes.unlink(missing_ok=True)
-        sync_folder(self.target.parent)
 
     def discard(self) -> None:
         """Take the part away."""
@@ -92,18 +91,6 @@ def place_file(path: Path, target: Path) -> None:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-        path.replace(target)
-        sync_folder(target.parent)
+        place(path, target)
     except OSError as error:
         raise WeightsError(f"{target}: cannot be written: {error.strerror or error}") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's names to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,6 +1,6 @@
 """Asking https servers for files: every hop of a redirect is checked, and a token goes to its own host alone.
 
-`open_address` yields one answer, `check_status` sorts it; `ask` and `read_json` read a small one whole.
+`open_address` yields one answer, `check_status` sorts it; `ask`, `read_small` and `read_json` read a small one whole.
 """
 
 from __future__ import annotations
@@ -171,24 +171,32 @@ def ask(
         raise WeightsError(f"{describe(url)}: no answer: {explain(error)}") from error
 
 
-def read_json(url: str, web: Web, kind: type[Answer]) -> Answer:
-    """Return a JSON answer of at most 8 MiB, decoded as `kind`.
+def read_small(url: str, web: Web, *, most: int = MAX_JSON_BYTES) -> bytes:
+    """Return the JSON text at an address as it is, of at most `most` bytes.
 
     Raises:
-        WeightsError: no answer, a refusal, or not the JSON that is expected.
+        WeightsError: no answer, a refusal, or more bytes.
     """
 
     def read(response: httpx.Response) -> bytes:
         raw = bytearray()
         for chunk in response.iter_bytes():
             raw += chunk
-            if len(raw) > MAX_JSON_BYTES:
-                raise WeightsError(f"{describe(url)}: more than {MAX_JSON_BYTES} bytes of JSON")
+            if len(raw) > most:
+                raise WeightsError(f"{describe(url)}: more than {most} bytes of JSON")
         return bytes(raw)
 
-    raw = ask(url, web, read, headers={"Accept": "application/json"})
+    return ask(url, web, read, headers={"Accept": "application/json"})
+
+
+def read_json(url: str, web: Web, kind: type[Answer]) -> Answer:
+    """Return a JSON answer of at most 8 MiB, decoded as `kind`.
+
+    Raises:
+        WeightsError: no answer, a refusal, or not the JSON that is expected.
+    """
     try:
-        return msgspec.json.decode(raw, type=kind)
+        return msgspec.json.decode(read_small(url, web), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise WeightsError(f"{describe(url)}: not the JSON expected: {str(error)[:120]}") from error
 

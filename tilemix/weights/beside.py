@@ -1,0 +1,73 @@
+"""PEFT's `adapter_config.json`, which an adapter's file is read with, and the folder that keeps the two together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tilemix.errors import AdapterError, WeightsError
+from tilemix.modelfile.atomic import write_atomically
+from tilemix.modelfile.companions import PEFT_FILE, decode_peft_config, read_peft_config
+from tilemix.weights.manifest import FILE_NAME
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # PEFT saves each in a folder of this name
+
+
+def read_config(path: Path) -> bytes:
+    """Return the configuration `path` as it is.
+
+    Raises:
+        AdapterError: it is missing, too large or no JSON object.
+    """
+    return check_config(str(path), read_peft_config(path, str(path)))
+
+
+def check_config(name: str, raw: bytes) -> bytes:
+    """Return a configuration as it is; its fields are looked at when it is loaded.
+
+    Raises:
+        AdapterError: too large, or no JSON object.
+    """
+    decode_peft_config(raw, name, dict[str, object])
+    return raw
+
+
+def write_beside(path: Path, beside: Mapping[str, bytes]) -> None:
+    """Put what the adapter `path` is read with into its folder: name -> content.
+
+    Raises:
+        WeightsError: the disk refuses.
+    """
+    for name, content in beside.items():
+        place = path.with_name(name)
+        try:
+            if not place.is_file() or place.read_bytes() != content:
+                write_atomically(place, content)
+        except OSError as error:
+            raise WeightsError(f"{place}: cannot be written: {error.strerror}") from error
+
+
+def name_in_folder(source: Path, wished: str | None) -> str:
+    """Return the name below weights/files/ of the PEFT file `source`: in a folder called as wished, or as its own.
+
+    Raises:
+        AdapterError: it cannot be a folder's name.
+    """
+    home = source.resolve().parent.name if source.name == PEFT_FILE else source.stem
+    folder = check_name(wished or home)
+    # Without the component's name in front, PEFT's names alone do not say which text encoder is meant.
+    inner = f"{home}/" if home in TEXT_ENCODERS and folder != home else ""
+    return f"{folder}/{inner}{PEFT_FILE}"
+
+
+def check_name(name: str) -> str:
+    """Return a plain name for weights/files/ as it is.
+
+    Raises:
+        AdapterError: it is none.
+    """
+    if not FILE_NAME.fullmatch(name) or "/" in name:
+        raise AdapterError(
+            f"{name[:80]!r} cannot be a name in weights/files/: letters, digits, . _ - are; give one with --as"
+        )
+    return name
