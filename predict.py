@@ -33,9 +33,11 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         log_to_stdout()
         from tilemix import image_file, measure  # noqa: F401  not in the first prediction's time
         from tilemix.render import Renderer, parse_threads
+        from tilemix.speed import parse_speed
 
-        model = os.environ.get("TILEMIX_MODEL") or "miniature"
-        self.renderer = Renderer.load(model, threads=parse_threads(os.environ.get("TILEMIX_THREADS")))
+        get = os.environ.get
+        threads, speed = parse_threads(get("TILEMIX_THREADS")), parse_speed(get("TILEMIX_SPEED"))
+        self.renderer = Renderer.load(get("TILEMIX_MODEL") or "miniature", threads=threads, speed=speed)
         self.folder = Path(tempfile.mkdtemp(prefix="tilemix-"))  # of all predictions
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 

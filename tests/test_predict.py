@@ -247,21 +247,27 @@ def test_the_progress_lines_are_those_that_replicates_clients_read(module, caplo
 @pytest.mark.parametrize(
     ("environment", "loaded"),
     [
-        ({}, ("miniature", None)),
-        ({"TILEMIX_MODEL": "rubber-tile", "TILEMIX_THREADS": "3"}, ("rubber-tile", 3)),
-        ({"TILEMIX_MODEL": "", "TILEMIX_THREADS": ""}, ("miniature", None)),
+        ({}, ("miniature", None, "equivalent")),
+        (
+            {"TILEMIX_MODEL": "rubber-tile", "TILEMIX_THREADS": "3", "TILEMIX_SPEED": "exact"},
+            ("rubber-tile", 3, "exact"),
+        ),
+        (
+            {"TILEMIX_MODEL": "", "TILEMIX_THREADS": "", "TILEMIX_SPEED": ""},
+            ("miniature", None, "equivalent"),
+        ),
     ],
 )
-def test_setup_takes_the_model_and_the_threads_from_the_environment(
+def test_setup_takes_the_model_the_threads_and_the_speed_from_the_environment(
     module, monkeypatch, capsys, environment, loaded
 ):
-    def load(model, *, threads=None):
+    def load(model, *, threads, speed):
         logging.getLogger("tilemix.render").info("loaded")
-        return types.SimpleNamespace(loaded=(model, threads), is_healthy=lambda: healthy)
+        return types.SimpleNamespace(loaded=(model, threads, speed), is_healthy=lambda: healthy)
 
     healthy = True
     monkeypatch.setattr("tilemix.render.Renderer.load", load)
-    for name in ("TILEMIX_MODEL", "TILEMIX_THREADS"):
+    for name in ("TILEMIX_MODEL", "TILEMIX_THREADS", "TILEMIX_SPEED"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -283,4 +289,10 @@ def test_setup_takes_the_model_and_the_threads_from_the_environment(
 def test_setup_refuses_a_number_of_threads_that_is_none(module, monkeypatch):
     monkeypatch.setenv("TILEMIX_THREADS", "many")
     with pytest.raises(TilemixError, match="TILEMIX_THREADS is 'many'"):
+        module.Predictor().setup()
+
+
+def test_setup_refuses_a_speed_that_is_none(module, monkeypatch):
+    monkeypatch.setenv("TILEMIX_SPEED", "warp")
+    with pytest.raises(TilemixError, match="TILEMIX_SPEED is 'warp'; expected exact, equivalent, fast"):
         module.Predictor().setup()

@@ -19,12 +19,12 @@ from __future__ import annotations
 import ast
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import TypeAlias
 
 from tilemix.errors import TilemixError
+from tilemix.modelfile.atomic import write_atomically
 from tilemix.project import ROOT
 
 PREDICTOR = ROOT / "predict.py"
@@ -263,12 +263,7 @@ def write_schema(predictor: Path = PREDICTOR, schema: Path = SCHEMA) -> None:
     """Write the document for `predictor` to the file `schema`."""
     text = json.dumps(make_schema(predictor.read_text(encoding="utf-8")), indent=2, ensure_ascii=False) + "\n"
     schema.parent.mkdir(exist_ok=True)
-    temporary = schema.with_name(f"{schema.name}.part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(schema)
+    write_atomically(schema, text.encode())
     logger.info("wrote %s", schema)
 
 

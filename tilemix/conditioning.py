@@ -1,13 +1,18 @@
-"""Prompt -> the embeddings that an SDXL pipeline takes, through compel.
+"""Prompt -> the embeddings that an SDXL pipeline takes: plain words directly, the rest through compel.
 
 compel splits prompts of more than 77 tokens into chunks and reads its own emphasis (`word++`, `(a b)1.3`,
 `("a", "b").and()`). Its pooled embedding is computed from the text with that syntax still in it
 (https://github.com/damian0815/compel/issues/96), so the pooled vectors here come from the plain words.
+
+A text without emphasis that fits into 77 tokens needs none of it. Both prompts then go through each encoder
+in one batch, 2 passes where compel makes 6, and the numbers are the same but for a last bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +24,10 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
 WEIGHT_RANGE = (0.0, 5.0)  # of emphasis; beyond it nothing but noise comes out
+TOKENS = 77  # that a text encoder takes at a time
+# Without any of these the parser leaves a text's tokens as they are, for 10 ms. It spaces out some commas.
+SYNTAX = re.compile(r'[()"\\+-]|,\S')
+KEPT_PROMPTS = 16  # 1.3 MB each at SDXL's size
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +39,40 @@ class Conditioning:
     negative_prompt_embeds: torch.Tensor  # (1, 77 * n, 2048)
     negative_pooled_prompt_embeds: torch.Tensor  # (1, 1280)
 
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors by the names of the pipeline's arguments."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+class PromptEncoder:
+    """Encodes prompts and keeps the last ones.
+
+    Args:
+        pipeline: an SDXL pipeline.
+        read_state: returns what the text encoders and the vocabulary depend on; what was kept in another
+            state is not used.
+    """
+
+    def __init__(self, pipeline: StableDiffusionXLPipeline, read_state: Callable[[], Hashable]) -> None:
+        self._pipeline = pipeline
+        self._read_state = read_state
+        self._kept: OrderedDict[Hashable, Conditioning] = OrderedDict()
+
+    def encode(self, positive: str, negative: str) -> Conditioning:
+        """Return `encode_prompt` of the two, computed or kept.
+
+        Raises:
+            PromptError: as `encode_prompt`.
+        """
+        key = (positive, negative, self._read_state())
+        if key not in self._kept:
+            self._kept[key] = encode_prompt(self._pipeline, positive, negative)
+            if len(self._kept) > KEPT_PROMPTS:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
 
 def encode_prompt(pipeline: StableDiffusionXLPipeline, positive: str, negative: str) -> Conditioning:
     """Encode a prompt and a negative prompt with both text encoders of `pipeline`.
@@ -39,16 +82,57 @@ def encode_prompt(pipeline: StableDiffusionXLPipeline, positive: str, negative: 
     Raises:
         PromptError: the emphasis in a text cannot be read, or asks for what no SDXL prompt can do.
     """
+    prompts = [_parse(positive, what="prompt"), _parse(negative, what="negative_prompt")]
+    plain = [prompt.words for prompt in prompts]
+    with torch.inference_mode():
+        if not any(prompt.is_emphasized for prompt in prompts):
+            batch = _tokenize(pipeline, plain)
+            if batch is not None:
+                return _encode_tokens(pipeline, batch)
+        return _encode_with_compel(pipeline, [positive, negative], plain)
+
+
+def _tokenize(pipeline: StableDiffusionXLPipeline, texts: Sequence[str]) -> list[torch.Tensor] | None:
+    """Return the texts' tokens for each encoder, (n, 77); None where a text has more."""
+    batch = []
+    for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
+        rows = tokenizer(list(texts), padding="max_length", max_length=TOKENS, verbose=False).input_ids
+        if any(len(row) > TOKENS for row in rows):
+            return None
+        batch.append(torch.tensor(rows))
+    return batch
+
+
+def _encode_tokens(pipeline: StableDiffusionXLPipeline, batch: Sequence[torch.Tensor]) -> Conditioning:
+    """Encode a prompt and a negative prompt, (2, 77) tokens for each encoder, in one pass each."""
+    first, second = (
+        encoder(tokens.to(encoder.device), output_hidden_states=True)
+        for encoder, tokens in zip((pipeline.text_encoder, pipeline.text_encoder_2), batch, strict=True)
+    )
+    # SDXL takes the states before the last layer, and the second encoder's pooled vector.
+    embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+    pooled = second.text_embeds
+    return Conditioning(embeds[:1], pooled[:1], embeds[1:], pooled[1:])
+
+
+def _encode_with_compel(
+    pipeline: StableDiffusionXLPipeline, texts: Sequence[str], plain: Sequence[str]
+) -> Conditioning:
     from compel import CompelForSDXL
 
     # Made anew each time: compel keeps the empty prompt's embedding, which is stale after any change of
     # the text encoders' weights or of the vocabulary.
     compel = CompelForSDXL(pipeline)
-    plain = [read_plain_words(positive, what="prompt"), read_plain_words(negative, what="negative_prompt")]
-    with torch.inference_mode():
-        encoded = compel(positive, negative_prompt=negative)
-        pooled = [compel.compel_2.conditioning_provider.get_pooled_embeddings([text]) for text in plain]
+    positive, negative = texts
+    encoded = compel(positive, negative_prompt=negative)
+    pooled = [compel.compel_2.conditioning_provider.get_pooled_embeddings([text]) for text in plain]
     return Conditioning(encoded.embeds, pooled[0], encoded.negative_embeds, pooled[1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    words: str  # without the emphasis syntax
+    is_emphasized: bool  # or blended, or in several parts
 
 
 def read_plain_words(text: str, *, what: str) -> str:
@@ -57,6 +141,12 @@ def read_plain_words(text: str, *, what: str) -> str:
     Raises:
         PromptError: the syntax cannot be read, or holds a `.swap()` or a `withLora()`, which compel would drop.
     """
+    return _parse(text, what=what).words
+
+
+def _parse(text: str, *, what: str) -> _Parsed:
+    if not SYNTAX.search(text):
+        return _Parsed(text, is_emphasized=False)
     import pyparsing
     from compel import Compel
     from compel.prompt_parser import PromptParser
@@ -72,7 +162,11 @@ def read_plain_words(text: str, *, what: str) -> str:
         raise PromptError(f"{what}: the emphasis cannot be read: {str(error)[:120]!r}") from error
     if conjunction.lora_weights:
         raise PromptError(f"{what}: withLora() is not supported; lora_scale sets a LoRA's strength")
-    return " ".join(_list_words(conjunction.prompts, what))
+    words = " ".join(_list_words(conjunction.prompts, what))
+    weights = [
+        [fragment.weight for fragment in getattr(prompt, "children", ())] for prompt in conjunction.prompts
+    ]
+    return _Parsed(words, is_emphasized=weights != [[1.0]])
 
 
 def _list_words(prompts: Iterable[object], what: str) -> Iterator[str]:

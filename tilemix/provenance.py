@@ -97,7 +97,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     scheduler_config: dict[
         str, bool | int | float | str
     ] = {}  # the manifest's settings over the scheduler's own
-    dtype: str
+    dtype: str  # of the UNet
+    speed: str = "exact"  # a mode of tilemix.speed
     device: str
     threads: int  # of torch; another number changes bits
     model: str  # the manifest's name
@@ -183,28 +184,36 @@ def xmp_segment(record: Record) -> bytes:
 def open_picture(path: Path) -> Image.Image:
     """Open a PNG, WebP or JPEG from anywhere and decode it whole.
 
-    At most 64 MiB of file and 40 million pixels, told from the header before anything is decoded.
+    Raises:
+        ImageFileError: the file is not there, has more than 64 MiB, or is as `decode_picture` says.
+    """
+    return decode_picture(_read_bytes(path), source=str(path))
+
+
+def decode_picture(data: bytes, *, source: str) -> Image.Image:
+    """Decode a PNG, WebP or JPEG from anywhere whole; `source` names it in messages.
+
+    At most 40 million pixels, told from the header before anything is decoded.
 
     Raises:
-        ImageFileError: the file is not there, is too large, is no such picture or is broken or cut off.
+        ImageFileError: it is too large, is no such picture or is broken or cut off.
     """
-    data = _read_bytes(path)
     try:
         with Image.open(BytesIO(data), formats=PICTURE_FORMATS) as checked:
             if checked.width * checked.height > MAX_PIXELS:
                 raise ImageFileError(
-                    f"{path}: {checked.width}x{checked.height} pixels; expected at most {MAX_PIXELS:,} in all"
+                    f"{source}: {checked.width}x{checked.height} pixels; expected at most {MAX_PIXELS:,} in all"
                 )
             checked.verify()  # every chunk and its checksum; the picture cannot be used after it
         picture = Image.open(BytesIO(data), formats=PICTURE_FORMATS)
         picture.load()
     except UnidentifiedImageError as error:
-        raise ImageFileError(f"{path}: not a picture; expected a PNG, WebP or JPEG file") from error
+        raise ImageFileError(f"{source}: not a picture; expected a PNG, WebP or JPEG file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageFileError(f"{path}: too many pixels; expected at most {MAX_PIXELS:,} in all") from error
+        raise ImageFileError(f"{source}: too many pixels; expected at most {MAX_PIXELS:,} in all") from error
     # What Pillow's readers let through on damaged files: found by changing bytes at random.
     except (OSError, SyntaxError, ValueError, IndexError, struct.error) as error:
-        raise ImageFileError(f"{path}: a broken picture, perhaps cut off: {error}") from error
+        raise ImageFileError(f"{source}: a broken picture, perhaps cut off: {error}") from error
     return picture
 
 
@@ -214,16 +223,24 @@ def read_record(path: Path) -> Record:
     Raises:
         ImageFileError: it is no picture, is broken, or carries no record.
     """
-    picture = open_picture(path)
+    return record_of(open_picture(path), source=str(path))
+
+
+def record_of(picture: Image.Image, *, source: str) -> Record:
+    """Return the record that a decoded picture carries; `source` names it in messages.
+
+    Raises:
+        ImageFileError: it carries none, or a broken one.
+    """
     if picture.format == "PNG":
         text = picture.info.get(JSON_KEY)
     else:
-        text = _record_in_xmp(picture.info.get("xmp", b""), source=str(path))
+        text = _record_in_xmp(picture.info.get("xmp", b""), source=source)
     if not isinstance(text, str):
         raise ImageFileError(
-            f"{path}: no tilemix record in this {picture.format} file; another program made it or took it out"
+            f"{source}: no tilemix record in this {picture.format} file; another program made it or took it out"
         )
-    return parse_record(text.encode(), source=str(path))
+    return parse_record(text.encode(), source=source)
 
 
 def _read_bytes(path: Path) -> bytes:

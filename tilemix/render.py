@@ -23,18 +23,19 @@ import numpy as np
 import torch
 
 from tilemix import __version__
-from tilemix.conditioning import Conditioning, encode_prompt
+from tilemix.conditioning import Conditioning, PromptEncoder
 from tilemix.errors import ManifestError, RenderError, RequestError, TilemixError
 from tilemix.pipeline import ReadyPipeline, choose_device, load_pipeline
 from tilemix.project import ROOT
 from tilemix.provenance import Record
 from tilemix.request import GenerationRequest
 from tilemix.rewriter import Prompt, rewrite
+from tilemix.speed import GUIDED_PART, Speed, keep_freed_memory
 from tilemix.templates import load_template
 from tilemix.weights import find_model
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, StableDiffusionXLPipeline
     from numpy.typing import NDArray
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Renderer:
 
     def __init__(self, ready: ReadyPipeline) -> None:
         self._ready = ready
+        self._encoder = PromptEncoder(ready.pipeline, lambda: (ready.loras.state, ready.tokens.state))
         self._template = load_template(ready.model.template)
         self._defaults = ready.model.manifest.defaults
         try:
@@ -86,22 +88,31 @@ class Renderer:
             )
 
     @classmethod
-    def load(cls, model: str, *, threads: int | None = None, root: Path = ROOT) -> Renderer:
+    def load(
+        cls,
+        model: str,
+        *,
+        threads: int | None = None,
+        speed: Speed = Speed.EQUIVALENT,
+        root: Path = ROOT,
+    ) -> Renderer:
         """Load the packaged model `model`.
 
         Args:
             model: the name of a manifest, weights/NAME.model.json.
             threads: CPU threads of torch; None: one a core. Another number changes the pictures' last bits.
+            speed: what may be given up for speed; see `tilemix.speed`.
             root: the project's folder.
 
         Raises:
             WeightsError: the manifest, or a file it names, cannot be used.
             TemplateError: its prompt template cannot be used.
         """
+        keep_freed_memory()
         # The cores that this process may use, which can be fewer than the machine has.
         torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
         began = time.perf_counter()
-        renderer = cls(load_pipeline(find_model(model, root), *choose_device()))
+        renderer = cls(load_pipeline(find_model(model, root), *choose_device(speed), speed=speed))
         logger.info("model %s ready in %.1f s", model, time.perf_counter() - began)
         return renderer
 
@@ -140,7 +151,7 @@ class Renderer:
             logger.warning("lora_scale %g has no effect: the model has no LoRA", request.lora_scale)
         seconds: dict[str, float] = {}
         with _timed(seconds, "encode_prompt"):
-            conditioning = encode_prompt(self._ready.pipeline, prompt.positive, prompt.negative)
+            conditioning = self._encoder.encode(prompt.positive, prompt.negative)
         with _timed(seconds, "denoise"):
             latents = self._denoise(request, conditioning, on_step)
         with _timed(seconds, "decode"):
@@ -167,30 +178,45 @@ class Renderer:
         on_step: Callable[[int, int], None] | None,
     ) -> torch.Tensor:
         pipeline = self._ready.pipeline
+        from diffusers.callbacks import SDXLCFGCutoffCallback
+
         pipeline.scheduler = self._ready.make_scheduler()
         total = request.num_inference_steps or 0
 
-        def after_step(_: object, step: int, __: object, tensors: dict[str, object]) -> dict[str, object]:
+        cutoff = SDXLCFGCutoffCallback(GUIDED_PART) if self._ready.speed is Speed.FAST else None
+
+        def after_step(
+            of: StableDiffusionXLPipeline, step: int, timestep: object, tensors: dict[str, torch.Tensor]
+        ) -> dict[str, torch.Tensor]:
             # A cancellation reaches Python code only: this call is also where it takes effect.
             if on_step is not None:
                 on_step(step + 1, total)
-            return tensors
+            return tensors if cutoff is None else cutoff(of, step, timestep, tensors)
 
-        latents: torch.Tensor = pipeline(
-            prompt_embeds=conditioning.prompt_embeds,
-            pooled_prompt_embeds=conditioning.pooled_prompt_embeds,
-            negative_prompt_embeds=conditioning.negative_prompt_embeds,
-            negative_pooled_prompt_embeds=conditioning.negative_pooled_prompt_embeds,
-            width=request.width,
-            height=request.height,
-            num_inference_steps=total,
-            guidance_scale=request.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(request.seed or 0),
-            output_type="latent",
-            callback_on_step_end=after_step,
-            callback_on_step_end_tensor_inputs=[],
-        ).images
+        generator = torch.Generator("cpu").manual_seed(request.seed or 0)
+        with torch.inference_mode(), self._ready.text_keys.kept():
+            latents: torch.Tensor = pipeline(
+                **conditioning.tensors,
+                latents=self._draw_noise(request, generator),
+                width=request.width,
+                height=request.height,
+                num_inference_steps=total,
+                guidance_scale=request.guidance_scale,
+                generator=generator,
+                output_type="latent",
+                callback_on_step_end=after_step,
+                callback_on_step_end_tensor_inputs=[] if cutoff is None else cutoff.tensor_inputs,
+            ).images
         return latents
+
+    def _draw_noise(self, request: GenerationRequest, generator: torch.Generator) -> torch.Tensor:
+        """Return the starting latents (1, 4, h/8, w/8), in fp32 whatever the UNet computes in."""
+        assert request.width is not None
+        assert request.height is not None
+        factor = self._ready.pipeline.vae_scale_factor
+        channels = self._ready.pipeline.unet.config.in_channels
+        shape = (1, channels, request.height // factor, request.width // factor)
+        return torch.randn(shape, generator=generator).to(self._ready.device)
 
     def _make_record(
         self, request: GenerationRequest, prompt: Prompt, lora_scales: dict[str, float]
@@ -215,6 +241,7 @@ class Renderer:
             scheduler=self._ready.model.manifest.scheduler.name,
             scheduler_config=dict(self._ready.model.manifest.scheduler.config),
             dtype=str(self._ready.dtype).removeprefix("torch."),
+            speed=self._ready.speed.value,
             device=self._ready.device.type,
             threads=torch.get_num_threads(),
             model=self._ready.model.name,
@@ -234,19 +261,34 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> NDArray[np.uint
     Raises:
         RenderError: the latents, or the pixels in fp32 too, are not finite.
     """
-    if not bool(latents.isfinite().all()):
+    if not _is_finite(latents):
         raise RenderError("the denoised latents are not finite: no picture can be made of them")
     with torch.inference_mode():
         image = _decode(vae, latents)
-        if not bool(image.isfinite().all()):
+        if not _is_finite(image):
             logger.warning("pixels decoded in %s are not finite; decoding again in float32", vae.dtype)
             # A copy: changed in place, a cancellation could leave the VAE half in one dtype, half in another.
             image = _decode(copy.deepcopy(vae).to(dtype=torch.float32), latents)
-        if not bool(image.isfinite().all()):
+        if not _is_finite(image):
             raise RenderError("the decoded pixels are not finite, in float32 either")
-        scaled = image[0].float().mul(127.5).add(127.5).round().clamp(0, 255).to(torch.uint8)
-        pixels: NDArray[np.uint8] = scaled.permute(1, 2, 0).contiguous().cpu().numpy()
+        return to_pixels(image)
+
+
+def to_pixels(image: torch.Tensor) -> NDArray[np.uint8]:
+    """Return a decoded picture (1, 3, h, w), -1 to 1, as pixels (h, w, 3), uint8 sRGB.
+
+    The same numbers as diffusers' own conversion, rounded half to even, in a fifth of its time. On a GPU only
+    the bytes are moved.
+    """
+    # In diffusers' own order of operations: another one rounds other numbers up.
+    scaled = image[0].permute(1, 2, 0).float().mul(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_()
+    pixels: NDArray[np.uint8] = scaled.to(torch.uint8).contiguous().cpu().numpy()
     return pixels
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # A NaN is the least and the greatest number both; a seventh of the time of isfinite() for each number.
+    return all(bool(end.isfinite()) for end in torch.aminmax(tensor))
 
 
 def _decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:

@@ -82,10 +82,12 @@ def _predict(options: argparse.Namespace) -> None:
     from tilemix.image_file import write_image
     from tilemix.measure import has_swatch, measure_shares
     from tilemix.render import Renderer, parse_threads
+    from tilemix.speed import parse_speed
 
     renderer = Renderer.load(
         options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL,
         threads=parse_threads(os.environ.get("TILEMIX_THREADS")),
+        speed=parse_speed(os.environ.get("TILEMIX_SPEED")),
     )
     rendered = renderer.render(request, on_step=_show_step)
     size = write_image(options.output, rendered.pixels, rendered.record, output_format=output_format)
