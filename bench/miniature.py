@@ -9,6 +9,7 @@ Everything is seeded; the pictures' last bits and the seconds depend on the mach
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections import defaultdict
@@ -28,6 +29,7 @@ from tilemix.pipeline import choose_device, load_pipeline
 from tilemix.project import ROOT
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
+from tilemix.speed import keep_freed_memory, parse_speed
 from tilemix.training.dataset import UNSEEN, describe, draw_example
 from tilemix.training.photographs import MATERIALS, draw_photograph
 from tilemix.training.recipe import load_recipe
@@ -123,7 +125,9 @@ class Bench:
 
     def __init__(self) -> None:
         self.recipe = load_recipe()
-        self.ready = load_pipeline(find_model("miniature"), *choose_device())
+        keep_freed_memory()
+        speed = parse_speed(os.environ.get("TILEMIX_SPEED"))
+        self.ready = load_pipeline(find_model("miniature"), *choose_device(speed), speed=speed)
         self.renderer = Renderer(self.ready)
         self.lines: list[str] = []
         self.pictures: dict[str, Pixels] = {}

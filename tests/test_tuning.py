@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -18,12 +19,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from tests.test_training_miniature import stop_after
 from tests.tiny_sdxl import TEMPLATE
 from tilemix import cli
 from tilemix.errors import ModelFileError, TemplateError, TrainingError
 from tilemix.modelfile import read_header
-from tilemix.training import adapter_files, checkpoints, loop, tuning
-from tilemix.training.checkpoints import load_checkpoint, save_checkpoint
+from tilemix.training import adapter_files, loop, tuning
+from tilemix.training.checkpoints import load_checkpoint
 from tilemix.training.learned_tokens import LearnedRows
 from tilemix.training.pictures import read_picture
 from tilemix.training.tuning import PHASES, Tuning, make_plan, tune
@@ -44,7 +46,15 @@ CONFIG = {
     "batch_size": 2,
     "precision": "fp32",
     "embeddings": {"steps": 3, "warmup": 1},
-    "lora": {"steps": 3, "warmup": 1, "rank": 4, "alpha": 2.0, "convolutions": True, "learning_rate": 0.01},
+    "lora": {
+        "steps": 3,
+        "warmup": 1,
+        "rank": 4,
+        "alpha": 2.0,
+        "convolutions": True,
+        "learning_rate": 0.01,
+        "scale": 0.7,
+    },
     "checkpoint_every": 2,
 }
 
@@ -137,17 +147,9 @@ def test_the_loss_falls_on_one_picture(tmp_path, tiny_project):
 @pytest.mark.parametrize("saves", [1, 2, 3])
 def test_a_training_that_was_killed_ends_as_one_that_was_not(config, trained, monkeypatch, saves):
     """The checkpoints: embeddings after 2 and 3 steps, lora after 2 and 3."""
-    calls = []
-
-    def save(path, state):
-        save_checkpoint(path, state)
-        calls.append(path)
-        if len(calls) == saves:
-            raise KeyboardInterrupt
-
     plan = make_plan(config)
     with monkeypatch.context() as patch:
-        patch.setattr(tuning, "save_checkpoint", save)
+        stop_after(patch, tuning, saves)
         with pytest.raises(KeyboardInterrupt):
             tune(plan, CPU)
     outcome = tune(plan, CPU).state()
@@ -187,7 +189,7 @@ def test_the_pair_is_what_the_predictor_takes(trained, tiny_project, tmp_path):
         shutil.copy(path, tmp_path / "weights" / path.name)
     manifest = json.loads((tiny_project / "weights" / "tiny.model.json").read_text())
     adapters = [
-        {"file": lora.name, "kind": "lora", "scale": 1.0},
+        {"file": lora.name, "kind": "lora", "scale": 0.7},
         {"file": embeddings.name, "kind": "embedding", "tokens": ["<s0>", "<s1>"]},
     ]
     write_manifest(tmp_path, base=manifest["base"], adapters=adapters)
@@ -494,12 +496,13 @@ def test_a_full_disk_in_the_middle_leaves_the_last_checkpoint(config, trained, m
     saved = []
 
     def fsync(number):
-        saved.append(number)
+        if stat.S_ISREG(os.fstat(number).st_mode):  # not the folder, which is synced after each file
+            saved.append(number)
         if len(saved) == 9:  # 3 pictures of two arrays, then the third checkpoint
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.os, "fsync", fsync)
+        patch.setattr(os, "fsync", fsync)
         assert cli.main(["train", str(config)]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith("checkpoint.pt: cannot be written: No space left on device; what stood there stays")

@@ -18,9 +18,7 @@ import safetensors.torch
 import torch
 
 from tilemix import __version__
-from tilemix.embedding_file import read_embedding
-from tilemix.lora_file import read_lora
-from tilemix.lora_names import find_weights, spell_modules
+from tilemix.adapters import find_weights, read_embedding, read_lora, spell_modules
 from tilemix.training.checkpoints import write_whole
 from tilemix.training.learned_tokens import ENCODERS
 

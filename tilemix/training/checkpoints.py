@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import pickle
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from tilemix.errors import TrainingError
+from tilemix.modelfile.atomic import open_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,20 +29,14 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         TrainingError: it cannot be written, the disk being full for one.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with open_atomically(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:
         # torch turns the system's own error into a RuntimeError of its zip writer.
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise TrainingError(f"{path}: cannot be written: {reason}; what stood there stays") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

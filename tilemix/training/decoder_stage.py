@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from tilemix.errors import MissingFilesError
 from tilemix.training.checkpoints import load_checkpoint, save_checkpoint
@@ -62,7 +63,8 @@ def train_decoder(recipe: Recipe, state: Path, *, workers: int, device: torch.de
         noise = torch.from_numpy(random.standard_normal(torch.stack(seen).shape, np.float32)) * stage.noise
         with torch.autocast(device.type, torch.bfloat16):
             given = vae.decode((torch.stack(seen) + noise).to(device)).sample.float()
-        return picture_loss(given, to_tensor(np.stack(wanted)).to(device), stage)
+        pictures = to_tensor(np.stack(wanted)).to(device)
+        return picture_loss(given, pictures, stage) + stage.texture_weight * texture_loss(given, pictures)
 
     def save(done: int) -> None:
         tensors = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
@@ -81,6 +83,26 @@ def train_decoder(recipe: Recipe, state: Path, *, workers: int, device: torch.de
         save=save,
     )
     return vae
+
+
+def texture_loss(given: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+    """Return how far the strength of edges, averaged over 8x8 pixels, is from what it should be.
+
+    Counted at full and at half resolution, over pictures (n, 3, h, w).
+    """
+    differences = []
+    for scale in (1, 2):
+        ours, theirs = (_edge_strength(F.avg_pool2d(one, scale)) for one in (given, pictures))
+        differences.append(
+            F.avg_pool2d(ours, 8 // scale, 4 // scale) - F.avg_pool2d(theirs, 8 // scale, 4 // scale)
+        )
+    return torch.stack([difference.abs().mean() for difference in differences]).sum()
+
+
+def _edge_strength(pictures: torch.Tensor) -> torch.Tensor:
+    down = pictures[:, :, 1:, :-1] - pictures[:, :, :-1, :-1]
+    right = pictures[:, :, :-1, 1:] - pictures[:, :, :-1, :-1]
+    return (down.square() + right.square() + 1e-5).sqrt()  # the root has no slope at 0
 
 
 def load_decoder(vae: AutoencoderKL, state: Path) -> int:

@@ -51,6 +51,9 @@ class DecoderRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     square_weight: float
     hue_weight: float
     gradient_weight: float
+    # Of how strong the edges of each small place are, wherever exactly they run. Eight pixels in one latent
+    # cannot say where a gap of two pixels is; without this the decoder answers with a blur of all it might be.
+    texture_weight: float
     checkpoint_every: int
 
 

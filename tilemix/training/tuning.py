@@ -166,7 +166,7 @@ class Tuning:
             self.pipeline.unet.add_adapter(
                 LoraConfig(
                     r=phase.rank,
-                    lora_alpha=phase.alpha,
+                    lora_alpha=phase.alpha * phase.scale,
                     init_lora_weights="gaussian",
                     target_modules=targets,
                 )

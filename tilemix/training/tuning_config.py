@@ -47,6 +47,8 @@ class LoraPhase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     warmup: Steps = 50
     rank: Count = 16
     alpha: Annotated[float, msgspec.Meta(gt=0)] = 16.0
+    # The scale that the LoRA learns at. A file made to be drawn at 0.7 is then at its best there, not at 1.
+    scale: Annotated[float, msgspec.Meta(gt=0, le=1.5)] = 1.0
     convolutions: bool = False  # besides the attention: a new geometry needs them, a new color does not
 
 
