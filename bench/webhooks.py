@@ -7,15 +7,19 @@ counts the rows: every delivery that was answered with a yes is there once.
     python -m bench.webhooks [--seconds 30] [--rate 200]
 """
 
+from __future__ import annotations
+
 import argparse
 import asyncio
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -39,36 +43,70 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=30)
     parser.add_argument("--rate", type=int, default=200, help="deliveries a second")
     options = parser.parse_args()
+    measured = measure_both(rate=options.rate, seconds=options.seconds)
+    for kind, load in measured.items():
+        sys.stdout.write(
+            f"{kind}: {load.sent} sent, {load.taken} taken, {load.lost} lost; "
+            f"p50 {load.p50_ms:.1f} ms, p99 {load.p99_ms:.1f} ms, longest {load.longest_ms:.1f} ms; "
+            f"{load.processor_ms:.1f} ms of processor each\n"
+        )
+    return int(not all(load.is_whole for load in measured.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How a studio took its deliveries; times from the moment that one is due to its answer."""
+
+    sent: int
+    taken: int  # answered with a yes
+    lost: int  # of those, not in the database
+    p50_ms: float
+    p99_ms: float
+    longest_ms: float
+    processor_ms: float  # of the studio, for one delivery, its start included
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all were taken and none was lost or doubled."""
+        return self.sent == self.taken and self.lost == 0
+
+
+def measure_both(*, rate: int, seconds: int) -> dict[str, Load]:
+    """Load a studio on SQLite, then one on PostgreSQL with its fsync on."""
+    programs = find_programs()
+    if programs is None:
+        sys.exit("PostgreSQL's initdb and postgres are not here: apt-get install postgresql")
     with tempfile.TemporaryDirectory() as name:
-        good = measure("SQLite", f"sqlite:///{name}/studio.sqlite3", Path(name), options)
-        programs = find_programs()
-        if programs is None:
-            sys.exit("PostgreSQL's initdb and postgres are not here: apt-get install postgresql")
+        folder = Path(name)
+        sqlite = measure(f"sqlite:///{folder / 'studio.sqlite3'}", folder / "a", rate=rate, seconds=seconds)
         with run_server(programs, fsync=True) as server:
-            good &= measure("PostgreSQL", make_database(server, 1), Path(name), options)
-    return int(not good)
+            url = make_database(server, "load")
+            postgresql = measure(url, folder / "b", rate=rate, seconds=seconds)
+    return {"SQLite": sqlite, "PostgreSQL": postgresql}
 
 
-def measure(kind: str, url: str, folder: Path, options: argparse.Namespace) -> bool:
-    """Load one studio; print its line; return whether nothing was lost."""
+def measure(url: str, folder: Path, *, rate: int, seconds: int) -> Load:
+    """Load one studio."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {
-        "TILEMIX_STUDIO_FOLDER": str(folder / kind),
+        "TILEMIX_STUDIO_FOLDER": str(folder),
         "TILEMIX_STUDIO_DATABASE": url,
         "TILEMIX_STUDIO_PORT": str(port),
         "WEBHOOK_SECRET": SECRET,
     }
+    used = processor_seconds()
     command = [sys.executable, "-m", "tilemix.studio"]
     studio = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)  # noqa: S603
     try:
         base = f"http://127.0.0.1:{port}"
         wait_until_up(base)
-        answers = asyncio.run(send_all(port, options.rate, options.seconds))
+        answers = asyncio.run(send_all(port, rate, seconds))
     finally:
         studio.send_signal(signal.SIGINT)
         studio.wait(START_SECONDS)
+    used = processor_seconds() - used
     database = Database.open(Secret(url))
     with database.read() as session:
         stored = session.scalar(select(func.count()).select_from(Delivery))
@@ -77,11 +115,13 @@ def measure(kind: str, url: str, folder: Path, options: argparse.Namespace) -> b
     milliseconds = sorted(1000 * seconds for seconds in taken)
     p50, p99 = (milliseconds[int(len(milliseconds) * part)] for part in (0.5, 0.99))
     lost = len(taken) - stored
-    print(  # noqa: T201
-        f"{kind}: {len(answers)} sent, {len(taken)} taken, {lost} lost; "
-        f"p50 {p50:.1f} ms, p99 {p99:.1f} ms, longest {milliseconds[-1]:.1f} ms"
-    )
-    return lost == 0 and len(taken) == len(answers)
+    return Load(len(answers), len(taken), lost, p50, p99, milliseconds[-1], 1000 * used / len(answers))
+
+
+def processor_seconds() -> float:
+    """Return the processor time of all processes that were started here and have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 async def send_all(port: int, rate: int, seconds: int) -> list[tuple[int, float]]:

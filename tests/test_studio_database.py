@@ -1,5 +1,8 @@
 """The studio's database, on SQLite and on PostgreSQL."""
 
+import subprocess
+import sys
+import time
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -81,6 +84,7 @@ def test_a_database_of_a_later_studio_is_refused(database_url):
         ("mysql://root:secret@host/name", "unknown database 'mysql'; known: sqlite, postgresql"),
         ("nonsense", "the database's URL is none; expected sqlite:////path or postgresql://host/name"),
         ("sqlite://", "the database's URL names no file; expected sqlite:////path"),
+        ("sqlite:///:memory:", "the database's URL names no file; expected sqlite:////path"),
         ("sqlite:////no/such/folder/a", "the database cannot be opened: unable to open database file"),
     ],
 )
@@ -88,6 +92,44 @@ def test_a_database_that_cannot_be_used_is_refused(url, message):
     with pytest.raises(SettingsError) as caught:
         Database.open(Secret(url))
     assert str(caught.value) == message
+
+
+def test_a_database_is_held_by_one_process_until_it_is_closed_or_killed(database_url, tmp_path):
+    held = Database.open(Secret(database_url), is_shared=False)
+    hold = f"Database.open(Secret({database_url!r}), is_shared=False)"
+    imports = "from tilemix.studio.database import Database; from tilemix.studio.settings import Secret; import time"
+    refused = subprocess.run(
+        [sys.executable, "-c", f"{imports}; {hold}"], capture_output=True, text=True, check=False
+    )
+    assert refused.stderr.endswith("SettingsError: the database: another studio works here\n")
+    held.close()
+    command = [sys.executable, "-c", f"{imports}; held = {hold}; print('held', flush=True); time.sleep(60)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(SettingsError, match="another studio works here"):
+            Database.open(Secret(database_url), is_shared=False)
+        Database.open(Secret(database_url)).close()  # to look at it is always allowed
+        other.kill()
+    open_soon(database_url).close()
+
+
+def open_soon(database_url) -> Database:
+    """Open it for this process alone; PostgreSQL takes a moment to see that a client has died."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return Database.open(Secret(database_url), is_shared=False)
+        except SettingsError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_two_names_of_one_sqlite_file_are_one_database(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    held = Database.open(Secret(f"sqlite:///{tmp_path / 'a'}"), is_shared=False)
+    with pytest.raises(SettingsError, match="another studio works here"):
+        Database.open(Secret(f"sqlite:///{tmp_path / 'link'}"), is_shared=False)
+    held.close()
 
 
 def test_a_password_is_not_in_the_message_when_the_server_is_not_there():

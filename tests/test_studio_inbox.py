@@ -17,7 +17,7 @@ DATA = "data:image/png;base64,AAAA"
 
 def make_inbox(database) -> tuple[Inbox, Clock]:
     clock = Clock()
-    return Inbox(database, clock=clock), clock
+    return Inbox(database, clock=clock, look_again_seconds=0), clock
 
 
 def deliver(inbox: Inbox, data: bytes, **more) -> bool:

@@ -1,23 +1,33 @@
 """The inbox against a model of it: a dict of deliveries and a dict of predictions.
 
-Hypothesis delivers, repeats, reorders, forges, crashes in the middle of a transaction and restarts; after
-every step what the database holds is what the model says.
+Hypothesis delivers, singly and several at once, repeats, reorders, forges, sends another body under an old id,
+crashes before and after COMMITs and restarts; after every step what the database holds is what the model says.
+The crash is an exception here, which rolls back as a killed process does; `tests/soak_crash.py` kills.
 """
 
-import tempfile
-from pathlib import Path
+import logging
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
-from sqlalchemy import event, select
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import delete, event, select
 
 from tests.studio_parts import OTHER_SECRET, SECRET, Clock, add_prediction, body, sign
 from tilemix.errors import DeliveryError
 from tilemix.studio.database import Database
 from tilemix.studio.inbox import Arrival, Inbox
-from tilemix.studio.schema import Delivery, Output, Prediction
+from tilemix.studio.schema import Base, Delivery, Output, Prediction
 from tilemix.studio.settings import Secret
 from tilemix.studio.signatures import Keyring, SignedHeaders
 
@@ -36,12 +46,18 @@ class InboxMachine(RuleBasedStateMachine):
     waiting = Bundle("waiting")  # deliveries on their way
     arrived = Bundle("arrived")
 
+    def __init__(self, url: str):
+        super().__init__()
+        self.url = Secret(url)
+
     @initialize()
     def start(self):
-        self.folder = tempfile.TemporaryDirectory()
-        self.url = Secret(f"sqlite:///{Path(self.folder.name) / 'studio.sqlite3'}")
         self.open()
+        with self.database.write() as session:
+            for table in reversed(Base.metadata.sorted_tables):
+                session.execute(delete(table))
         self.stored: dict[str, bytes] = {}  # webhook-id -> body, in the order of arrival
+        self.repeated: dict[str, tuple[int, int]] = {}  # webhook-id -> repetitions, conflicts
         self.unread: list[tuple] = []
         self.parked: list[tuple] = []  # unread, looked at, and of no prediction that was known then
         self.statuses: dict[str, str] = {}  # of the predictions that are known
@@ -51,7 +67,7 @@ class InboxMachine(RuleBasedStateMachine):
 
     def open(self):
         self.database = Database.open(self.url)
-        self.inbox = Inbox(self.database, clock=Clock())
+        self.inbox = Inbox(self.database, clock=Clock(), look_again_seconds=0)
 
     @rule(
         target=waiting,
@@ -78,6 +94,26 @@ class InboxMachine(RuleBasedStateMachine):
     @rule(delivery=arrived)
     def deliver_again(self, delivery):
         self.receive(delivery)
+
+    @rule(target=arrived, deliveries=st.lists(consumes(waiting), min_size=2, max_size=5))
+    def deliver_at_once(self, deliveries):
+        """They are committed together, in any order among themselves."""
+        with ThreadPoolExecutor(len(deliveries)) as senders:
+            are_new = list(senders.map(self.store, deliveries))
+        assert are_new == [delivery[0] not in self.stored for delivery in deliveries]
+        with self.database.read() as session:
+            order = list(session.scalars(select(Delivery.delivery_id).order_by(Delivery.number)))
+        for delivery in sorted(deliveries, key=lambda delivery: order.index(delivery[0])):
+            self.note(delivery)
+        return multiple(*deliveries)
+
+    @rule(delivery=arrived)
+    def deliver_another_body_under_an_old_id(self, delivery):
+        webhook_id, remote_id, *_ = delivery
+        other = body(remote_id, "failed", error="another body")
+        assert not self.store((webhook_id, remote_id, "failed", "", other))
+        repetitions, conflicts = self.repeated[webhook_id]
+        self.repeated[webhook_id] = (repetitions, conflicts + 1)
 
     @rule(delivery=waiting, crime=st.sampled_from(["key", "body", "id", "age"]))
     def forge(self, delivery, crime):
@@ -116,7 +152,15 @@ class InboxMachine(RuleBasedStateMachine):
     def crash_while_storing(self, delivery):
         """The sender hears no yes, so the delivery is still on its way."""
         with self.power_failure():
-            self.receive(delivery, is_kept=False)
+            self.store(delivery)
+        return delivery
+
+    @rule(delivery=consumes(waiting), target=waiting)
+    def crash_before_the_yes_is_heard(self, delivery):
+        """Committed, but the sender does not know it: it is still on its way, and a repetition when it comes."""
+        assert self.store(delivery) is (delivery[0] not in self.stored)
+        self.note(delivery)
+        self.restart()
         return delivery
 
     @rule()
@@ -134,13 +178,24 @@ class InboxMachine(RuleBasedStateMachine):
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
         Keyring([Secret(SECRET)]).verify(SignedHeaders.parse(raw), data)
 
-    def receive(self, delivery, *, is_kept=True):
+    def receive(self, delivery):
+        assert self.store(delivery) is (delivery[0] not in self.stored)
+        self.note(delivery)
+
+    def store(self, delivery) -> bool:
         webhook_id, _, _, _, data = delivery
         self.authenticate(sign(data, webhook_id=webhook_id), data)
-        arrival = Arrival(source="replicate", body=data, webhook_id=webhook_id)
-        assert self.inbox.store(arrival) is (webhook_id not in self.stored)
-        if is_kept and webhook_id not in self.stored:
+        return self.inbox.store(Arrival(source="replicate", body=data, webhook_id=webhook_id))
+
+    def note(self, delivery):
+        """Tell the model that a delivery has come, or has come again."""
+        webhook_id, _, _, _, data = delivery
+        if webhook_id in self.stored:
+            repetitions, conflicts = self.repeated[webhook_id]
+            self.repeated[webhook_id] = (repetitions + 1, conflicts)
+        else:
             self.stored[webhook_id] = data
+            self.repeated[webhook_id] = (0, 0)
             self.unread.append(delivery)
 
     def power_failure(self):
@@ -185,6 +240,8 @@ class InboxMachine(RuleBasedStateMachine):
         with self.database.read() as session:
             rows = session.execute(select(Delivery.delivery_id, Delivery.body).order_by(Delivery.number))
             assert [tuple(row) for row in rows] == list(self.stored.items())
+            rows = session.execute(select(Delivery.delivery_id, Delivery.repetitions, Delivery.conflicts))
+            assert {name: tuple(counts) for name, *counts in rows} == self.repeated
             rows = session.execute(select(Prediction.remote_id, Prediction.status, Prediction.logs))
             found = {remote_id: (status, logs) for remote_id, status, logs in rows}
             assert found == {name: (self.statuses[name], self.logs[name]) for name in self.statuses}
@@ -196,13 +253,21 @@ class InboxMachine(RuleBasedStateMachine):
 
     def teardown(self):
         self.database.close()
-        self.folder.cleanup()
 
 
-TestInbox = InboxMachine.TestCase
-TestInbox.settings = settings(
-    max_examples=12,
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+def hold_against_the_model(url: str, *, examples: int, steps: int) -> None:
+    """Run the machine so often, with up to so many steps each."""
+    run_state_machine_as_test(
+        lambda: InboxMachine(url),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_the_inbox_does_what_its_model_does(database_url, caplog):
+    caplog.set_level(logging.CRITICAL)
+    hold_against_the_model(database_url, examples=8, steps=25)

@@ -18,8 +18,9 @@ from tests.test_provenance import make_record
 from tilemix.errors import OutputError
 from tilemix.image_file import encode_image
 from tilemix.provenance import record_json
-from tilemix.studio import outputs
-from tilemix.studio.outputs import Fetcher, OutputTaker, is_public, read_data_uri
+from tilemix.studio import fetcher
+from tilemix.studio.fetcher import Fetcher, is_public, read_data_uri
+from tilemix.studio.outputs import OutputTaker
 from tilemix.studio.schema import Output
 
 URL = "https://pbxt.replicate.delivery/tile.png"
@@ -115,7 +116,7 @@ def test_what_is_no_picture_of_ours_is_refused_for_good(tmp_path, source, error)
 
 
 def test_a_data_uri_has_a_largest_size(monkeypatch):
-    monkeypatch.setattr(outputs, "MAX_PICTURE_BYTES", 3000)
+    monkeypatch.setattr(fetcher, "MAX_PICTURE_BYTES", 3000)
     with pytest.raises(OutputError, match="more than 3000 bytes"):
         read_data_uri(data_uri(b"x" * 4000))
 
@@ -276,7 +277,7 @@ def test_a_redirect_is_not_followed_and_only_some_failures_are_tried_again(tmp_p
 
 @needs_openssl
 def test_bytes_are_counted_while_they_come(tmp_path, monkeypatch):
-    monkeypatch.setattr(outputs, "MAX_PICTURE_BYTES", 100_000)
+    monkeypatch.setattr(fetcher, "MAX_PICTURE_BYTES", 100_000)
 
     def endless(handler):
         send(handler, 200)

@@ -1,6 +1,7 @@
 """The queue before a Cog server's stand-in, and before Replicate's API answered by httpx's mock transport."""
 
 import threading
+from datetime import timedelta
 
 import pytest
 
@@ -207,3 +208,41 @@ def test_a_prediction_that_is_to_be_canceled_is_not_begun_anew(database, cog):
     queue.cancel(identity)
     thread.join(10)
     assert get_prediction(database, identity).status == "canceled"
+
+
+def test_a_fault_is_told_when_it_lasts_and_forgotten_when_nothing_waits(database, cog):
+    clock = Clock()
+    queue = make_queue(database, cog, clock)
+    identity = add(queue)
+    cog.health = "UNHEALTHY"
+    assert queue.find_fault(lasting=timedelta(0)) is None  # nobody has looked yet
+    assert not queue.step()
+    assert queue.find_fault(lasting=timedelta(seconds=10)) is None
+    clock.go_on(10)
+    assert not queue.step()
+    assert queue.find_fault(lasting=timedelta(seconds=10)) == "the Cog server is UNHEALTHY"
+    cog.health = "BUSY"  # with another program's prediction: that is no fault
+    assert not queue.step()
+    assert queue.find_fault(lasting=timedelta(0)) is None
+    cog.health = "STARTING"
+    assert not queue.step()
+    assert queue.find_fault(lasting=timedelta(0)) == "the Cog server is STARTING"
+    queue.cancel(identity)
+    assert not queue.step()
+    assert queue.find_fault(lasting=timedelta(0)) is None
+
+
+def test_only_a_prediction_that_has_not_begun_is_taken_back(database, cog):
+    queue = make_queue(database, cog)
+    drawn, waiting = add(queue), add(queue)
+    assert queue.step()
+    assert [queue.withdraw(identity, "no reason") for identity in (drawn, waiting, waiting, "nobody")] == [
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert not queue.step()
+    prediction = get_prediction(database, waiting)
+    assert (prediction.status, prediction.error) == ("canceled", "no reason")
+    assert get_prediction(database, drawn).status == "succeeded"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from datetime import timedelta
 
 import httpx
 import pytest
@@ -226,3 +227,16 @@ def test_the_signing_secret_is_had_and_an_answer_without_one_shows_nothing(datab
     replicate.refusal = 401
     with pytest.raises(BackendError, match=r"^Replicate gives no signing secret \(401\)$"):
         queue._backend.fetch_signing_secret()
+
+
+def test_a_replicate_that_cannot_be_had_is_a_fault_until_it_takes_one(database):
+    queue, _, replicate, clock = make(database)
+    add(queue)
+    replicate.refusal = 503
+    assert not queue.step()
+    clock.go_on(10)
+    assert not queue.step()
+    assert queue.find_fault(lasting=timedelta(seconds=10)) == "Replicate answers 503"
+    replicate.refusal = None
+    assert queue.step()
+    assert queue.find_fault(lasting=timedelta(0)) is None

@@ -30,7 +30,7 @@ from tilemix.errors import (
     DeliveryError,
 )
 from tilemix.studio.predictions import FAILED, parse_report
-from tilemix.studio.settings import Secret
+from tilemix.studio.settings import Secret, mask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 REPLICATE_URL = "https://api.replicate.com/v1"
 CALL_SECONDS = 10  # for every call but a synchronous prediction
+DRAWING = frozenset({"READY", "BUSY"})  # a Cog server's health while nothing is wrong
 COG_EVENTS = ("start", "logs")  # the end comes with the answer
 REPLICATE_EVENTS = ("start", "logs", "completed")
 # How coglet 0.23.1 reports a worker that died, during the prediction or since the one before. A failure of the
@@ -59,6 +60,9 @@ class Backend(Protocol):
 
     def is_ready(self) -> bool:
         """Return whether a prediction may be submitted now."""
+
+    def find_fault(self) -> str | None:
+        """Return why nothing can be drawn for now; None if it can, later perhaps, or if only submit() tells."""
 
     def submit(
         self, attempt_id: str, inputs: Mapping[str, Any], *, webhook: str | None, seconds: float
@@ -92,6 +96,9 @@ class Backend(Protocol):
             BackendError: the back end cannot be asked.
         """
 
+    def close(self) -> None:
+        """Give its connections back."""
+
 
 class CogBackend:
     """A Cog server on this machine, which draws one picture at a time.
@@ -106,6 +113,10 @@ class CogBackend:
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, timeout=CALL_SECONDS, trust_env=False)
+
+    def close(self) -> None:
+        """Give its connections back."""
+        self._client.close()
 
     def health(self) -> str:
         """Return READY, BUSY, STARTING, SETUP_FAILED, UNHEALTHY or DEFUNCT, as the server says.
@@ -129,6 +140,14 @@ class CogBackend:
         except BackendDownError:
             return False
 
+    def find_fault(self) -> str | None:
+        """Return what the server's health is where that is neither READY nor BUSY."""
+        try:
+            health = self.health()
+        except BackendDownError as error:
+            return str(error)
+        return None if health in DRAWING else f"the Cog server is {health[:40]}"
+
     def submit(
         self, attempt_id: str, inputs: Mapping[str, Any], *, webhook: str | None, seconds: float
     ) -> Report:
@@ -145,7 +164,7 @@ class CogBackend:
             raise BackendUncertainError(f"the Cog server was lost: {_name(error)}") from error
         if answer.status_code == httpx.codes.CONFLICT:
             health = self.health()
-            if health in {"BUSY", "READY"}:  # READY: it has become free since
+            if health in DRAWING:  # READY: it has become free since
                 raise BackendBusyError("the Cog server is drawing another picture")
             raise BackendDownError(f"the Cog server takes nothing: its health is {health[:40]}")
         report = _read_answer(answer, "the Cog server")
@@ -179,9 +198,16 @@ class ReplicateBackend:
         headers = {"Authorization": f"Bearer {token.reveal()}"}
         self._client = httpx.Client(base_url=url, headers=headers, timeout=CALL_SECONDS)
 
+    def close(self) -> None:
+        """Give its connections back."""
+        self._client.close()
+
     def is_ready(self) -> bool:
         """Return True: only the call itself tells."""
         return True
+
+    def find_fault(self) -> None:
+        """Return None: only the call itself tells."""
 
     def submit(
         self,
@@ -271,7 +297,7 @@ def _read_answer(answer: httpx.Response, who: str) -> Report:
         )
         raise kind(f"{who} answers {answer.status_code}")
     if not answer.is_success:
-        reason = answer.text[:MAX_REASON_CHARACTERS].replace("\0", "")
+        reason = mask(answer.text[:MAX_REASON_CHARACTERS].replace("\0", ""))  # it may repeat what was sent
         raise BackendRefusedError(f"{who} refuses the inputs ({answer.status_code}): {reason}")
     try:
         return parse_report(answer.content)

@@ -21,12 +21,14 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from tilemix.errors import SettingsError
+from tilemix.studio.locks import lock_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
     from sqlite3 import Connection as SqliteConnection
 
+    from tilemix.studio.locks import Lock
     from tilemix.studio.settings import Secret
 
 DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
@@ -43,8 +45,9 @@ def utc_now() -> datetime:
 class Database:
     """Sessions on an engine: `read()` for looking, `write()` for one transaction that is committed or undone."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, lock: Lock | None = None) -> None:
         self.engine = engine
+        self._lock = lock
         self._writing = engine.execution_options(is_writing=True)
         # One writer at a time is what SQLite has anyway. Waiting here takes turns at once, where its own
         # waiting sleeps up to 100 ms between two tries.
@@ -52,25 +55,29 @@ class Database:
         self._turn: AbstractContextManager[Any] = threading.Lock() if is_sqlite else contextlib.nullcontext()
 
     @classmethod
-    def open(cls, url: Secret) -> Self:
+    def open(cls, url: Secret, *, is_shared: bool = True) -> Self:
         """Connect, make or update the tables, and return the database.
 
+        One that is not shared is held for this process alone until it is closed.
+
         Raises:
-            SettingsError: the URL is none, the database cannot be reached, or is of a later version.
+            SettingsError: the URL is none, the database cannot be reached, is of a later version, or is held.
         """
-        engine = _make_engine(url)
-        try:
-            with engine.begin() as connection:
-                update_tables(connection)
-        except CommandError as error:
-            engine.dispose()
-            raise SettingsError(f"the database is of another version of the studio: {error}") from error
-        except SQLAlchemyError as error:
-            engine.dispose()
-            # The driver's first line, without the statement and without the URL, which may hold a password.
-            reason = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()[0]
-            raise SettingsError(f"the database cannot be opened: {reason}") from error
-        return cls(engine)
+        with contextlib.ExitStack() as undo:
+            engine = _make_engine(url)
+            undo.callback(engine.dispose)
+            try:
+                lock = None if is_shared else undo.enter_context(contextlib.closing(lock_database(engine)))
+                with engine.begin() as connection:
+                    update_tables(connection)
+            except CommandError as error:
+                raise SettingsError(f"the database is of another version of the studio: {error}") from error
+            except SQLAlchemyError as error:
+                # The driver's first line, without the statement and without the URL, which may hold a password.
+                reason = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()[0]
+                raise SettingsError(f"the database cannot be opened: {reason}") from error
+            undo.pop_all()
+        return cls(engine, lock)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
@@ -85,8 +92,10 @@ class Database:
             yield session
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and let go of what is held."""
         self.engine.dispose()
+        if self._lock is not None:
+            self._lock.close()
 
 
 def update_tables(connection: Connection) -> None:
@@ -108,7 +117,7 @@ def _make_engine(secret: Secret) -> Engine:
     kind = url.drivername.partition("+")[0]
     if kind not in DRIVERS:
         raise SettingsError(f"unknown database {kind[:40]!r}; known: sqlite, postgresql")
-    if kind == "sqlite" and not url.database:
+    if kind == "sqlite" and url.database in (None, "", ":memory:"):
         raise SettingsError("the database's URL names no file; expected sqlite:////path")
     engine = create_engine(
         url.set(drivername=DRIVERS[kind]),

@@ -35,9 +35,15 @@ class Gallery:
             return None if prediction is None else describe(prediction)
 
     def find_page(
-        self, *, limit: int, before: str | None = None, color: str | None = None, text: str | None = None
+        self,
+        *,
+        limit: int,
+        before: str | None = None,
+        color: str | None = None,
+        text: str | None = None,
+        has_picture: bool = False,
     ) -> list[dict[str, Any]]:
-        """Return predictions, the latest first: older than `before` (an id), with a color, with a text."""
+        """Return predictions, the latest first: older than `before` (an id), with a color, a text, a picture."""
         query = _whole().order_by(Prediction.number.desc()).limit(min(limit, MOST_ON_A_PAGE))
         with self._database.read() as session:
             if before is not None:
@@ -45,6 +51,8 @@ class Gallery:
                 query = query.where(Prediction.number < last)
             if color is not None:
                 query = query.where(Prediction.shares.any(Share.color == color))
+            if has_picture:
+                query = query.where(Prediction.output.has(Output.state == "taken"))
             if text is not None:
                 special = str.maketrans({sign: LIKE_ESCAPE + sign for sign in ("%", "_", LIKE_ESCAPE)})
                 like = f"%{text.translate(special)}%"

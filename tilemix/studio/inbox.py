@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = {"cog": 48 * 2**20, "replicate": 4 * 2**20}  # Cog writes the picture into the body
 STORED_AT_ONCE = 64  # in one transaction
 READ_AT_ONCE = 20  # in one transaction
+LOOK_AGAIN_SECONDS = 1.0  # for deliveries whose prediction was not known
 BODIES_KEPT = timedelta(days=1)
 # Far longer than the tolerance of 300 seconds: a repetition is signed anew, under its old id.
 DELIVERIES_KEPT = timedelta(days=30)
@@ -59,9 +61,17 @@ class Inbox:
     to be sure of a commit would otherwise take no more than 250 deliveries a second, and hardly any else.
     """
 
-    def __init__(self, database: Database, *, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        look_again_seconds: float = LOOK_AGAIN_SECONDS,
+    ) -> None:
         self._database = database
         self._clock = clock
+        self._look_again_seconds = look_again_seconds
+        self._next_look = 0.0
         self._waiting: deque[tuple[Arrival, Future[bool]]] = deque()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="inbox-writer")
 
@@ -117,15 +127,28 @@ class Inbox:
 
     def step(self, most: int = READ_AT_ONCE) -> bool:
         """Read the oldest deliveries that can be read, `most` of them; return whether there were any."""
-        oldest = select(Delivery).order_by(Delivery.number).limit(most).with_for_update(skip_locked=True)
+        return self._read_oldest(most, Delivery.state == "pending") or self._look_again(most)
+
+    def _look_again(self, most: int) -> bool:
+        """Read deliveries whose prediction has become known; looked for now and then, for all must be looked at."""
+        if time.monotonic() < self._next_look:
+            return False
         is_known = exists().where(
             Prediction.backend == Delivery.source,
             or_(Prediction.remote_id == Delivery.remote_id, _is_linkable(Delivery.prediction_id)),
         )
+        is_readable = and_(Delivery.state == "unmatched", is_known)
+        with self._database.read() as session:  # holds up nobody who writes
+            has_any = session.scalar(select(Delivery.number).where(is_readable).limit(1)) is not None
+        if has_any:
+            return self._read_oldest(most, is_readable)
+        self._next_look = time.monotonic() + self._look_again_seconds
+        return False
+
+    def _read_oldest(self, most: int, where: ColumnElement[bool]) -> bool:
+        oldest = select(Delivery).where(where).order_by(Delivery.number).limit(most)
         with self._database.write() as session:
-            deliveries = session.scalars(oldest.where(Delivery.state == "pending")).all()
-            if not deliveries:
-                deliveries = session.scalars(oldest.where(Delivery.state == "unmatched", is_known)).all()
+            deliveries = session.scalars(oldest.with_for_update(skip_locked=True)).all()
             for delivery in deliveries:
                 try:
                     with session.begin_nested():

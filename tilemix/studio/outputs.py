@@ -1,39 +1,29 @@
 """From a prediction's output to a picture file of ours, at once: Replicate deletes its files after an hour.
 
-A `data:` URI holds the picture itself. A URL is fetched by https only, from the hosts that outputs come from,
-without following redirects, and only if the peer that was really connected to is a public address, so that a
-name that leads into this machine's network leads nowhere. Bytes are counted while they come.
-
 A file gets a name from its prediction, is written under another one beside it, synced and renamed before the
 database says that it is there. Killed in between, the same step done again gives the same file.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
-import ipaddress
 import logging
-import os
-import re
-import secrets
-import ssl
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
-import httpcore
 from sqlalchemy import select
 
 from tilemix.errors import ImageFileError, OutputError
-from tilemix.provenance import open_picture, read_record, record_json
+from tilemix.modelfile.atomic import write_atomically
+from tilemix.provenance import decode_picture, record_json, record_of
 from tilemix.studio.database import utc_now
+from tilemix.studio.fetcher import Fetcher, read_data_uri
 from tilemix.studio.schema import Output, Prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from datetime import datetime
     from pathlib import Path
 
@@ -41,15 +31,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_PICTURE_BYTES = 32 * 2**20
-FETCH_SECONDS = 30  # for connecting and between two pieces
-OUTPUT_HOSTS = ("replicate.delivery",)  # and the hosts below them
-DATA_URI = re.compile(r"data:[a-z]+/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 MEDIA_TYPES = {"PNG": ("image/png", "png"), "JPEG": ("image/jpeg", "jpg"), "WEBP": ("image/webp", "webp")}
 FIRST_WAIT = timedelta(seconds=2)  # after a failure; then twice as long each time
 LONGEST_WAIT = timedelta(seconds=120)
 GIVEN_UP_AFTER = timedelta(hours=1)
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,67 +48,6 @@ class Picture:
     width: int  # pixels
     height: int
     record: str | None  # JSON
-
-
-class Fetcher:
-    """Gets outputs by https from public addresses of the hosts that they come from."""
-
-    def __init__(
-        self,
-        hosts: Iterable[str] = OUTPUT_HOSTS,
-        *,
-        network: httpcore.NetworkBackend | None = None,
-        certificates: ssl.SSLContext | None = None,
-        is_allowed: Callable[[str], bool] | None = None,
-    ) -> None:
-        self._hosts = tuple(hosts)
-        guarded = _GuardedNetwork(network or httpcore.SyncBackend(), is_allowed or is_public)
-        # No certificates of our own, no proxy: the peer that is checked is the one that answers.
-        self._pool = httpcore.ConnectionPool(
-            ssl_context=certificates or ssl.create_default_context(), network_backend=guarded
-        )
-
-    def fetch(self, url: str) -> bytes:
-        """Return what stands at a URL.
-
-        Raises:
-            OutputError: it is not let through, too large, or cannot be had.
-        """
-        self._check(url)
-        timeout = dict.fromkeys(("connect", "read", "write", "pool"), FETCH_SECONDS)
-        try:
-            with self._pool.stream("GET", url, extensions={"timeout": timeout}) as answer:
-                if answer.status != 200:
-                    # 404: it has been deleted. A redirect is not followed.
-                    is_final = 300 <= answer.status < 500 and answer.status not in (408, 425, 429)
-                    raise OutputError(f"the output's host answers {answer.status}", is_final=is_final)
-                data = bytearray()
-                for piece in answer.iter_stream():
-                    data += piece
-                    if len(data) > MAX_PICTURE_BYTES:
-                        raise OutputError(
-                            f"the output has more than {MAX_PICTURE_BYTES} bytes", is_final=True
-                        )
-        except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
-            raise OutputError(
-                f"the output cannot be fetched: {type(error).__name__}", is_final=False
-            ) from error
-        return bytes(data)
-
-    def _check(self, url: str) -> None:
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname or "", parts.port
-        except ValueError:
-            raise OutputError("the output's URL is none", is_final=True) from None
-        is_known = any(host == known or host.endswith(f".{known}") for known in self._hosts)
-        is_plain = parts.username is None and parts.password is None and port in (None, 443)
-        if parts.scheme != "https" or not is_known or not is_plain:
-            raise OutputError(
-                f"the output's URL is of {parts.scheme[:16]!r} and host {host[:80]!r}; "
-                f"expected https and {' or '.join(self._hosts)}",
-                is_final=True,
-            )
 
 
 class OutputTaker:
@@ -202,27 +126,19 @@ def keep_picture(folder: Path, identity: str, data: bytes) -> Picture:
     Raises:
         OutputError: it is no picture, or the folder cannot be written.
     """
-    temporary = folder / f".{secrets.token_hex(8)}.tmp"
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        picture = open_picture(temporary)
-        media_type, extension = MEDIA_TYPES[picture.format or ""]
-        name = f"{identity}.{extension}"
-        record = None
-        with contextlib.suppress(ImageFileError):  # another model's picture has no record of ours
-            record = record_json(read_record(temporary))
-        temporary.replace(folder / name)
-        sync_folder(folder)
+        picture = decode_picture(data, source="the output")
     except ImageFileError as error:
-        message = str(error).replace(str(temporary), "the output")
-        raise OutputError(message, is_final=True) from error
+        raise OutputError(str(error), is_final=True) from error
+    record = None
+    with contextlib.suppress(ImageFileError):  # another model's picture has no record of ours
+        record = record_json(record_of(picture, source="the output"))
+    media_type, extension = MEDIA_TYPES[picture.format or ""]
+    name = f"{identity}.{extension}"
+    try:
+        write_atomically(folder / name, data)
     except OSError as error:
         raise OutputError(f"the picture cannot be written: {error.strerror}", is_final=False) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return Picture(
         file=name,
         media_type=media_type,
@@ -232,72 +148,3 @@ def keep_picture(folder: Path, identity: str, data: bytes) -> Picture:
         height=picture.height,
         record=record,
     )
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_data_uri(uri: str) -> bytes:
-    """Return the bytes in a `data:` URI in base64.
-
-    Source: RFC 2397.
-
-    Raises:
-        OutputError: it is none, or holds more than 32 MiB.
-    """
-    head = DATA_URI.match(uri[:200])
-    if head is None:
-        raise OutputError("the output is no data: URI in base64", is_final=True)
-    if len(uri) > MAX_PICTURE_BYTES * 4 // 3 + 200:
-        raise OutputError(f"the output has more than {MAX_PICTURE_BYTES} bytes", is_final=True)
-    try:
-        return base64.b64decode(uri[head.end() :], validate=True)
-    except ValueError as error:
-        raise OutputError("the output's data: URI is no base64", is_final=True) from error
-
-
-def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the open internet, whatever it is wrapped in."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(parsed, ipaddress.IPv6Address):
-        wrapped = [parsed.ipv4_mapped, parsed.sixtofour, *(parsed.teredo or ())]
-        if parsed in NAT64:
-            wrapped.append(ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF))
-        if not all(inner.is_global for inner in wrapped if inner is not None):
-            return False
-        if parsed.ipv4_mapped is not None:
-            return not parsed.ipv4_mapped.is_multicast
-    return parsed.is_global and not parsed.is_multicast
-
-
-class _GuardedNetwork(httpcore.NetworkBackend):
-    """Connects, looks who is at the other end, and hangs up on whoever is not allowed before a byte is sent."""
-
-    def __init__(self, network: httpcore.NetworkBackend, is_allowed: Callable[[str], bool]) -> None:
-        self._network = network
-        self._is_allowed = is_allowed
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.NetworkStream:
-        """Connect to a host and check the peer."""
-        stream = self._network.connect_tcp(host, port, timeout, local_address, socket_options)
-        peer = stream.get_extra_info("server_addr")
-        if not peer or not self._is_allowed(peer[0]):
-            stream.close()
-            raise OutputError("the output's host is at an address that is not public", is_final=True)
-        return stream

@@ -63,6 +63,7 @@ class Queue:
         self._clock = clock
         self._runner = secrets.token_hex(16)
         self._is_stopping = False
+        self._fault: tuple[str, datetime] | None = None  # why nothing can be drawn, and since when
 
     def add(self, request: GenerationRequest, prompt: Prompt) -> str:
         """Commit a new prediction; return its id. The seed is drawn now, so that a repetition draws the same."""
@@ -101,6 +102,20 @@ class Queue:
         self.send_cancels()
         return True
 
+    def withdraw(self, identity: str, reason: str) -> bool:
+        """End a prediction that has not begun; return whether it had not."""
+        with self._database.write() as session:
+            prediction = _lock(session, Prediction.id == identity)
+            if prediction is None or prediction.status != QUEUED:
+                return False
+            predictions.finish(prediction, CANCELED, error=reason, now=self._clock())
+            return True
+
+    def find_fault(self, *, lasting: timedelta) -> str | None:
+        """Return why nothing has been drawn for so long although something waits; None if that is not so."""
+        fault = self._fault
+        return fault[0] if fault is not None and self._clock() - fault[1] >= lasting else None
+
     def recover(self) -> None:
         """Take up what an earlier studio on this database left running. Called once, at the start."""
         with self._database.write() as session:
@@ -117,7 +132,11 @@ class Queue:
 
     def step(self) -> bool:
         """Run the oldest prediction that waits, if a slot is free; return whether one was taken on."""
-        if self._is_stopping or not self._has_work() or not self._backend.is_ready():
+        if self._is_stopping or not self._has_work():
+            self._fault = None  # nobody looks, so nobody knows
+            return False
+        if not self._backend.is_ready():
+            self._note_fault(self._backend.find_fault())
             return False
         prediction = self._claim()
         if prediction is None:
@@ -129,15 +148,18 @@ class Queue:
             report = self._backend.submit(attempt_id, prediction.inputs, webhook=webhook, seconds=seconds)
         except (BackendBusyError, BackendDownError) as error:
             logger.info("prediction %s waits again: %s", prediction.id, error)
+            self._note_fault(str(error) if isinstance(error, BackendDownError) else None)
             self._change(prediction, queue_again)
             return False
         except BackendRefusedError as error:
+            self._note_fault(None)
             self._change(prediction, _end_with(str(error)))
         except BackendUncertainError as error:
             logger.warning("prediction %s: %s", prediction.id, error)
             if self._backend.is_synchronous and not self._is_stopping:
                 self._change(prediction, _lose)
         else:
+            self._note_fault(None)
             if not self._is_stopping or report.status != CANCELED:
                 self._keep(prediction, report)
         return True
@@ -190,6 +212,10 @@ class Queue:
                 self._backend.cancel(remote_id)
             except BackendError as error:
                 logger.info("cancel %s: %s", remote_id, error)
+
+    def _note_fault(self, fault: str | None) -> None:
+        since = self._clock() if self._fault is None else self._fault[1]
+        self._fault = None if fault is None else (fault, since)
 
     def _has_work(self) -> bool:
         mine = Prediction.backend == self._backend.name

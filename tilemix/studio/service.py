@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import logging
 import time
 from typing import TYPE_CHECKING, Self
 
-from tilemix.errors import SettingsError
 from tilemix.rewriter import Prompt, rewrite
 from tilemix.studio.backends import CogBackend, ReplicateBackend
 from tilemix.studio.database import Database
 from tilemix.studio.inbox import Arrival, Inbox
+from tilemix.studio.locks import lock_file
 from tilemix.studio.outputs import OutputTaker
 from tilemix.studio.queue import Queue
 from tilemix.studio.reconciler import Reconciler
@@ -23,11 +21,10 @@ from tilemix.weights import load_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import TextIO
 
     from tilemix.request import GenerationRequest
     from tilemix.studio.backends import Backend
-    from tilemix.studio.outputs import Fetcher
+    from tilemix.studio.fetcher import Fetcher
     from tilemix.studio.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -51,8 +48,12 @@ class Studio:
         refetch = self.backend.fetch_signing_secret if isinstance(self.backend, ReplicateBackend) else None
         self.keyring = Keyring(settings.webhook_secrets, refetch=refetch)
         settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = _lock_folder(settings.folder)
-        self.database = Database.open(settings.database_url)
+        self._lock = lock_file(settings.folder / "lock", str(settings.folder))
+        try:
+            self.database = Database.open(settings.database_url, is_shared=False)
+        except BaseException:
+            self._lock.close()
+            raise
         webhook_url = _webhook_url(settings, is_replicate=is_replicate)
         self.inbox = Inbox(self.database)
         self.queue = Queue(
@@ -83,6 +84,7 @@ class Studio:
             worker.stop()
         for worker in self._workers:
             worker.join(STOP_SECONDS)
+        self.backend.close()
         self.database.close()
         self._lock.close()
 
@@ -147,15 +149,3 @@ def _webhook_url(settings: Settings, *, is_replicate: bool) -> str | None:
         return None  # the inbox would refuse them
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{settings.port}/webhooks/cog"
-
-
-def _lock_folder(folder: Path) -> TextIO:
-    """Hold the folder for this process alone: a second studio would take the first one's work for left over."""
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context((folder / "lock").open("w"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SettingsError(f"{folder}: another studio works here") from error
-        stack.pop_all()
-        return file

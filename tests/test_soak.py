@@ -1,0 +1,32 @@
+"""docs/RELIABILITY.md shows the figures of docs/reliability.json, as `make soak` leaves them."""
+
+import json
+import re
+
+import pytest
+
+from tests.soak import DOCUMENT, FIGURES, PARTS, fill, render
+
+
+def test_the_document_shows_the_figures_of_the_data_file():
+    document = DOCUMENT.read_text()
+    assert set(re.findall(r"^<!-- (?!end)(\w+) -->$", document, re.MULTILINE)) == {"machine", *PARTS}
+    figures = json.loads(FIGURES.read_text())
+    assert set(figures) == {"machine", *PARTS}
+    for name, part in figures.items():
+        assert fill(document, name, render(part["rows"], part["moment"])) == document, name
+
+
+def test_nothing_was_lost_in_any_run():
+    figures = json.loads(FIGURES.read_text())
+    for row in figures["kills"]["rows"].values():
+        assert row["kills"] > 300
+        assert row["lost"] == row["doubled"] == 0
+    for row in figures["webhooks"]["rows"].values():
+        assert (row["sent"], row["taken"], row["lost"]) == (6000, 6000, 0)
+
+
+def test_a_table_without_its_place_is_an_error():
+    assert fill("<!-- a -->\nold\n<!-- end -->\n", "a", "new") == "<!-- a -->\nnew\n<!-- end -->\n"
+    with pytest.raises(AssertionError, match="0 places for the table b"):
+        fill("<!-- a -->\n<!-- end -->\n", "b", "new")

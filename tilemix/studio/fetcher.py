@@ -1,0 +1,149 @@
+"""Where an output comes from: a `data:` URI that holds the picture itself, or a URL.
+
+A URL is fetched by https only, from the hosts that outputs come from, without following redirects, and only if
+the peer that was really connected to is a public address, so that a name that leads into this machine's
+network leads nowhere. Bytes are counted while they come.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import re
+import ssl
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpcore
+
+from tilemix.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+MAX_PICTURE_BYTES = 32 * 2**20
+FETCH_SECONDS = 30  # for connecting and between two pieces
+OUTPUT_HOSTS = ("replicate.delivery",)  # and the hosts below them
+DATA_URI = re.compile(r"data:[a-z]+/[a-z0-9.+-]+;base64,", re.IGNORECASE)
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class Fetcher:
+    """Gets outputs by https from public addresses of the hosts that they come from."""
+
+    def __init__(
+        self,
+        hosts: Iterable[str] = OUTPUT_HOSTS,
+        *,
+        network: httpcore.NetworkBackend | None = None,
+        certificates: ssl.SSLContext | None = None,
+        is_allowed: Callable[[str], bool] | None = None,
+    ) -> None:
+        self._hosts = tuple(hosts)
+        guarded = _GuardedNetwork(network or httpcore.SyncBackend(), is_allowed or is_public)
+        # No certificates of our own, no proxy: the peer that is checked is the one that answers.
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=certificates or ssl.create_default_context(), network_backend=guarded
+        )
+
+    def fetch(self, url: str) -> bytes:
+        """Return what stands at a URL.
+
+        Raises:
+            OutputError: it is not let through, too large, or cannot be had.
+        """
+        self._check(url)
+        timeout = dict.fromkeys(("connect", "read", "write", "pool"), FETCH_SECONDS)
+        try:
+            with self._pool.stream("GET", url, extensions={"timeout": timeout}) as answer:
+                if answer.status != 200:
+                    # 404: it has been deleted. A redirect is not followed.
+                    is_final = 300 <= answer.status < 500 and answer.status not in (408, 425, 429)
+                    raise OutputError(f"the output's host answers {answer.status}", is_final=is_final)
+                data = bytearray()
+                for piece in answer.iter_stream():
+                    data += piece
+                    if len(data) > MAX_PICTURE_BYTES:
+                        raise OutputError(
+                            f"the output has more than {MAX_PICTURE_BYTES} bytes", is_final=True
+                        )
+        except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
+            raise OutputError(
+                f"the output cannot be fetched: {type(error).__name__}", is_final=False
+            ) from error
+        return bytes(data)
+
+    def _check(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname or "", parts.port
+        except ValueError:
+            raise OutputError("the output's URL is none", is_final=True) from None
+        is_known = any(host == known or host.endswith(f".{known}") for known in self._hosts)
+        is_plain = parts.username is None and parts.password is None and port in (None, 443)
+        if parts.scheme != "https" or not is_known or not is_plain:
+            raise OutputError(
+                f"the output's URL is of {parts.scheme[:16]!r} and host {host[:80]!r}; "
+                f"expected https and {' or '.join(self._hosts)}",
+                is_final=True,
+            )
+
+
+def read_data_uri(uri: str) -> bytes:
+    """Return the bytes in a `data:` URI in base64.
+
+    Source: RFC 2397.
+
+    Raises:
+        OutputError: it is none, or holds more than 32 MiB.
+    """
+    head = DATA_URI.match(uri[:200])
+    if head is None:
+        raise OutputError("the output is no data: URI in base64", is_final=True)
+    if len(uri) > MAX_PICTURE_BYTES * 4 // 3 + 200:
+        raise OutputError(f"the output has more than {MAX_PICTURE_BYTES} bytes", is_final=True)
+    try:
+        return base64.b64decode(uri[head.end() :], validate=True)
+    except ValueError as error:
+        raise OutputError("the output's data: URI is no base64", is_final=True) from error
+
+
+def is_public(address: str) -> bool:
+    """Return whether an IP address is one of the open internet, whatever it is wrapped in."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(parsed, ipaddress.IPv6Address):
+        wrapped = [parsed.ipv4_mapped, parsed.sixtofour, *(parsed.teredo or ())]
+        if parsed in NAT64:
+            wrapped.append(ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF))
+        if not all(inner.is_global for inner in wrapped if inner is not None):
+            return False
+        if parsed.ipv4_mapped is not None:
+            return not parsed.ipv4_mapped.is_multicast
+    return parsed.is_global and not parsed.is_multicast
+
+
+class _GuardedNetwork(httpcore.NetworkBackend):
+    """Connects, looks who is at the other end, and hangs up on whoever is not allowed before a byte is sent."""
+
+    def __init__(self, network: httpcore.NetworkBackend, is_allowed: Callable[[str], bool]) -> None:
+        self._network = network
+        self._is_allowed = is_allowed
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.NetworkStream:
+        """Connect to a host and check the peer."""
+        stream = self._network.connect_tcp(host, port, timeout, local_address, socket_options)
+        peer = stream.get_extra_info("server_addr")
+        if not peer or not self._is_allowed(peer[0]):
+            stream.close()
+            raise OutputError("the output's host is at an address that is not public", is_final=True)
+        return stream
