@@ -4,18 +4,25 @@ import contextlib
 import dataclasses
 import json
 import logging
+import re
+import threading
 import time
+from datetime import timedelta
 
+import httpx
 import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from tests.cog_stand_in import run_cog_stand_in
-from tests.studio_parts import SECRET, body, data_uri, picture, sign
+from tests.studio_parts import OTHER_SECRET, SECRET, body, data_uri, picture, sign
 from tilemix.errors import SettingsError
 from tilemix.request import GenerationRequest
+from tilemix.studio import api
+from tilemix.studio.__main__ import MaskingFormatter
 from tilemix.studio.app import create_app
+from tilemix.studio.backends import REPLICATE_URL, ReplicateBackend
 from tilemix.studio.forms import FORM_FIELDS
 from tilemix.studio.guard import BURST, RateLimit
 from tilemix.studio.inbox import MAX_BODY_BYTES
@@ -48,8 +55,9 @@ def run(folder, cog, **changes):
         port=9,
     )
     rate_limit = changes.pop("rate_limit", None)
+    backend = changes.pop("studio_backend", None)
     with (
-        Studio(dataclasses.replace(settings, **changes)) as studio,
+        Studio(dataclasses.replace(settings, **changes), backend=backend) as studio,
         TestClient(
             create_app(studio, rate_limit=rate_limit), base_url=BASE, raise_server_exceptions=False
         ) as client,
@@ -169,11 +177,51 @@ def test_a_form_that_predict_would_refuse_is_refused_before_the_queue(shared, fi
 def test_a_broken_form_a_file_and_a_field_given_twice_are_refused(shared):
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     assert shared.post("/api/generate-image", content=b"nonsense", headers=headers).status_code in {400, 422}
-    answer = shared.post("/api/generate-image", files={"prompt": ("a.txt", b"red")})
-    assert answer.status_code in {400, 422}
+    for files in ({"prompt": ("a.txt", b"red")}, {"prompt": (None, "red"), "task": ("a.txt", b"miniature")}):
+        answer = shared.post("/api/generate-image", files=files)
+        assert answer.status_code == 400
+        assert answer.json()["error"] == "Too many files. Maximum number of files is 0."
     twice = shared.post("/api/generate-image", files=[("prompt", (None, "red")), ("prompt", (None, "blue"))])
     assert twice.json() == {"error": "field prompt stands twice; expected once"}
     assert shared.post("/api/generate-image", content=b"x" * 300_000, headers=headers).status_code == 413
+
+
+@pytest.mark.parametrize("name", FORM_FIELDS)
+def test_every_field_given_twice_or_too_large_is_refused_by_its_name(shared, name):
+    twice = [("prompt", (None, MIX)), (name, (None, "1")), (name, (None, "1"))]
+    answer = shared.post("/api/generate-image", files=twice)
+    assert (answer.status_code, answer.json()["error"]) == (422, f"field {name} stands twice; expected once")
+    large = shared.post("/api/generate-image", files={"prompt": (None, MIX), name: (None, "1" * 70_000)})
+    assert (large.status_code, large.json()["error"]) == (400, "Part exceeded maximum size of 64KB.")
+
+
+@pytest.mark.parametrize("value", ["", "true", "false", "anything at all", "x" * 60_000])
+def test_use_model_manager_is_taken_and_means_nothing(shared, value):
+    answer = form(shared, prompt=MIX, seed="7", use_model_manager=value)
+    assert answer.status_code == 200
+    assert answer.json()["input"] == {"prompt": MIX, "seed": 7, "output_format": "png"}
+
+
+@pytest.mark.parametrize(
+    ("task", "status"), [("", 200), ("miniature", 200), ("Miniature", 422), ("x" * 60_000, 422)]
+)
+def test_only_the_served_model_is_a_task(shared, task, status):
+    answer = form(shared, prompt=MIX, task=task)
+    assert answer.status_code == status
+    assert status == 200 or len(answer.json()["error"]) < 120
+
+
+def test_a_urlencoded_form_is_taken_too_and_too_many_fields_are_not(shared):
+    assert shared.post("/api/generate-image", data={"prompt": MIX}).status_code == 200
+    many = shared.post("/api/generate-image", files=[("prompt", (None, MIX))] * 30)
+    assert (many.status_code, many.json()["error"]) == (
+        400,
+        "Too many fields. Maximum number of fields is 20.",
+    )
+    many = shared.post("/api/generate-image", data={f"a{number}": "1" for number in range(30)})
+    assert many.status_code in {400, 422}
+    large = shared.post("/api/generate-image", data={"prompt": "x" * 200_000})
+    assert large.status_code in {400, 422}
 
 
 def test_a_prediction_that_failed_says_why(client, cog):
@@ -181,6 +229,52 @@ def test_a_prediction_that_failed_says_why(client, cog):
     answer = form(client, prompt=MIX)
     assert answer.status_code == 502
     assert (answer.json()["status"], answer.json()["error"]) == ("failed", "out of memory")
+
+
+@pytest.mark.parametrize(
+    ("health", "fault"),
+    [("UNHEALTHY", "the Cog server is UNHEALTHY"), ("SETUP_FAILED", "the Cog server is SETUP_FAILED")],
+)
+def test_a_back_end_that_stays_away_is_a_503_and_the_prediction_is_taken_back(
+    client, cog, monkeypatch, health, fault
+):
+    monkeypatch.setattr(api, "GRACE", timedelta(seconds=0.5))
+    cog.health = health
+    answer = form(client, prompt=MIX)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, str(api.RETRY_SECONDS))
+    found = answer.json()
+    assert (found["status"], found["is_done"], found["error"]) == ("canceled", True, fault)
+    cog.health = None
+    assert form(client, prompt=MIX).status_code == 200  # asked again, it is drawn, once
+    assert [identity.partition("-")[0] for identity, _ in cog.asked] != [found["id"]]
+    assert len(cog.asked) == 1
+
+
+def test_a_back_end_that_comes_back_within_the_grace_draws(client, cog, monkeypatch):
+    monkeypatch.setattr(api, "GRACE", timedelta(seconds=20))
+    cog.health = "STARTING"
+    threading.Timer(1, setattr, (cog, "health", None)).start()
+    assert form(client, prompt=MIX).status_code == 200
+
+
+def test_what_was_asked_for_without_waiting_is_kept_while_the_back_end_is_away(client, cog, monkeypatch):
+    monkeypatch.setattr(api, "GRACE", timedelta(seconds=0.1))
+    cog.health = "UNHEALTHY"
+    identity = client.post("/api/predictions", json={"prompt": MIX}).json()["id"]
+    assert form(client, prompt=MIX).status_code == 503
+    assert client.get(f"/api/predictions/{identity}").json()["status"] == "queued"
+    cog.health = None
+    assert wait_for(client, identity)["status"] == "succeeded"
+
+
+def test_a_picture_that_is_not_ready_in_time_is_a_202_with_the_place_to_ask(client, cog, monkeypatch):
+    monkeypatch.setattr(api, "EXTRA_SECONDS", 0.5 - client.studio.settings.deadline_seconds)
+    cog.gate.clear()
+    answer = form(client, prompt=MIX)
+    assert answer.status_code == 202
+    assert answer.headers["location"] == f"/api/predictions/{answer.json()['id']}"
+    cog.gate.set()
+    assert wait_for(client, answer.json()["id"])["status"] == "succeeded"
 
 
 def test_a_picture_that_cannot_be_taken_says_why(client, cog):
@@ -388,8 +482,17 @@ def test_health_says_what_works(client, cog):
 
 
 def test_a_second_studio_in_the_same_folder_is_refused(client, cog, tmp_path):
-    with pytest.raises(SettingsError, match="another studio works here"):
+    with pytest.raises(SettingsError, match=f"^{re.escape(str(tmp_path))}: another studio works here$"):
         Studio(client.studio.settings)
+
+
+def test_a_second_studio_on_the_same_database_is_refused(tmp_path, database_url):
+    with run_cog_stand_in() as cog, run(tmp_path / "a", cog, database_url=database_url) as client:
+        other = dataclasses.replace(client.studio.settings, folder=tmp_path / "b")
+        with pytest.raises(SettingsError, match="^the database: another studio works here$"):
+            Studio(other)
+    with run_cog_stand_in() as cog, run(tmp_path / "b", cog, database_url=database_url) as client:
+        assert client.get("/health").json()["status"] == "ok"
 
 
 def test_a_restart_keeps_everything_and_goes_on(tmp_path, cog):
@@ -421,7 +524,9 @@ def test_the_document_describes_the_routes_and_the_inputs(client):
         (route.path, method.lower())
         for route in client.app.routes
         for method in route.methods - {"HEAD"}
-        if not route.path.startswith("/webhooks/") and route.path != "/openapi.json"
+        if route.include_in_schema
+        and not route.path.startswith("/webhooks/")
+        and route.path != "/openapi.json"
     }
     assert {(path, verb) for path, verbs in document["paths"].items() for verb in verbs} == routes
     schemas = document["components"]["schemas"]
@@ -430,6 +535,55 @@ def test_the_document_describes_the_routes_and_the_inputs(client):
     made = client.post("/api/predictions", json={"prompt": MIX}).json()
     assert list(made) == list(schemas["Prediction"]["properties"]) == schemas["Prediction"]["required"]
     assert json.dumps(document).isascii()
+
+
+def test_no_secret_reaches_the_log_or_an_answer_whatever_fails(tmp_path, cog, caplog, monkeypatch):
+    """The loudest logs, every kind of refusal, and a Replicate that repeats the token it was sent."""
+    caplog.set_level(logging.DEBUG)
+    token, replicate_token = "a-token-of-the-studio", "r8_" + 4 * "01234"
+    seen = []
+
+    def refuse(request):
+        sent = request.headers["authorization"]
+        seen.append(sent)
+        return httpx.Response(401, json={"detail": f"the token {sent} is not valid"})
+
+    backend = ReplicateBackend(token=Secret(replicate_token), version="ab" * 32, slots=1)
+    backend._client = httpx.Client(
+        base_url=REPLICATE_URL, headers=backend._client.headers, transport=httpx.MockTransport(refuse)
+    )
+    changes = {"token": Secret(token), "backend": "replicate", "replicate_token": Secret(replicate_token)}
+    answers = []
+    with run(tmp_path, cog, studio_backend=backend, **changes) as client:
+        ours = {"Authorization": f"Bearer {token}"}
+        data = body("a", "succeeded")
+        forged = sign(data, secret=OTHER_SECRET)
+        for headers in ({}, {"Authorization": f"Bearer {token}x"}, {"Authorization": token}):
+            answers.append(client.get("/api/predictions", headers=headers))
+            answers.append(client.post("/webhooks/cog", content=data, headers=headers))
+        answers.append(client.post("/webhooks/replicate", content=data, headers=forged))
+        answers.append(
+            client.post("/webhooks/replicate", content=data, headers={**forged, "webhook-id": "a b"})
+        )
+        fault = OperationalError("INSERT", {}, Exception(f"no user with the password {SECRET}"))
+        with monkeypatch.context() as patch:
+            patch.setattr(client.studio.inbox, "store", lambda arrival: (_ for _ in ()).throw(fault))
+            answers.append(client.post("/webhooks/replicate", content=data, headers=sign(data)))
+        made = client.post("/api/predictions", json={"prompt": MIX}, headers=ours).json()["id"]
+        deadline = time.monotonic() + 20
+        while not (found := client.get(f"/api/predictions/{made}", headers=ours)).json()["is_done"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        answers.append(found)
+    assert "the token Bearer r8_*** is not valid" in found.json()["error"]
+    assert f"Bearer {replicate_token}" in seen
+    formatter = MaskingFormatter("%(message)s")
+    formatter.secrets = client.studio.settings.secrets
+    log = "\n".join(formatter.format(record) for record in caplog.records)
+    assert "a delivery could not be stored" in log
+    for secret in (token, replicate_token, cog.token, SECRET, OTHER_SECRET):
+        assert secret not in log
+        assert all(secret not in answer.text and secret not in str(answer.headers) for answer in answers)
 
 
 def test_no_token_reaches_the_log(tmp_path, cog, caplog):

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tilemix.project import ROOT
-from tilemix.studio.__main__ import MaskSecrets
+from tilemix.studio.__main__ import MaskingFormatter
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,16 @@ from tilemix.studio.__main__ import MaskSecrets
 def test_what_looks_like_a_key_is_masked_in_the_log(line, shown):
     for message, given in ((line.replace("%", "%%"), ()), ("%s", (line,))):
         record = logging.LogRecord("any", logging.INFO, "file", 1, message, given, None)
-        assert MaskSecrets().filter(record)
-        assert record.getMessage() == shown
+        assert MaskingFormatter("%(message)s").format(record) == shown
+
+
+def test_a_secret_without_a_shape_is_masked_in_messages_and_tracebacks():
+    formatter = MaskingFormatter("%(message)s")
+    formatter.secrets = frozenset({"open sesame"})
+    error = RuntimeError("the password is open sesame")
+    given = (type(error), error, None)
+    record = logging.LogRecord("any", logging.ERROR, "file", 1, "said %s", ("open sesame",), given)
+    assert formatter.format(record) == "said ***\nRuntimeError: the password is ***"
 
 
 def start(tmp_path, **environment) -> subprocess.Popen:

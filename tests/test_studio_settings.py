@@ -34,6 +34,10 @@ def test_no_secret_shows_in_the_settings():
     settings = Settings.from_environment(secrets)
     assert settings.replicate_token.reveal() == TOKEN
     assert [secret.reveal() for secret in settings.webhook_secrets] == ["whsec_one", "whsec_two"]
+    assert settings.secrets == {"pass-word", *(text for name, text in secrets.items() if "TOKEN" in name)} | {
+        "whsec_one",
+        "whsec_two",
+    }
     for shown in (repr(settings), str(settings), f"{settings.token}"):
         for value in secrets.values():
             assert not any(part in shown for part in value.split())

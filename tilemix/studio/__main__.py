@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import re
 import secrets
 import sys
 from pathlib import Path
@@ -22,7 +21,7 @@ from tilemix.studio.app import create_app
 from tilemix.studio.backends import CogBackend
 from tilemix.studio.server_keeper import ServerKeeper, start_process
 from tilemix.studio.service import Studio
-from tilemix.studio.settings import Secret, Settings
+from tilemix.studio.settings import Secret, Settings, mask
 from tilemix.studio.workers import Worker
 
 if TYPE_CHECKING:
@@ -31,19 +30,16 @@ if TYPE_CHECKING:
 KEEPER_SECONDS = 1.0
 SHUTDOWN_SECONDS = 3
 EXTRA_BUSY_SECONDS = 60  # over the deadline, at which a prediction is canceled
-KEYS = re.compile(r"\b(r8_|whsec_)[A-Za-z0-9+/=_-]{8,}|(?<=Bearer )\S{8,}")
 
 
-class MaskSecrets(logging.Filter):
-    """Takes what looks like a key out of log lines, whoever wrote them."""
+class MaskingFormatter(logging.Formatter):
+    """Writes log lines, tracebacks included, with stars in place of secrets, whoever wrote them."""
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Mask the message; let the line through."""
-        message = record.getMessage()
-        masked = KEYS.sub(lambda match: f"{match[1] or ''}***", message)
-        if masked != message:
-            record.msg, record.args = masked, ()
-        return True
+    secrets: frozenset[str] = frozenset()  # known ones; what looks like a key is masked anyway
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the masked lines of a record."""
+        return mask(super().format(record), self.secrets)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,13 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--with-server", action="store_true", help="start the local Cog server, and keep it alive"
     )
     options = parser.parse_args(arguments)
-    _log_to_stderr()
+    formatter = log_to_stderr()
     try:
         settings = Settings.from_environment(os.environ)
         if settings.backend == "cog" and settings.cog_webhook_token is None:
             # For the server that is started here; one that runs already has its own, or none.
             token = Secret(secrets.token_urlsafe(32)) if options.with_server else None
             settings = dataclasses.replace(settings, cog_webhook_token=token)
+        formatter.secrets = settings.secrets
         studio = Studio(settings)
         # The studio ends first, and so lets go of what the server draws: the next start takes it up again.
         with _server(settings, is_wanted=options.with_server), studio:
@@ -118,13 +115,15 @@ def _server(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
         keeper.stop()
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> MaskingFormatter:
+    """Set logging up; return its formatter, to be told the secrets."""
+    formatter = MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handler.addFilter(MaskSecrets())
+    handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every question about health
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    return formatter
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """The API for other programs; `openapi.json` beside this module describes it.
 
-`POST /api/generate-image` waits for the picture; `POST /api/predictions` does not, and `GET
-/api/predictions/ID` tells how it stands.
+`POST /api/generate-image` waits for the picture, and gives up where the back end draws nothing: what is
+answered with 503 will not be drawn, and may be asked for again. `POST /api/predictions` does not wait, and `GET
+/api/predictions/ID` tells how it stands; what it has taken is drawn when the back end is there again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +31,13 @@ if TYPE_CHECKING:
 
 OPENAPI = Path(__file__).parent / "openapi.json"
 POLL_SECONDS = 0.2
+RETRY_SECONDS = 30  # about as long as a Cog server takes to start
 PAGE_SIZE = 20
 MAX_FIELDS = 20
 MAX_FIELD_BYTES = 64 * 2**10
 MAX_SEARCH_CHARACTERS = 200
+# A back end may be away for so long, being started again for one, before callers hear of it.
+GRACE = timedelta(seconds=10)
 EXTRA_SECONDS = 30  # over the deadline, for the picture to be taken
 
 
@@ -44,10 +49,13 @@ def api_routes(studio: Studio) -> list[Route]:
         async with request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as form:
             wanted = read_form(form.multi_items(), model=studio.settings.model)
         identity = await run_in_threadpool(studio.ask_for, wanted)
-        found = await _wait(identity)
+        if not await _wait(identity):
+            return JSONResponse(await _find(identity), 503, headers={"Retry-After": str(RETRY_SECONDS)})
+        found = await _find(identity)
+        if not found["is_done"]:
+            return JSONResponse(found, 202, headers={"Location": f"/api/predictions/{identity}"})
         if found["url"] is None:
-            status = 202 if not found["is_done"] else 409 if found["status"] == CANCELED else 502
-            return JSONResponse(found, status)
+            return JSONResponse(found, 409 if found["status"] == CANCELED else 502)
         if _prefers_picture(request.headers.get("accept", "")):
             return await _send_file(identity)
         return JSONResponse(found)
@@ -87,13 +95,18 @@ def api_routes(studio: Studio) -> list[Route]:
             raise HTTPException(404, "no such prediction")
         return found
 
-    async def _wait(identity: str) -> dict[str, Any]:
-        until = time.monotonic() + studio.settings.deadline_seconds + EXTRA_SECONDS
-        found = await _find(identity)
-        while not found["is_done"] and time.monotonic() < until:
+    async def _wait(identity: str) -> bool:
+        """Wait for a prediction's end, the deadline at the latest; return False if it was taken back."""
+        began = time.monotonic()
+        until = began + studio.settings.deadline_seconds + EXTRA_SECONDS
+        while not (await _find(identity))["is_done"] and (now := time.monotonic()) < until:
+            # Not before this one has waited, too: the queue must have looked at the back end for it.
+            is_patient = now - began < GRACE.total_seconds()
+            fault = None if is_patient else studio.queue.find_fault(lasting=GRACE)
+            if fault is not None and await run_in_threadpool(studio.queue.withdraw, identity, fault):
+                return False
             await asyncio.sleep(POLL_SECONDS)
-            found = await _find(identity)
-        return found
+        return True
 
     async def _send_file(identity: str) -> Response:
         found = await run_in_threadpool(gallery.find_file, identity)

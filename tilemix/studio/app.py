@@ -1,4 +1,4 @@
-"""The studio as an ASGI application: the webhook inbox, the API and its files, behind the guard."""
+"""The studio as an ASGI application: the page, the webhook inbox, the API and its files, behind the guard."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tilemix.studio.api import HANDLERS, api_routes
 from tilemix.studio.guard import Guard, RateLimit
+from tilemix.studio.page import page_routes
+from tilemix.studio.rendering import Renderer
 from tilemix.studio.webhooks import webhook_routes
 
 if TYPE_CHECKING:
@@ -38,8 +41,22 @@ def create_app(studio: Studio, *, rate_limit: RateLimit | None = None) -> Starle
         found = await run_in_threadpool(look)
         return JSONResponse(found, 200 if found["status"] == "ok" else 503)
 
+    renderer = Renderer(model=studio.settings.model, is_guarded=studio.settings.token is not None)
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return renderer.refuse(request, error.status_code, error.detail, error.headers)
+
+    guard = Middleware(
+        Guard, settings=studio.settings, rate_limit=rate_limit or RateLimit(), refuse=renderer.refuse
+    )
     return Starlette(
-        routes=[*webhook_routes(studio), *api_routes(studio), Route("/health", health, methods=["GET"])],
-        middleware=[Middleware(Guard, settings=studio.settings, rate_limit=rate_limit or RateLimit())],
-        exception_handlers=HANDLERS,
+        routes=[
+            *webhook_routes(studio),
+            *api_routes(studio),
+            Route("/health", health, methods=["GET"]),
+            *page_routes(studio, renderer),
+        ],
+        middleware=[guard],
+        exception_handlers={**HANDLERS, HTTPException: refuse},
     )

@@ -2,7 +2,8 @@
 
 * The `Host` must be ours while only this machine can reach the studio: another name that leads to 127.0.0.1 is
   a page elsewhere that wants to read along (DNS rebinding).
-* Where a token is set, it is asked for; webhooks have authenticators of their own.
+* Where a token is set, it is asked for, or the session that a person got for it; webhooks have authenticators of
+  their own. A browser that has neither is led to the page that asks for the token.
 * What changes something must not come from a page of another origin.
 * So many changes a minute and address, and no body larger than a form.
 """
@@ -13,21 +14,26 @@ import hmac
 import threading
 import time
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse
+
+from tilemix.studio.sessions import SESSION_COOKIE, is_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from starlette.responses import Response
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from tilemix.studio.settings import Settings
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-OPEN_PATHS = ("/webhooks/", "/health")  # without the studio's token
+OPEN_PATHS = ("/webhooks/", "/health")  # without the studio's token, from everywhere
+LOGIN_PATHS = ("/login", "/static/")  # what a person sees before the token is typed
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_FORM_BYTES = 256 * 2**10
 CHANGES_A_MINUTE = 60
@@ -69,11 +75,24 @@ class RateLimit:
             return may
 
 
-class Guard:
-    """The middleware."""
+def refuse_as_json(_: Request, status: int, error: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a refusal for a program."""
+    return JSONResponse({"error": error}, status, headers=headers)
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, rate_limit: RateLimit) -> None:
+
+class Guard:
+    """The middleware; `refuse` makes the answer to a request that does not pass."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings,
+        rate_limit: RateLimit,
+        refuse: Callable[..., Response] = refuse_as_json,
+    ) -> None:
         self._app = app
+        self._make_refusal = refuse
         self._token = settings.token
         self._rate_limit = rate_limit
         public = [urlsplit(settings.public_url)] if settings.public_url else []
@@ -101,33 +120,43 @@ class Guard:
         app = self._app if refusal is None else refusal
         await app(scope, limited, send_with_headers)
 
-    def _refuse(self, scope: Scope) -> JSONResponse | None:
-        headers = Headers(scope=scope)
+    def _refuse(self, scope: Scope) -> Response | None:
+        request = Request(scope)
+        headers, path = request.headers, scope["path"]
         host = headers.get("host", "")
         if self._hosts is not None and _hostname(host) not in self._hosts:
-            return _refusal(421, f"this studio is not {host[:80]!r}")
-        is_open = scope["path"].startswith(OPEN_PATHS)
-        if self._token is not None and not is_open:
-            expected = f"Bearer {self._token.reveal()}".encode()
-            given = headers.get("authorization", "").encode("latin-1")
-            if not hmac.compare_digest(given, expected):
-                return _refusal(
-                    401, "the bearer token is missing or is not ours", {"WWW-Authenticate": "Bearer"}
-                )
+            return self._make_refusal(request, 421, f"this studio is not {host[:80]!r}")
+        is_open = path.startswith(OPEN_PATHS)
+        if not (is_open or path.startswith(LOGIN_PATHS) or self._is_known(request)):
+            return self._ask_for_token(request)
         if scope["method"] in SAFE_METHODS or is_open:
             return None
         origin = headers.get("origin")
         is_foreign = origin is not None and urlsplit(origin).netloc not in self._netlocs | {host}
         if is_foreign or headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
-            return _refusal(403, "changes are taken from the studio's own pages only")
+            return self._make_refusal(request, 403, "changes are taken from the studio's own pages only")
         address = scope["client"][0] if scope.get("client") else ""
         if not self._rate_limit.take(address):
-            return _refusal(429, f"more than {CHANGES_A_MINUTE} changes a minute", {"Retry-After": "5"})
+            error = f"more than {CHANGES_A_MINUTE} changes a minute"
+            return self._make_refusal(request, 429, error, {"Retry-After": "5"})
         return None
 
+    def _is_known(self, request: Request) -> bool:
+        if self._token is None:
+            return True
+        expected = f"Bearer {self._token.reveal()}".encode()
+        given = request.headers.get("authorization", "").encode("latin-1")
+        session = request.cookies.get(SESSION_COOKIE, "")
+        return hmac.compare_digest(given, expected) or is_session(session, self._token)
 
-def _refusal(status: int, error: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": error}, status, headers=headers)
+    def _ask_for_token(self, request: Request) -> Response:
+        is_page = request.method == "GET" and not request.scope["path"].startswith("/api/")
+        if is_page and "text/html" in request.headers.get("accept", ""):
+            query = request.scope["query_string"].decode("latin-1")
+            goal = quote(request.scope["path"]) + (f"?{query}" if query else "")
+            return RedirectResponse(f"/login?next={quote(goal, safe='')}", 303)
+        error = "the bearer token is missing or is not ours"
+        return self._make_refusal(request, 401, error, {"WWW-Authenticate": "Bearer"})
 
 
 def _hostname(host: str) -> str | None:

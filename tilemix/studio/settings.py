@@ -30,13 +30,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from tilemix.errors import SettingsError
 from tilemix.project import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 BACKENDS = ("cog", "replicate")
 DEADLINE_RANGE = (10, 86_400)  # seconds
@@ -44,6 +44,7 @@ SLOTS_RANGE = (1, 64)
 PORT_RANGE = (0, 65_535)  # 0: a free one
 VERSION = re.compile(r"[0-9a-f]{64}")
 TOKEN = re.compile(r"[!-~]{16,512}")  # printable ASCII, as a header can carry it
+KEYS = re.compile(r"\b(r8_|whsec_)[A-Za-z0-9+/=_-]{8,}|(?<=Bearer )\S{8,}")  # what looks like one
 
 
 class Secret:
@@ -62,6 +63,13 @@ class Secret:
         return "Secret('***')"
 
     __str__ = __repr__
+
+
+def mask(text: str, known: Iterable[str] = ()) -> str:
+    """Return a text with stars where it holds one of the known secrets, or what looks like a key."""
+    for secret in known:
+        text = text.replace(secret, "***")
+    return KEYS.sub(lambda match: f"{match[1] or ''}***", text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +127,17 @@ class Settings:
         )
         settings._check_together()
         return settings
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """All that must not be shown: tokens, signing keys, the database's password."""
+        tokens = (self.token, self.cog_webhook_token, self.replicate_token, *self.webhook_secrets)
+        found = {secret.reveal() for secret in tokens if secret is not None}
+        try:
+            password = urlsplit(self.database_url.reveal()).password
+        except ValueError:  # no URL: it is refused when it is opened
+            password = None
+        return frozenset(found | ({password, unquote(password)} if password else set()))
 
     @property
     def is_loopback(self) -> bool:

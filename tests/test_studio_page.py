@@ -1,0 +1,591 @@
+"""The page as HTML, without a browser: forms, languages, escaping, safety, and the whole path without a script."""
+
+import hashlib
+import json
+import re
+import time
+from html.parser import HTMLParser
+
+import msgspec
+import pytest
+from starlette.datastructures import FormData
+
+from tests.cog_stand_in import run_cog_stand_in
+from tests.studio_parts import body, data_uri, picture
+from tests.test_studio_api import MIX, NoLimit, run, wait_for
+from tilemix.colors import load_colors
+from tilemix.mix import parse_mix
+from tilemix.project import ROOT
+from tilemix.studio.model_files import ModelFiles
+from tilemix.studio.page_form import read_page_form, split_text
+from tilemix.studio.palette import load_presets, load_swatches, write_mix
+from tilemix.studio.rendering import PAGES
+from tilemix.studio.settings import Secret
+from tilemix.studio.words import LANGUAGES, choose_language, load_words
+
+HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+NASTY = '<script>alert(1)</script>" onload="x'
+
+
+@pytest.fixture
+def cog():
+    with run_cog_stand_in() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A client for tests that leave nothing behind which another one would see."""
+    with run_cog_stand_in() as cog, run(tmp_path_factory.mktemp("page"), cog, rate_limit=NoLimit()) as client:
+        client.headers.update(HTML)
+        yield client
+
+
+@pytest.fixture
+def client(tmp_path, cog):
+    with run(tmp_path, cog, rate_limit=NoLimit()) as running:
+        running.headers.update(HTML)
+        yield running
+
+
+class Tags(HTMLParser):
+    """Every tag of a page with its attributes, and the text between them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, text):
+        self.texts.append(text)
+
+    def all(self, tag, **wanted):
+        return [a for t, a in self.tags if t == tag and all(a.get(k) == v for k, v in wanted.items())]
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def ask(client, prompt=MIX, **more):
+    """Generate through the form; return the result's address."""
+    answer = client.post("/", data={"prompt": prompt, **more}, follow_redirects=False)
+    assert answer.status_code == 303, Tags(answer.text).text
+    return answer.headers["location"]
+
+
+def finish(client, address):
+    wait_for(client, address.removeprefix("/results/"))
+    return client.get(address)
+
+
+# --- Words, colors, presets
+
+
+def test_every_language_has_every_word_and_the_same_values():
+    words = load_words()
+    values = {}
+    for code in LANGUAGES:
+        texts = msgspec.json.decode((PAGES / "words" / f"{code}.json").read_bytes(), type=dict[str, str])
+        assert list(texts) == list(
+            msgspec.json.decode((PAGES / "words" / "en.json").read_bytes(), type=dict[str, str])
+        )
+        assert all(text.strip() for text in texts.values())
+        values[code] = {key: set(re.findall(r"\$([a-z]+)", text)) for key, text in texts.items()}
+    assert all(values[code] == values["en"] for code in LANGUAGES)
+    assert words["de"]("seconds", seconds=12.5) == "12,5 s"
+    assert words["en"].number(-0.04) == "0"
+    assert words["ru"].number(-9.1) == "−9,1"
+
+
+def test_every_word_of_the_templates_is_there_and_every_word_is_used():
+    source = "".join(path.read_text(encoding="utf-8") for path in PAGES.glob("*.html"))
+    source += "".join(path.read_text(encoding="utf-8") for path in PAGES.parent.glob("*.py"))
+    script = (PAGES / "script.js").read_text(encoding="utf-8")
+    keys = load_words()["en"].keys
+    asked = set(re.findall(r"""\b(?:t|words)\(["']([a-z_0-9]+)["']""", source))
+    assert asked - keys == {"theme_", "role_", "error_", "input_"}
+    families = ("theme_", "role_", "error_", "input_", "nav_", "status_", "search_", "nothing_", "gallery_")
+    unused = {key for key in keys - asked if not key.startswith((*families, "script_"))}
+    assert unused <= {key for key in unused if f'"{key}"' in source}
+    of_script = {key.removeprefix("script_") for key in keys if key.startswith("script_")}
+    assert of_script == set(re.findall(r"\bwords\.([a-z_]+)", script))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "accepted", "language"),
+    [
+        (None, "", "en"),
+        (None, "de-AT,de;q=0.9,en;q=0.8", "de"),
+        (None, "fr, uk;q=0.3, ru;q=0.7", "ru"),
+        (None, "zh-Hans-CN", "zh"),
+        (None, "en;q=0.1, de;q=0", "en"),
+        (None, "de;q=x, ru;q=0.2", "ru"),
+        (None, ",;;=,*", "en"),
+        ("uk", "de", "uk"),
+        ("xx", "de", "de"),
+    ],
+)
+def test_the_language_is_the_readers(chosen, accepted, language):
+    assert choose_language(chosen, accepted) == language
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_color_word_is_read_back_as_its_color(language):
+    for name, swatch in load_swatches(language).items():
+        other = "red" if name == "black" else "black"
+        mix = parse_mix(write_mix({name: 40.0, other: 60.0}, language)).mix
+        assert [(share.color, share.percent) for share in mix.shares] == [(name, 40), (other, 60)], swatch
+
+
+def test_presets_total_100_of_colors_in_the_chart_and_have_names_in_every_language():
+    chart = {color.name for color in load_colors()}
+    for preset in load_presets():
+        assert sum(preset.mix.values()) == 100
+        assert preset.mix.keys() <= chart
+        assert set(preset.names) == set(LANGUAGES)
+
+
+# --- Pages
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("path", ["/", "/gallery", "/models", "/compare", "/login", "/nothing"])
+def test_every_page_speaks_every_language_and_keeps_to_its_own_files(shared, path, language):
+    answer = shared.get(path, headers={"Accept-Language": language})
+    tags = Tags(answer.text)
+    assert answer.headers["content-security-policy"].startswith("default-src 'self';")
+    assert tags.all("html")[0]["lang"] == language
+    words = load_words()[language]
+    assert words("skip") in tags.text
+    for tag, attributes in tags.tags:
+        assert "style" not in attributes, (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+        for name in ("src", "href", "action"):
+            assert attributes.get(name, "/").startswith(("/", "#")), attributes
+            assert not attributes.get(name, "/").startswith("//"), attributes
+    assert "<style" not in answer.text
+    assert all(script.get("src") for script in tags.all("script"))
+    ids = [attributes["id"] for _, attributes in tags.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for asset in {a["href"] for a in tags.all("link")} | {a["src"] for a in tags.all("script")}:
+        assert shared.get(asset).status_code == 200
+        assert "immutable" in shared.get(asset).headers["cache-control"]
+
+
+def test_language_and_theme_are_chosen_by_a_form_and_kept(tmp_path, cog):
+    with run(tmp_path, cog) as client:
+        answer = client.post(
+            "/reader", data={"language": "de", "next": "/gallery?text=x"}, follow_redirects=False
+        )
+        assert (answer.status_code, answer.headers["location"]) == (303, "/gallery?text=x")
+        cookie = answer.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=lax" in cookie
+        client.post("/reader", data={"theme": "dark", "next": "/"})
+        tags = Tags(client.get("/", headers={**HTML, "Accept-Language": "zh"}).text)
+        assert tags.all("html") == [{"lang": "de", "data-theme": "dark"}]
+        assert client.post("/reader", data={"theme": "pink"}, headers=HTML).status_code == 422
+        for goal in ("//evil.example", "https://evil.example", "/\\evil", "x", "/a\nb", ""):
+            answer = client.post("/reader", data={"theme": "dark", "next": goal}, follow_redirects=False)
+            assert answer.headers["location"] == "/", goal
+
+
+def test_the_form_shows_a_first_mix_in_the_readers_words(shared):
+    tags = Tags(shared.get("/", headers={"Accept-Language": "de"}).text)
+    assert "50% rot, 30% schwarz, 20% perl" in tags.text
+    assert "ohwx_rubber_tile <s0><s1>, 50% red, 30% black, 20% pearl" in tags.text
+    data = json.loads(tags.all("form", id="mixer")[0]["data-studio"])
+    assert data["preview"]["mix"][0] == {"color": "red", "percent": 50, "word": "rot"}
+    assert [color["label"] for color in data["colors"]][:2] == ["Rot", "Leuchtend rot"]
+    assert {rect.get("fill") for rect in tags.all("rect")} >= {"#AA3F27", "#1A1A1A", "#D6D1BE"}
+
+
+def test_the_query_fills_the_form(shared):
+    tags = Tags(shared.get("/", params={"prompt": "100% blue", "seed": "7", "width": "512"}).text)
+    assert tags.all("input", id="seed")[0]["value"] == "7"
+    assert tags.all("input", id="width")[0]["value"] == "512"
+    assert "100% blue" in tags.text
+
+
+@pytest.mark.parametrize(
+    ("text", "mix", "head", "tail"),
+    [
+        ("50% red, 50% black", {"red": 50, "black": 50}, "", ""),
+        (
+            "wet floor, 40% rot und Rest schwarz, side light",
+            {"red": 40, "black": 60},
+            "wet floor, ",
+            ", side light",
+        ),
+        ("plain words", {}, "", ", plain words"),
+    ],
+)
+def test_a_text_is_split_round_its_mix(shared, text, mix, head, tail):
+    read = shared.get("/preview", params={"prompt": text}).json()
+    assert {share["color"]: share["percent"] for share in read["mix"]} == mix
+    assert (read["head"], read["tail"], read["error"]) == (head, tail, None)
+    assert split_text(text) == (mix, head, tail)
+    words = ", ".join(f"{percent:g}% {color}" for color, percent in mix.items())
+    assert shared.get("/preview", params={"prompt": head + words + tail}).json()["mix"] == read["mix"]
+
+
+def test_the_preview_says_what_is_wrong_and_where(shared):
+    read = shared.get("/preview", params={"prompt": "50% rad, 50% black"}).json()
+    assert read["error"] == "unknown color 'rad' at character 5; did you mean 'red'?"
+    assert (read["before"], read["marked"]) == ("50% ", "rad")
+    assert shared.get("/preview", params={"prompt": "x" * 3000}).json()["error"]
+    assert shared.get("/preview").json()["error"]
+
+
+# --- The path without a script
+
+
+def test_without_a_script_the_form_leads_to_a_page_that_reloads_until_the_picture_is_there(client, cog):
+    cog.gate.clear()
+    address = ask(
+        client, seed="7", width="512", negative_prompt="", guidance_scale="2.5", output_format="png"
+    )
+    assert cog.begun.wait(10)
+    running = Tags(client.get(address).text)
+    assert running.all("meta", **{"http-equiv": "refresh"})
+    assert running.all("progress")
+    assert running.all("form", action=f"{address}/cancel")
+    cog.gate.set()
+    done = Tags(finish(client, address).text)
+    assert not done.all("meta", **{"http-equiv": "refresh"})
+    (image,) = [a for a in done.all("img") if a["src"].startswith("/files/")]
+    assert client.get(image["src"]).content == picture()
+    assert done.all("a", href=image["src"], download=None)
+    ((_, sent),) = cog.asked
+    assert sent["input"] == {
+        "prompt": MIX,
+        "seed": 7,
+        "width": 512,
+        "guidance_scale": 2.5,
+        "output_format": "png",
+    }
+
+
+def test_a_running_prediction_is_canceled_by_a_form(client, cog):
+    cog.gate.clear()
+    address = ask(client)
+    assert cog.begun.wait(10)
+    answer = client.post(f"{address}/cancel", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, address)
+    assert load_words()["en"]("status_canceled") in Tags(finish(client, address).text).text
+    assert client.post("/results/x/cancel").status_code == 404
+
+
+def test_the_progress_tells_step_and_time_left_in_words(client, cog):
+    cog.gate.clear()
+    address = ask(client)
+    assert cog.begun.wait(10)
+    ((attempt, _),) = cog.asked
+    logs = "  4%|#| 1/25 denoise\n 48%|##| 12/25 denoise\n"
+    client.post(
+        "/webhooks/cog",
+        content=body(attempt, "processing", logs=logs),
+        headers={"Authorization": f"Bearer {cog.token}"},
+    )
+    deadline = time.monotonic() + 10
+    while (state := client.get(f"{address}/state").json())["fraction"] is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert (state["text"], state["fraction"], state["is_done"]) == ("Drawing: step 12 of 25", 0.48, False)
+    assert re.fullmatch(r"about \d+ s left", state["detail"])
+    page = Tags(client.get(address, headers={"Accept-Language": "de"}).text)
+    assert "Zeichnet: Schritt 12 von 25" in page.text
+    assert page.all("progress", value="0.48")
+    cog.gate.set()
+    finish(client, address)
+    assert client.get(f"{address}/state").json()["is_done"] is True
+
+
+def test_measured_shares_stand_beside_the_asked_ones(client, cog):
+    metrics = {"share_red": 43.5, "share_bright_red": 20, "share_black": 24.5, "share_not_asked": 12}
+    cog.outcome = {"status": "succeeded", "output": data_uri(picture()), "metrics": metrics}
+    address = ask(client, "50% red, 25% bright red, 25% black")
+    page = Tags(finish(client, address).text)
+    assert "Red RAL 3016 50 % 43.5 % −6.5" in page.text
+    assert "Bright red RAL 3020 25 % 20 % −5" in page.text
+    assert "Other colors – 12 %" in page.text
+    (bar,) = [a["aria-label"] for a in page.all("svg", role="img") if a["aria-label"].startswith("Measured")]
+    assert bar == "Measured: Red 43.5 %, Bright red 20 %, Black 24.5 %, Other colors 12 %"
+    german = Tags(client.get(address, headers={"Accept-Language": "de"}).text)
+    assert "Leuchtend rot RAL 3020 25 % 20 % −5" in german.text
+    assert "43,5 %" in german.text
+    assert "Farbe kann abweichen" in german.text
+
+
+def test_a_failure_says_why(client, cog):
+    cog.outcome = {"status": "failed", "error": f"out of memory {NASTY}"}
+    page = finish(client, ask(client))
+    assert "out of memory &lt;script&gt;" in page.text
+    assert load_words()["en"]("status_failed") in page.text
+
+
+def test_back_to_the_form_fills_it_again(client):
+    address = ask(client, "30% red, 70% black, wet", seed="9", height="640", lora_scale="0.5")
+    finish(client, address)
+    identity = address.rpartition("/")[2]
+    tags = Tags(client.get("/", params={"from": identity}).text)
+    values = {a["name"]: a.get("value") for a in tags.all("input") if "name" in a}
+    assert {"seed": "9", "height": "640", "lora_scale": "0.5"}.items() <= values.items()
+    assert "30% red, 70% black, wet" in tags.text
+    again = Tags(client.get(address).text)
+    hidden = {a["name"]: a["value"] for a in again.all("input", type="hidden")}
+    assert "seed" not in hidden
+    assert hidden["lora_scale"] == "0.5"
+    assert client.get("/", params={"from": "nothing"}).status_code == 200
+
+
+# --- The table of colors
+
+
+def table(mix, text, rows, rest=None, was=None):
+    """What a browser without a script sends."""
+    fields = [
+        ("prompt", text),
+        ("prompt_was", was if was is not None else text),
+        ("table_was", mix),
+    ]
+    for color, percent in rows:
+        fields += [("color", color), ("percent", percent)]
+    return FormData(fields + ([("rest", str(rest))] if rest is not None else []))
+
+
+@pytest.mark.parametrize(
+    ("rows", "rest", "prompt"),
+    [
+        ([("red", "50"), ("black", "50")], None, "50% red, 50% black, wet"),
+        ([("red", "60"), ("black", "40"), ("", "")], None, "60% rot, 40% schwarz, wet"),
+        ([("red", "60"), ("black", "")], 1, "60% rot, 40% schwarz, wet"),
+        ([("red", "12,5"), ("black", "1"), ("pearl", "30")], 1, "12.5% rot, 57.5% schwarz, 30% perl, wet"),
+        ([("red", "90"), ("black", "40")], 1, "90% rot, 10% schwarz, wet"),
+        ([("red", "30"), ("red", "30"), ("black", "40")], None, "60% rot, 40% schwarz, wet"),
+    ],
+)
+def test_the_table_changes_the_mix_and_keeps_the_words_round_it(rows, rest, prompt):
+    text = "50% red, 50% black, wet"
+    form, wanted = read_page_form(table("red=50;black=50", text, rows, rest), "de")
+    assert form.error is None
+    assert wanted.prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("rows", "text", "was", "error", "field"),
+    [
+        ([("red", "60"), ("black", "50")], MIX, None, "shares total 110%, expected 100%", "prompt"),
+        ([("red", "x"), ("black", "50")], MIX, None, "share 'x' of red is no number", "prompt"),
+        ([("", "")], MIX, None, "the table of colors is empty", "prompt"),
+        (
+            [("red", "60"), ("black", "40")],
+            "100% blue",
+            MIX,
+            "prompt: the text and the table were both",
+            "both",
+        ),
+    ],
+)
+def test_a_table_that_is_not_clear_is_refused_at_its_field(rows, text, was, error, field):
+    form, wanted = read_page_form(table("red=50;black=50", text, rows, None, was), "en")
+    assert wanted is None
+    assert form.error.startswith(error)
+    assert form.error_field == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "field"),
+    [
+        ({"prompt": "50% rad, 50% black"}, "unknown color &#39;rad&#39; at character 5", "prompt"),
+        ({"prompt": ""}, "prompt: empty", "prompt"),
+        ({"seed": "-1"}, "seed -1 is out of range", "seed"),
+        ({"seed": "1.5"}, "seed &#39;1.5&#39; is no integer", "seed"),
+        ({"width": "257"}, "width 257 is out of range", "width"),
+        ({"guidance_scale": "99"}, "guidance_scale 99.0 is out of range", "guidance_scale"),
+        ({"negative_prompt": "x" * 3000}, "negative_prompt", "negative_prompt"),
+        ({"output_format": "gif"}, "unknown output_format", "output_format"),
+    ],
+)
+def test_what_predict_would_refuse_is_shown_at_its_field_and_nothing_is_queued(shared, fields, error, field):
+    before = shared.get("/api/predictions").json()
+    answer = shared.post("/", data={"prompt": MIX, **fields})
+    assert answer.status_code == 422
+    assert error in answer.text
+    tags = Tags(answer.text)
+    assert tags.all("p", id="error", role="alert")
+    (blamed,) = [a for _, a in tags.tags if a.get("aria-invalid") == "true"]
+    assert (blamed["name"], blamed["aria-describedby"]) == (field, "error")
+    assert shared.get("/api/predictions").json() == before
+
+
+# --- Gallery, comparison, record
+
+
+def test_the_gallery_finds_by_color_and_by_text_a_page_at_a_time(client, monkeypatch):
+    monkeypatch.setattr("tilemix.studio.page_results.PAGE_SIZE", 2)
+    texts = ["50% red, 50% black", "50% red, 50% pearl, wet", "100% blue"]
+    addresses = [ask(client, text) for text in texts]
+    for address in addresses:
+        finish(client, address)
+
+    def find(path="/gallery", **query):
+        tags = Tags(client.get(path, params=query or None).text)
+        shown = [a["src"].rpartition("/")[2] for a in tags.all("img") if a["src"].startswith("/thumbnails/")]
+        older = [a["href"] for a in tags.all("a", rel="next")]
+        return [addresses.index(f"/results/{identity}") for identity in shown], older
+
+    shown, (older,) = find()
+    assert shown == [2, 1]
+    assert find(older) == ([0], [])
+    assert find(color="red") == ([1, 0], [])
+    assert find(text="WET") == ([1], [])
+    assert find(color="blue", text="red") == ([], [])
+    assert load_words()["en"]("nothing_found") in client.get("/gallery", params={"text": "x\0y%_"}).text
+    small = client.get(f"/thumbnails/{addresses[0].rpartition('/')[2]}")
+    assert small.headers["content-type"] == "image/webp"
+    assert client.get("/thumbnails/x").status_code == 404
+
+
+def test_the_gallery_shows_pictures_only_and_says_when_it_has_none(client, cog):
+    assert load_words()["en"]("gallery_empty") in client.get("/gallery").text
+    cog.outcome = {"status": "failed", "error": "no"}
+    finish(client, ask(client))
+    assert load_words()["en"]("gallery_empty") in client.get("/gallery").text
+
+
+def test_two_results_stand_side_by_side(client):
+    addresses = [ask(client, text, seed=seed) for text, seed in ((MIX, "1"), ("100% blue", "2"))]
+    for address in addresses:
+        finish(client, address)
+    one, two = (address.rpartition("/")[2] for address in addresses)
+    page = Tags(client.get("/compare", params={"id": [one, two]}).text)
+    assert [a["src"] for a in page.all("img") if "/files/" in a["src"]] == [f"/files/{one}", f"/files/{two}"]
+    for ids in ([], [one], [one, one], [one, "x"], [one, two, "x"][::2]):
+        answer = client.get("/compare", params={"id": ids})
+        assert (answer.status_code, load_words()["en"]("compare_two") in answer.text) == (422, True)
+    picked = Tags(client.get("/gallery", params={"pick": one}).text)
+    assert [a["value"] for a in picked.all("input", type="checkbox", name="id") if "checked" in a] == [one]
+
+
+def test_what_comes_from_outside_is_escaped_everywhere(client):
+    address = ask(client, f"50% red, 50% black, {NASTY}")
+    finish(client, address)
+    identity = address.rpartition("/")[2]
+    paths = [address, f"/?from={identity}", f"/?result={identity}", "/gallery", f"/gallery?text={NASTY}"]
+    paths += [f"/compare?id={identity}&id=x", f"/gallery?pick={identity}", f"/?prompt={NASTY}", f"/x{NASTY}"]
+    for path in paths:
+        text = client.get(path).text
+        assert "<script>alert" not in text, path
+        assert '" onload="' not in text, path
+
+
+# --- Safety
+
+
+def test_the_forms_take_nothing_from_other_origins(shared):
+    for path in ("/", "/reader", "/results/x/cancel", "/login", "/logout"):
+        for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+            answer = shared.post(path, data={"prompt": MIX, "theme": "dark"}, headers=headers)
+            assert answer.status_code == 403
+            assert load_words()["en"]("error_403") in answer.text
+
+
+def test_a_person_logs_in_with_the_token_and_out_again(tmp_path, cog):
+    token = "a-token-of-the-studio"  # noqa: S105
+    with run(tmp_path, cog, token=Secret(token), host="0.0.0.0") as client:  # noqa: S104
+        client.headers.update(HTML)
+        answer = client.get("/gallery?color=red", follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (
+            303,
+            "/login?next=%2Fgallery%3Fcolor%3Dred",
+        )
+        page = Tags(client.get(answer.headers["location"]).text)
+        assert page.all("input", name="next", value="/gallery?color=red")
+        assert client.get(page.all("link", rel="stylesheet")[0]["href"]).status_code == 200
+        wrong = client.post("/login", data={"token": "wrong", "next": "/gallery"})
+        assert (wrong.status_code, "set-cookie" in wrong.headers) == (401, False)
+        answer = client.post(
+            "/login", data={"token": token, "next": "/gallery?color=red"}, follow_redirects=False
+        )
+        assert (answer.status_code, answer.headers["location"]) == (303, "/gallery?color=red")
+        cookie = answer.headers["set-cookie"]
+        assert token not in cookie
+        assert {"httponly", "samesite=strict"} <= {part.strip().lower() for part in cookie.split(";")}
+        assert client.get("/gallery").status_code == 200
+        assert client.get("/api/predictions").status_code == 200
+        assert client.post("/api/predictions", json={"prompt": MIX}).status_code == 201
+        assert client.post("/logout", follow_redirects=False).headers["location"] == "/login"
+        assert client.get("/api/predictions").status_code == 401
+        client.cookies.set("tilemix_session", "0" * 64)
+        assert client.get("/api/predictions").status_code == 401
+
+
+def test_a_session_ends_with_its_token(tmp_path, cog):
+    with run(tmp_path, cog, token=Secret("a-token-of-the-studio")) as client:
+        client.post("/login", data={"token": "a-token-of-the-studio"})
+        session = client.cookies["tilemix_session"]
+    with run(tmp_path, cog, token=Secret("another-token-of-the-studio")) as client:
+        client.cookies.set("tilemix_session", session)
+        assert client.get("/api/predictions").status_code == 401
+
+
+def test_the_cookie_is_secure_where_the_page_is(tmp_path, cog):
+    with run(tmp_path, cog, public_url="https://tiles.example") as client:
+        for host, is_secure in (("tiles.example", True), ("127.0.0.1:8000", False)):
+            answer = client.post(
+                "/reader", data={"theme": "dark"}, headers={"Host": host}, follow_redirects=False
+            )
+            assert ("Secure" in answer.headers["set-cookie"]) is is_secure
+
+
+def test_errors_are_pages_for_browsers_and_json_for_programs(shared):
+    assert "<!doctype html>" in shared.get("/nothing").text
+    for path, headers in (("/nothing", {"Accept": "*/*"}), ("/api/predictions/x", {}), ("/files/x", {})):
+        answer = shared.get(path, headers=headers)
+        assert (answer.status_code, set(answer.json())) == (404, {"error"})
+    assert "<!doctype html>" in shared.get("/", headers={"Host": "evil.example"}).text
+
+
+# --- The model's files
+
+
+def test_the_model_page_shows_what_inspect_says(shared):
+    page = Tags(shared.get("/models").text)
+    lora = ROOT / "weights" / "miniature" / "rubber-tile-miniature_sdxl_lora.safetensors"
+    autov2 = hashlib.sha256(lora.read_bytes()).hexdigest()[:10].upper()
+    for text in ("SDXL", "Rank 16", f"hash {autov2}", "AUTOV2", "ohwx_rubber_tile", "<s0> <s1>"):
+        assert text in page.text
+
+
+def test_the_answers_about_model_files_are_kept_until_a_file_changes(tiny_project, tmp_path, monkeypatch):
+    from tilemix.studio import model_files
+
+    asked = []
+    real = model_files._inspect
+    monkeypatch.setattr(model_files, "_inspect", lambda path, stamp: asked.append(path) or real(path, stamp))
+    files = ModelFiles("tiny", tmp_path / "cache.json", tiny_project)
+    first = files.list_entries()
+    assert [(entry.role, entry.is_here, entry.inspected["kind"]) for entry in first] == [
+        ("base", True, "diffusers")
+    ]
+    assert files.list_entries() == first
+    assert len(asked) == 1
+    (tmp_path / "cache.json").write_text("{")
+    assert files.list_entries() == first
+    assert len(asked) == 2
+
+
+def test_a_model_file_that_cannot_be_read_says_why(tmp_path):
+    from tilemix.studio.model_files import _inspect
+
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"no model at all")
+    answer = _inspect(path, "stamp")
+    assert answer.inspected is None
+    assert "x.safetensors" in answer.refused

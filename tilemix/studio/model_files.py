@@ -1,0 +1,136 @@
+"""The served model's files, as `tilemix inspect` knows them.
+
+The command line is asked as a process of its own, so that nothing of the model's world is imported here. Its
+answers are kept in a small JSON file, by path, size and time of change.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tilemix.modelfile.atomic import write_atomically
+from tilemix.project import ROOT
+from tilemix.weights import load_manifest
+from tilemix.weights.local import find_adapter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+INSPECT_SECONDS = 600  # a large file is hashed once
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What the command line said of one file or folder."""
+
+    stamp: str  # sizes and times of change, as they were then
+    inspected: dict[str, Any] | None
+    refused: str | None  # one line; None: not refused
+
+
+class ModelEntry(msgspec.Struct, frozen=True):
+    """One line of the page: a file or folder of the manifest."""
+
+    name: str  # as the manifest has it
+    role: str  # base, vae, lora, embedding
+    scale: float | None  # a LoRA's strength
+    files: tuple[tuple[str, int | None, str | None], ...]  # path, bytes, sha256 as locked
+    is_here: bool
+    inspected: dict[str, Any] | None
+    refused: str | None
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether the manifest says of every file which bytes it holds."""
+        return all(sha256 is not None for _, _, sha256 in self.files)
+
+
+class ModelFiles:
+    """Looks at the files of one packaged model; thread-safe."""
+
+    def __init__(self, model: str, cache: Path, root: Path = ROOT) -> None:
+        self._model = model
+        self._cache = cache
+        self._root = root
+        self._turn = threading.Lock()
+
+    def list_entries(self) -> list[ModelEntry]:
+        """Return the base, the VAE and the adapters of the manifest, in this order."""
+        manifest = load_manifest(self._model, self._root)
+        wanted: list[tuple[str, str, float | None, Path, tuple[tuple[str, int | None, str | None], ...]]] = [
+            (
+                source.folder,
+                role,
+                None,
+                self._root / "weights" / source.folder,
+                tuple((file.path, file.size, file.sha256) for file in source.files),
+            )
+            for role, source in (("base", manifest.base), ("vae", manifest.vae))
+            if source is not None
+        ]
+        wanted += [
+            (
+                adapter.file,
+                adapter.kind,
+                adapter.scale,
+                find_adapter(adapter, self._root),
+                ((adapter.file, adapter.size, adapter.sha256),),
+            )
+            for adapter in manifest.adapters
+        ]
+        with self._turn:
+            known = self._load()
+            answers = {}
+            for _, _, _, path, files in wanted:
+                stamp = _stamp(path, [name for name, _, _ in files])
+                if stamp is not None:
+                    before = known.get(str(path))
+                    answers[str(path)] = before if before and before.stamp == stamp else _inspect(path, stamp)
+            if answers != known:
+                write_atomically(self._cache, msgspec.json.encode(answers))
+        return [
+            ModelEntry(
+                name,
+                role,
+                scale,
+                files,
+                str(path) in answers,
+                answers[str(path)].inspected if str(path) in answers else None,
+                answers[str(path)].refused if str(path) in answers else None,
+            )
+            for name, role, scale, path, files in wanted
+        ]
+
+    def _load(self) -> dict[str, Answer]:
+        try:
+            return msgspec.json.decode(self._cache.read_bytes(), type=dict[str, Answer])
+        except (FileNotFoundError, msgspec.DecodeError):
+            return {}  # it only saves time
+
+
+def _stamp(path: Path, names: list[str]) -> str | None:
+    """Return sizes and times of a file, or of a folder's files; None where something is missing."""
+    paths = [path / name for name in names] if path.is_dir() else [path]
+    if not all(part.is_file() for part in paths):
+        return None
+    states = [part.stat() for part in paths]
+    return " ".join(f"{state.st_size}:{state.st_mtime_ns}" for state in states)
+
+
+def _inspect(path: Path, stamp: str) -> Answer:
+    command = [sys.executable, "-m", "tilemix", "inspect", "--json", str(path)]
+    try:
+        done = subprocess.run(  # noqa: S603 (no shell, and the path is the manifest's)
+            command, cwd=ROOT, capture_output=True, text=True, timeout=INSPECT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Answer(stamp, None, f"not read within {INSPECT_SECONDS} seconds")
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        return Answer(stamp, None, lines[-1].removeprefix("tilemix inspect: "))
+    return Answer(stamp, json.loads(done.stdout), None)

@@ -1,0 +1,736 @@
+// The page's only script. Every page works without it; it adds sliders that always total 100 %, a text that stays
+// in step with them, a sketch, live progress, and settings that survive a reload.
+//
+// Shares are whole tenths of a percent, 0 to 1000, so that their total is exact.
+
+"use strict";
+
+const WHOLE = 1000;
+const PERCENT = 10;
+const POLL_MILLISECONDS = 500;
+const TYPING_MILLISECONDS = 250;
+const STORE = "tilemix-mixer-1";
+
+const find = (selector, root = document) => root.querySelector(selector);
+const findAll = (selector, root = document) => [...root.querySelectorAll(selector)];
+const fill = (text, values) => text.replace(/\$(\w+)/g, (_, name) => values[name]);
+
+// --- The mix -------------------------------------------------------------------------------------------------
+
+/** Split `total` among weights in multiples of `unit` by largest remainder; equal parts where all weights are 0. */
+function apportion(weights, total, unit) {
+  const parts = weights.some((weight) => weight > 0) ? weights : weights.map(() => 1);
+  const sum = parts.reduce((a, b) => a + b, 0);
+  const units = total / unit;
+  const remainders = parts.map((part) => (part * units) % sum); // whole numbers, so that equal ones are equal
+  const whole = parts.map((part, index) => (part * units - remainders[index]) / sum);
+  const missing = units - whole.reduce((a, b) => a + b, 0);
+  const order = parts.map((_, index) => index).sort((a, b) => remainders[b] - remainders[a] || a - b);
+  for (const index of order.slice(0, missing)) whole[index] += 1;
+  return whole.map((count) => count * unit);
+}
+
+/** The shares of a mix; their tenths total 1000 whatever is done. */
+class Shares {
+  constructor(list) {
+    this.list = list; // {color, tenths, wish, locked}; wish: the share to keep proportions by
+    this.rest = null; // the color that takes what the others leave
+  }
+
+  static of(mix, before = new Shares([])) {
+    const list = mix.map(({ color, percent }) => {
+      const tenths = Math.round(percent * PERCENT);
+      const old = before.list.find((share) => share.color === color);
+      return { color, tenths, wish: tenths, locked: old ? old.locked : false };
+    });
+    const shares = new Shares(list);
+    shares.rest = list.some((share) => share.color === before.rest) ? before.rest : null;
+    return shares;
+  }
+
+  get(color) {
+    return this.list.find((share) => share.color === color);
+  }
+
+  /** Give a color so many tenths, as near as the locks allow; the others make room. */
+  move(color, tenths) {
+    const moved = this.get(color);
+    const others = this.list.filter((share) => share !== moved);
+    const locked = others.filter((share) => share.locked).reduce((sum, share) => sum + share.tenths, 0);
+    const free = others.filter((share) => !share.locked);
+    const most = WHOLE - locked;
+    const target = free.length ? Math.min(Math.max(tenths, 0), most) : most;
+    if (target === moved.tenths) return; // shares that were squeezed out stay out
+    moved.tenths = target;
+    const left = most - moved.tenths;
+    const keeper = free.find((share) => share.color === this.rest);
+    const kept = free.filter((share) => share !== keeper).reduce((sum, share) => sum + share.tenths, 0);
+    if (keeper && left >= kept) {
+      keeper.tenths = left - kept;
+      return;
+    }
+    if (keeper) keeper.tenths = 0;
+    const sharing = free.filter((share) => share !== keeper || free.length === 1);
+    if (!sharing.length) return;
+    const unit = left % PERCENT ? 1 : PERCENT;
+    const parts = apportion(sharing.map((share) => share.wish), left, unit);
+    sharing.forEach((share, index) => (share.tenths = parts[index]));
+  }
+
+  /** A slider was let go: from now on proportions are kept as they are. Shares that were squeezed out remember. */
+  settle() {
+    for (const share of this.list) {
+      if (share.tenths > 0) share.wish = share.tenths;
+    }
+  }
+
+  add(color) {
+    this.list.push({ color, tenths: 0, wish: 0, locked: false });
+    this.move(color, 10 * PERCENT);
+    this.settle();
+  }
+
+  /** Whether another color can take this one's share. */
+  canRemove(color) {
+    const share = this.get(color);
+    return this.list.length > 1 && (share.tenths === 0 || this.list.some((other) => other !== share && !other.locked));
+  }
+
+  remove(color) {
+    const share = this.get(color);
+    if (share.tenths > 0) this.move(color, 0);
+    this.list = this.list.filter((other) => other !== share);
+    if (this.rest === color) this.rest = null;
+    this.settle();
+  }
+
+  get mix() {
+    return this.list.filter((share) => share.tenths > 0);
+  }
+}
+
+// --- The sketch ----------------------------------------------------------------------------------------------
+
+const GRAINS = 44; // in a row
+
+/** A small generator of pseudo-random numbers in [0, 1), so that the sketch stands still. Source: mulberry32. */
+function makeRandom(seed) {
+  let state = seed;
+  return () => {
+    state = (state + 0x6d2b79f5) | 0;
+    let value = Math.imul(state ^ (state >>> 15), 1 | state);
+    value = (value + Math.imul(value ^ (value >>> 7), 61 | value)) ^ value;
+    return ((value ^ (value >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+/** Draws granules in the colors of a mix. A grain keeps its place and shape; only its color follows the shares. */
+class Sketch {
+  constructor(canvas) {
+    this.canvas = canvas;
+    const random = makeRandom(7);
+    const count = GRAINS * GRAINS;
+    const ranks = [...Array(count).keys()];
+    for (let index = count - 1; index > 0; index--) {
+      const other = Math.floor(random() * (index + 1));
+      [ranks[index], ranks[other]] = [ranks[other], ranks[index]];
+    }
+    this.grains = ranks.map((rank, index) => {
+      const corners = 5 + Math.floor(random() * 3);
+      const start = random() * Math.PI;
+      return {
+        x: (index % GRAINS) + 0.5 + (random() - 0.5) * 0.7,
+        y: Math.floor(index / GRAINS) + 0.5 + (random() - 0.5) * 0.7,
+        corners: [...Array(corners).keys()].map((corner) => {
+          const angle = start + ((corner + random() * 0.5) / corners) * 2 * Math.PI;
+          const radius = 0.56 + random() * 0.3;
+          return [Math.cos(angle) * radius, Math.sin(angle) * radius];
+        }),
+        light: 0.82 + random() * 0.34,
+        place: (rank + 0.5) / count, // along the stacked shares
+        order: random(),
+      };
+    });
+    this.grains.sort((a, b) => a.order - b.order);
+  }
+
+  draw(shares, hexOf) {
+    const pen = this.canvas.getContext("2d");
+    const size = this.canvas.width;
+    const scale = size / GRAINS;
+    pen.fillStyle = "#17150f";
+    pen.fillRect(0, 0, size, size);
+    const stack = [];
+    let top = 0;
+    for (const share of shares) stack.push({ top: (top += share.tenths / WHOLE), rgb: readHex(hexOf(share.color)) });
+    if (!stack.length) return;
+    pen.lineWidth = 1;
+    pen.strokeStyle = "rgba(12, 10, 8, 0.6)";
+    for (const grain of this.grains) {
+      const { rgb } = stack.find((piece) => grain.place < piece.top) || stack[stack.length - 1];
+      pen.fillStyle = `rgb(${rgb.map((part) => Math.min(255, Math.round(part * grain.light))).join(" ")})`;
+      pen.beginPath();
+      for (const [x, y] of grain.corners) pen.lineTo((grain.x + x) * scale, (grain.y + y) * scale);
+      pen.closePath();
+      pen.fill();
+      pen.stroke();
+    }
+  }
+}
+
+const readHex = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+
+// --- A result ------------------------------------------------------------------------------------------------
+
+/** Shows how a prediction comes on, then its card; one at a time. */
+class Result {
+  constructor(box, onDone = () => {}) {
+    this.box = box;
+    this.onDone = onDone;
+    this.watched = null;
+    box.addEventListener("submit", (event) => this.submit(event));
+  }
+
+  /** Follow the card in the box, if what it shows is still running. */
+  resume() {
+    localizeTimes(this.box);
+    const card = find("[data-running]", this.box);
+    if (card) this.watch(card.dataset.result);
+  }
+
+  async show(id) {
+    this.watched = id;
+    await this.load(id);
+    if (find("[data-running]", this.box)) this.watch(id);
+  }
+
+  async load(id) {
+    const answer = await fetch(`/results/${id}?part=card`);
+    if (!answer.ok || this.watched !== id) return;
+    this.box.innerHTML = await answer.text(); // our own page's HTML, escaped where it was made
+    localizeTimes(this.box);
+  }
+
+  async watch(id) {
+    this.watched = id;
+    while (this.watched === id) {
+      try {
+        const state = await (await fetch(`/results/${id}/state`)).json();
+        if (this.watched !== id) return;
+        if (state.is_done) {
+          await this.load(id);
+          this.onDone(id, this.box);
+          return;
+        }
+        this.report(state);
+      } catch (error) {
+        if (!(error instanceof TypeError)) throw error; // the studio is away for a moment: ask again
+      }
+      await new Promise((resolve) => setTimeout(resolve, POLL_MILLISECONDS));
+    }
+  }
+
+  report(state) {
+    const progress = find("[data-progress]", this.box);
+    const text = find("[data-state]", this.box);
+    if (!progress || !text) return;
+    if (state.fraction === null) progress.removeAttribute("value");
+    else progress.value = state.fraction;
+    if (text.textContent !== state.text) text.textContent = state.text;
+    find("[data-detail]", this.box).textContent = state.detail;
+  }
+
+  /** Cancel without leaving the page. */
+  async submit(event) {
+    const form = event.target;
+    if (!form.matches("[data-cancel]") || !this.watched) return;
+    event.preventDefault();
+    find("button", form).disabled = true;
+    await fetch(`/api/predictions/${this.watched}/cancel`, { method: "POST" });
+  }
+}
+
+function localizeTimes(root) {
+  for (const time of findAll("time[datetime]", root)) {
+    const moment = new Date(time.dateTime);
+    time.textContent = moment.toLocaleString(document.documentElement.lang, { dateStyle: "medium", timeStyle: "short" });
+  }
+}
+
+// --- The form ------------------------------------------------------------------------------------------------
+
+class Mixer {
+  constructor(form) {
+    this.form = form;
+    this.data = JSON.parse(form.dataset.studio);
+    this.colors = new Map(this.data.colors.map((color) => [color.color, color]));
+    this.prompt = find("#prompt");
+    this.seed = find("#seed");
+    this.seedLock = find("#lock-seed");
+    this.rows = find("#shares");
+    this.sketch = new Sketch(find("#sketch"));
+    this.result = new Result(find("#result"), (id, box) => this.finished(box));
+    this.asked = 0; // previews, to use only the answer to the latest
+    this.read = this.data.preview;
+    this.shares = Shares.of(this.read.mix);
+    this.prepare();
+    if (!this.data.is_given) this.restore();
+    else this.forgetQuery();
+    this.drawRows();
+    this.show();
+    if (!this.read.error) this.askPreview();
+    this.result.resume();
+    this.hideSketch();
+  }
+
+  /** Show what needs the script, and listen. */
+  prepare() {
+    for (const element of [find("#sliders"), find("#total"), find("#sketch"), find("#sketch-note"), this.seedLock, find("#reroll"), find(".keys")]) {
+      element.hidden = false;
+    }
+    this.prompt.addEventListener("input", () => {
+      clearTimeout(this.typing);
+      this.typing = setTimeout(() => this.askPreview({ moveSliders: true }), TYPING_MILLISECONDS);
+      this.store();
+    });
+    this.form.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.form.requestSubmit();
+    });
+    this.form.addEventListener("submit", (event) => this.submit(event));
+    this.form.addEventListener("change", () => this.store());
+    find("#result").addEventListener("submit", (event) => this.again(event));
+    find("#reroll").addEventListener("click", () => {
+      this.seed.value = crypto.getRandomValues(new Uint32Array(1))[0] % (this.data.max_seed + 1);
+      this.lockSeed(true);
+    });
+    this.seedLock.addEventListener("click", () => this.lockSeed(this.seedLock.getAttribute("aria-pressed") !== "true"));
+    this.seed.addEventListener("input", () => this.lockSeed(this.seed.value !== ""));
+    find("#add").addEventListener("click", () => this.openChart(find("#chart").hidden));
+    find("#chart").addEventListener("keydown", (event) => {
+      if (event.key === "Escape") this.openChart(false);
+    });
+    for (const chip of findAll("[data-preset]")) {
+      chip.addEventListener("click", (event) => {
+        event.preventDefault();
+        const preset = this.data.presets[chip.dataset.preset];
+        const mix = Object.entries(preset).map(([color, percent]) => ({ color, percent }));
+        this.shares = Shares.of(mix);
+        this.changed({ rebuild: true });
+      });
+    }
+    this.lockSeed(this.seed.value !== "");
+  }
+
+  // The rows.
+
+  describe(color) {
+    return this.colors.get(color) || { color, word: color, label: color, ral: null, hex: "#8A8580" };
+  }
+
+  drawRows() {
+    this.rows.replaceChildren(...this.shares.list.map((share) => this.makeRow(share)));
+  }
+
+  makeRow(share) {
+    const row = find("#row").content.cloneNode(true).firstElementChild;
+    const color = this.describe(share.color);
+    const { words } = this.data;
+    row.dataset.color = share.color;
+    find("rect", row).setAttribute("fill", color.hex);
+    find(".name", row).textContent = color.label;
+    find(".ral", row).textContent = color.ral ? `RAL ${color.ral}` : "";
+    const name = (element, text) => element.setAttribute("aria-label", fill(text, { color: color.label.toLowerCase() }));
+    const slider = find("[type=range]", row);
+    const typed = find("[data-typed]", row);
+    name(slider, words.slider);
+    name(typed, words.share);
+    slider.addEventListener("input", () => this.move(share.color, Math.round(slider.value * PERCENT)));
+    slider.addEventListener("change", () => this.shares.settle());
+    typed.addEventListener("change", () => this.type(share.color, typed));
+    typed.addEventListener("keydown", (event) => {
+      const steps = { ArrowUp: PERCENT, ArrowDown: -PERCENT };
+      if (event.key in steps) {
+        event.preventDefault();
+        this.move(share.color, this.shares.get(share.color).tenths + steps[event.key]);
+        this.shares.settle();
+      } else if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) {
+        event.preventDefault(); // the value counts, the form is not sent
+        this.type(share.color, typed);
+      }
+    });
+    const buttons = { lock: words.lock, rest: words.rest, remove: words.remove };
+    for (const [kind, text] of Object.entries(buttons)) {
+      const button = find(`[data-${kind}]`, row);
+      name(button, text);
+      button.title = button.getAttribute("aria-label");
+      button.addEventListener("click", () => this[kind](share.color));
+    }
+    return row;
+  }
+
+  type(color, field) {
+    const value = Number(field.value.trim().replace(",", ".").replace("%", ""));
+    if (field.value.trim() !== "" && Number.isFinite(value)) {
+      this.move(color, Math.round(value * PERCENT));
+      this.shares.settle();
+    } else {
+      this.show();
+    }
+  }
+
+  move(color, tenths) {
+    this.shares.move(color, tenths);
+    this.changed();
+  }
+
+  lock(color) {
+    const share = this.shares.get(color);
+    share.locked = !share.locked;
+    if (share.locked && this.shares.rest === color) this.shares.rest = null;
+    this.changed();
+  }
+
+  rest(color) {
+    this.shares.rest = this.shares.rest === color ? null : color;
+    this.shares.get(color).locked = false;
+    this.changed();
+  }
+
+  remove(color) {
+    if (!this.shares.canRemove(color)) return;
+    const at = this.shares.list.findIndex((share) => share.color === color);
+    this.shares.remove(color);
+    this.changed({ rebuild: true });
+    const next = this.rows.children[Math.min(at, this.rows.children.length - 1)];
+    find("[type=range]", next).focus();
+  }
+
+  openChart(isOpen) {
+    const chart = find("#chart");
+    const add = find("#add");
+    const hadFocus = chart.contains(document.activeElement);
+    if (isOpen) {
+      const used = new Set(this.shares.list.map((share) => share.color));
+      chart.replaceChildren(...this.data.colors.filter((color) => !used.has(color.color)).map((color) => this.makeChoice(color)));
+    }
+    chart.hidden = !isOpen;
+    add.setAttribute("aria-expanded", String(isOpen));
+    if (isOpen) find("button", chart)?.focus();
+    else if (hadFocus) add.focus();
+  }
+
+  makeChoice(color) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(find("svg", find("#row").content).cloneNode(true), color.label);
+    find("rect", button).setAttribute("fill", color.hex);
+    if (color.ral) {
+      const ral = document.createElement("small");
+      ral.textContent = `RAL ${color.ral}`;
+      button.append(ral);
+    }
+    button.addEventListener("click", () => {
+      this.openChart(false);
+      this.shares.add(color.color);
+      this.changed({ rebuild: true });
+      find("[type=range]", this.rows.lastElementChild).focus();
+    });
+    return button;
+  }
+
+  /** The sliders have changed: the text follows. */
+  changed({ rebuild = false } = {}) {
+    const number = (tenths) => String(tenths / PERCENT);
+    const mix = this.shares.mix.map((share) => `${number(share.tenths)}% ${this.describe(share.color).word}`).join(", ");
+    this.prompt.value = `${this.read.head}${mix}${this.read.tail}`;
+    if (rebuild) this.drawRows();
+    this.show();
+    this.store();
+    clearTimeout(this.typing);
+    this.typing = setTimeout(() => this.askPreview(), TYPING_MILLISECONDS);
+  }
+
+  /** Put the shares into rows, bar and sketch. */
+  show() {
+    for (const row of this.rows.children) {
+      const share = this.shares.get(row.dataset.color);
+      const slider = find("[type=range]", row);
+      const typed = find("[data-typed]", row);
+      const text = String(share.tenths / PERCENT).replace(".", this.data.decimal_point);
+      slider.value = share.tenths / PERCENT;
+      slider.disabled = typed.disabled = share.locked;
+      slider.setAttribute("aria-valuetext", `${text} %`);
+      slider.style.setProperty("--share", `${share.tenths / PERCENT}%`);
+      slider.style.setProperty("--color", this.describe(share.color).hex);
+      typed.value = text;
+      const lock = find("[data-lock]", row);
+      lock.setAttribute("aria-pressed", String(share.locked));
+      setIcon(lock, share.locked ? "locked" : "lock");
+      find("[data-rest]", row).setAttribute("aria-pressed", String(this.shares.rest === share.color));
+      find("[data-remove]", row).disabled = !this.shares.canRemove(share.color);
+    }
+    const total = this.shares.list.reduce((sum, share) => sum + share.tenths, 0);
+    find("#total").textContent = this.shares.list.length ? `${total / PERCENT} %` : "";
+    find("#add").disabled = this.shares.list.length >= this.data.max_colors;
+    this.drawBar();
+    cancelAnimationFrame(this.frame);
+    this.frame = requestAnimationFrame(() => this.sketch.draw(this.shares.mix, (color) => this.describe(color).hex));
+  }
+
+  drawBar() {
+    const bar = find(".controls svg.bar");
+    let x = 0;
+    bar.replaceChildren(
+      ...this.shares.mix.map((share) => {
+        const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+        const values = { x: `${x / PERCENT}%`, width: `${share.tenths / PERCENT}%`, height: "100%", fill: this.describe(share.color).hex };
+        for (const [name, value] of Object.entries(values)) rect.setAttribute(name, value);
+        x += share.tenths;
+        return rect;
+      }),
+    );
+    const named = this.shares.mix.map((share) => `${this.describe(share.color).label} ${share.tenths / PERCENT} %`);
+    bar.setAttribute("aria-label", named.join(", "));
+  }
+
+  // The text.
+
+  /** Ask the server how it reads the text; `moveSliders`: the text was typed, the sliders follow. */
+  async askPreview({ moveSliders = false } = {}) {
+    const turn = ++this.asked;
+    try {
+      const answer = await fetch(`/preview?${new URLSearchParams({ prompt: this.prompt.value })}`);
+      if (turn !== this.asked || !answer.ok) return this.read;
+      const read = await answer.json();
+      if (turn !== this.asked) return this.read;
+      this.showPreview(read);
+      if (!read.error) {
+        this.read = read;
+        if (moveSliders && read.mix.length) {
+          this.shares = Shares.of(read.mix, this.shares);
+          this.drawRows();
+          this.show();
+          this.store();
+        }
+      }
+      return read;
+    } catch (error) {
+      if (!(error instanceof TypeError)) throw error;
+      this.complain(this.data.words.failed);
+      return null;
+    }
+  }
+
+  showPreview(read) {
+    const error = find("[data-prompt-error]") || find("#error");
+    error.hidden = !read.error;
+    this.prompt.toggleAttribute("aria-invalid", Boolean(read.error));
+    if (read.error) {
+      this.prompt.setAttribute("aria-invalid", "true");
+      this.prompt.setAttribute("aria-describedby", error.id);
+      const place = read.marked ? [read.before, makeElement("mark", "", read.marked), " "] : [];
+      error.replaceChildren(`${this.data.words.unread} `, ...place, makeElement("span", "mono", read.error));
+    } else {
+      find("#sent").textContent = read.sent_prompt;
+    }
+    const notes = find("#notes");
+    notes.textContent = read.notes.join(" ");
+    notes.hidden = !read.notes.length;
+  }
+
+  complain(text) {
+    const error = find("#send-error");
+    error.textContent = text;
+    error.hidden = !text;
+  }
+
+  // Seed, settings, sending.
+
+  lockSeed(isLocked) {
+    this.seedLock.setAttribute("aria-pressed", String(isLocked));
+    setIcon(this.seedLock, isLocked ? "locked" : "lock");
+    this.store();
+  }
+
+  get settings() {
+    return findAll("input[name], select[name]", this.form).filter((field) => !field.closest("noscript"));
+  }
+
+  /** The inputs of predict() in the form; a field left empty is left out. */
+  get inputs() {
+    const inputs = { prompt: this.prompt.value.trim() };
+    for (const field of this.settings) {
+      const isText = ["negative_prompt", "output_format"].includes(field.name);
+      if (field.value !== "") inputs[field.name] = isText ? field.value : Number(field.value);
+    }
+    if (this.seedLock.getAttribute("aria-pressed") !== "true") delete inputs.seed;
+    return inputs;
+  }
+
+  async submit(event) {
+    event.preventDefault();
+    clearTimeout(this.typing);
+    await this.generate(this.inputs);
+  }
+
+  /** "Another one" below a picture: the same inputs with a fresh seed. */
+  async again(event) {
+    if (!event.target.matches("[data-again]")) return;
+    event.preventDefault();
+    const numbers = new Set(["width", "height", "num_inference_steps", "guidance_scale", "lora_scale"]);
+    const entries = [...new FormData(event.target)].map(([name, value]) => [name, numbers.has(name) ? Number(value) : value]);
+    await this.generate(Object.fromEntries(entries), { isChecked: true });
+  }
+
+  async generate(inputs, { isChecked = false } = {}) {
+    const button = find("#generate");
+    button.disabled = true;
+    this.complain("");
+    try {
+      if (!isChecked) {
+        const read = await this.askPreview();
+        if (!read || read.error) {
+          this.prompt.focus();
+          return;
+        }
+      }
+      const answer = await fetch("/api/predictions", {
+        method: "POST",
+        headers: { "Content-Type": "application/json" },
+        body: JSON.stringify(inputs),
+      });
+      const found = await answer.json();
+      if (!answer.ok) {
+        this.complain(answer.status === 429 ? this.data.words.slower : found.error);
+        return;
+      }
+      history.replaceState(null, "", `/?result=${found.id}`);
+      find("#sketch-box").hidden = false;
+      await this.result.show(found.id);
+      find(".stage").scrollIntoView({ behavior: "smooth", block: "nearest" });
+    } catch (error) {
+      if (!(error instanceof TypeError)) throw error;
+      this.complain(this.data.words.failed);
+    } finally {
+      button.disabled = false;
+    }
+  }
+
+  finished(box) {
+    this.hideSketch();
+    const seed = find("[data-seed]", box);
+    if (seed && this.seedLock.getAttribute("aria-pressed") !== "true") this.seed.value = seed.textContent.trim();
+    this.store();
+  }
+
+  hideSketch() {
+    find("#sketch-box").hidden = find("#result [data-picture]") !== null;
+  }
+
+  // What survives a reload.
+
+  store() {
+    if (!this.isReady) return;
+    const fields = Object.fromEntries(this.settings.map((field) => [field.name, field.value]));
+    const state = {
+      prompt: this.prompt.value,
+      head: this.read.head,
+      tail: this.read.tail,
+      shares: this.shares.list,
+      rest: this.shares.rest,
+      fields,
+      isSeedLocked: this.seedLock.getAttribute("aria-pressed") === "true",
+      isMoreOpen: find(".more").open,
+    };
+    try {
+      localStorage.setItem(STORE, JSON.stringify(state));
+    } catch (error) {
+      if (!(error instanceof DOMException)) throw error; // storage is full or forbidden: nothing is kept
+    }
+  }
+
+  restore() {
+    const state = readStore();
+    if (!state) return;
+    this.prompt.value = state.prompt;
+    this.read = { ...this.read, head: state.head, tail: state.tail, error: null };
+    this.shares = new Shares(state.shares);
+    this.shares.rest = state.rest;
+    for (const field of this.settings) {
+      if (field.name in state.fields) field.value = state.fields[field.name];
+    }
+    find(".more").open = state.isMoreOpen;
+    this.lockSeed(state.isSeedLocked);
+  }
+
+  /** The form was filled from the address: from now on it keeps itself. */
+  forgetQuery() {
+    if (location.pathname === "/") history.replaceState(null, "", "/");
+  }
+
+  start() {
+    this.isReady = true;
+    this.store();
+    find(".more").addEventListener("toggle", () => this.store());
+  }
+}
+
+/** Return what the last visit left, null where that is nothing that can be used. */
+function readStore() {
+  try {
+    const state = JSON.parse(localStorage.getItem(STORE));
+    const total = state ? state.shares.reduce((sum, share) => sum + share.tenths, 0) : 0;
+    return state && typeof state.prompt === "string" && (total === WHOLE || !state.shares.length) ? state : null;
+  } catch {
+    return null; // another version's, or storage is forbidden
+  }
+}
+
+function setIcon(button, name) {
+  const use = find("use", button);
+  use.setAttribute("href", use.getAttribute("href").replace(/#.*/, `#${name}`));
+}
+
+function makeElement(tag, name, text) {
+  const element = document.createElement(tag);
+  if (name) element.className = name;
+  element.textContent = text;
+  return element;
+}
+
+// --- The gallery ---------------------------------------------------------------------------------------------
+
+/** Two pictures can be compared, not one and not three. */
+function watchChoice(form) {
+  const boxes = findAll("[name=id][type=checkbox]", form);
+  const fixed = findAll("[name=id][type=hidden]", form).length;
+  const update = () => {
+    const count = fixed + boxes.filter((box) => box.checked).length;
+    for (const box of boxes) box.disabled = count >= 2 && !box.checked;
+    find("button", form).disabled = count !== 2;
+  };
+  form.addEventListener("change", update);
+  update();
+}
+
+// --- Start ---------------------------------------------------------------------------------------------------
+
+/** The menus of the page's head: one open at a time, closed by Escape or by a click elsewhere. */
+function watchMenus() {
+  const menus = findAll("details.menu");
+  const close = (but) => menus.filter((menu) => menu !== but).forEach((menu) => (menu.open = false));
+  document.addEventListener("click", (event) => close(event.target.closest("details.menu")));
+  document.addEventListener("keydown", (event) => {
+    const open = event.key === "Escape" && menus.find((menu) => menu.open);
+    if (!open) return;
+    close(null);
+    find("summary", open).focus();
+  });
+}
+
+watchMenus();
+localizeTimes(document);
+if (find("#mixer")) new Mixer(find("#mixer")).start();
+else if (find("#result")) new Result(find("#result")).resume();
+if (find("[data-compare]")) watchChoice(find("[data-compare]"));
+for (const select of findAll("[data-submit]")) select.addEventListener("change", () => select.form.requestSubmit());

@@ -1,0 +1,34 @@
+"""Small copies of the pictures for the gallery, made when they are first asked for."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from tilemix.modelfile.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LONGEST_SIDE = 480  # pixels: a card of the gallery, on a screen of two pixels to the dot
+QUALITY = 82
+
+
+def find_thumbnail(picture: Path, folder: Path) -> Path:
+    """Return the small copy of a picture, a WebP file in `folder`.
+
+    Raises:
+        OSError: the picture cannot be read, or the copy not be written.
+    """
+    path = folder / f"{picture.stem}.webp"
+    if not path.is_file():
+        with Image.open(picture, formats=["PNG", "JPEG", "WEBP"]) as image:
+            small = image.convert("RGB")
+        small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+        buffer = BytesIO()
+        small.save(buffer, "WEBP", quality=QUALITY)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        write_atomically(path, buffer.getvalue())
+    return path
