@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 BIN := .venv/bin
 MODULES := tilemix predict.py bench tests
 
-.PHONY: predict test check format serve studio soak schema test-pins clean \
+.PHONY: predict test check format serve studio soak bench schema test-pins clean \
 	miniature miniature-vae miniature-base miniature-adapters miniature-report
 
 predict: .venv/ready ## PROMPT="50% red, 30% black, 20% pearl" [OUT=tile.png] [SEED=n]
@@ -38,14 +38,14 @@ serve: .venv/ready ## the real Cog server without Docker, on 127.0.0.1 [PORT=500
 	@PATH="$(CURDIR)/$(BIN):$$PATH" PORT="$${PORT:-5000}" COG_PREDICT_TYPE_STUB=predict.py:Predictor \
 		exec $(BIN)/python -m cog.server.http --host 127.0.0.1
 
-studio: .venv/ready ## the server and the studio's API, on 127.0.0.1 [PORT=8000]
+studio: .venv/ready ## the server and the studio with its web page, on 127.0.0.1 [PORT=8000]
 	@TILEMIX_STUDIO_PORT="$${PORT:-8000}" exec $(BIN)/python -m tilemix.studio --with-server
 
-soak: .venv/ready ## the long kill, load and fuzz runs
-	@$(BIN)/python -m tests.soak_crash
-	@$(BIN)/python -m tests.soak_crash --postgresql
-	@$(BIN)/python -m tests.soak_inbox --examples 500
-	@$(BIN)/python -m bench.webhooks
+soak: .venv/ready ## the long kill, load and fuzz runs; their figures go into docs/RELIABILITY.md
+	@$(BIN)/python -m tests.soak
+
+bench: .venv/ready ## speed against two peers, under 15 minutes on 2 quiet cores; writes bench/REPORT.md
+	@TRANSFORMERS_VERBOSITY=error exec $(BIN)/python -m bench.speed
 
 schema: .venv/ready ## rewrite .cog/openapi_schema.json from predict.py
 	@$(BIN)/python -m tilemix.cog_schema
@@ -62,6 +62,7 @@ miniature: miniature-vae miniature-base miniature-adapters miniature-report ## t
 
 miniature-vae: .venv/ready
 	@$(TRAIN) vae
+	@$(TRAIN) decoder
 
 miniature-base: .venv/ready
 	@$(TRAIN) base
@@ -92,5 +93,5 @@ clean: ## the environments; build/ holds hours of training and stays
 .venv-pins/ready: requirements.txt requirements-dev.txt
 	@test -x .venv-pins/bin/pip || $(PYTHON) -m venv --clear .venv-pins
 	@.venv-pins/bin/pip install --quiet --disable-pip-version-check -r requirements.txt \
-		$$(grep -E '^(alembic|blake3|cog|httpcore|httpx|hypothesis|psycopg|pytest|python-multipart|PyYAML|SQLAlchemy|standardwebhooks|starlette|uvicorn)(\[[a-z]*\])?==' requirements-dev.txt)
+		$$(grep -E '^(alembic|blake3|cog|httpcore|httpx|hypothesis|Jinja2|psycopg|pytest|python-multipart|PyYAML|schemathesis|SQLAlchemy|standardwebhooks|starlette|uvicorn)(\[[a-z]*\])?==' requirements-dev.txt)
 	@touch $@

@@ -1,0 +1,94 @@
+"""tilemix, driven by the bench: a packaged model in one of its speed modes, and the files its peers load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bench.peers import Order, PeerFiles
+from tilemix.image_file import encode_image
+from tilemix.pipeline import ReadyPipeline, load_pipeline
+from tilemix.render import Rendered, Renderer
+from tilemix.request import GenerationRequest
+from tilemix.speed import Speed, choose_dtype
+from tilemix.weights import find_model
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """One loaded model."""
+
+    ready: ReadyPipeline
+    renderer: Renderer
+
+    def draw(
+        self, order: Order, *, on_step: Callable[[], None] | None = None, lora_scale: float | None = None
+    ) -> Rendered:
+        """Return the picture with its record; `on_step` is called after each denoising step."""
+
+        def after_step(_: int, __: int) -> None:
+            if on_step is not None:
+                on_step()
+
+        return self.renderer.render(
+            GenerationRequest(
+                prompt=order.prompt,
+                negative_prompt=order.negative_prompt,
+                seed=order.seed,
+                width=order.side,
+                height=order.side,
+                num_inference_steps=order.steps,
+                guidance_scale=order.guidance_scale,
+                lora_scale=lora_scale,
+            ),
+            on_step=after_step,
+        )
+
+    def predict(self, order: Order) -> bytes:
+        """Return the picture as the bytes of a PNG file, its record inside."""
+        rendered = self.draw(order)
+        return encode_image(rendered.pixels, rendered.record, output_format="png")
+
+
+def load_ours(name: str, root: Path, speed: Speed = Speed.EXACT, *, device: str = "cpu") -> Ours:
+    """Load a packaged model with the torch threads as they are, on the CPU also where there is a GPU."""
+    where = torch.device(device)
+    ready = load_pipeline(find_model(name, root), where, choose_dtype(where, speed), speed=speed)
+    return Ours(ready, Renderer(ready))
+
+
+def find_peer_files(name: str, root: Path) -> PeerFiles:
+    """Return the files of a packaged model with one LoRA and one set of embeddings at most."""
+    model = find_model(name, root)
+    paths: Mapping[str, tuple[Path, object]] = {
+        adapter.kind: (path, adapter)
+        for adapter, path in zip(model.manifest.adapters, model.adapters, strict=True)
+    }
+    lora, lora_entry = paths.get("lora", (None, None))
+    embeddings, tokens_entry = paths.get("embedding", (None, None))
+    return PeerFiles(
+        base=model.base,
+        lora=lora,
+        lora_scale=getattr(lora_entry, "scale", None) or 1.0,
+        embeddings=embeddings,
+        tokens=getattr(tokens_entry, "tokens", ()),
+    )
+
+
+@contextmanager
+def replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    """Put `value` in the place of an attribute: how the bench undoes a lever."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

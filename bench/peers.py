@@ -1,0 +1,186 @@
+"""The two ways of drawing the same picture with plain diffusers that tilemix is measured against.
+
+N, what people write: the model card's lines, the LoRA loaded and left beside the weights, its scale handed over in
+`cross_attention_kwargs`, compel, `image.save`. S, the strong recipe of diffusers' "accelerate inference" pages: the
+LoRA fused and its wrappers unloaded, channels_last, fused QKV projections, the UNet and the VAE's decoder compiled;
+compel and `image.save` all the same.
+
+Nothing of tilemix is imported here, so that a peer's cold start is its own.
+
+Sources: https://huggingface.co/docs/diffusers (SDXL, LoRA, "Accelerate inference"); compel's README.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from compel import CompelForSDXL
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+from safetensors.torch import load_file
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+ADAPTER = "tile_lora"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerFiles:
+    """What a model is made of."""
+
+    base: Path  # a folder in diffusers' layout
+    lora: Path | None = None
+    lora_scale: float = 1.0
+    embeddings: Path | None = None  # of both text encoders: clip_l and clip_g
+    tokens: tuple[str, ...] = ()  # one for each row of them
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One picture to draw, the same for the peers and for tilemix."""
+
+    prompt: str  # as it is sent to the text encoders
+    negative_prompt: str
+    seed: int
+    side: int  # pixels, square
+    steps: int
+    guidance_scale: float
+
+
+@dataclass(slots=True)
+class Peer:
+    """A loaded pipeline of plain diffusers."""
+
+    pipe: StableDiffusionXLPipeline
+    compel: CompelForSDXL
+    call_options: Mapping[str, object] = field(default_factory=dict)
+
+    def encode(self, order: Order) -> dict[str, torch.Tensor]:
+        """Return what compel makes of the prompts, by the names the pipeline's call takes."""
+        encoded = self.compel(order.prompt, negative_prompt=order.negative_prompt)
+        return {
+            "prompt_embeds": encoded.embeds,
+            "pooled_prompt_embeds": encoded.pooled_embeds,
+            "negative_prompt_embeds": encoded.negative_embeds,
+            "negative_pooled_prompt_embeds": encoded.negative_pooled_embeds,
+        }
+
+    def draw(self, order: Order, *, on_step: Callable[[], None] | None = None) -> Image.Image:
+        """Return the picture; `on_step` is called after each denoising step."""
+        options = dict(self.call_options)
+        if on_step is not None:
+
+            def after_step(_: object, __: int, ___: object, tensors: dict[str, object]) -> dict[str, object]:
+                on_step()
+                return tensors
+
+            options |= {"callback_on_step_end": after_step, "callback_on_step_end_tensor_inputs": []}
+        return self.pipe(
+            **self.encode(order),
+            width=order.side,
+            height=order.side,
+            num_inference_steps=order.steps,
+            guidance_scale=order.guidance_scale,
+            generator=torch.Generator("cpu").manual_seed(order.seed),
+            **options,
+        ).images[0]
+
+    def predict(self, order: Order) -> bytes:
+        """Return the picture as the bytes of a PNG file."""
+        return save_png(self.draw(order))
+
+
+def save_png(image: Image.Image) -> bytes:
+    """Return what `image.save("picture.png")` would write."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def load_naive(files: PeerFiles, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Peer:
+    """Load peer N."""
+    pipe = load_base(files, dtype=dtype, device=device)
+    if files.lora is None:
+        return Peer(pipe, CompelForSDXL(pipe))
+    load_lora(pipe, files.lora)
+    return Peer(pipe, CompelForSDXL(pipe), {"cross_attention_kwargs": {"scale": files.lora_scale}})
+
+
+def load_strong(
+    files: PeerFiles,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    compiled: bool = False,
+) -> Peer:
+    """Load peer S; without `compiled` it stays eager, and needs no C++ compiler."""
+    pipe = load_base(files, dtype=dtype, device=device)
+    if files.lora is not None:
+        load_lora(pipe, files.lora)
+        fuse_lora(pipe, files.lora_scale)
+    pipe.fuse_qkv_projections()
+    pipe.unet.to(memory_format=torch.channels_last)
+    pipe.vae.to(memory_format=torch.channels_last)
+    if compiled:
+        options = {"fullgraph": True} | ({"mode": "max-autotune"} if device == "cuda" else {})
+        pipe.unet = torch.compile(pipe.unet, **options)
+        pipe.vae.decode = torch.compile(pipe.vae.decode, **options)
+    return Peer(pipe, CompelForSDXL(pipe))
+
+
+def load_base(
+    files: PeerFiles, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> StableDiffusionXLPipeline:
+    """Load the base with the scheduler and the tokens in place, and no LoRA yet."""
+    pipe = StableDiffusionXLPipeline.from_pretrained(
+        files.base, dtype=dtype, use_safetensors=True, add_watermarker=False, local_files_only=True
+    )
+    pipe.to(device)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipe.scheduler.config, algorithm_type="dpmsolver++", use_karras_sigmas=True
+    )
+    if files.embeddings is not None:
+        rows = load_file(files.embeddings)
+        for key, encoder, tokenizer in (
+            ("clip_l", pipe.text_encoder, pipe.tokenizer),
+            ("clip_g", pipe.text_encoder_2, pipe.tokenizer_2),
+        ):
+            pipe.load_textual_inversion(
+                rows[key], token=list(files.tokens), text_encoder=encoder, tokenizer=tokenizer
+            )
+    return pipe
+
+
+def load_lora(pipe: StableDiffusionXLPipeline, path: Path) -> None:
+    """Put a LoRA beside the weights, as PEFT's wrappers."""
+    pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=ADAPTER)
+
+
+def fuse_lora(pipe: StableDiffusionXLPipeline, scale: float) -> None:
+    """Merge the LoRA that stands beside the weights, and take its wrappers away."""
+    pipe.fuse_lora(lora_scale=scale)
+    pipe.unload_lora_weights()
+
+
+def quiet() -> None:
+    """Keep the libraries' progress bars and notes off the screen, for good."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+def find_cxx_compiler() -> str | None:
+    """Return the C++ compiler that torch.compile would use on a CPU, or None."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    return next((found for name in names if (found := shutil.which(name))), None)

@@ -1,0 +1,138 @@
+"""The rows as a table, as a report, as JSON, and as a part of the README."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from bench.figures import FAILURES, Figure, Row
+from bench.machine import Machine
+from tilemix.errors import InputError
+from tilemix.modelfile.atomic import write_atomically
+from tilemix.project import ROOT
+
+REPORT_MD = ROOT / "bench" / "REPORT.md"
+REPORT_JSON = ROOT / "bench" / "report.json"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- bench: written by make bench -->", "<!-- end of bench -->"
+HEAD = "| # | what | measured (target) | gates | |\n|---|---|---|---|---|"
+
+
+class Report(msgspec.Struct, frozen=True):
+    """One run of the bench."""
+
+    machine: Machine
+    rows: tuple[Row, ...]
+    seconds: float  # that all of it took
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a gate is broken or a row could not be measured."""
+        return any(row.verdict in FAILURES for row in self.rows)
+
+
+def render_table(rows: Sequence[Row]) -> str:
+    """Return rows as a Markdown table."""
+    return "\n".join([HEAD, *(_render_row(row) for row in rows)])
+
+
+def render_facts(machine: Machine) -> str:
+    """Return the machine in one line."""
+    versions = ", ".join(f"{name} {found}" for name, found in machine.versions.items())
+    return (
+        f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB, "
+        f"bf16 instructions: {'yes' if machine.has_bf16 else 'no'}, GPU: {machine.gpu or 'none'}, "
+        f"C++ compiler: {'yes' if machine.cxx_compiler else 'no'}, load at the start: {machine.load_at_start:g}; "
+        f"{versions}"
+    )
+
+
+def render_report(report: Report) -> str:
+    """Return bench/REPORT.md."""
+    lines = [
+        "# Speed",
+        "",
+        "Written by `make bench`; the same as data: [report.json](report.json). N is what people write with "
+        "diffusers, S its strong recipe ([peers.py](peers.py)). Each figure is a ratio of minima over interleaved "
+        "runs in one process; `exact` and `equivalent` are the speed modes. pass: every target is met; short: one "
+        "is missed; broken: a gate does not hold, so the figures do not count.",
+        "",
+        render_facts(report.machine) + ".",
+        "",
+        f"Took {report.seconds / 60:.1f} minutes.",
+        "",
+    ]
+    if report.machine.warning:
+        lines += [f"**Not quiet: {report.machine.warning}.**", ""]
+    lines += [render_table(report.rows), ""]
+    for row in report.rows:
+        lines += [f"* {row.key}: {note}" for note in row.notes]
+        lines += [f"* {row.key}: {gate.name}: {gate.found}; the rule: {gate.rule}" for gate in row.gates]
+        if row.error is not None:
+            lines.append(f"* {row.key}: error: {row.error}")
+    return "\n".join(lines) + "\n"
+
+
+def render_readme(report: Report) -> str:
+    """Return what stands between the README's markers: the numbered rows and the modes."""
+    shown = [row for row in report.rows if row.key[0].isdigit() or row.key.startswith("M-")]
+    note = f"\n\n*{report.machine.warning.capitalize()}.*" if report.machine.warning else ""
+    return f"{render_table(shown)}\n\nOn {render_facts(report.machine)}.{note}"
+
+
+def write_report(report: Report, *, markdown: Path = REPORT_MD, data: Path = REPORT_JSON) -> None:
+    """Write both files, each whole or not at all."""
+    write_atomically(markdown, render_report(report).encode())
+    write_atomically(data, msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+
+
+def read_report(path: Path = REPORT_JSON) -> Report:
+    """Read what `write_report` wrote."""
+    return msgspec.json.decode(path.read_bytes(), type=Report)
+
+
+def merge_rows(old: Sequence[Row], new: Sequence[Row]) -> tuple[Row, ...]:
+    """Return the rows of `old` with those of `new` in their places, and what is new after them."""
+    fresh = {row.key: row for row in new}
+    kept = [fresh.pop(row.key, row) for row in old]
+    return (*kept, *fresh.values())
+
+
+def fill_readme(text: str, report: Report) -> str:
+    """Return the README with the report between its markers.
+
+    Raises:
+        InputError: the markers are not there, each once and in order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in after or END in after:
+        raise InputError(f"README.md: expected {BEGIN!r} and after it {END!r}, each once")
+    return f"{before}{BEGIN}\n{render_readme(report)}\n{END}{after}"
+
+
+def _render_row(row: Row) -> str:
+    figures = "; ".join(_render_figure(figure) for figure in row.figures)
+    gates = "; ".join(f"{gate.name}: {gate.found}" for gate in row.gates)
+    cells = [row.key, row.title, figures or "", gates, row.verdict]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _render_figure(figure: Figure) -> str:
+    target = ""
+    if figure.at_least is not None:
+        target = f" (at least {figure.at_least:g})"
+    elif figure.at_most is not None:
+        target = f" (at most {figure.at_most:g})"
+    return f"{figure.name} {_render_value(figure)}{target}"
+
+
+def _render_value(figure: Figure) -> str:
+    if figure.value is None:
+        return "not measured"
+    unit = {"x": "x", "%": " %", "": ""}.get(figure.unit, f" {figure.unit}")
+    value = figure.value
+    digits = 0 if float(value).is_integer() or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f}{unit}"

@@ -1,0 +1,267 @@
+"""Every lever with and without: what is left of the gain when one of them alone is undone."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.attention_processor import AttnProcessor2_0
+from PIL import Image
+
+from bench import peers
+from bench.figures import (
+    Figure,
+    Row,
+    count_within_one,
+    equal_gate,
+    equivalent_gate,
+    exact_gate,
+    interleave,
+    measure_psnr,
+)
+from bench.ours import Ours, find_peer_files, load_ours, replaced
+from bench.pictures import order_tile, order_topology, read_tile_picture, to_decoded
+from bench.rows_whole import run_module
+from bench.steps import count_operations, time_steps
+from bench.topology import LORA_SCALE, MODEL, TINY, write_project
+from tilemix.image_file import encode_image
+from tilemix.project import ROOT
+from tilemix.render import to_pixels
+from tilemix.speed import Speed
+
+if TYPE_CHECKING:
+    from tilemix.provenance import Record
+
+
+def measure_step_levers(root: Path, rounds: int = 4) -> list[Row]:
+    """What changes the denoising step, on the topology in fp32: four levers, each undone alone."""
+    ours, wrapped, stock = (load_ours(MODEL, root, Speed.EXACT) for _ in range(3))
+    files = find_peer_files(MODEL, root)
+    peers.load_lora(wrapped.ready.pipeline, files.lora)
+    wrapped.ready.pipeline.set_adapters([peers.ADAPTER], [LORA_SCALE])
+    stock.ready.pipeline.unet.set_attn_processor(AttnProcessor2_0())
+    order = order_topology(0)
+
+    def draw(
+        on_step: Callable[[], None], *, by: Ours, scale: float | None = None, undo: Callable = nullcontext
+    ) -> np.ndarray:
+        with undo():
+            return by.draw(order, on_step=on_step, lora_scale=scale).pixels
+
+    without_inference_mode = partial(replaced, torch, "inference_mode", torch.no_grad)
+    two_calls = partial(replaced, stock.ready.pipeline.unet, "forward", split_batch(stock))
+    draws = {
+        "ours": partial(draw, by=ours),
+        "wrapped": partial(draw, by=wrapped, scale=0.0),  # nothing merged: PEFT's wrappers add the LoRA
+        "stock": partial(draw, by=stock),
+        "no_grad": partial(draw, by=ours, undo=without_inference_mode),
+        "two calls": partial(draw, by=stock, undo=two_calls),
+    }
+    pictures = {name: one(lambda: None) for name, one in draws.items()}
+    seconds = time_steps(draws, rounds)
+    operations = {name: count_operations(one).computing for name, one in draws.items()}
+
+    def make_row(key: str, title: str, without: str, kept: str = "ours") -> Row:
+        figures = (
+            Figure("without / with", seconds[without] / seconds[kept], "x"),
+            Figure("operations without / with", operations[without] / operations[kept], "x"),
+        )
+        gate = exact_gate("same picture", [count_within_one(pictures[without], pictures[kept])])
+        return Row(key, title, figures, (gate,))
+
+    return [
+        make_row("L1", "LoRA merged into the weights; without: PEFT's wrappers beside them", "wrapped"),
+        make_row(
+            "L2", "The text's keys and values kept over the steps; without: diffusers' attention", "stock"
+        ),
+        make_row("L3", "Both halves of CFG in one batch; without: two calls", "two calls", "stock"),
+        make_row("L4", "inference_mode; without: no_grad", "no_grad"),
+    ]
+
+
+def split_batch(ours: Ours) -> Callable[..., object]:
+    """Return the UNet's forward with the halves of its batch one after the other."""
+    forward = ours.ready.pipeline.unet.forward
+
+    def run(sample: torch.Tensor, timestep: object, *args: object, **kwargs: object) -> object:
+        halves = [
+            forward(
+                sample[half : half + 1],
+                timestep,
+                *(_take(one, half) for one in args),
+                **{name: _take(one, half) for name, one in kwargs.items()},
+            )
+            for half in range(2)
+        ]
+        if isinstance(halves[0], tuple):
+            return (torch.cat([half[0] for half in halves]),)
+        return type(halves[0])(sample=torch.cat([half.sample for half in halves]))
+
+    return run
+
+
+def _take(value: object, half: int) -> object:
+    if isinstance(value, torch.Tensor) and value.ndim and len(value) == 2:
+        return value[half : half + 1]
+    if isinstance(value, Mapping):
+        return {name: _take(one, half) for name, one in value.items()}
+    return value
+
+
+def measure_tail_levers(record: Record, rounds: int = 6) -> list[Row]:
+    """What changes the tail: the conversion to 8 bits and the PNG encoder."""
+    pixels = read_tile_picture()
+    decoded = to_decoded(pixels)
+    processor = VaeImageProcessor(vae_scale_factor=8)
+    kept: dict[str, np.ndarray] = {}
+    files: dict[str, bytes] = {}
+
+    def convert_in_torch(_: int) -> None:
+        kept["with"] = to_pixels(decoded)
+
+    def convert_in_numpy(_: int) -> None:
+        kept["without"] = np.asarray(processor.postprocess(decoded, output_type="pil")[0])
+
+    def encode(_: int) -> None:
+        files["with"] = encode_image(pixels, record, output_format="png")
+
+    def encode_by_pillow(_: int, **options: int) -> None:
+        buffer = BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG", **options)
+        files["Huffman" if options else "without"] = buffer.getvalue()
+
+    conversion = interleave({"with": convert_in_torch, "without": convert_in_numpy}, rounds)
+    encoders = interleave(
+        {
+            "with": encode,
+            "without": encode_by_pillow,
+            "Huffman": partial(encode_by_pillow, compress_level=1, compress_type=2),
+        },
+        rounds,
+    )
+    same_file = all(np.array_equal(np.asarray(Image.open(BytesIO(file))), pixels) for file in files.values())
+    return [
+        Row(
+            "L5",
+            "8 bits made in torch; without: diffusers' way through numpy",
+            (Figure("without / with", conversion["without"].best / conversion["with"].best, "x"),),
+            (equal_gate("pixels", is_equal=np.array_equal(kept["with"], kept["without"])),),
+        ),
+        Row(
+            "L6",
+            "PNG by one filter and Huffman codes; without: Pillow's default",
+            (
+                Figure("without / with", encoders["without"].best / encoders["with"].best, "x"),
+                Figure("Pillow, Huffman codes / with", encoders["Huffman"].best / encoders["with"].best, "x"),
+                Figure("file", len(files["with"]) / len(files["without"]), "x"),
+            ),
+            (equal_gate("pixels", is_equal=same_file),),
+        ),
+    ]
+
+
+def measure_prompt_levers(rounds: int = 8) -> list[Row]:
+    """What changes the prompt encoding: one pass per encoder instead of compel's, and the cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = write_project(Path(folder), TINY)
+        ours = load_ours(MODEL, root, Speed.EXACT)
+        peer = peers.load_naive(find_peer_files(MODEL, root))
+        seconds: dict[str, list[float]] = {"new": [], "repeated": []}
+        pictures: list[np.ndarray] = []
+
+        def draw(number: int) -> None:
+            for kind in seconds:
+                rendered = ours.draw(order_topology(number, steps=1))
+                seconds[kind].append(rendered.seconds["encode_prompt"])
+                pictures.append(rendered.pixels)
+
+        naive = interleave(
+            {"with": draw, "without": lambda number: peer.encode(order_topology(number))}, rounds
+        )["without"].best
+    new, repeated = (min(taken[1:]) for taken in seconds.values())
+    is_equal = all(np.array_equal(*pair) for pair in zip(pictures[::2], pictures[1::2], strict=True))
+    return [
+        Row(
+            "L7",
+            "One batched pass per text encoder; without: compel",
+            (Figure("without / with", naive / new, "x"),),
+        ),
+        Row(
+            "L8",
+            "Embeddings of a repeated prompt kept; without: encoded again",
+            (Figure("without / with", new / repeated, "x"),),
+            (equal_gate("same picture", is_equal=is_equal),),
+        ),
+    ]
+
+
+def measure_import_lever(root: Path, rounds: int = 2) -> Row:
+    """What lazy imports save of a cold start."""
+    best = {"with": float("inf"), "without": float("inf")}
+    for number in range(rounds + 1):
+        for name, options in (("with", ()), ("without", ("--eager",))):
+            told = run_module("bench.cold_ours", root, MODEL, *options)
+            if number:
+                best[name] = min(best[name], told["ready_at"] - told["started_at"])
+    return Row(
+        "L9",
+        "Cold start with imports where they are needed; without: whole libraries",
+        (Figure("without / with", best["without"] / best["with"], "x"), Figure("with", best["with"], "s")),
+    )
+
+
+def measure_memory_lever(rounds: int = 1) -> Row:
+    """What it saves to keep freed memory in the process: a second picture of 1024x1024 and two steps."""
+    best = {"with": float("inf"), "without": float("inf")}
+    for _ in range(rounds):
+        for name, options in (("with", ()), ("without", ("--give-back",))):
+            told = run_module("bench.cold_ours", ROOT, "miniature", "--draw", *options)
+            best[name] = min(best[name], told["again"])
+    return Row(
+        "L12",
+        "Freed memory kept in the process; without: given back to the system each time",
+        (Figure("without / with", best["without"] / best["with"], "x"),),
+        notes=("a process each; in the other rows it is kept for the peers, too",),
+    )
+
+
+def measure_layout_levers(rounds: int = 2, *, side: int = 512, steps: int = 4) -> list[Row]:
+    """What bf16 and channels_last save of denoising and decoding, on the miniature."""
+    modes = {
+        "with": load_ours("miniature", ROOT, Speed.EQUIVALENT),
+        "fp32": load_ours("miniature", ROOT, Speed.EXACT),
+        "channels first": load_ours("miniature", ROOT, Speed.EQUIVALENT),
+    }
+    for part in ("unet", "vae"):
+        getattr(modes["channels first"].ready.pipeline, part).to(memory_format=torch.contiguous_format)
+    best: dict[str, dict[str, float]] = {name: {} for name in modes}
+    pictures: dict[str, np.ndarray] = {}
+    for number in range(rounds + 1):
+        for name, ours in modes.items():
+            rendered = ours.draw(order_tile(number, side=side, steps=steps))
+            pictures[name] = rendered.pixels
+            for part, taken in rendered.seconds.items():
+                if number:
+                    best[name][part] = min(taken, best[name].get(part, taken))
+
+    def make_row(key: str, title: str, without: str) -> Row:
+        figures = tuple(
+            Figure(f"{part}: without / with", best[without][part] / best["with"][part], "x")
+            for part in ("denoise", "decode")
+        )
+        psnr = measure_psnr(pictures[without], pictures["with"])
+        return Row(key, title, figures, (equivalent_gate("same picture", [psnr]),))
+
+    dtypes = {name: str(ours.ready.dtype).removeprefix("torch.") for name, ours in modes.items()}
+    return [
+        make_row("L10", f"UNet and VAE in {dtypes['with']}; without: {dtypes['fp32']}", "fp32"),
+        make_row("L11", "Channels last in UNet and VAE; without: channels first", "channels first"),
+    ]

@@ -1,0 +1,298 @@
+"""Rows 6 to 9: the process and the whole prediction."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bench import peers
+from bench.figures import (
+    Figure,
+    Row,
+    count_within_one,
+    equal_gate,
+    equivalent_gate,
+    exact_gate,
+    interleave,
+    measure_psnr,
+)
+from bench.ours import find_peer_files, load_ours
+from bench.pictures import order_tile
+from bench.topology import MODEL, TINY, Shape, write_project
+from tilemix.image_file import encode_image
+from tilemix.measure import measure_shares
+from tilemix.mix import parse_mix
+from tilemix.project import ROOT
+from tilemix.provenance import png_chunks
+from tilemix.speed import Speed
+
+if TYPE_CHECKING:
+    from bench.ours import Ours
+
+WIDE = Shape(widths=(96, 192, 384), heads=(3, 6, 12))  # 0.9 GB in fp32
+CPU_ALONE = {"CUDA_VISIBLE_DEVICES": ""}
+MIX = "50% red, 50% black"
+BLOCK = 8 * 2**20
+WARM_PART = 3  # the first third of the predictions may still fill what is kept
+MEMORY_GROWTH = 16.0  # MB; an allocator's own ups and downs
+
+
+def run_module(
+    module: str, *arguments: object, timeout: float = 600, environment: Mapping[str, str] = CPU_ALONE
+) -> dict[str, float]:
+    """Run `python -m module` from the project's folder and return the JSON of its last line, with its `started_at`."""
+    started_at = time.monotonic()
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{module} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    return json.loads(done.stdout.splitlines()[-1]) | {"started_at": started_at}
+
+
+def measure_cold_start(root: Path, rounds: int = 3) -> Row:
+    """Row 6, the time: from the start of the process to ready, files in the page cache."""
+    files = find_peer_files(MODEL, root)
+    best = {"N": float("inf"), "ours": float("inf")}
+    for number in range(rounds + 1):
+        for name, start in {
+            "N": partial(run_module, "bench.cold_naive", files.base, files.lora, files.lora_scale),
+            "ours": partial(run_module, "bench.cold_ours", root, MODEL),
+        }.items():
+            told = start()
+            if number:  # the first round fills the page cache and Python's
+                best[name] = min(best[name], told["ready_at"] - told["started_at"])
+    return Row(
+        "6",
+        "Cold start: start of the process to ready, tiny weights",
+        (
+            Figure("ours / N", best["ours"] / best["N"], "x", at_most=0.6),
+            Figure("N", best["N"], "s"),
+            Figure("ours", best["ours"], "s"),
+        ),
+    )
+
+
+def measure_weights(root: Path, narrow: Path, rounds: int = 2) -> Row:
+    """Row 6, the weights: how fast 0.9 GB are read, beside a plain sequential read, and the peak of memory.
+
+    `root` and `narrow` are empty folders: for the wide model, and for the same one in the topology's own widths,
+    whose load is taken off, so that what is left is reading.
+    """
+    write_project(root, WIDE, lora=False)
+    plain = write_project(narrow, lora=False)
+    wide_files, narrow_files = (sorted(one.rglob("*.safetensors")) for one in (root, plain))
+    wide_bytes, narrow_bytes = (
+        sum(file.stat().st_size for file in some) for some in (wide_files, narrow_files)
+    )
+    best = dict.fromkeys(("read", "wide", "narrow"), float("inf"))
+    peak = 0.0
+    for _ in range(rounds):
+        evict(wide_files)
+        began = time.monotonic()
+        for file in wide_files:
+            read_through(file)
+        best["read"] = min(best["read"], time.monotonic() - began)
+        for name, folder, files in (("wide", root, wide_files), ("narrow", plain, narrow_files)):
+            evict(files)
+            told = run_module("bench.cold_ours", folder, MODEL)
+            best[name] = min(best[name], told["load"])
+            if name == "wide":
+                peak = max(peak, told["peak_bytes"])
+    read_rate = wide_bytes / best["read"]
+    took = max(best["wide"] - best["narrow"], 1e-3)
+    return Row(
+        "6w",
+        f"Weights of {wide_bytes / 1e9:.2f} GB, out of the page cache: read rate and peak of memory",
+        (
+            Figure(
+                "of a sequential read", 100 * (wide_bytes - narrow_bytes) / took / read_rate, "%", at_least=80
+            ),
+            Figure("peak / weights", peak / wide_bytes, "x", at_most=1.15),
+            Figure("sequential read", read_rate / 1e9, "GB/s"),
+            Figure("ours", best["wide"], "s"),
+        ),
+        notes=(
+            "the load of the same model with narrow weights is taken off; peak: resident, over the imports",
+        ),
+    )
+
+
+def evict(files: list[Path]) -> None:
+    """Ask the system to drop files from its page cache."""
+    for file in files:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_through(file: Path) -> None:
+    """Read a file from its beginning to its end into one buffer."""
+    buffer = bytearray(BLOCK)
+    with file.open("rb", buffering=0) as opened:
+        while opened.readinto(buffer):
+            pass
+
+
+def measure_predictions(rounds: int = 3, *, side: int = 512, steps: int = 25) -> list[Row]:
+    """Rows 7 and 8: prompt to PNG with the miniature, and what of it is neither UNet nor VAE."""
+    files = find_peer_files("miniature", ROOT)
+    naive = peers.load_naive(files)
+    exact, equivalent = (
+        load_ours("miniature", ROOT, Speed.EXACT),
+        load_ours("miniature", ROOT, Speed.EQUIVALENT),
+    )
+    pictures: dict[str, dict[int, bytes]] = {}
+
+    def keep(name: str, predict: Callable[[peers.Order], bytes]) -> Callable[[int], None]:
+        def run(number: int) -> None:
+            pictures.setdefault(name, {})[number] = predict(order_tile(number, side=side, steps=steps))
+
+        return run
+
+    variants = {
+        "N": keep("N", naive.predict),
+        "exact": keep("exact", exact.predict),
+        "equivalent": keep("equivalent", equivalent.predict),
+    }
+    notes = [f"N in fp32, S in bf16; {steps} steps, {side}x{side}, guidance 1.5"]
+    if peers.find_cxx_compiler() is None:
+        notes.append("S not measured: torch.compile needs a C++ compiler, and there is none")
+    else:
+        began = time.perf_counter()
+        try:
+            strong = peers.load_strong(files, dtype=torch.bfloat16, compiled=True)
+            strong.predict(order_tile(0, side=side, steps=1))
+        except Exception as error:  # noqa: BLE001 the compiler's errors are many, and the peer's own
+            notes.append(f"S not measured: torch.compile failed: {type(error).__name__}")
+        else:
+            notes.append(f"S compiled for {time.perf_counter() - began:.0f} s before its first picture")
+            variants["S"] = keep("S", strong.predict)
+    best = {name: timing.best for name, timing in interleave(variants, rounds).items()}
+    pixels = {
+        name: [np.asarray(Image.open(BytesIO(file)).convert("RGB")) for file in files_of.values()]
+        for name, files_of in pictures.items()
+    }
+    within_one = [count_within_one(*pair) for pair in zip(pixels["exact"], pixels["N"], strict=True)]
+    psnrs = [measure_psnr(*pair) for pair in zip(pixels["equivalent"], pixels["exact"], strict=True)]
+    whole = Row(
+        "7",
+        f"Whole prediction, prompt to PNG, miniature {side}x{side}, {steps} steps",
+        (
+            Figure("equivalent: N / ours", best["N"] / best["equivalent"], "x", at_least=1.7),
+            Figure(
+                "equivalent: S / ours",
+                best["S"] / best["equivalent"] if "S" in best else None,
+                "x",
+                at_least=1.1,
+            ),
+            Figure("exact: N / ours", best["N"] / best["exact"], "x", at_least=1.25),
+            *(Figure(name, seconds, "s") for name, seconds in best.items()),
+        ),
+        (exact_gate("exact against N", within_one), equivalent_gate("equivalent against exact", psnrs)),
+        tuple(notes),
+    )
+    return [whole, *measure_rest(equivalent, rounds, side=side, steps=steps)]
+
+
+def measure_rest(ours: Ours, rounds: int, *, side: int, steps: int) -> list[Row]:
+    """Row 8: what of a prediction is neither UNet nor VAE; and apart, the record and the measuring of the colors."""
+    mix = parse_mix(MIX).mix
+    assert mix is not None
+    best = dict.fromkeys(("share", "record", "colors"), float("inf"))
+    for number in range(100, 101 + rounds):
+        order = order_tile(number, side=side, steps=steps)
+        with clock_networks(ours.ready.pipeline) as spans:
+            began = time.perf_counter()
+            rendered = ours.draw(order)
+            encode_image(rendered.pixels, rendered.record, output_format="png")
+            took = time.perf_counter() - began
+        began = time.perf_counter()
+        png_chunks(rendered.record)
+        recorded = time.perf_counter()
+        measure_shares(rendered.pixels, mix)
+        measured = time.perf_counter()
+        taken = {
+            "share": (took - sum(spans)) / took,
+            "record": recorded - began,
+            "colors": measured - recorded,
+        }
+        best = {name: min(best[name], seconds) for name, seconds in taken.items()}
+    return [
+        Row(
+            "8",
+            "Everything that is neither UNet nor VAE, of a whole prediction",
+            (Figure("share", 100 * best["share"], "%", at_most=3),),
+            notes=("a new prompt each time; the record is within the time, measuring the colors is not",),
+        ),
+        Row(
+            "8r",
+            "The record, as part of row 8; measuring the colors, after the bytes",
+            (Figure("record", 1e3 * best["record"], "ms"), Figure("colors", 1e3 * best["colors"], "ms")),
+        ),
+    ]
+
+
+@contextmanager
+def clock_networks(pipeline: object) -> Iterator[list[float]]:
+    """Yield a list that gets the seconds of every run of the UNet and of the VAE's decoder."""
+    spans: list[float] = []
+
+    def begin(*_: object) -> None:
+        spans.append(-time.perf_counter())
+
+    def end(*_: object) -> None:
+        spans[-1] += time.perf_counter()
+
+    hooks = [
+        hook
+        for module in (pipeline.unet, pipeline.vae.decoder)
+        for hook in (module.register_forward_pre_hook(begin), module.register_forward_hook(end))
+    ]
+    try:
+        yield spans
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def measure_steadiness(root: Path, count: int = 1000) -> Row:
+    """Row 9: many predictions in one process of their own."""
+    write_project(root, TINY)
+    told: Mapping[str, list] = run_module("bench.steady", root, MODEL, count)
+    samples = told["samples"][len(told["samples"]) // WARM_PART :]
+    first, last = samples[0], samples[-1]
+    growth = (last["memory_bytes"] - first["memory_bytes"]) / 1e6
+    return Row(
+        "9",
+        f"{count} predictions in one process",
+        (
+            Figure("memory", growth, "MB more", at_most=MEMORY_GROWTH),
+            Figure("resident at the end", last["memory_bytes"] / 1e6, "MB"),
+        ),
+        (
+            equal_gate("open files", is_equal=last["files"] <= first["files"]),
+            equal_gate("threads", is_equal=last["threads"] <= first["threads"]),
+            equal_gate("first and last picture of one request", is_equal=len(set(told["hashes"])) == 1),
+        ),
+        (f"from prediction {first['predictions']} on: prompts, seeds, LoRA scales and formats change",),
+    )

@@ -1,0 +1,204 @@
+"""The speed bench: tilemix against two peers, the pixels checked, as a table and as JSON.
+
+    python -m bench.speed                    # all rows; writes bench/REPORT.md, bench/report.json, the README's table
+    python -m bench.speed --rows 1,4         # some, printed; with --write they take their places in what is written
+    python -m bench.speed --readme           # puts bench/report.json into the README, measures nothing
+
+Exit status: 0, also when figures are short of their targets; 1 when an exactness gate is broken or a row could not
+be measured. Under 15 minutes on two quiet cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from bench import peers, rows_gpu, rows_levers, rows_modes, rows_parts, rows_whole
+from bench.figures import Row
+from bench.machine import Machine, read_machine
+from bench.ours import load_ours
+from bench.pictures import order_topology
+from bench.report import (
+    README,
+    REPORT_JSON,
+    REPORT_MD,
+    Report,
+    fill_readme,
+    merge_rows,
+    read_report,
+    render_facts,
+    render_table,
+    write_report,
+)
+from bench.topology import MODEL, write_project
+from tilemix.modelfile.atomic import write_atomically
+from tilemix.provenance import Record
+from tilemix.speed import keep_freed_memory
+
+Measure = Callable[["Workshop"], "Row | list[Row]"]
+
+
+@dataclass
+class Workshop:
+    """Where the bench's models lie, made when they are first needed."""
+
+    folder: Path
+    mixes: int = 20
+
+    @cached_property
+    def topology(self) -> Path:
+        """The project folder of the topology-faithful SDXL."""
+        return write_project(self.make_folder("topology"))
+
+    @cached_property
+    def record(self) -> Record:
+        """A record as a real picture carries one."""
+        return load_ours(MODEL, self.topology).draw(order_topology(0, steps=1)).record
+
+    def make_folder(self, name: str) -> Path:
+        """Return a new folder for one row's files."""
+        folder = self.folder / name
+        folder.mkdir()
+        return folder
+
+
+# In the order they are measured; the keys of one entry are measured together.
+ROWS: Mapping[tuple[str, ...], Measure] = {
+    ("1",): lambda shop: rows_parts.measure_tail(shop.record),
+    ("2", "3"): lambda shop: rows_parts.measure_steps(shop.topology),
+    ("4",): lambda _: rows_parts.measure_prompts(),
+    ("5",): lambda shop: rows_parts.measure_lora(shop.topology),
+    ("6",): lambda shop: rows_whole.measure_cold_start(shop.topology),
+    ("6w",): lambda shop: rows_whole.measure_weights(shop.make_folder("wide"), shop.make_folder("narrow")),
+    ("7", "8", "8r"): lambda _: rows_whole.measure_predictions(),
+    ("9",): lambda shop: rows_whole.measure_steadiness(shop.make_folder("steady")),
+    ("M-exact", "M-equivalent", "M-fast"): lambda shop: rows_modes.measure_modes(shop.mixes),
+    ("L1", "L2", "L3", "L4"): lambda shop: rows_levers.measure_step_levers(shop.topology),
+    ("L5", "L6"): lambda shop: rows_levers.measure_tail_levers(shop.record),
+    ("L7", "L8"): lambda _: rows_levers.measure_prompt_levers(),
+    ("L9",): lambda shop: rows_levers.measure_import_lever(shop.topology),
+    ("L10", "L11"): lambda _: rows_levers.measure_layout_levers(),
+    ("L12",): lambda _: rows_levers.measure_memory_lever(),
+    ("G1", "G2", "G3", "G4"): lambda shop: (
+        rows_gpu.measure_gpu(shop.make_folder("gpu"))
+        if torch.cuda.is_available()
+        else rows_gpu.list_unmeasured()
+    ),
+}
+
+
+def measure(
+    shop: Workshop, wanted: set[str] | None, rows: Mapping[tuple[str, ...], Measure]
+) -> Iterable[Row]:
+    """Yield the wanted rows, or all for None. A row that fails says so, and the next one is measured."""
+    for keys, run in rows.items():
+        if wanted is not None and not wanted & set(keys):
+            continue
+        began = time.perf_counter()
+        try:
+            made = run(shop)
+            done = made if isinstance(made, list) else [made]
+        except Exception as error:  # noqa: BLE001 one row must not cost the others
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+            done = [Row(key, "could not be measured", error=reason) for key in keys]
+        took = round(time.perf_counter() - began, 1)
+        for row in done:
+            yield Row(row.key, row.title, row.figures, row.gates, row.notes, row.error, took)
+
+
+def run_bench(
+    machine: Machine,
+    shop: Workshop,
+    wanted: set[str] | None,
+    rows: Mapping[tuple[str, ...], Measure] = ROWS,
+) -> Report:
+    """Measure and tell each row as soon as it is there."""
+    began = time.perf_counter()
+    done = []
+    for row in measure(shop, wanted, rows):
+        say(f"[{time.perf_counter() - began:5.0f} s] {row.key}: {row.verdict}")
+        done.append(row)
+    return Report(machine, tuple(done), round(time.perf_counter() - began, 1))
+
+
+def main(arguments: Sequence[str] | None = None, rows: Mapping[tuple[str, ...], Measure] = ROWS) -> int:
+    """Run the bench; return the exit status."""
+    known = [key for keys in rows for key in keys]
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.speed", description="tilemix's speed against its peers'."
+    )
+    parser.add_argument(
+        "--rows", metavar="KEYS", help=f"with commas between: {','.join(known)}; default: all"
+    )
+    parser.add_argument("--mixes", type=int, default=20, metavar="N", help="of the modes' rows; default: 20")
+    parser.add_argument("--threads", type=int, metavar="N", help="of torch; default: one a core")
+    parser.add_argument(
+        "--write", action="store_true", help="write the reports though --rows names some alone"
+    )
+    parser.add_argument(
+        "--readme", action="store_true", help="fill the README from the report, measure nothing"
+    )
+    parser.add_argument("--report", type=Path, default=REPORT_JSON, metavar="FILE", help="the report as JSON")
+    options = parser.parse_args(arguments)
+    wanted = set(options.rows.split(",")) if options.rows else None
+    if wanted is not None and (unknown := sorted(wanted - set(known))):
+        parser.error(f"unknown row {unknown[0]!r}; known: {', '.join(known)}")
+    if options.readme:
+        write_readme(read_report(options.report))
+        return 0
+    prepare(options.threads)
+    with tempfile.TemporaryDirectory(prefix="tilemix-bench-") as folder:
+        # What a peer compiles is compiled anew, and goes with the folder.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(folder) / "inductor"))
+        machine = read_machine(Path(folder))
+        say(render_facts(machine))
+        if machine.warning:
+            say(f"WARNING: {machine.warning}")
+        report = run_bench(machine, Workshop(Path(folder), options.mixes), wanted, rows)
+    say(render_table(report.rows))
+    if wanted is None or options.write:
+        if wanted is not None and options.report.exists():
+            old = read_report(options.report)
+            report = Report(machine, merge_rows(old.rows, report.rows), report.seconds)
+        write_report(report, markdown=options.report.with_name(REPORT_MD.name), data=options.report)
+        if options.report == REPORT_JSON:
+            write_readme(report)
+    return int(report.has_failed)
+
+
+def write_readme(report: Report) -> None:
+    """Put the report's table into the README."""
+    write_atomically(README, fill_readme(README.read_text(encoding="utf-8"), report).encode())
+
+
+def prepare(threads: int | None) -> None:
+    """Set the threads of torch, for the peers as for tilemix, and keep the libraries quiet."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    keep_freed_memory()  # for the peers as well: it cannot be undone between two rounds
+    peers.quiet()
+    logging.getLogger("tilemix").setLevel(logging.WARNING)
+    warnings.simplefilter("ignore")  # the peers' libraries deprecate parts of each other
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

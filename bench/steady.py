@@ -1,0 +1,57 @@
+"""Many predictions in one process: does it grow? Prints memory, open files and threads along the way as JSON.
+
+python -m bench.steady PROJECT MODEL COUNT
+"""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from bench.cold_ours import read_memory
+from bench.ours import load_ours
+from bench.peers import quiet
+from bench.pictures import order_topology
+from tilemix.image_file import FORMATS, encode_image
+from tilemix.speed import Speed
+
+LORA_SCALES = (None, 0.35, None, 1.0)
+SAMPLES = 20
+
+
+def main() -> None:
+    """Draw, and look at the process a few times."""
+    quiet()
+    root, name, count_text = sys.argv[1:]
+    count = int(count_text)
+    ours = load_ours(name, Path(root), Speed.EQUIVALENT)
+    samples = []
+    hashes = []
+    for number in range(count):
+        # Another prompt each time, so that nothing that is kept by prompt may grow unseen; the LoRA's scale and
+        # the format change on the way.
+        is_edge = number in (0, count - 1)
+        order = order_topology(0 if is_edge else number, steps=1)
+        scale = None if is_edge else LORA_SCALES[number // 50 % len(LORA_SCALES)]
+        rendered = ours.draw(order, lora_scale=scale)
+        data = encode_image(
+            rendered.pixels, rendered.record, output_format=list(FORMATS)[number % len(FORMATS)]
+        )
+        assert data
+        if is_edge:
+            hashes.append(hashlib.sha256(rendered.pixels.tobytes()).hexdigest())
+        if (number + 1) % max(1, count // SAMPLES) == 0:
+            samples.append(
+                {
+                    "predictions": number + 1,
+                    "memory_bytes": read_memory("VmRSS"),
+                    "files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
+                    "threads": len(os.listdir("/proc/self/task")),  # noqa: PTH208
+                }
+            )
+    sys.stdout.write(json.dumps({"samples": samples, "hashes": hashes}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

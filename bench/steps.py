@@ -1,0 +1,77 @@
+"""What one denoising step costs: its tensor operations, counted, and its seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Draw = Callable[[Callable[[], None]], object]  # draws one picture, calling its argument after each step
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts what reaches a kernel: operations that compute. Views are counted apart.
+
+    A composite operation counts as what it is made of; inference_mode would show it whole, and a count of it
+    would flatter whoever uses inference_mode.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.computing = 0
+        self.views = 0
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Count one operation and run it."""
+        with self:
+            result = func.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
+        if any(
+            returned.alias_info is not None and not returned.alias_info.is_write
+            for returned in func._schema.returns  # noqa: SLF001
+        ):
+            self.views += 1
+        else:
+            self.computing += 1
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """The operations of one denoising step."""
+
+    computing: int
+    views: int
+
+
+def count_operations(draw: Draw) -> StepCost:
+    """Return the operations between the ends of the second and the third step: one whole step of the loop."""
+    marks: list[tuple[int, int]] = []
+    with OperationCounter() as counter:
+        draw(lambda: marks.append((counter.computing, counter.views)))
+    (computing, views), (computing_after, views_after) = marks[1:3]
+    return StepCost(computing_after - computing, views_after - views)
+
+
+def time_steps(draws: Mapping[str, Draw], rounds: int) -> dict[str, float]:
+    """Return the seconds of the quickest step of each variant, over `rounds` pictures of each in turn."""
+    best = dict.fromkeys(draws, float("inf"))
+    for number in range(rounds + 1):
+        for name, draw in draws.items():
+            ends: list[float] = []
+            draw(lambda ends=ends: ends.append(time.perf_counter()))
+            steps = [after - before for before, after in pairwise(ends)]
+            if number:  # the first picture warms up
+                best[name] = min(best[name], *steps)
+    return best
