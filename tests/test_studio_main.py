@@ -39,11 +39,15 @@ def test_a_secret_without_a_shape_is_masked_in_messages_and_tracebacks():
     assert formatter.format(record) == "said ***\nRuntimeError: the password is ***"
 
 
-def start(tmp_path, **environment) -> subprocess.Popen:
+def start(tmp_path, *options, **environment) -> subprocess.Popen:
     given = {name: value for name, value in os.environ.items() if not name.startswith("TILEMIX_")}
     given |= {"TILEMIX_STUDIO_FOLDER": str(tmp_path), **environment}
     return subprocess.Popen(
-        [sys.executable, "-m", "tilemix.studio"], cwd=ROOT, env=given, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tilemix.studio", *options],
+        cwd=ROOT,
+        env=given,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -52,6 +56,41 @@ def test_settings_that_cannot_be_used_are_one_line_and_exit_status_1(tmp_path):
     _, shown = process.communicate(timeout=30)
     assert process.returncode == 1
     expected = "TILEMIX_STUDIO_HOST is '0.0.0.0', which others can reach: set TILEMIX_STUDIO_TOKEN"
+    assert shown == f"tilemix.studio: {expected}\n"
+
+
+def test_a_server_of_its_own_needs_a_port_that_is_free(tmp_path):
+    """The server was started again and again, and the studio asked whatever else listened there."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        process = start(tmp_path, "--with-server", TILEMIX_COG_URL=f"http://127.0.0.1:{port}")
+        _, shown = process.communicate(timeout=30)
+    assert process.returncode == 1
+    expected = f"port {port} of TILEMIX_COG_URL is in use; end what listens there, or name another port"
+    assert shown == f"tilemix.studio: {expected}\n"
+
+
+def test_a_port_that_is_in_use_is_one_line_and_exit_status_1(tmp_path):
+    """It was found out after the Cog server had been started, and ended with exit status 3."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        process = start(tmp_path, "--with-server", TILEMIX_STUDIO_PORT=str(port))
+        _, shown = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert shown == f"tilemix.studio: TILEMIX_STUDIO_PORT is {port}, which is in use at 127.0.0.1\n"
+
+
+@pytest.mark.parametrize("url", ["http://drawing.example:5000", "https://127.0.0.1:5000"])
+def test_a_server_of_its_own_is_the_one_that_is_asked(tmp_path, url):
+    """One was started on 127.0.0.1, and another one was asked."""
+    process = start(tmp_path, "--with-server", TILEMIX_COG_URL=url)
+    _, shown = process.communicate(timeout=30)
+    assert process.returncode == 1
+    expected = f"TILEMIX_COG_URL is {url!r}; with --with-server expected http://127.0.0.1:PORT"
     assert shown == f"tilemix.studio: {expected}\n"
 
 

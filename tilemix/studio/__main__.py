@@ -8,14 +8,16 @@ import dataclasses
 import logging
 import os
 import secrets
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import uvicorn
 
-from tilemix.errors import TilemixError
+from tilemix.errors import SettingsError, TilemixError
 from tilemix.project import ROOT
 from tilemix.studio.app import create_app
 from tilemix.studio.backends import CogBackend
@@ -27,7 +29,9 @@ from tilemix.studio.workers import Worker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+SERVER_HOST = "127.0.0.1"
 KEEPER_SECONDS = 1.0
+PORT_SECONDS = 3  # in which the server of a studio that was killed ends
 SHUTDOWN_SECONDS = 3
 EXTRA_BUSY_SECONDS = 60  # over the deadline, at which a prediction is canceled
 
@@ -57,9 +61,12 @@ def main(arguments: list[str] | None = None) -> int:
             token = Secret(secrets.token_urlsafe(32)) if options.with_server else None
             settings = dataclasses.replace(settings, cog_webhook_token=token)
         formatter.secrets = settings.secrets
+        if not _is_free(settings.host, settings.port):
+            raise SettingsError(f"TILEMIX_STUDIO_PORT is {settings.port}, which is in use at {settings.host}")
         studio = Studio(settings)
         # The studio ends first, and so lets go of what the server draws: the next start takes it up again.
-        with _server(settings, is_wanted=options.with_server), studio:
+        is_wanted = options.with_server and settings.backend == "cog"
+        with _server(settings, is_wanted=is_wanted), studio:
             uvicorn.run(
                 create_app(studio),
                 host=settings.host,
@@ -82,7 +89,7 @@ def _server(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
     if not is_wanted:
         yield
         return
-    port = urlsplit(settings.cog_url).port or 80
+    port = _find_server_port(settings.cog_url)
     environment = dict(os.environ) | {
         # The server starts its worker as `python`.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
@@ -94,7 +101,7 @@ def _server(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
         environment.pop(name, None)  # the model has no use for them
     if settings.cog_webhook_token is not None:
         environment["WEBHOOK_AUTH_TOKEN"] = settings.cog_webhook_token.reveal()
-    command = (sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1")
+    command = (sys.executable, "-m", "cog.server.http", "--host", SERVER_HOST)
     keeper = ServerKeeper(
         lambda: start_process(command, folder=ROOT, environment=environment),
         CogBackend(settings.cog_url).health,
@@ -113,6 +120,38 @@ def _server(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
         worker.stop()
         worker.join()
         keeper.stop()
+
+
+def _find_server_port(url: str) -> int:
+    """Return the port that a server of ours shall listen on.
+
+    Raises:
+        SettingsError: it would not be the one that the studio asks, or something else listens there.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "http" or parts.hostname not in {SERVER_HOST, "localhost"}:
+        raise SettingsError(
+            f"TILEMIX_COG_URL is {url[:80]!r}; with --with-server expected http://{SERVER_HOST}:PORT"
+        )
+    port = parts.port or 80
+    deadline = time.monotonic() + PORT_SECONDS
+    while not _is_free(SERVER_HOST, port):
+        if time.monotonic() > deadline:
+            raise SettingsError(
+                f"port {port} of TILEMIX_COG_URL is in use; end what listens there, or name another port"
+            )
+        time.sleep(0.1)
+    return port
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the last one may linger
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
 
 
 def log_to_stderr() -> MaskingFormatter:
