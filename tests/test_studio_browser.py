@@ -275,6 +275,35 @@ def test_a_running_picture_is_canceled_on_the_page(open_page):
     page.get_by_role("heading", name="Canceled").wait_for()
 
 
+def test_a_studio_that_is_away_for_a_moment_is_asked_again(open_page, browser, tmp_path):
+    """A cancel that was not heard could not be repeated; an answer that was no state was taken for one."""
+    with run_cog_stand_in() as cog, run_live_studio(tmp_path / "studio", cog.url) as address:
+        cog.gate.clear()
+        page = open_page(address=address)
+        errors = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.click("#generate")
+        page.wait_for_selector("[data-progress]")
+        page.context.set_offline(True)
+        cancel = page.get_by_role("button", name="Cancel")
+        cancel.click()
+        page.wait_for_function("!document.querySelector('[data-cancel] button').disabled")
+        page.context.set_offline(False)
+        page.route("**/state", lambda route: route.fulfill(status=503, json={"error": "not now"}))
+        page.wait_for_timeout(1200)
+        page.unroute("**/state")
+        assert page.locator("[data-progress]").count() == 1
+        cancel.click()
+        deadline = time.monotonic() + PATIENCE / 1000
+        while not cog.canceled:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        cog.gate.set()
+        page.get_by_role("heading", name="Canceled").wait_for()
+        assert errors == []
+        page.context.close()
+
+
 def test_without_a_script_the_whole_path_works(open_page):
     page = open_page(java_script_enabled=False, locale="ru-RU")
     assert page.locator("#sliders").is_hidden()
@@ -320,6 +349,17 @@ def test_no_page_is_wider_than_a_phone(open_page, studio, drawn):
         )
         assert wide == [], path
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], path
+
+
+def test_nothing_runs_into_the_other_picture_on_a_phone(open_page, drawn):
+    """The two tables were wider than their halves of the screen, and stood in each other."""
+    page = open_page(
+        f"/compare?id={drawn[0]}&id={drawn[1]}", viewport={"width": 360, "height": 740}, locale="ru-RU"
+    )
+    for article in page.locator(".pair article").all():
+        box = article.bounding_box()
+        table = article.locator("table").bounding_box()
+        assert table["x"] + table["width"] <= box["x"] + box["width"] + 1
 
 
 def test_language_and_appearance_are_kept(open_page):

@@ -306,6 +306,29 @@ def test_the_progress_tells_step_and_time_left_in_words(client, cog):
     assert client.get(f"{address}/state").json()["is_done"] is True
 
 
+def test_one_that_waits_says_what_for(client, cog):
+    """It waited "for its turn" while there was nobody to draw, and never said after how many."""
+    cog.gate.clear()
+    first = ask(client)
+    assert cog.begun.wait(10)
+    second, third = ask(client), ask(client)
+    texts = [client.get(f"{address}/state").json() for address in (second, third)]
+    assert [state["text"] for state in texts] == ["Waiting for its turn"] * 2
+    assert [state["detail"] for state in texts] == ["1 before it", "2 before it"]
+    cog.health = "UNHEALTHY"
+    cog.gate.set()
+    finish(client, first)
+    deadline = time.monotonic() + 10
+    while (state := client.get(f"{second}/state").json())["text"] == "Waiting for its turn":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert (state["text"], state["detail"]) == ("Waiting for the model, which is not ready yet", "")
+    assert state["text"] in Tags(client.get(second).text).text
+    assert state["text"] in Tags(client.get(f"/?result={second.removeprefix('/results/')}").text).text
+    cog.health = None
+    finish(client, third)
+
+
 def test_measured_shares_stand_beside_the_asked_ones(client, cog):
     metrics = {"share_red": 43.5, "share_bright_red": 20, "share_black": 24.5, "share_not_asked": 12}
     cog.outcome = {"status": "succeeded", "output": data_uri(picture()), "metrics": metrics}

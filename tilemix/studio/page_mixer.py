@@ -11,7 +11,6 @@ from starlette.routing import Route
 
 from tilemix.errors import MixError, PromptError
 from tilemix.request import MAX_SEED
-from tilemix.studio.database import utc_now
 from tilemix.studio.page_form import (
     FIELDS,
     MAX_ROWS,
@@ -22,7 +21,7 @@ from tilemix.studio.page_form import (
     split_text,
     write_table,
 )
-from tilemix.studio.page_views import find_result, stack_bar
+from tilemix.studio.page_views import find_result, stack_bar, tell_state
 from tilemix.studio.palette import chart_for_script, find_swatch, load_presets, load_swatches, write_mix
 from tilemix.weights import load_manifest
 
@@ -75,7 +74,8 @@ class MixerPage:
             form.values["prompt"] = write_mix(load_presets()[FIRST_PRESET].mix, words.code)
         is_given = "from" in query or "prompt" in query
         shown = view if view is not None and "result" in query else None
-        return self._form(request, form, is_given=is_given, view=shown)
+        state = await tell_state(self._studio, self._gallery, shown) if shown is not None else None
+        return self._form(request, form, is_given=is_given, view=shown, state=state)
 
     async def generate(self, request: Request) -> Response:
         """Take the form of a browser without our script; lead to the result."""
@@ -104,6 +104,7 @@ class MixerPage:
         *,
         is_given: bool,
         view: ResultView | None = None,
+        state: dict[str, Any] | None = None,
         status: int = 200,
     ) -> Response:
         words = self._renderer.words(request)
@@ -131,7 +132,7 @@ class MixerPage:
             preview=preview,
             mix_bar=stack_bar(mix, words),
             view=view,
-            state=view.state(utc_now()) if view is not None else None,
+            state=state,
             swatches=load_swatches(words.code),
             presets=[
                 {

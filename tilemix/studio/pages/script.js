@@ -215,14 +215,22 @@ class Result {
     this.watched = id;
     while (this.watched === id) {
       try {
-        const state = await (await fetch(`/results/${id}/state`)).json();
+        const answer = await fetch(`/results/${id}/state`);
         if (this.watched !== id) return;
-        if (state.is_done) {
-          await this.load(id);
-          this.onDone(id, this.box);
+        if ([401, 404].includes(answer.status)) {
+          location.reload(); // the page says what is the matter: log in again, or nothing here
           return;
         }
-        this.report(state);
+        if (answer.ok) {
+          const state = await answer.json();
+          if (this.watched !== id) return;
+          if (state.is_done) {
+            await this.load(id);
+            this.onDone(id, this.box);
+            return;
+          }
+          this.report(state);
+        }
       } catch (error) {
         if (!(error instanceof TypeError)) throw error; // the studio is away for a moment: ask again
       }
@@ -245,8 +253,15 @@ class Result {
     const form = event.target;
     if (!form.matches("[data-cancel]") || !this.watched) return;
     event.preventDefault();
-    find("button", form).disabled = true;
-    await fetch(`/api/predictions/${this.watched}/cancel`, { method: "POST" });
+    const button = find("button", form);
+    button.disabled = true;
+    try {
+      const answer = await fetch(`/api/predictions/${this.watched}/cancel`, { method: "POST" });
+      button.disabled = answer.ok;
+    } catch (error) {
+      if (!(error instanceof TypeError)) throw error;
+      button.disabled = false; // the studio is away for a moment: try again
+    }
   }
 }
 
@@ -599,6 +614,10 @@ class Mixer {
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify(inputs),
       });
+      if (answer.status === 401) {
+        location.reload(); // the session has ended: the page asks for the token again
+        return;
+      }
       const found = await answer.json();
       if (!answer.ok) {
         this.complain(answer.status === 429 ? this.data.words.slower : found.error);
