@@ -266,6 +266,22 @@ def test_the_whole_path_from_the_sliders_to_the_comparison(open_page):
     assert page.input_value("#seed") == "7"
 
 
+def test_a_setting_out_of_range_is_shown_where_it_is(open_page):
+    """In closed settings it kept the picture from being drawn, and nothing said so but the console."""
+    page = open_page()
+    set_small(page, width="100")
+    page.click("#generate")
+    page.wait_for_selector("#width:focus")
+    assert page.locator("#result article").count() == 0
+    page = open_page(java_script_enabled=False)
+    page.locator(".more summary").click()
+    page.fill("#width", "100")
+    page.locator(".more summary").click()
+    page.locator("#generate").click()
+    page.wait_for_selector("#width[aria-invalid=true]")
+    assert "422" in open_page.complaints.pop()
+
+
 def test_a_running_picture_is_canceled_on_the_page(open_page):
     page = open_page()
     set_small(page, num_inference_steps="100", width="768", height="768")

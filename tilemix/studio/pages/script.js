@@ -312,6 +312,8 @@ class Mixer {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.form.requestSubmit();
     });
     this.form.addEventListener("submit", (event) => this.submit(event));
+    this.form.noValidate = false; // without the script the server checks, and opens the settings at the error
+    this.form.addEventListener("invalid", () => (find(".more").open = true), true); // a closed field takes no focus
     this.form.addEventListener("change", () => this.store());
     find("#result").addEventListener("submit", (event) => this.again(event));
     find("#reroll").addEventListener("click", () => {
