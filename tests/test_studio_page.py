@@ -99,6 +99,9 @@ def test_every_language_has_every_word_and_the_same_values():
     assert all(values[code] == values["en"] for code in LANGUAGES)
     assert words["de"]("seconds", seconds=12.5) == "12,5 s"
     assert words["en"].number(-0.04) == "0"
+    assert words["en"].number(-0.04, is_padded=True) == "0.0"
+    assert (words["en"].percent(12.5), words["zh"].percent(20, is_padded=True)) == ("12.5%", "20.0%")
+    assert [words[code].percent(12.5) for code in ("de", "ru", "uk")] == ["12,5\N{NO-BREAK SPACE}%"] * 3
     assert words["ru"].number(-9.1) == "−9,1"
 
 
@@ -334,13 +337,13 @@ def test_measured_shares_stand_beside_the_asked_ones(client, cog):
     cog.outcome = {"status": "succeeded", "output": data_uri(picture()), "metrics": metrics}
     address = ask(client, "50% red, 25% bright red, 25% black")
     page = Tags(finish(client, address).text)
-    assert "Red RAL 3016 50 % 43.5 % −6.5" in page.text
-    assert "Bright red RAL 3020 25 % 20 % −5" in page.text
-    assert "Other colors – 12 %" in page.text
+    assert "Red RAL 3016 50% 43.5% −6.5" in page.text
+    assert "Bright red RAL 3020 25% 20.0% −5.0" in page.text
+    assert "Other colors – 12.0%" in page.text
     (bar,) = [a["aria-label"] for a in page.all("svg", role="img") if a["aria-label"].startswith("Measured")]
-    assert bar == "Measured: Red 43.5 %, Bright red 20 %, Black 24.5 %, Other colors 12 %"
+    assert bar == "Measured: Red 43.5%, Bright red 20%, Black 24.5%, Other colors 12%"
     german = Tags(client.get(address, headers={"Accept-Language": "de"}).text)
-    assert "Leuchtend rot RAL 3020 25 % 20 % −5" in german.text
+    assert "Leuchtend rot RAL 3020 25 % 20,0 % −5,0" in german.text
     assert "43,5 %" in german.text
     assert "Farbe kann abweichen" in german.text
 

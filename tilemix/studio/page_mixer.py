@@ -117,6 +117,7 @@ class MixerPage:
             "words": words.for_script(),
             "language": words.code,
             "decimal_point": words("decimal_point"),
+            "percent": words("percent", value="$value"),
             "is_given": is_given,
             "preview": preview,
             "max_seed": MAX_SEED,

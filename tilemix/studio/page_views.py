@@ -86,7 +86,7 @@ class ResultView:
         if not self.shares:
             return str(self.found["prompt"])
         return ", ".join(
-            f"{self._words.number(share.asked)}\N{NO-BREAK SPACE}% {share.swatch.label.lower()}"
+            f"{self._words.percent(share.asked)}\N{NO-BREAK SPACE}{share.swatch.label.lower()}"
             for share in self.shares
         )
 
@@ -163,7 +163,7 @@ def stack_bar(mix: Mapping[str, float], words: Words) -> list[Bar]:
 def _stack(pieces: Iterable[tuple[Swatch, float]], words: Words) -> list[Bar]:
     bars, x = [], 0.0
     for swatch, share in pieces:
-        title = f"{swatch.label} {words.number(share)} %"
+        title = f"{swatch.label} {words.percent(share)}"
         bars.append(Bar(round(x, 2), round(share, 2), swatch.hex or OTHERS, title))
         x += share
     return [bar for bar in bars if bar.width > 0]

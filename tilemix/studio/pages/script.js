@@ -338,6 +338,12 @@ class Mixer {
     this.lockSeed(this.seed.value !== "");
   }
 
+  /** A share as the language writes it: "12.5%", "12,5 %". */
+  percent(tenths) {
+    const value = String(tenths / PERCENT).replace(".", this.data.decimal_point);
+    return fill(this.data.percent, { value });
+  }
+
   // The rows.
 
   describe(color) {
@@ -476,7 +482,7 @@ class Mixer {
       const text = String(share.tenths / PERCENT).replace(".", this.data.decimal_point);
       slider.value = share.tenths / PERCENT;
       slider.disabled = typed.disabled = share.locked;
-      slider.setAttribute("aria-valuetext", `${text} %`);
+      slider.setAttribute("aria-valuetext", this.percent(share.tenths));
       slider.style.setProperty("--share", `${share.tenths / PERCENT}%`);
       slider.style.setProperty("--color", this.describe(share.color).hex);
       typed.value = text;
@@ -487,7 +493,7 @@ class Mixer {
       find("[data-remove]", row).disabled = !this.shares.canRemove(share.color);
     }
     const total = this.shares.list.reduce((sum, share) => sum + share.tenths, 0);
-    find("#total").textContent = this.shares.list.length ? `${total / PERCENT} %` : "";
+    find("#total").textContent = this.shares.list.length ? this.percent(total) : "";
     find("#add").disabled = this.shares.list.length >= this.data.max_colors;
     this.drawBar();
     cancelAnimationFrame(this.frame);
@@ -506,7 +512,7 @@ class Mixer {
         return rect;
       }),
     );
-    const named = this.shares.mix.map((share) => `${this.describe(share.color).label} ${share.tenths / PERCENT} %`);
+    const named = this.shares.mix.map((share) => `${this.describe(share.color).label} ${this.percent(share.tenths)}`);
     bar.setAttribute("aria-label", named.join(", "));
   }
 
