@@ -172,7 +172,7 @@ def test_text_and_sliders_stay_in_step(open_page):
     ).wait_for()
     page.fill("#prompt", "50% rad, 50% black")
     page.wait_for_selector("[data-prompt-error]:visible")
-    assert "did you mean 'red'?" in page.inner_text("[data-prompt-error]")
+    assert "Did you mean “red”?" in page.inner_text("[data-prompt-error]")
     assert page.inner_text("[data-prompt-error] mark") == "rad"
     page.click("#generate")
     assert page.locator("#result article").count() == 0
@@ -337,7 +337,7 @@ def test_without_a_script_the_whole_path_works(open_page):
     assert page.locator("[name=percent]").nth(1).input_value() == "60"
     page.locator("#prompt").fill("50% rad")
     page.get_by_role("button", name="Нарисовать").click()
-    page.get_by_role("alert").get_by_text("did you mean").wait_for()
+    page.get_by_role("alert").get_by_text("Возможно, «red»?").wait_for()
     assert "422" in open_page.complaints.pop()  # the browser notes the refusal, and nothing else
 
 

@@ -239,10 +239,19 @@ def test_a_text_is_split_round_its_mix(shared, text, mix, head, tail):
 
 def test_the_preview_says_what_is_wrong_and_where(shared):
     read = shared.get("/preview", params={"prompt": "50% rad, 50% black"}).json()
-    assert read["error"] == "unknown color 'rad' at character 5; did you mean 'red'?"
+    assert read["error"] == "“rad” is not a color of the chart. Did you mean “red”?"
     assert (read["before"], read["marked"]) == ("50% ", "rad")
     assert shared.get("/preview", params={"prompt": "x" * 3000}).json()["error"]
     assert shared.get("/preview").json()["error"]
+    long = shared.get("/preview", params={"prompt": "a floor for a playground, 50% rad, 50% black"}).json()
+    assert (long["before"], long["marked"]) == ("…r for a playground, 50% ", "rad")
+
+
+def test_a_text_without_a_mix_says_so(shared):
+    """The sliders showed the mix before, and nothing told that the text was not read as one."""
+    read = shared.get("/preview", params={"prompt": "1/3 red, 2/3 black"}).json()
+    assert read["mix"] == []
+    assert read["notes"] == ["No color mix is found in this text. It is sent as you wrote it."]
 
 
 # --- The path without a script
@@ -428,13 +437,13 @@ def test_a_table_that_is_not_clear_is_refused_at_its_field(rows, text, was, erro
 @pytest.mark.parametrize(
     ("fields", "error", "field"),
     [
-        ({"prompt": "50% rad, 50% black"}, "unknown color &#39;rad&#39; at character 5", "prompt"),
-        ({"prompt": ""}, "prompt: empty", "prompt"),
-        ({"seed": "-1"}, "seed -1 is out of range", "seed"),
-        ({"seed": "1.5"}, "seed &#39;1.5&#39; is no integer", "seed"),
-        ({"width": "257"}, "width 257 is out of range", "width"),
-        ({"guidance_scale": "99"}, "guidance_scale 99.0 is out of range", "guidance_scale"),
-        ({"negative_prompt": "x" * 3000}, "negative_prompt", "negative_prompt"),
+        ({"prompt": "50% rad, 50% black"}, "“rad” is not a color of the chart", "prompt"),
+        ({"prompt": ""}, "Write a mix, or choose colors above.", "prompt"),
+        ({"seed": "-1"}, "Expected 0 to 4294967295.", "seed"),
+        ({"seed": "1.5"}, "“1.5” is not a whole number.", "seed"),
+        ({"width": "257"}, "Expected 256 to 1536, a multiple of 8.", "width"),
+        ({"guidance_scale": "99"}, "Expected 1 to 20.", "guidance_scale"),
+        ({"negative_prompt": "x" * 3000}, "3000 characters, at most 2000", "negative_prompt"),
         ({"output_format": "gif"}, "unknown output_format", "output_format"),
     ],
 )

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from tilemix.errors import MixError, PromptError
 from tilemix.request import MAX_SEED
+from tilemix.studio.complaints import explain
 from tilemix.studio.page_form import (
     FIELDS,
     MAX_ROWS,
@@ -109,7 +110,9 @@ class MixerPage:
     ) -> Response:
         words = self._renderer.words(request)
         preview = self._preview(form.values.get("prompt", ""), words)
-        if form.error is None and preview["error"] is not None:
+        if form.error is not None:
+            form.error = explain(form.error, words)
+        elif preview["error"] is not None:
             form.error, form.error_field = preview["error"], "prompt"
         mix = {share["color"]: share["percent"] for share in preview["mix"]}
         script = {
@@ -162,7 +165,7 @@ class MixerPage:
         except PromptError as error:
             position = error.position if isinstance(error, MixError) else None
             before, marked = mark_position(text, position)
-            return {**empty, "error": str(error), "before": before, "marked": marked}
+            return {**empty, "error": explain(str(error), words), "before": before, "marked": marked}
         shares = [
             {"color": color, "percent": share, "word": find_swatch(color, words.code).word}
             for color, share in mix.items()
@@ -172,7 +175,7 @@ class MixerPage:
             "head": head,
             "tail": tail,
             "sent_prompt": prompt.positive,
-            "notes": list(prompt.notes),
+            "notes": [explain(note, words) for note in prompt.notes] if mix else [words("note_no_mix")],
             "error": None,
             "before": "",
             "marked": "",

@@ -551,8 +551,12 @@ class Mixer {
     if (read.error) {
       this.prompt.setAttribute("aria-invalid", "true");
       this.prompt.setAttribute("aria-describedby", error.id);
-      const place = read.marked ? [read.before, makeElement("mark", "", read.marked), " "] : [];
-      error.replaceChildren(`${this.data.words.unread} `, ...place, makeElement("span", "mono", read.error));
+      error.replaceChildren(read.error);
+      if (read.marked) {
+        const place = makeElement("span", "place", read.before);
+        place.append(makeElement("mark", "", read.marked));
+        error.append(place);
+      }
     } else {
       find("#sent").textContent = read.sent_prompt;
     }
