@@ -487,6 +487,21 @@ def test_the_gallery_finds_by_color_and_by_text_a_page_at_a_time(client, monkeyp
     assert client.get("/thumbnails/x").status_code == 404
 
 
+def test_the_gallery_finds_a_text_whatever_the_size_of_its_letters(client):
+    """On SQLite "мокрый" did not find "Мокрый": its own lower() knows the letters of English only."""
+    finish(client, ask(client, "50% Красный, 50% чёрный, МОКРЫЙ пол"))
+    for text in ("мокрый", "Мокрый", "красный", "RED"):
+        assert len(client.get("/api/predictions", params={"text": text}).json()["predictions"]) == 1, text
+
+
+def test_a_long_prompt_makes_a_short_title(client):
+    """Without a mix the whole prompt was the title, and a card as long as it stood in the gallery."""
+    address = ask(client, "a floor " * 100)
+    finish(client, address)
+    for path, where in ((address, "<h1>{}</h1>"), ("/gallery", ">{}</a></p>")):
+        assert where.format("a floor " * 9 + "a floor…") in client.get(path).text
+
+
 def test_the_gallery_shows_pictures_only_and_says_when_it_has_none(client, cog):
     assert load_words()["en"]("gallery_empty") in client.get("/gallery").text
     cog.outcome = {"status": "failed", "error": "no"}

@@ -43,7 +43,10 @@ class Gallery:
         text: str | None = None,
         has_picture: bool = False,
     ) -> list[dict[str, Any]]:
-        """Return predictions, the latest first: older than `before` (an id), with a color, a text, a picture."""
+        """Return predictions, the latest first: older than `before` (an id), with a color, a text, a picture.
+
+        The size of the text's letters does not matter; on PostgreSQL, as far as the database's locale knows them.
+        """
         query = _whole().order_by(Prediction.number.desc()).limit(min(limit, MOST_ON_A_PAGE))
         with self._database.read() as session:
             if before is not None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tilemix.studio.words import Words
 
 FAULT_SHOWN_AFTER = timedelta(seconds=1)  # the queue looks four times a second
+TITLE_CHARACTERS = 80
 OTHERS = "#8A8580"  # granules of a color that was not asked for, or that no chart has
 
 
@@ -82,9 +83,10 @@ class ResultView:
 
     @property
     def title(self) -> str:
-        """The mix in the reader's language, or the prompt where it has none."""
+        """The mix in the reader's language, or the beginning of the prompt where it has none."""
         if not self.shares:
-            return str(self.found["prompt"])
+            prompt = " ".join(self.found["prompt"].split())
+            return prompt if len(prompt) <= TITLE_CHARACTERS else f"{prompt[:TITLE_CHARACTERS].rstrip()}…"
         return ", ".join(
             f"{self._words.percent(share.asked)}\N{NO-BREAK SPACE}{share.swatch.label.lower()}"
             for share in self.shares
