@@ -1,5 +1,6 @@
 """`python -m tilemix.studio`: its log and its refusals, and a real process that is asked over HTTP."""
 
+import dataclasses
 import logging
 import os
 import signal
@@ -12,7 +13,8 @@ import httpx
 import pytest
 
 from tilemix.project import ROOT
-from tilemix.studio.__main__ import MaskingFormatter
+from tilemix.studio.__main__ import MaskingFormatter, _place_server
+from tilemix.studio.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -68,8 +70,22 @@ def test_a_server_of_its_own_needs_a_port_that_is_free(tmp_path):
         process = start(tmp_path, "--with-server", TILEMIX_COG_URL=f"http://127.0.0.1:{port}")
         _, shown = process.communicate(timeout=30)
     assert process.returncode == 1
-    expected = f"port {port} of TILEMIX_COG_URL is in use; end what listens there, or name another port"
+    expected = f"TILEMIX_COG_URL is 'http://127.0.0.1:{port}': address already in use"
     assert shown == f"tilemix.studio: {expected}\n"
+
+
+def test_beside_another_server_its_own_gets_a_free_port(caplog):
+    """`make studio` beside `make serve` started a second server again and again on the first one's port."""
+    caplog.set_level(logging.INFO)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        url = f"http://127.0.0.1:{other.getsockname()[1]}"
+        settings = dataclasses.replace(Settings.from_environment({}), cog_url=url)
+        placed = _place_server(settings, is_chosen=False)
+    assert placed.cog_url != url
+    assert placed.cog_url.removeprefix("http://127.0.0.1:") in caplog.text
+    assert _place_server(placed, is_chosen=False) == placed
 
 
 def test_a_port_that_is_in_use_is_one_line_and_exit_status_1(tmp_path):
@@ -81,7 +97,8 @@ def test_a_port_that_is_in_use_is_one_line_and_exit_status_1(tmp_path):
         process = start(tmp_path, "--with-server", TILEMIX_STUDIO_PORT=str(port))
         _, shown = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert shown == f"tilemix.studio: TILEMIX_STUDIO_PORT is {port}, which is in use at 127.0.0.1\n"
+    expected = f"TILEMIX_STUDIO_PORT is {port} at 127.0.0.1: address already in use"
+    assert shown == f"tilemix.studio: {expected}\n"
 
 
 @pytest.mark.parametrize("url", ["http://drawing.example:5000", "https://127.0.0.1:5000"])

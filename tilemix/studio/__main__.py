@@ -29,6 +29,8 @@ from tilemix.studio.workers import Worker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+logger = logging.getLogger("tilemix.studio")  # not "__main__"
+
 SERVER_HOST = "127.0.0.1"
 KEEPER_SECONDS = 1.0
 PORT_SECONDS = 3  # in which the server of a studio that was killed ends
@@ -61,11 +63,15 @@ def main(arguments: list[str] | None = None) -> int:
             token = Secret(secrets.token_urlsafe(32)) if options.with_server else None
             settings = dataclasses.replace(settings, cog_webhook_token=token)
         formatter.secrets = settings.secrets
-        if not _is_free(settings.host, settings.port):
-            raise SettingsError(f"TILEMIX_STUDIO_PORT is {settings.port}, which is in use at {settings.host}")
+        port, fault = _try_port(settings.host, settings.port)
+        if fault is not None:
+            raise SettingsError(f"TILEMIX_STUDIO_PORT is {port} at {settings.host[:80]}: {fault}")
+        settings = dataclasses.replace(settings, port=port)  # webhooks are sent there
+        is_wanted = options.with_server and settings.backend == "cog"
+        if is_wanted:
+            settings = _place_server(settings, is_chosen=bool(os.environ.get("TILEMIX_COG_URL")))
         studio = Studio(settings)
         # The studio ends first, and so lets go of what the server draws: the next start takes it up again.
-        is_wanted = options.with_server and settings.backend == "cog"
         with _server(settings, is_wanted=is_wanted), studio:
             uvicorn.run(
                 create_app(studio),
@@ -89,7 +95,7 @@ def _server(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
     if not is_wanted:
         yield
         return
-    port = _find_server_port(settings.cog_url)
+    port = urlsplit(settings.cog_url).port or 80
     environment = dict(os.environ) | {
         # The server starts its worker as `python`.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
@@ -122,36 +128,39 @@ def _server(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
         keeper.stop()
 
 
-def _find_server_port(url: str) -> int:
-    """Return the port that a server of ours shall listen on.
+def _place_server(settings: Settings, *, is_chosen: bool) -> Settings:
+    """Return the settings with the address that a server of ours shall have; one that was chosen stays.
 
     Raises:
-        SettingsError: it would not be the one that the studio asks, or something else listens there.
+        SettingsError: it would not be the server that the studio asks, or something else listens there.
     """
-    parts = urlsplit(url)
+    parts = urlsplit(settings.cog_url)
     if parts.scheme != "http" or parts.hostname not in {SERVER_HOST, "localhost"}:
         raise SettingsError(
-            f"TILEMIX_COG_URL is {url[:80]!r}; with --with-server expected http://{SERVER_HOST}:PORT"
+            f"TILEMIX_COG_URL is {settings.cog_url[:80]!r}; with --with-server expected http://{SERVER_HOST}:PORT"
         )
     port = parts.port or 80
     deadline = time.monotonic() + PORT_SECONDS
-    while not _is_free(SERVER_HOST, port):
+    while (fault := _try_port(SERVER_HOST, port)[1]) is not None:
+        if not is_chosen:
+            free, _ = _try_port(SERVER_HOST, 0)
+            logger.info("port %d: %s; the Cog server gets port %d", port, fault, free)
+            return dataclasses.replace(settings, cog_url=f"http://{SERVER_HOST}:{free}")
         if time.monotonic() > deadline:
-            raise SettingsError(
-                f"port {port} of TILEMIX_COG_URL is in use; end what listens there, or name another port"
-            )
+            raise SettingsError(f"TILEMIX_COG_URL is {settings.cog_url[:80]!r}: {fault}")
         time.sleep(0.1)
-    return port
+    return settings
 
 
-def _is_free(host: str, port: int) -> bool:
+def _try_port(host: str, port: int) -> tuple[int, str | None]:
+    """Return the port, a free one for 0, and why nothing can listen there; None if it can."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the last one may linger
         try:
             probe.bind((host, port))
-        except OSError:
-            return False
-        return True
+        except OSError as error:
+            return port, (error.strerror or type(error).__name__).lower()
+        return probe.getsockname()[1], None
 
 
 def log_to_stderr() -> MaskingFormatter:
