@@ -174,13 +174,22 @@ def test_a_form_that_predict_would_refuse_is_refused_before_the_queue(shared, fi
     assert shared.get("/api/predictions").json() == before
 
 
+def test_a_body_that_is_no_form_is_refused_by_its_type(shared):
+    """JSON was answered with "field prompt is missing", although it was there."""
+    answer = shared.post("/api/generate-image", json={"prompt": MIX})
+    expected = "the body is application/json; expected multipart/form-data"
+    assert (answer.status_code, answer.json()["error"]) == (422, expected)
+    answer = shared.post("/api/generate-image")
+    assert answer.json()["error"] == "the body is of no type; expected multipart/form-data"
+
+
 def test_a_broken_form_a_file_and_a_field_given_twice_are_refused(shared):
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     assert shared.post("/api/generate-image", content=b"nonsense", headers=headers).status_code in {400, 422}
-    for files in ({"prompt": ("a.txt", b"red")}, {"prompt": (None, "red"), "task": ("a.txt", b"miniature")}):
+    for files in ({"prompt": ("a.txt", b"red")}, {"task": ("a.txt", b"miniature"), "prompt": (None, "red")}):
         answer = shared.post("/api/generate-image", files=files)
-        assert answer.status_code == 400
-        assert answer.json()["error"] == "Too many files. Maximum number of files is 0."
+        expected = f"field {next(iter(files))} is a file; expected text"
+        assert (answer.status_code, answer.json()["error"]) == (422, expected)
     twice = shared.post("/api/generate-image", files=[("prompt", (None, "red")), ("prompt", (None, "blue"))])
     assert twice.json() == {"error": "field prompt stands twice; expected once"}
     assert shared.post("/api/generate-image", content=b"x" * 300_000, headers=headers).status_code == 413

@@ -1,5 +1,6 @@
 """`python -m tilemix.studio`: its log and its refusals, and a real process that is asked over HTTP."""
 
+import dataclasses
 import logging
 import os
 import signal
@@ -12,7 +13,8 @@ import httpx
 import pytest
 
 from tilemix.project import ROOT
-from tilemix.studio.__main__ import MaskingFormatter
+from tilemix.studio.__main__ import MaskingFormatter, _place_server
+from tilemix.studio.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -39,11 +41,15 @@ def test_a_secret_without_a_shape_is_masked_in_messages_and_tracebacks():
     assert formatter.format(record) == "said ***\nRuntimeError: the password is ***"
 
 
-def start(tmp_path, **environment) -> subprocess.Popen:
+def start(tmp_path, *options, **environment) -> subprocess.Popen:
     given = {name: value for name, value in os.environ.items() if not name.startswith("TILEMIX_")}
     given |= {"TILEMIX_STUDIO_FOLDER": str(tmp_path), **environment}
     return subprocess.Popen(
-        [sys.executable, "-m", "tilemix.studio"], cwd=ROOT, env=given, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tilemix.studio", *options],
+        cwd=ROOT,
+        env=given,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -52,6 +58,56 @@ def test_settings_that_cannot_be_used_are_one_line_and_exit_status_1(tmp_path):
     _, shown = process.communicate(timeout=30)
     assert process.returncode == 1
     expected = "TILEMIX_STUDIO_HOST is '0.0.0.0', which others can reach: set TILEMIX_STUDIO_TOKEN"
+    assert shown == f"tilemix.studio: {expected}\n"
+
+
+def test_a_server_of_its_own_needs_a_port_that_is_free(tmp_path):
+    """The server was started again and again, and the studio asked whatever else listened there."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        process = start(tmp_path, "--with-server", TILEMIX_COG_URL=f"http://127.0.0.1:{port}")
+        _, shown = process.communicate(timeout=30)
+    assert process.returncode == 1
+    expected = f"TILEMIX_COG_URL is 'http://127.0.0.1:{port}': address already in use"
+    assert shown == f"tilemix.studio: {expected}\n"
+
+
+def test_beside_another_server_its_own_gets_a_free_port(caplog):
+    """`make studio` beside `make serve` started a second server again and again on the first one's port."""
+    caplog.set_level(logging.INFO)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        url = f"http://127.0.0.1:{other.getsockname()[1]}"
+        settings = dataclasses.replace(Settings.from_environment({}), cog_url=url)
+        placed = _place_server(settings, is_chosen=False)
+    assert placed.cog_url != url
+    assert placed.cog_url.removeprefix("http://127.0.0.1:") in caplog.text
+    assert _place_server(placed, is_chosen=False) == placed
+
+
+def test_a_port_that_is_in_use_is_one_line_and_exit_status_1(tmp_path):
+    """It was found out after the Cog server had been started, and ended with exit status 3."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        process = start(tmp_path, "--with-server", TILEMIX_STUDIO_PORT=str(port))
+        _, shown = process.communicate(timeout=30)
+    assert process.returncode == 1
+    expected = f"TILEMIX_STUDIO_PORT is {port} at 127.0.0.1: address already in use"
+    assert shown == f"tilemix.studio: {expected}\n"
+
+
+@pytest.mark.parametrize("url", ["http://drawing.example:5000", "https://127.0.0.1:5000"])
+def test_a_server_of_its_own_is_the_one_that_is_asked(tmp_path, url):
+    """One was started on 127.0.0.1, and another one was asked."""
+    process = start(tmp_path, "--with-server", TILEMIX_COG_URL=url)
+    _, shown = process.communicate(timeout=30)
+    assert process.returncode == 1
+    expected = f"TILEMIX_COG_URL is {url!r}; with --with-server expected http://127.0.0.1:PORT"
     assert shown == f"tilemix.studio: {expected}\n"
 
 

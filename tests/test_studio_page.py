@@ -99,6 +99,9 @@ def test_every_language_has_every_word_and_the_same_values():
     assert all(values[code] == values["en"] for code in LANGUAGES)
     assert words["de"]("seconds", seconds=12.5) == "12,5 s"
     assert words["en"].number(-0.04) == "0"
+    assert words["en"].number(-0.04, is_padded=True) == "0.0"
+    assert (words["en"].percent(12.5), words["zh"].percent(20, is_padded=True)) == ("12.5%", "20.0%")
+    assert [words[code].percent(12.5) for code in ("de", "ru", "uk")] == ["12,5\N{NO-BREAK SPACE}%"] * 3
     assert words["ru"].number(-9.1) == "−9,1"
 
 
@@ -236,10 +239,19 @@ def test_a_text_is_split_round_its_mix(shared, text, mix, head, tail):
 
 def test_the_preview_says_what_is_wrong_and_where(shared):
     read = shared.get("/preview", params={"prompt": "50% rad, 50% black"}).json()
-    assert read["error"] == "unknown color 'rad' at character 5; did you mean 'red'?"
+    assert read["error"] == "“rad” is not a color of the chart. Did you mean “red”?"
     assert (read["before"], read["marked"]) == ("50% ", "rad")
     assert shared.get("/preview", params={"prompt": "x" * 3000}).json()["error"]
     assert shared.get("/preview").json()["error"]
+    long = shared.get("/preview", params={"prompt": "a floor for a playground, 50% rad, 50% black"}).json()
+    assert (long["before"], long["marked"]) == ("…r for a playground, 50% ", "rad")
+
+
+def test_a_text_without_a_mix_says_so(shared):
+    """The sliders showed the mix before, and nothing told that the text was not read as one."""
+    read = shared.get("/preview", params={"prompt": "1/3 red, 2/3 black"}).json()
+    assert read["mix"] == []
+    assert read["notes"] == ["No color mix is found in this text. It is sent as you wrote it."]
 
 
 # --- The path without a script
@@ -306,18 +318,41 @@ def test_the_progress_tells_step_and_time_left_in_words(client, cog):
     assert client.get(f"{address}/state").json()["is_done"] is True
 
 
+def test_one_that_waits_says_what_for(client, cog):
+    """It waited "for its turn" while there was nobody to draw, and never said after how many."""
+    cog.gate.clear()
+    first = ask(client)
+    assert cog.begun.wait(10)
+    second, third = ask(client), ask(client)
+    texts = [client.get(f"{address}/state").json() for address in (second, third)]
+    assert [state["text"] for state in texts] == ["Waiting for its turn"] * 2
+    assert [state["detail"] for state in texts] == ["1 before it", "2 before it"]
+    cog.health = "UNHEALTHY"
+    cog.gate.set()
+    finish(client, first)
+    deadline = time.monotonic() + 10
+    while (state := client.get(f"{second}/state").json())["text"] == "Waiting for its turn":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert (state["text"], state["detail"]) == ("Waiting for the model, which is not ready yet", "")
+    assert state["text"] in Tags(client.get(second).text).text
+    assert state["text"] in Tags(client.get(f"/?result={second.removeprefix('/results/')}").text).text
+    cog.health = None
+    finish(client, third)
+
+
 def test_measured_shares_stand_beside_the_asked_ones(client, cog):
     metrics = {"share_red": 43.5, "share_bright_red": 20, "share_black": 24.5, "share_not_asked": 12}
     cog.outcome = {"status": "succeeded", "output": data_uri(picture()), "metrics": metrics}
     address = ask(client, "50% red, 25% bright red, 25% black")
     page = Tags(finish(client, address).text)
-    assert "Red RAL 3016 50 % 43.5 % −6.5" in page.text
-    assert "Bright red RAL 3020 25 % 20 % −5" in page.text
-    assert "Other colors – 12 %" in page.text
+    assert "Red RAL 3016 50% 43.5% −6.5" in page.text
+    assert "Bright red RAL 3020 25% 20.0% −5.0" in page.text
+    assert "Other colors – 12.0%" in page.text
     (bar,) = [a["aria-label"] for a in page.all("svg", role="img") if a["aria-label"].startswith("Measured")]
-    assert bar == "Measured: Red 43.5 %, Bright red 20 %, Black 24.5 %, Other colors 12 %"
+    assert bar == "Measured: Red 43.5%, Bright red 20%, Black 24.5%, Other colors 12%"
     german = Tags(client.get(address, headers={"Accept-Language": "de"}).text)
-    assert "Leuchtend rot RAL 3020 25 % 20 % −5" in german.text
+    assert "Leuchtend rot RAL 3020 25 % 20,0 % −5,0" in german.text
     assert "43,5 %" in german.text
     assert "Farbe kann abweichen" in german.text
 
@@ -402,13 +437,13 @@ def test_a_table_that_is_not_clear_is_refused_at_its_field(rows, text, was, erro
 @pytest.mark.parametrize(
     ("fields", "error", "field"),
     [
-        ({"prompt": "50% rad, 50% black"}, "unknown color &#39;rad&#39; at character 5", "prompt"),
-        ({"prompt": ""}, "prompt: empty", "prompt"),
-        ({"seed": "-1"}, "seed -1 is out of range", "seed"),
-        ({"seed": "1.5"}, "seed &#39;1.5&#39; is no integer", "seed"),
-        ({"width": "257"}, "width 257 is out of range", "width"),
-        ({"guidance_scale": "99"}, "guidance_scale 99.0 is out of range", "guidance_scale"),
-        ({"negative_prompt": "x" * 3000}, "negative_prompt", "negative_prompt"),
+        ({"prompt": "50% rad, 50% black"}, "“rad” is not a color of the chart", "prompt"),
+        ({"prompt": ""}, "Write a mix, or choose colors above.", "prompt"),
+        ({"seed": "-1"}, "Expected 0 to 4294967295.", "seed"),
+        ({"seed": "1.5"}, "“1.5” is not a whole number.", "seed"),
+        ({"width": "257"}, "Expected 256 to 1536, a multiple of 8.", "width"),
+        ({"guidance_scale": "99"}, "Expected 1 to 20.", "guidance_scale"),
+        ({"negative_prompt": "x" * 3000}, "3000 characters, at most 2000", "negative_prompt"),
         ({"output_format": "gif"}, "unknown output_format", "output_format"),
     ],
 )
@@ -450,6 +485,21 @@ def test_the_gallery_finds_by_color_and_by_text_a_page_at_a_time(client, monkeyp
     small = client.get(f"/thumbnails/{addresses[0].rpartition('/')[2]}")
     assert small.headers["content-type"] == "image/webp"
     assert client.get("/thumbnails/x").status_code == 404
+
+
+def test_the_gallery_finds_a_text_whatever_the_size_of_its_letters(client):
+    """On SQLite "мокрый" did not find "Мокрый": its own lower() knows the letters of English only."""
+    finish(client, ask(client, "50% Красный, 50% чёрный, МОКРЫЙ пол"))
+    for text in ("мокрый", "Мокрый", "красный", "RED"):
+        assert len(client.get("/api/predictions", params={"text": text}).json()["predictions"]) == 1, text
+
+
+def test_a_long_prompt_makes_a_short_title(client):
+    """Without a mix the whole prompt was the title, and a card as long as it stood in the gallery."""
+    address = ask(client, "a floor " * 100)
+    finish(client, address)
+    for path, where in ((address, "<h1>{}</h1>"), ("/gallery", ">{}</a></p>")):
+        assert where.format("a floor " * 9 + "a floor…") in client.get(path).text
 
 
 def test_the_gallery_shows_pictures_only_and_says_when_it_has_none(client, cog):

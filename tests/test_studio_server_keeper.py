@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tilemix.errors import BackendDownError
+from tilemix.project import ROOT
 from tilemix.studio.server_keeper import CHANCES, START_SECONDS, ServerKeeper, start_process
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
@@ -131,6 +132,26 @@ def test_what_the_server_has_started_ends_with_it(tmp_path):
     setup.keeper.stop()
     deadline = time.monotonic() + 5
     while is_running(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_studio_that_is_killed_takes_its_server_along(tmp_path):
+    """The server outlived it: it kept the port, and the next studio refused the token of its webhooks."""
+    code = (
+        "import sys, time; from pathlib import Path; from tests.test_studio_server_keeper import Setup\n"
+        "setup = Setup(Path(sys.argv[1])); setup.steps(1)\n"
+        "print(setup.processes[0].pid, flush=True); time.sleep(60)"
+    )
+    studio = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    server = int(studio.stdout.readline())
+    assert is_running(server)
+    studio.kill()
+    studio.communicate()
+    deadline = time.monotonic() + 10
+    while is_running(server):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

@@ -8,14 +8,16 @@ import dataclasses
 import logging
 import os
 import secrets
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import uvicorn
 
-from tilemix.errors import TilemixError
+from tilemix.errors import SettingsError, TilemixError
 from tilemix.project import ROOT
 from tilemix.studio.app import create_app
 from tilemix.studio.backends import CogBackend
@@ -27,7 +29,11 @@ from tilemix.studio.workers import Worker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+logger = logging.getLogger("tilemix.studio")  # not "__main__"
+
+SERVER_HOST = "127.0.0.1"
 KEEPER_SECONDS = 1.0
+PORT_SECONDS = 3  # in which the server of a studio that was killed ends
 SHUTDOWN_SECONDS = 3
 EXTRA_BUSY_SECONDS = 60  # over the deadline, at which a prediction is canceled
 
@@ -57,9 +63,16 @@ def main(arguments: list[str] | None = None) -> int:
             token = Secret(secrets.token_urlsafe(32)) if options.with_server else None
             settings = dataclasses.replace(settings, cog_webhook_token=token)
         formatter.secrets = settings.secrets
+        port, fault = _try_port(settings.host, settings.port)
+        if fault is not None:
+            raise SettingsError(f"TILEMIX_STUDIO_PORT is {port} at {settings.host[:80]}: {fault}")
+        settings = dataclasses.replace(settings, port=port)  # webhooks are sent there
+        is_wanted = options.with_server and settings.backend == "cog"
+        if is_wanted:
+            settings = _place_server(settings, is_chosen=bool(os.environ.get("TILEMIX_COG_URL")))
         studio = Studio(settings)
         # The studio ends first, and so lets go of what the server draws: the next start takes it up again.
-        with _server(settings, is_wanted=options.with_server), studio:
+        with _server(settings, is_wanted=is_wanted), studio:
             uvicorn.run(
                 create_app(studio),
                 host=settings.host,
@@ -94,7 +107,7 @@ def _server(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
         environment.pop(name, None)  # the model has no use for them
     if settings.cog_webhook_token is not None:
         environment["WEBHOOK_AUTH_TOKEN"] = settings.cog_webhook_token.reveal()
-    command = (sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1")
+    command = (sys.executable, "-m", "cog.server.http", "--host", SERVER_HOST)
     keeper = ServerKeeper(
         lambda: start_process(command, folder=ROOT, environment=environment),
         CogBackend(settings.cog_url).health,
@@ -113,6 +126,41 @@ def _server(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
         worker.stop()
         worker.join()
         keeper.stop()
+
+
+def _place_server(settings: Settings, *, is_chosen: bool) -> Settings:
+    """Return the settings with the address that a server of ours shall have; one that was chosen stays.
+
+    Raises:
+        SettingsError: it would not be the server that the studio asks, or something else listens there.
+    """
+    parts = urlsplit(settings.cog_url)
+    if parts.scheme != "http" or parts.hostname not in {SERVER_HOST, "localhost"}:
+        raise SettingsError(
+            f"TILEMIX_COG_URL is {settings.cog_url[:80]!r}; with --with-server expected http://{SERVER_HOST}:PORT"
+        )
+    port = parts.port or 80
+    deadline = time.monotonic() + PORT_SECONDS
+    while (fault := _try_port(SERVER_HOST, port)[1]) is not None:
+        if not is_chosen:
+            free, _ = _try_port(SERVER_HOST, 0)
+            logger.info("port %d: %s; the Cog server gets port %d", port, fault, free)
+            return dataclasses.replace(settings, cog_url=f"http://{SERVER_HOST}:{free}")
+        if time.monotonic() > deadline:
+            raise SettingsError(f"TILEMIX_COG_URL is {settings.cog_url[:80]!r}: {fault}")
+        time.sleep(0.1)
+    return settings
+
+
+def _try_port(host: str, port: int) -> tuple[int, str | None]:
+    """Return the port, a free one for 0, and why nothing can listen there; None if it can."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the last one may linger
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return port, (error.strerror or type(error).__name__).lower()
+        return probe.getsockname()[1], None
 
 
 def log_to_stderr() -> MaskingFormatter:

@@ -33,6 +33,7 @@ OPENAPI = Path(__file__).parent / "openapi.json"
 POLL_SECONDS = 0.2
 RETRY_SECONDS = 30  # about as long as a Cog server takes to start
 PAGE_SIZE = 20
+FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
 MAX_FIELDS = 20
 MAX_FIELD_BYTES = 64 * 2**10
 MAX_SEARCH_CHARACTERS = 200
@@ -46,7 +47,12 @@ def api_routes(studio: Studio) -> list[Route]:
     gallery = Gallery(studio.database)
 
     async def generate_image(request: Request) -> Response:
-        async with request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as form:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in FORM_TYPES:
+            raise RequestError(f"the body is {kind[:40] or 'of no type'}; expected {FORM_TYPES[0]}")
+        async with request.form(
+            max_files=MAX_FIELDS, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+        ) as form:
             wanted = read_form(form.multi_items(), model=studio.settings.model)
         identity = await run_in_threadpool(studio.ask_for, wanted)
         if not await _wait(identity):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import or_, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import selectinload
 
-from tilemix.studio.predictions import SUCCEEDED, read_progress
+from tilemix.studio.predictions import SUCCEEDED, TERMINAL, read_progress
 from tilemix.studio.schema import Output, Prediction, Share
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ class Gallery:
         text: str | None = None,
         has_picture: bool = False,
     ) -> list[dict[str, Any]]:
-        """Return predictions, the latest first: older than `before` (an id), with a color, a text, a picture."""
+        """Return predictions, the latest first: older than `before` (an id), with a color, a text, a picture.
+
+        The size of the text's letters does not matter; on PostgreSQL, as far as the database's locale knows them.
+        """
         query = _whole().order_by(Prediction.number.desc()).limit(min(limit, MOST_ON_A_PAGE))
         with self._database.read() as session:
             if before is not None:
@@ -63,6 +66,17 @@ class Gallery:
                     )
                 )
             return [describe(prediction) for prediction in session.scalars(query)]
+
+    def count_before(self, identity: str) -> int:
+        """Return how many predictions will end before one that waits: those asked for earlier and not ended."""
+        own = select(Prediction.number, Prediction.backend).where(Prediction.id == identity).subquery()
+        earlier = select(func.count()).where(
+            Prediction.number < own.c.number,
+            Prediction.backend == own.c.backend,
+            Prediction.status.not_in(TERMINAL),
+        )
+        with self._database.read() as session:
+            return session.scalar(earlier) or 0
 
     def find_file(self, identity: str) -> tuple[str, str] | None:
         """Return name and media type of a prediction's picture; None where it has none, or none yet."""

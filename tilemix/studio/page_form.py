@@ -54,7 +54,9 @@ def mark_position(text: str, position: int | None) -> tuple[str, str]:
         return "", ""
     at = position - 1
     word = WORD.match(text, at)
-    return text[max(at - SHOWN_BEFORE, 0) : at], word[0] if word else text[at : at + 1]
+    cut = at - SHOWN_BEFORE
+    before = f"…{text[cut:at]}" if cut > 0 else text[:at]
+    return before, word[0] if word else text[at : at + 1]
 
 
 class BothChangedError(RequestError):

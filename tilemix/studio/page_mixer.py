@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from tilemix.errors import MixError, PromptError
 from tilemix.request import MAX_SEED
-from tilemix.studio.database import utc_now
+from tilemix.studio.complaints import explain
 from tilemix.studio.page_form import (
     FIELDS,
     MAX_ROWS,
@@ -22,7 +22,7 @@ from tilemix.studio.page_form import (
     split_text,
     write_table,
 )
-from tilemix.studio.page_views import find_result, stack_bar
+from tilemix.studio.page_views import find_result, stack_bar, tell_state
 from tilemix.studio.palette import chart_for_script, find_swatch, load_presets, load_swatches, write_mix
 from tilemix.weights import load_manifest
 
@@ -75,7 +75,8 @@ class MixerPage:
             form.values["prompt"] = write_mix(load_presets()[FIRST_PRESET].mix, words.code)
         is_given = "from" in query or "prompt" in query
         shown = view if view is not None and "result" in query else None
-        return self._form(request, form, is_given=is_given, view=shown)
+        state = await tell_state(self._studio, self._gallery, shown) if shown is not None else None
+        return self._form(request, form, is_given=is_given, view=shown, state=state)
 
     async def generate(self, request: Request) -> Response:
         """Take the form of a browser without our script; lead to the result."""
@@ -104,11 +105,14 @@ class MixerPage:
         *,
         is_given: bool,
         view: ResultView | None = None,
+        state: dict[str, Any] | None = None,
         status: int = 200,
     ) -> Response:
         words = self._renderer.words(request)
         preview = self._preview(form.values.get("prompt", ""), words)
-        if form.error is None and preview["error"] is not None:
+        if form.error is not None:
+            form.error = explain(form.error, words)
+        elif preview["error"] is not None:
             form.error, form.error_field = preview["error"], "prompt"
         mix = {share["color"]: share["percent"] for share in preview["mix"]}
         script = {
@@ -116,6 +120,7 @@ class MixerPage:
             "words": words.for_script(),
             "language": words.code,
             "decimal_point": words("decimal_point"),
+            "percent": words("percent", value="$value"),
             "is_given": is_given,
             "preview": preview,
             "max_seed": MAX_SEED,
@@ -131,7 +136,7 @@ class MixerPage:
             preview=preview,
             mix_bar=stack_bar(mix, words),
             view=view,
-            state=view.state(utc_now()) if view is not None else None,
+            state=state,
             swatches=load_swatches(words.code),
             presets=[
                 {
@@ -160,7 +165,7 @@ class MixerPage:
         except PromptError as error:
             position = error.position if isinstance(error, MixError) else None
             before, marked = mark_position(text, position)
-            return {**empty, "error": str(error), "before": before, "marked": marked}
+            return {**empty, "error": explain(str(error), words), "before": before, "marked": marked}
         shares = [
             {"color": color, "percent": share, "word": find_swatch(color, words.code).word}
             for color, share in mix.items()
@@ -170,7 +175,7 @@ class MixerPage:
             "head": head,
             "tail": tail,
             "sent_prompt": prompt.positive,
-            "notes": list(prompt.notes),
+            "notes": [explain(note, words) for note in prompt.notes] if mix else [words("note_no_mix")],
             "error": None,
             "before": "",
             "marked": "",

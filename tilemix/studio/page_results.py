@@ -11,8 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from tilemix.studio.database import utc_now
-from tilemix.studio.page_views import ResultView, find_result
+from tilemix.studio.page_views import ResultView, find_result, tell_state
 from tilemix.studio.palette import load_swatches
 from tilemix.studio.rendering import IMMUTABLE
 from tilemix.studio.thumbnails import find_thumbnail
@@ -52,11 +51,12 @@ class ResultPages:
         """One result; while it is drawn, the page loads itself again. `part=card`: for the script."""
         view = await self._need(request)
         template = "card.html" if request.query_params.get("part") == "card" else "result.html"
-        return self._renderer.render(request, template, view=view, state=view.state(utc_now()))
+        state = await tell_state(self._studio, self._gallery, view)
+        return self._renderer.render(request, template, view=view, state=state)
 
     async def state(self, request: Request) -> Response:
         """How far a result is, for the script."""
-        return JSONResponse((await self._need(request)).state(utc_now()))
+        return JSONResponse(await tell_state(self._studio, self._gallery, await self._need(request)))
 
     async def record(self, request: Request) -> Response:
         """The record of a picture as a file."""

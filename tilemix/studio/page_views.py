@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 
+from tilemix.studio.database import utc_now
 from tilemix.studio.palette import Swatch, find_swatch
 from tilemix.studio.predictions import CANCELED, PROCESSING, QUEUED, STARTING, SUCCEEDED
 
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from tilemix.studio.gallery import Gallery
+    from tilemix.studio.service import Studio
     from tilemix.studio.words import Words
 
+FAULT_SHOWN_AFTER = timedelta(seconds=1)  # the queue looks four times a second
+TITLE_CHARACTERS = 80
 OTHERS = "#8A8580"  # granules of a color that was not asked for, or that no chart has
 
 
@@ -40,6 +44,16 @@ class Bar(NamedTuple):
     width: float
     fill: str
     title: str
+
+
+class QueueView(NamedTuple):
+    """Why a prediction waits."""
+
+    ahead: int  # predictions that come first
+    is_drawing: bool  # False: the back end takes nothing for now
+
+
+NOTHING_AHEAD = QueueView(0, is_drawing=True)
 
 
 class ResultView:
@@ -69,11 +83,12 @@ class ResultView:
 
     @property
     def title(self) -> str:
-        """The mix in the reader's language, or the prompt where it has none."""
+        """The mix in the reader's language, or the beginning of the prompt where it has none."""
         if not self.shares:
-            return str(self.found["prompt"])
+            prompt = " ".join(self.found["prompt"].split())
+            return prompt if len(prompt) <= TITLE_CHARACTERS else f"{prompt[:TITLE_CHARACTERS].rstrip()}…"
         return ", ".join(
-            f"{self._words.number(share.asked)}\N{NO-BREAK SPACE}% {share.swatch.label.lower()}"
+            f"{self._words.percent(share.asked)}\N{NO-BREAK SPACE}{share.swatch.label.lower()}"
             for share in self.shares
         )
 
@@ -95,7 +110,7 @@ class ResultView:
         record = self.found["record"] or self.inputs
         return f"{record['width']} × {record['height']}" if {"width", "height"} <= record.keys() else None
 
-    def state(self, now: datetime) -> dict[str, Any]:
+    def state(self, now: datetime, queue: QueueView = NOTHING_AHEAD) -> dict[str, Any]:
         """Return how it stands, in words, and from 0 to 1; None where that cannot be told."""
         words, status, progress = self._words, self.found["status"], self.found["progress"]
         fraction, detail = None, ""
@@ -103,8 +118,11 @@ class ResultView:
             text = words(
                 "status_done" if self.url else "status_canceled" if self.is_canceled else "status_failed"
             )
+        elif status == QUEUED and not queue.is_drawing:
+            text = words("status_not_ready")
         elif status in (QUEUED, STARTING):
             text = words("status_queued")
+            detail = words("before_it", count=queue.ahead) if queue.ahead else ""
         elif status == PROCESSING and progress is not None:
             step, steps = progress["step"], progress["steps"]
             fraction = min(step / steps, 1.0) if steps else None
@@ -124,6 +142,15 @@ class ResultView:
         return self._words("minutes_left", minutes=left // 60, seconds=left % 60)
 
 
+async def tell_state(studio: Studio, gallery: Gallery, view: ResultView) -> dict[str, Any]:
+    """Return how a prediction stands, and why it does not go on where it waits."""
+    if view.found["status"] != QUEUED:
+        return view.state(utc_now())
+    ahead = await run_in_threadpool(gallery.count_before, view.id)
+    is_drawing = studio.queue.find_fault(lasting=FAULT_SHOWN_AFTER) is None
+    return view.state(utc_now(), QueueView(ahead, is_drawing))
+
+
 async def find_result(gallery: Gallery, identity: str, words: Words) -> ResultView | None:
     """Return a prediction by its id; None where there is none."""
     found = await run_in_threadpool(gallery.find, identity[:64].replace("\0", ""))
@@ -138,7 +165,7 @@ def stack_bar(mix: Mapping[str, float], words: Words) -> list[Bar]:
 def _stack(pieces: Iterable[tuple[Swatch, float]], words: Words) -> list[Bar]:
     bars, x = [], 0.0
     for swatch, share in pieces:
-        title = f"{swatch.label} {words.number(share)} %"
+        title = f"{swatch.label} {words.percent(share)}"
         bars.append(Bar(round(x, 2), round(share, 2), swatch.hex or OTHERS, title))
         x += share
     return [bar for bar in bars if bar.width > 0]

@@ -72,6 +72,7 @@ class Renderer:
         content = self._environment.get_template(template).render(
             t=words,
             number=words.number,
+            percent=words.percent,
             theme=theme if theme in {"light", "dark"} else "auto",
             path=request.scope["path"],
             here=address_of(request) if request.method in {"GET", "HEAD"} else "/",

@@ -1,7 +1,7 @@
 """Keeps a local Cog server alive: starts it, watches its health, and starts it again when it will not recover.
 
 A server whose worker has died stays up, says UNHEALTHY and answers 409 to everything, for ever; one whose
-worker hangs stays BUSY. Neither ends by itself.
+worker hangs stays BUSY. Neither ends by itself, and neither ends with the studio: a leash sees to that.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class ServerKeeper:
         self._longest = longest_prediction_seconds
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
+        self._leash: Leash | None = None
         self._not_before = clock()
         self._wait = FIRST_WAIT
         self.restarts = -1  # the first start is none
@@ -88,13 +89,21 @@ class ServerKeeper:
         _signal_group(self._process, signal.SIGKILL)  # its worker is a process of its own
         self._process.wait()
         self._process = None
+        self._drop_leash()
 
     def _run(self, now: float) -> None:
+        self._drop_leash()
         self._process = self._start()
+        self._leash = Leash(self._process.pid)
         self.restarts += 1
         self._not_before, self._wait = now + self._wait, min(2 * self._wait, LONGEST_WAIT)
         self._forget()
         logger.info("the Cog server is process %d", self._process.pid)
+
+    def _drop_leash(self) -> None:
+        if self._leash is not None:
+            self._leash.drop()
+            self._leash = None
 
     def _end(self, reason: str) -> None:
         logger.error("the Cog server is ended: %s", reason)
@@ -113,11 +122,30 @@ class ServerKeeper:
             return UNREACHABLE
 
 
+class Leash:
+    """Ends a process group when this process ends, whatever ends it.
+
+    A shell waits at the end of a pipe that nobody writes to; the system closes the other end with this process.
+    A server that outlived its studio would keep the port and send its webhooks with a token nobody knows.
+    """
+
+    def __init__(self, group: int) -> None:
+        command = ("/bin/sh", "-c", 'read -r _; kill -KILL "-$0"', str(group))
+        self._shell = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603
+
+    def drop(self) -> None:
+        """Let the group go."""
+        self._shell.kill()
+        self._shell.communicate()
+
+
 def start_process(
     command: Sequence[str], *, folder: Path, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     """Start a program in a process group of its own, so that all that it starts can be ended with it."""
-    return subprocess.Popen(command, cwd=folder, env=dict(environment), start_new_session=True)  # noqa: S603
+    return subprocess.Popen(  # noqa: S603
+        command, cwd=folder, env=dict(environment), stdin=subprocess.DEVNULL, start_new_session=True
+    )
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -12,7 +12,8 @@ TILEMIX_STUDIO_PUBLIC_URL       how the world reaches it, https://...: Replicate
 TILEMIX_STUDIO_BACKEND          cog (left out) or replicate
 TILEMIX_STUDIO_DEADLINE         seconds from asking until a prediction is given up; left out: 1800
 TILEMIX_STUDIO_SLOTS            predictions that run at the same time at Replicate; left out: 4
-TILEMIX_COG_URL                 the local Cog server; left out: http://127.0.0.1:5000
+TILEMIX_COG_URL                 the local Cog server; left out: http://127.0.0.1:5000, or a free port where the
+                                studio starts it and that one is in use
 WEBHOOK_AUTH_TOKEN              the bearer token of the local server's webhooks, as that server itself reads
                                 it; left out: they are refused, and a prediction shows no progress
 REPLICATE_API_TOKEN             needed for the back end replicate

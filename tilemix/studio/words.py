@@ -36,13 +36,17 @@ class Words:
             }
         )
 
-    def number(self, value: float, digits: int = 1) -> str:
-        """Return a number with at most so many decimals: "12.5", "12,5", "12"."""
+    def number(self, value: float, digits: int = 1, *, is_padded: bool = False) -> str:
+        """Return a number with at most so many decimals: "12.5", "12,5", "12"; with all of them if padded."""
         text = f"{value:.{digits}f}"
-        if "." in text:
+        if "." in text and not is_padded:
             text = text.rstrip("0").rstrip(".")
-        text = "0" if text == "-0" else text
+        text = text.removeprefix("-") if float(text) == 0 else text
         return text.replace(".", self._texts["decimal_point"].template).replace("-", "−")
+
+    def percent(self, value: float, *, is_padded: bool = False) -> str:
+        """Return a share as the language writes it: "12.5%", "12,5 %"."""
+        return self("percent", value=self.number(value, is_padded=is_padded))
 
     def for_script(self) -> dict[str, str]:
         """Return the script's words, without their prefix."""

@@ -215,14 +215,22 @@ class Result {
     this.watched = id;
     while (this.watched === id) {
       try {
-        const state = await (await fetch(`/results/${id}/state`)).json();
+        const answer = await fetch(`/results/${id}/state`);
         if (this.watched !== id) return;
-        if (state.is_done) {
-          await this.load(id);
-          this.onDone(id, this.box);
+        if ([401, 404].includes(answer.status)) {
+          location.reload(); // the page says what is the matter: log in again, or nothing here
           return;
         }
-        this.report(state);
+        if (answer.ok) {
+          const state = await answer.json();
+          if (this.watched !== id) return;
+          if (state.is_done) {
+            await this.load(id);
+            this.onDone(id, this.box);
+            return;
+          }
+          this.report(state);
+        }
       } catch (error) {
         if (!(error instanceof TypeError)) throw error; // the studio is away for a moment: ask again
       }
@@ -245,8 +253,15 @@ class Result {
     const form = event.target;
     if (!form.matches("[data-cancel]") || !this.watched) return;
     event.preventDefault();
-    find("button", form).disabled = true;
-    await fetch(`/api/predictions/${this.watched}/cancel`, { method: "POST" });
+    const button = find("button", form);
+    button.disabled = true;
+    try {
+      const answer = await fetch(`/api/predictions/${this.watched}/cancel`, { method: "POST" });
+      button.disabled = answer.ok;
+    } catch (error) {
+      if (!(error instanceof TypeError)) throw error;
+      button.disabled = false; // the studio is away for a moment: try again
+    }
   }
 }
 
@@ -297,6 +312,8 @@ class Mixer {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.form.requestSubmit();
     });
     this.form.addEventListener("submit", (event) => this.submit(event));
+    this.form.noValidate = false; // without the script the server checks, and opens the settings at the error
+    this.form.addEventListener("invalid", () => (find(".more").open = true), true); // a closed field takes no focus
     this.form.addEventListener("change", () => this.store());
     find("#result").addEventListener("submit", (event) => this.again(event));
     find("#reroll").addEventListener("click", () => {
@@ -319,6 +336,12 @@ class Mixer {
       });
     }
     this.lockSeed(this.seed.value !== "");
+  }
+
+  /** A share as the language writes it: "12.5%", "12,5 %". */
+  percent(tenths) {
+    const value = String(tenths / PERCENT).replace(".", this.data.decimal_point);
+    return fill(this.data.percent, { value });
   }
 
   // The rows.
@@ -459,7 +482,7 @@ class Mixer {
       const text = String(share.tenths / PERCENT).replace(".", this.data.decimal_point);
       slider.value = share.tenths / PERCENT;
       slider.disabled = typed.disabled = share.locked;
-      slider.setAttribute("aria-valuetext", `${text} %`);
+      slider.setAttribute("aria-valuetext", this.percent(share.tenths));
       slider.style.setProperty("--share", `${share.tenths / PERCENT}%`);
       slider.style.setProperty("--color", this.describe(share.color).hex);
       typed.value = text;
@@ -470,7 +493,7 @@ class Mixer {
       find("[data-remove]", row).disabled = !this.shares.canRemove(share.color);
     }
     const total = this.shares.list.reduce((sum, share) => sum + share.tenths, 0);
-    find("#total").textContent = this.shares.list.length ? `${total / PERCENT} %` : "";
+    find("#total").textContent = this.shares.list.length ? this.percent(total) : "";
     find("#add").disabled = this.shares.list.length >= this.data.max_colors;
     this.drawBar();
     cancelAnimationFrame(this.frame);
@@ -489,7 +512,7 @@ class Mixer {
         return rect;
       }),
     );
-    const named = this.shares.mix.map((share) => `${this.describe(share.color).label} ${share.tenths / PERCENT} %`);
+    const named = this.shares.mix.map((share) => `${this.describe(share.color).label} ${this.percent(share.tenths)}`);
     bar.setAttribute("aria-label", named.join(", "));
   }
 
@@ -528,8 +551,12 @@ class Mixer {
     if (read.error) {
       this.prompt.setAttribute("aria-invalid", "true");
       this.prompt.setAttribute("aria-describedby", error.id);
-      const place = read.marked ? [read.before, makeElement("mark", "", read.marked), " "] : [];
-      error.replaceChildren(`${this.data.words.unread} `, ...place, makeElement("span", "mono", read.error));
+      error.replaceChildren(read.error);
+      if (read.marked) {
+        const place = makeElement("span", "place", read.before);
+        place.append(makeElement("mark", "", read.marked));
+        error.append(place);
+      }
     } else {
       find("#sent").textContent = read.sent_prompt;
     }
@@ -599,6 +626,10 @@ class Mixer {
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify(inputs),
       });
+      if (answer.status === 401) {
+        location.reload(); // the session has ended: the page asks for the token again
+        return;
+      }
       const found = await answer.json();
       if (!answer.ok) {
         this.complain(answer.status === 429 ? this.data.words.slower : found.error);
