@@ -10,15 +10,13 @@ from itertools import pairwise
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.ours import replaced
+
 Draw = Callable[[Callable[[], None]], object]  # draws one picture, calling its argument after each step
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts what reaches a kernel: operations that compute. Views are counted apart.
-
-    A composite operation counts as what it is made of; inference_mode would show it whole, and a count of it
-    would flatter whoever uses inference_mode.
-    """
+    """Counts what reaches a kernel: operations that compute. Views are counted apart."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,10 +31,6 @@ class OperationCounter(TorchDispatchMode):
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
         """Count one operation and run it."""
-        with self:
-            result = func.decompose(*args, **(kwargs or {}))
-        if result is not NotImplemented:
-            return result
         if any(
             returned.alias_info is not None and not returned.alias_info.is_write
             for returned in func._schema.returns  # noqa: SLF001
@@ -56,9 +50,13 @@ class StepCost:
 
 
 def count_operations(draw: Draw) -> StepCost:
-    """Return the operations between the ends of the second and the third step: one whole step of the loop."""
+    """Return the operations between the ends of the second and the third step: one whole step of the loop.
+
+    inference_mode would show composite operations whole, a linear layer as one and a dropout that does nothing as
+    one too; under no_grad everybody's are counted as what they are made of.
+    """
     marks: list[tuple[int, int]] = []
-    with OperationCounter() as counter:
+    with replaced(torch, "inference_mode", torch.no_grad), OperationCounter() as counter:
         draw(lambda: marks.append((counter.computing, counter.views)))
     (computing, views), (computing_after, views_after) = marks[1:3]
     return StepCost(computing_after - computing, views_after - views)

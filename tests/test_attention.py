@@ -1,18 +1,17 @@
-"""The kept keys and values against diffusers' own attention, bit for bit."""
+"""The joined products and the kept keys and values against diffusers' own attention, bit for bit."""
 
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
 
 from tests.tiny_sdxl import build_pipeline
-from tilemix.attention import CrossAttention, keep_text_keys
+from tilemix.attention import CrossAttention, SelfAttention, speed_attention
 
 
 @pytest.fixture(scope="module")
 def unets():
     """The same UNet with diffusers' attention and with ours, and what keeps the keys."""
     theirs, ours = build_pipeline(0).unet, build_pipeline(0).unet
-    return theirs, ours, keep_text_keys(ours)
+    return theirs, ours, speed_attention(ours)
 
 
 def make_inputs(seed: int, count: int = 2) -> tuple[torch.Tensor, dict[str, object]]:
@@ -104,7 +103,53 @@ def test_nothing_is_kept_after_an_error_or_a_cancellation(unets):
             module.to_k.weight.data.copy_(weight)
 
 
-def test_self_attention_stays_diffusers_own(unets):
+def find_self_attention(unet):
+    name = next(name for name in unet.attn_processors if "attn1" in name)
+    return unet.get_submodule(name.removesuffix(".processor"))
+
+
+def test_what_is_merged_into_one_projection_is_in_the_joined_one(unets):
+    theirs, ours, _ = unets
+    sample, inputs = make_inputs(1)
+    before = run(theirs, sample, inputs)
+    weights = [find_self_attention(unet).to_v.weight for unet in (theirs, ours)]
+    plain = weights[0].detach().clone()
+    try:
+        for weight in weights:
+            with torch.inference_mode():
+                weight.copy_(2 * plain)
+        after = run(theirs, sample, inputs)
+        assert not torch.equal(after, before)
+        assert torch.equal(run(ours, sample, inputs), after)
+    finally:
+        for weight in weights:
+            weight.data.copy_(plain)
+
+
+def test_self_attention_takes_one_product(unets):
     _, ours, _ = unets
-    processors = ours.attn_processors
-    assert {type(processors[name]) for name in processors if "attn1" in name} == {AttnProcessor2_0}
+    attention = find_self_attention(ours)
+    assert {type(p) for name, p in ours.attn_processors.items() if "attn1" in name} == {SelfAttention}
+    with torch.profiler.profile() as profile:
+        attention(torch.zeros(1, 16, attention.to_q.in_features))
+    assert sum(event.key == "aten::linear" and event.count for event in profile.key_averages()) == 2
+
+
+def test_the_model_has_the_same_tensors_as_before(unets):
+    """A file written from it is a plain SDXL's, and no weight is held twice."""
+    theirs, ours, _ = unets
+    assert [*ours.state_dict()] == [*theirs.state_dict()]
+    attention = find_self_attention(ours)
+    assert attention.to_k.weight.untyped_storage().data_ptr() == attention.qkv_weight.data_ptr()
+
+
+def test_kept_keys_stay_at_their_address(unets):
+    """Code that was compiled, or recorded as a CUDA graph, looks for them there."""
+    _, ours, keys = unets
+    attention = next(one for name, one in ours.named_modules() if name.endswith("attn2"))
+    addresses = set()
+    for seed in (1, 2):
+        with keys.kept():
+            run(ours, *make_inputs(seed))
+        addresses.add(attention.text_key.data_ptr())
+    assert len(addresses) == 1

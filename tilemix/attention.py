@@ -1,12 +1,18 @@
-"""The UNet's cross-attention, with the text's keys and values computed once a run instead of once a step.
+"""The UNet's attention in fewer operations, with the same numbers.
 
-They depend on the prompt's embeddings alone, which are the same tensor in every denoising step. The numbers
-are diffusers' own (`AttnProcessor2_0`), bit for bit: the same operations on the same inputs.
+* Self-attention: query, key and value come from one product instead of three. The joined weight is no copy:
+  `to_q`, `to_k` and `to_v` become parts of it, so what is merged into them is merged into it.
+* Cross-attention: the text's keys and values depend on the prompt's embeddings alone, which are the same
+  tensor in every denoising step, so they are computed once a run. They stand in buffers beside the weights,
+  where compiled code finds them at the same address each time.
+
+In fp32 on a CPU the numbers are those of diffusers' `AttnProcessor2_0`; elsewhere the joined product may be
+summed in another order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,12 +23,52 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import Attention
 
+TEXT_PARTS = (("text_key", "to_k"), ("text_value", "to_v"))  # a buffer, and the projection that fills it
+
+
+class SelfAttention:
+    """An attention processor of diffusers for SDXL's self-attention: no mask, no norms, no residual, no biases."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attend within the picture (n, places, width); the names are diffusers'."""
+        assert encoder_hidden_states is None
+        assert attention_mask is None
+        joined = F.linear(hidden_states, attn.qkv_weight).chunk(3, dim=-1)
+        return _attend(attn, *(_split_heads(part, attn.heads) for part in joined))
+
+
+class CrossAttention:
+    """An attention processor of diffusers for SDXL's cross-attention: no mask, no norms, no residual.
+
+    The text is the one that `TextKeys` has seen last.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,  # noqa: ARG002 diffusers' interface
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attend from the picture (n, places, width) to the text; the names are diffusers'."""
+        assert attention_mask is None
+        query = _split_heads(attn.to_q(hidden_states), attn.heads)
+        return _attend(attn, query, attn.text_key, attn.text_value)
+
 
 class TextKeys:
-    """Keys and values of the text, kept while `kept()` is entered."""
+    """Keys and values of the text for every cross-attention, computed again when the text is another tensor."""
 
-    def __init__(self) -> None:
-        self._found: dict[Attention, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] | None = None
+    def __init__(self, attentions: Sequence[Attention]) -> None:
+        self._attentions = attentions
+        self._text: torch.Tensor | None = None  # whose keys may be used again
+        self._is_kept = False
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -30,60 +76,81 @@ class TextKeys:
 
         The weights of the attention and the text's tensors must stay as they are meanwhile.
         """
-        self._found = {}
+        self._is_kept = True
         try:
             yield
         finally:
-            self._found = None
+            self._is_kept, self._text = False, None
 
-    def find(self, attention: Attention, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the key and the value of `text` (n, tokens, width), each (n, heads, tokens, head width)."""
-        known = None if self._found is None else self._found.get(attention)
-        # Another text in the same run, such as its positive half alone, is another tensor.
-        if known is not None and known[0] is text:
-            return known[1], known[2]
-        # A pipeline hands over the text in its encoders' dtype, which may be another than the UNet's.
-        cast = text.to(attention.to_k.weight.dtype)
-        key = _split_heads(attention.to_k(cast), attention.heads)
-        value = _split_heads(attention.to_v(cast), attention.heads)
-        if self._found is not None:
-            self._found[attention] = text, key, value
-        return key, value
-
-
-class CrossAttention:
-    """An attention processor of diffusers for SDXL's cross-attention: no mask, no norms, no residual."""
-
-    def __init__(self, keys: TextKeys) -> None:
-        self._keys = keys
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Attend from the picture (n, places, width) to the text; the names are diffusers'."""
-        assert attention_mask is None
-        query = _split_heads(attn.to_q(hidden_states), attn.heads)
-        key, value = self._keys.find(attn, encoder_hidden_states)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        # to_out[1] is a dropout, which does nothing in inference.
-        out: torch.Tensor = attn.to_out[0](attended.transpose(1, 2).flatten(2))
-        return out
+    def compute(self, text: torch.Tensor) -> None:
+        """Compute the keys and values of `text` (n, tokens, width), unless they are there."""
+        if self._text is text:
+            return
+        self._text = None
+        for attention in self._attentions:
+            # A pipeline hands over the text in its encoders' dtype, which may be another than the UNet's.
+            cast = text.to(attention.to_k.weight.dtype)
+            for buffer, projection in TEXT_PARTS:
+                _fill(attention, buffer, _split_heads(getattr(attention, projection)(cast), attention.heads))
+        if self._is_kept:
+            self._text = text
 
 
-def keep_text_keys(unet: UNet2DConditionModel) -> TextKeys:
-    """Let the cross-attention of `unet` keep the text's keys and values; return what keeps them."""
-    keys = TextKeys()
+def speed_attention(unet: UNet2DConditionModel) -> TextKeys:
+    """Give `unet`, on its device and in its dtype, these processors; return what keeps the text's keys.
+
+    Its weights may be changed in place afterwards, but not moved.
+    """
+    attentions = {name: unet.get_submodule(name.removesuffix(".processor")) for name in unet.attn_processors}
+    crossing = [one for name, one in attentions.items() if name.endswith("attn2.processor")]
+    for attention in attentions.values():
+        if attention in crossing:
+            for buffer, _ in TEXT_PARTS:
+                attention.register_buffer(buffer, torch.empty(0), persistent=False)
+        else:
+            _join_weights(attention)
     unet.set_attn_processor(
         {
-            name: CrossAttention(keys) if name.endswith("attn2.processor") else processor
-            for name, processor in unet.attn_processors.items()
+            name: CrossAttention() if attention in crossing else SelfAttention()
+            for name, attention in attentions.items()
         }
     )
+    keys = TextKeys(crossing)
+
+    def see_text(_: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
+        assert isinstance(text, torch.Tensor)
+        keys.compute(text)
+
+    unet.register_forward_pre_hook(see_text, with_kwargs=True)
     return keys
+
+
+def _join_weights(attention: Attention) -> None:
+    projections = (attention.to_q, attention.to_k, attention.to_v)
+    assert all(one.bias is None for one in projections)
+    joined = torch.cat([one.weight.detach() for one in projections])
+    attention.register_buffer("qkv_weight", joined, persistent=False)
+    for one, rows in zip(projections, joined.chunk(len(projections)), strict=True):
+        one.weight.data = rows
+
+
+def _fill(attention: Attention, buffer: str, value: torch.Tensor) -> None:
+    kept = getattr(attention, buffer)
+    if (kept.shape, kept.dtype, kept.device) != (value.shape, value.dtype, value.device):
+        with torch.inference_mode(mode=False):  # what inference mode makes cannot be filled outside of it
+            kept = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+        setattr(attention, buffer, kept)
+    kept.copy_(value)
+
+
+def _attend(
+    attention: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    attended = F.scaled_dot_product_attention(query, key, value)
+    # to_out[1] is a dropout, which does nothing in inference.
+    out: torch.Tensor = attention.to_out[0](attended.transpose(1, 2).flatten(2))
+    return out
 
 
 def _split_heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:

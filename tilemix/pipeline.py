@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tilemix.adapters import EmbeddingFile, LoraMerger, TokenInstaller, check_fit, read_embedding
-from tilemix.attention import TextKeys, keep_text_keys
+from tilemix.attention import TextKeys, speed_attention
 from tilemix.errors import AdapterError, ManifestError, ModelFileError
 from tilemix.schedulers import make_scheduler
 from tilemix.speed import Speed, choose_dtype
@@ -115,7 +115,7 @@ def load_pipeline(
         scheduler_config=dict(pipeline.scheduler.config),
         loras=LoraMerger(components, {name: _find_tensors(model, name) for name in MERGED_COMPONENTS}),
         tokens=TokenInstaller(pipeline),
-        text_keys=keep_text_keys(pipeline.unet),
+        text_keys=speed_attention(pipeline.unet),
     )
     ready.make_scheduler()  # a wrong name or setting fails here, not in the first prediction
     _load_adapters(ready)
