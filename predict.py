@@ -19,11 +19,12 @@ from typing import Optional
 
 from cog import BasePredictor, Input, Path, current_scope
 
+from tilemix.garbage import uncollected
 from tilemix.request import GenerationRequest
+from tilemix.settings import read_settings
 
 RECORDED_SETTINGS = ("width", "height", "num_inference_steps")
 BAR_LENGTH = 20  # characters
-
 logger = logging.getLogger("tilemix.predict")
 
 
@@ -31,13 +32,12 @@ class Predictor(BasePredictor):  # type: ignore[misc]
     def setup(self) -> None:
         """Load the packaged model, ready for the first prediction."""
         log_to_stdout()
-        from tilemix import image_file, measure  # noqa: F401  not in the first prediction's time
-        from tilemix.render import Renderer, parse_threads
-        from tilemix.speed import parse_speed
+        with uncollected():
+            from tilemix import image_file, measure  # noqa: F401  not in the first prediction's time
+            from tilemix.render import Renderer
 
-        get = os.environ.get
-        threads, speed = parse_threads(get("TILEMIX_THREADS")), parse_speed(get("TILEMIX_SPEED"))
-        self.renderer = Renderer.load(get("TILEMIX_MODEL") or "miniature", threads=threads, speed=speed)
+            model = os.environ.get("TILEMIX_MODEL") or "miniature"
+            self.renderer = Renderer.load(model, read_settings(os.environ))
         self.folder = Path(tempfile.mkdtemp(prefix="tilemix-"))  # of all predictions
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """The package's layers: a module imports only from lower ones, and the text stages stay free of torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "tilemix"
 
 LAYERS = (
-    {"errors", "project"},
+    {"errors", "garbage", "project"},
     {"cielab", "color_values", "colors", "model_index", "modelfile", "prompt_text"},
     {"mix", "templates", "weights"},
     {"rewriter", "request"},
@@ -22,7 +23,9 @@ LAYERS = (
         "schedulers",
         "adapters",
         "attention",
+        "compilation",
         "conditioning",
+        "settings",
         "speed",
     },
     {"pipeline"},
@@ -44,6 +47,7 @@ WITHOUT_TORCH = (
     "provenance",
     "image_file",
     "png",
+    "settings",
     "cli",
     "studio.__main__",
     "studio.page",
@@ -90,8 +94,17 @@ SAME_LEVEL = {
     ("image_file", "provenance"),
     ("model_index", "modelfile"),
     ("modelfile", "prompt_text"),
+    ("settings", "speed"),
     ("__main__", "cli"),
 }
+
+
+def test_only_training_imports_what_the_image_does_not_have():
+    image = (PACKAGE.parent / "requirements.txt").read_text()
+    for path in modules():
+        found = set(re.findall(r"^\s*(?:from|import) (peft|scipy)\b", path.read_text(), re.MULTILINE))
+        assert not found or path.is_relative_to(PACKAGE / "training"), f"{path.name} imports {found}"
+        assert not any(f"{name}==" in image for name in found)
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)

@@ -16,6 +16,8 @@ from tilemix.mix import parse_mix
 from tilemix.project import ROOT
 from tilemix.provenance import Record, read_record
 from tilemix.request import GenerationRequest
+from tilemix.settings import Settings
+from tilemix.speed import Speed
 
 LEFT_OUT = {**dict.fromkeys(GenerationRequest.__dataclass_fields__), "output_format": "png"}
 
@@ -247,27 +249,32 @@ def test_the_progress_lines_are_those_that_replicates_clients_read(module, caplo
 @pytest.mark.parametrize(
     ("environment", "loaded"),
     [
-        ({}, ("miniature", None, "equivalent")),
+        ({}, ("miniature", Settings())),
         (
-            {"TILEMIX_MODEL": "rubber-tile", "TILEMIX_THREADS": "3", "TILEMIX_SPEED": "exact"},
-            ("rubber-tile", 3, "exact"),
+            {
+                "TILEMIX_MODEL": "rubber-tile",
+                "TILEMIX_THREADS": "3",
+                "TILEMIX_SPEED": "exact",
+                "TILEMIX_COMPILE": "1",
+            },
+            ("rubber-tile", Settings(threads=3, speed=Speed.EXACT, compiled=True)),
         ),
         (
-            {"TILEMIX_MODEL": "", "TILEMIX_THREADS": "", "TILEMIX_SPEED": ""},
-            ("miniature", None, "equivalent"),
+            {"TILEMIX_MODEL": "", "TILEMIX_THREADS": "", "TILEMIX_SPEED": "", "TILEMIX_COMPILE": ""},
+            ("miniature", Settings()),
         ),
     ],
 )
-def test_setup_takes_the_model_the_threads_and_the_speed_from_the_environment(
+def test_setup_takes_the_model_and_the_settings_from_the_environment(
     module, monkeypatch, capsys, environment, loaded
 ):
-    def load(model, *, threads, speed):
+    def load(model, settings):
         logging.getLogger("tilemix.render").info("loaded")
-        return types.SimpleNamespace(loaded=(model, threads, speed), is_healthy=lambda: healthy)
+        return types.SimpleNamespace(loaded=(model, settings), is_healthy=lambda: healthy)
 
     healthy = True
     monkeypatch.setattr("tilemix.render.Renderer.load", load)
-    for name in ("TILEMIX_MODEL", "TILEMIX_THREADS", "TILEMIX_SPEED"):
+    for name in ("TILEMIX_MODEL", "TILEMIX_THREADS", "TILEMIX_SPEED", "TILEMIX_COMPILE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

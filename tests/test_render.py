@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from tests.test_pipeline import QUERY, base_of, project  # noqa: F401  the fixture
 from tests.tiny_sdxl import random_pairs, write_manifest
 from tilemix import __version__
-from tilemix.errors import ManifestError, PromptError, RenderError, TilemixError
+from tilemix.errors import ManifestError, PromptError, RenderError
 from tilemix.pipeline import load_pipeline
-from tilemix.render import Renderer, decode_latents, parse_threads, to_pixels
+from tilemix.render import Renderer, decode_latents, to_pixels
 from tilemix.request import GenerationRequest
 from tilemix.weights import find_model
 
@@ -256,16 +256,3 @@ def test_thirty_pictures_leave_nothing_behind(renderer):
     grown, handles_after = read_state()
     assert handles_after == handles
     assert grown - resident < 30 * 256 * 256 * 3 // 1024  # kB: less than the pixels of the pictures
-
-
-@pytest.mark.parametrize(("text", "threads"), [(None, None), ("", None), ("1", 1), ("16", 16)])
-def test_threads_are_read_from_the_environment(text, threads):
-    assert parse_threads(text) == threads
-
-
-@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "٢"])
-def test_a_number_of_threads_that_is_none_is_refused(text):
-    with pytest.raises(
-        TilemixError, match="^TILEMIX_THREADS is .*; expected a number of threads, 1 or more$"
-    ):
-        parse_threads(text)

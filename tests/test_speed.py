@@ -6,34 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from tilemix.errors import TilemixError
 from tilemix.pipeline import load_pipeline
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
-from tilemix.speed import Speed, choose_dtype, keep_freed_memory, multiplies_bf16, parse_speed
+from tilemix.speed import Speed, choose_dtype, keep_freed_memory, multiplies_bf16
 from tilemix.weights import find_model
 
 CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize(
-    ("text", "speed"),
-    [
-        (None, "equivalent"),
-        ("", "equivalent"),
-        ("exact", "exact"),
-        ("equivalent", "equivalent"),
-        ("fast", "fast"),
-    ],
-)
-def test_the_mode_is_read_from_the_environment(text, speed):
-    assert parse_speed(text) == speed
-
-
-@pytest.mark.parametrize("text", ["Exact", "fastest", " ", "1"])
-def test_a_mode_that_is_none_is_refused(text):
-    with pytest.raises(TilemixError, match=f"^TILEMIX_SPEED is {text!r}; expected exact, equivalent, fast$"):
-        parse_speed(text)
 
 
 def test_the_dtype_follows_the_mode_and_the_machine(monkeypatch):

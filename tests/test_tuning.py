@@ -521,6 +521,15 @@ def test_too_little_disk_is_said_before_the_training(config, monkeypatch):
         tune(make_plan(config), CPU)
 
 
+def test_where_peft_is_missing_as_in_the_image_one_line_says_so(config, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert cli.main(["train", str(config)]) == 1
+    expected = (
+        "tilemix train: training needs peft, which is not installed here: pip install 'tilemix[train]'\n"
+    )
+    assert capsys.readouterr().err.endswith(expected)
+
+
 def test_an_interruption_says_that_it_goes_on(config, monkeypatch, caplog):
     def interrupt(*_, **__):
         raise KeyboardInterrupt

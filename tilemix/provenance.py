@@ -99,6 +99,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     ] = {}  # the manifest's settings over the scheduler's own
     dtype: str  # of the UNet
     speed: str = "exact"  # a mode of tilemix.speed
+    compiled: bool = False  # the networks, by torch.compile; other last bits
     device: str
     threads: int  # of torch; another number changes bits
     model: str  # the manifest's name

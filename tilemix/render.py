@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import logging
 import os
 import time
@@ -23,13 +24,15 @@ import numpy as np
 import torch
 
 from tilemix import __version__
+from tilemix.compilation import WARM_UP_STEPS, compile_networks, compiling, plain_where_not_compiled
 from tilemix.conditioning import Conditioning, PromptEncoder
-from tilemix.errors import ManifestError, RenderError, RequestError, TilemixError
+from tilemix.errors import ManifestError, RenderError, RequestError
 from tilemix.pipeline import ReadyPipeline, choose_device, load_pipeline
 from tilemix.project import ROOT
 from tilemix.provenance import Record
 from tilemix.request import GenerationRequest
 from tilemix.rewriter import Prompt, rewrite
+from tilemix.settings import Settings
 from tilemix.speed import GUIDED_PART, Speed, keep_freed_memory
 from tilemix.templates import load_template
 from tilemix.weights import find_model
@@ -53,24 +56,12 @@ class Rendered:
     seconds: dict[str, float]  # encode_prompt, denoise, decode
 
 
-def parse_threads(text: str | None) -> int | None:
-    """Return the number of CPU threads that TILEMIX_THREADS asks for; None where it is unset or empty.
-
-    Raises:
-        TilemixError: it is no number from 1 on.
-    """
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise TilemixError(f"TILEMIX_THREADS is {text[:40]!r}; expected a number of threads, 1 or more")
-    return int(text)
-
-
 class Renderer:
     """One loaded model, drawing one picture at a time."""
 
     def __init__(self, ready: ReadyPipeline) -> None:
         self._ready = ready
+        self._is_compiled = False
         self._encoder = PromptEncoder(ready.pipeline, lambda: (ready.loras.state, ready.tokens.state))
         self._template = load_template(ready.model.template)
         self._defaults = ready.model.manifest.defaults
@@ -88,33 +79,46 @@ class Renderer:
             )
 
     @classmethod
-    def load(
-        cls,
-        model: str,
-        *,
-        threads: int | None = None,
-        speed: Speed = Speed.EQUIVALENT,
-        root: Path = ROOT,
-    ) -> Renderer:
+    def load(cls, model: str, settings: Settings | None = None, *, root: Path = ROOT) -> Renderer:
         """Load the packaged model `model`.
 
         Args:
             model: the name of a manifest, weights/NAME.model.json.
-            threads: CPU threads of torch; None: one a core. Another number changes the pictures' last bits.
-            speed: what may be given up for speed; see `tilemix.speed`.
+            settings: threads, speed and compilation.
             root: the project's folder.
 
         Raises:
             WeightsError: the manifest, or a file it names, cannot be used.
             TemplateError: its prompt template cannot be used.
+            TilemixError: torch cannot compile here.
         """
+        settings = settings or Settings()
         keep_freed_memory()
         # The cores that this process may use, which can be fewer than the machine has.
-        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
         began = time.perf_counter()
-        renderer = cls(load_pipeline(find_model(model, root), *choose_device(speed), speed=speed))
+        device = choose_device(settings.speed)
+        renderer = cls(load_pipeline(find_model(model, root), *device, speed=settings.speed))
+        if settings.compiled:
+            renderer.compile()
+        gc.freeze()  # what is loaded stays: a collection during a prediction need not walk through it
         logger.info("model %s ready in %.1f s", model, time.perf_counter() - began)
         return renderer
+
+    def compile(self, side: int | None = None) -> None:
+        """Compile the networks for the manifest's size, or for squares of `side` pixels; takes minutes.
+
+        Raises:
+            TilemixError: torch cannot compile here.
+        """
+        first = GenerationRequest(
+            prompt="-", seed=0, width=side, height=side, num_inference_steps=WARM_UP_STEPS
+        )
+        logger.info("compiling, which takes minutes")
+        compile_networks(self._ready.pipeline)
+        with compiling():
+            self.render(first)
+        self._is_compiled = True
 
     def is_healthy(self) -> bool:
         """Return whether the device still computes; a CUDA context that has failed once never does again."""
@@ -152,10 +156,11 @@ class Renderer:
         seconds: dict[str, float] = {}
         with _timed(seconds, "encode_prompt"):
             conditioning = self._encoder.encode(prompt.positive, prompt.negative)
-        with _timed(seconds, "denoise"):
-            latents = self._denoise(request, conditioning, on_step)
-        with _timed(seconds, "decode"):
-            pixels = decode_latents(self._ready.pipeline.vae, latents)
+        with plain_where_not_compiled(is_compiled=self._is_compiled):
+            with _timed(seconds, "denoise"):
+                latents = self._denoise(request, conditioning, on_step)
+            with _timed(seconds, "decode"):
+                pixels = decode_latents(self._ready.pipeline.vae, latents)
         return Rendered(pixels, prompt, self._make_record(request, prompt, lora_scales), seconds)
 
     def _resolve(self, request: GenerationRequest) -> GenerationRequest:
@@ -242,6 +247,7 @@ class Renderer:
             scheduler_config=dict(self._ready.model.manifest.scheduler.config),
             dtype=str(self._ready.dtype).removeprefix("torch."),
             speed=self._ready.speed.value,
+            compiled=self._is_compiled,
             device=self._ready.device.type,
             threads=torch.get_num_threads(),
             model=self._ready.model.name,
@@ -268,7 +274,9 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> NDArray[np.uint
         if not _is_finite(image):
             logger.warning("pixels decoded in %s are not finite; decoding again in float32", vae.dtype)
             # A copy: changed in place, a cancellation could leave the VAE half in one dtype, half in another.
-            image = _decode(copy.deepcopy(vae).to(dtype=torch.float32), latents)
+            plain = copy.deepcopy(vae).to(dtype=torch.float32)
+            vars(plain.decoder).pop("forward", None)  # compiled code belongs to the VAE that it was made for
+            image = _decode(plain, latents)
         if not _is_finite(image):
             raise RenderError("the decoded pixels are not finite, in float32 either")
         return to_pixels(image)

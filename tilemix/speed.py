@@ -24,8 +24,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tilemix.errors import TilemixError
-
 if TYPE_CHECKING:
     import torch
 
@@ -40,18 +38,6 @@ class Speed(StrEnum):
     EXACT = "exact"
     EQUIVALENT = "equivalent"
     FAST = "fast"
-
-
-def parse_speed(text: str | None) -> Speed:
-    """Return the mode that TILEMIX_SPEED asks for; `equivalent` where it is unset or empty.
-
-    Raises:
-        TilemixError: it is none of the modes.
-    """
-    try:
-        return Speed(text or Speed.EQUIVALENT)
-    except ValueError as error:
-        raise TilemixError(f"TILEMIX_SPEED is {(text or '')[:40]!r}; expected {', '.join(Speed)}") from error
 
 
 def keep_freed_memory() -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilemix.errors import TilemixError
+from tilemix.garbage import uncollected
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
@@ -79,16 +80,14 @@ def _predict(options: argparse.Namespace) -> None:
         lora_scale=options.lora_scale,
         output_format=output_format,
     )
-    from tilemix.image_file import write_image
-    from tilemix.measure import has_swatch, measure_shares
-    from tilemix.render import Renderer, parse_threads
-    from tilemix.speed import parse_speed
+    with uncollected():
+        from tilemix.image_file import write_image
+        from tilemix.measure import has_swatch, measure_shares
+        from tilemix.render import Renderer
+        from tilemix.settings import read_settings
 
-    renderer = Renderer.load(
-        options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL,
-        threads=parse_threads(os.environ.get("TILEMIX_THREADS")),
-        speed=parse_speed(os.environ.get("TILEMIX_SPEED")),
-    )
+        model = options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
+        renderer = Renderer.load(model, read_settings(os.environ))
     rendered = renderer.render(request, on_step=_show_step)
     size = write_image(options.output, rendered.pixels, rendered.record, output_format=output_format)
     took = sum(rendered.seconds.values())

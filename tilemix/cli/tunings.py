@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tilemix.errors import TrainingError
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
@@ -28,10 +31,12 @@ def add_train(verbs: Verbs) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise TrainingError("training needs peft, which is not installed here: pip install 'tilemix[train]'")
     import msgspec
     import torch
 
-    from tilemix.render import parse_threads
+    from tilemix.settings import parse_threads
     from tilemix.training.adapter_files import write_adapters
     from tilemix.training.estimate import estimate
     from tilemix.training.tuning import make_plan, tune

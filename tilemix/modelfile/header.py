@@ -9,19 +9,18 @@ Source: the format's description, https://github.com/huggingface/safetensors#for
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import re
 import reprlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tilemix.errors import ModelFileError
+from tilemix.garbage import uncollected
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 MAX_HEADER_BYTES = 8 * 2**20  # the largest SDXL header seen is under 300 KiB
@@ -141,23 +140,8 @@ def _check_header(name: str, raw: bytes, *, data_size: int) -> Header:
         return table
 
     _refuse_floods(name, raw)
-    with _uncollected():
+    with uncollected():
         return _check_values(name, raw, data_size, refuse_duplicates)
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Keep the garbage collector still: a hundred thousand new values, and none of them garbage.
-
-    With torch and its friends loaded, the full collection that they would start takes longer than they do.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _check_values(

@@ -1,0 +1,67 @@
+"""TILEMIX_COMPILE: the UNet and the VAE's decoder as code that torch makes for one size of pictures.
+
+torch fuses what stands between the big products and writes C++ (on a CPU) or Triton (on a GPU, where it also tries
+out several kernels for each product and records the whole as a CUDA graph). That takes minutes, once: it is for a
+process that draws many pictures. `TORCHINDUCTOR_CACHE_DIR` names a folder where torch keeps the code for the next
+start. Only the manifest's own size is compiled; pictures of other sizes are drawn by the plain modules, at once.
+
+The weights stay where they are: a LoRA at another scale is merged into them and needs no new code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from tilemix.errors import TilemixError
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+WARM_UP_STEPS = 4  # both batches of `fast` are among them, and what a CUDA graph needs before it is recorded
+
+
+def compile_networks(pipeline: StableDiffusionXLPipeline) -> None:
+    """Let the UNet and the VAE's decoder of `pipeline` be compiled when they are next called.
+
+    Their hooks stay outside of the compiled code: they cast, and they fill the buffers that it reads.
+    """
+    on_gpu = pipeline.unet.device.type == "cuda"
+    for network in (pipeline.unet, pipeline.vae.decoder):
+        # dynamic=False: code for any size is slower code, and a CUDA graph has one size.
+        network.forward = torch.compile(
+            network.forward, fullgraph=True, dynamic=False, mode="max-autotune" if on_gpu else None
+        )
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Say in one line what keeps torch from compiling.
+
+    Raises:
+        TilemixError: torch cannot compile here.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+
+    try:
+        yield
+    except (TorchDynamoException, CppCompileError, InvalidCxxCompiler) as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise TilemixError(
+            f"TILEMIX_COMPILE is 1, and torch cannot compile here: {reason[:200]}; "
+            "on a CPU it needs a C++ compiler such as g++"
+        ) from error
+
+
+@contextmanager
+def plain_where_not_compiled(*, is_compiled: bool) -> Iterator[None]:
+    """Compile nothing within: what has no code yet, such as another size, runs as plain modules."""
+    if not is_compiled:
+        yield
+        return
+    with torch.compiler.set_stance("eager_on_recompile"):
+        yield
