@@ -1,49 +1,76 @@
 """tilemix's cold start: a process that gets ready to draw, and says when, how fast and in how much memory.
 
-python -m bench.cold_ours PROJECT MODEL [--eager] [--draw] [--give-back]
+python -m bench.cold_ours PROJECT MODEL [--eager] [--collect] [--imports] [--draw] [--compile] [--give-back]
 
-With --eager it first imports whole libraries, as code does that imports at the top: what lazy imports save. With
---draw it is ready when its first picture is drawn, and what is compiled for that counts; it draws one more and says how
-long that took. With --give-back freed memory goes back to the system, as it does where nothing is said.
+With --eager it first imports whole libraries, as code does that imports at the top; with --collect the garbage
+collector runs as it does where nothing is said: what tilemix saves by doing neither. With --imports it is ready when
+the libraries' parts that SDXL needs are imported, the floor under every predictor that uses them. With --draw it is
+ready when its first picture is drawn; it draws one more and says how long that took. With --compile the networks are
+compiled. With --give-back freed memory goes back to the system, as it does where nothing is said.
 """
 
 import json
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+
+from tilemix.garbage import uncollected
 
 
 def main() -> None:
     """Load, then print the clock and the memory as JSON."""
     root, name, *options = sys.argv[1:]
-    if "--eager" in options:
-        import compel
-        import diffusers
-        import peft
-        import scipy.stats
-        import transformers
+    with nullcontext() if "--collect" in options else uncollected():
+        if "--eager" in options:
+            import_whole_libraries()
+        figures = import_needed_parts() if "--imports" in options else load(Path(root), name, options)
+    sys.stdout.write(json.dumps(figures) + "\n")
 
-        assert all(
-            (compel, diffusers.StableDiffusionXLPipeline, peft, scipy.stats, transformers.CLIPTextModel)
-        )
-    from tilemix.render import Renderer
 
+def import_whole_libraries() -> None:
+    """Import what a module's top often does."""
+    import compel
+    import diffusers
+    import peft
+    import scipy.stats
+    import transformers
+
+    assert all((compel, diffusers.StableDiffusionXLPipeline, peft, scipy.stats, transformers.CLIPTextModel))
+
+
+def import_needed_parts() -> dict[str, float]:
+    """Import the classes that an SDXL folder names, and nothing of tilemix's own."""
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    assert all((StableDiffusionXLPipeline, DPMSolverMultistepScheduler))
+    assert all((CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer))
+    return {"ready_at": time.monotonic()}
+
+
+def load(root: Path, name: str, options: list[str]) -> dict[str, float]:
+    """Load the model, and draw with it where the options say so."""
+    from tilemix import render
+    from tilemix.request import GenerationRequest
+    from tilemix.settings import Settings
+
+    if "--give-back" in options:
+        render.keep_freed_memory = bool
     # The peak from here on is the load's own: 5 sets VmHWM back, see proc_pid_clear_refs(5).
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = read_memory("VmRSS")
     began = time.monotonic()
-    renderer = Renderer.load(name, root=Path(root))
+    renderer = render.Renderer.load(name, Settings(compiled="--compile" in options), root=root)
     figures = {"load": time.monotonic() - began, "peak_bytes": read_memory("VmHWM") - before}
     if "--draw" in options:
-        from tilemix.request import GenerationRequest
-
         request = GenerationRequest(prompt="50% red, 50% black", seed=0, num_inference_steps=2)
         renderer.render(request)
     figures["ready_at"] = time.monotonic()
     if "--draw" in options:
         renderer.render(request)
         figures["again"] = time.monotonic() - figures["ready_at"]
-    sys.stdout.write(json.dumps(figures) + "\n")
+    return figures
 
 
 def read_memory(field: str) -> int:

@@ -29,7 +29,8 @@ from tilemix.pipeline import choose_device, load_pipeline
 from tilemix.project import ROOT
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
-from tilemix.speed import keep_freed_memory, parse_speed
+from tilemix.settings import parse_speed
+from tilemix.speed import keep_freed_memory
 from tilemix.training.dataset import UNSEEN, describe, draw_example
 from tilemix.training.photographs import MATERIALS, draw_photograph
 from tilemix.training.recipe import load_recipe

@@ -9,6 +9,7 @@ import numpy as np
 from bench.peers import Order
 from tilemix.image_file import read_pixels
 from tilemix.project import ROOT
+from tilemix.weights.manifest import load_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,7 @@ def order_tile(number: int, *, side: int = 512, steps: int = 25) -> Order:
         seed=number,
         side=side,
         steps=steps,
-        guidance_scale=1.5,
+        guidance_scale=load_manifest("miniature", ROOT).defaults.guidance_scale,
     )
 
 

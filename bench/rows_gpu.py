@@ -63,12 +63,14 @@ def measure_gpu(
     """Rows G1 to G4. Other arguments than the defaults are for trying the code where there is no such GPU."""
     torch.set_default_device(device)  # 3.5 billion random numbers take minutes on a CPU
     try:
-        write_project(root, shape, dtype=dtype)
+        write_project(root, shape, dtype=dtype, side=side)
     finally:
         torch.set_default_device(None)
     files = find_peer_files(MODEL, root)
     starts = [_start_with_cache(root, root / "compiled") for _ in range(2)]
     ours = load_ours(MODEL, root, Speed.EQUIVALENT, device=device)
+    if device == "cuda":
+        ours.renderer.compile()
     naive = peers.load_naive(files, dtype=dtype, device=device)
     strong = peers.load_strong(files, dtype=dtype, device=device, compiled=device == "cuda")
 
@@ -149,5 +151,7 @@ def _time_parts(ours: Ours, order: peers.Order) -> tuple[float, float]:
 def _start_with_cache(root: Path, cache: Path) -> float:
     """Return the seconds from the start of a process to its first picture, its compiled code kept in `cache`."""
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
-    told = run_module("bench.cold_ours", root, MODEL, "--draw", environment=environment)
+    told = run_module(
+        "bench.cold_ours", root, MODEL, "--draw", "--compile", timeout=3600, environment=environment
+    )
     return told["ready_at"] - told["started_at"]

@@ -42,12 +42,13 @@ if TYPE_CHECKING:
 
 
 def measure_step_levers(root: Path, rounds: int = 4) -> list[Row]:
-    """What changes the denoising step, on the topology in fp32: four levers, each undone alone."""
-    ours, wrapped, stock = (load_ours(MODEL, root, Speed.EXACT) for _ in range(3))
+    """What changes the denoising step, on the topology in fp32: five levers, each undone alone."""
+    ours, wrapped, stock, apart, again = (load_ours(MODEL, root, Speed.EXACT) for _ in range(5))
     files = find_peer_files(MODEL, root)
+    for one, undone in ((wrapped, ""), (stock, ""), (apart, "attn1.processor"), (again, "attn2.processor")):
+        take_own_attention(one, undone)
     peers.load_lora(wrapped.ready.pipeline, files.lora)
     wrapped.ready.pipeline.set_adapters([peers.ADAPTER], [LORA_SCALE])
-    stock.ready.pipeline.unet.set_attn_processor(AttnProcessor2_0())
     order = order_topology(0)
 
     def draw(
@@ -62,6 +63,8 @@ def measure_step_levers(root: Path, rounds: int = 4) -> list[Row]:
         "ours": partial(draw, by=ours),
         "wrapped": partial(draw, by=wrapped, scale=0.0),  # nothing merged: PEFT's wrappers add the LoRA
         "stock": partial(draw, by=stock),
+        "apart": partial(draw, by=apart),
+        "again": partial(draw, by=again),
         "no_grad": partial(draw, by=ours, undo=without_inference_mode),
         "two calls": partial(draw, by=stock, undo=two_calls),
     }
@@ -70,21 +73,32 @@ def measure_step_levers(root: Path, rounds: int = 4) -> list[Row]:
     operations = {name: count_operations(one).computing for name, one in draws.items()}
 
     def make_row(key: str, title: str, without: str, kept: str = "ours") -> Row:
-        figures = (
-            Figure("without / with", seconds[without] / seconds[kept], "x"),
-            Figure("operations without / with", operations[without] / operations[kept], "x"),
-        )
+        figures = [Figure("without / with", seconds[without] / seconds[kept], "x")]
+        if operations[without] != operations[kept]:
+            figures.append(Figure("operations without / with", operations[without] / operations[kept], "x"))
         gate = exact_gate("same picture", [count_within_one(pictures[without], pictures[kept])])
-        return Row(key, title, figures, (gate,))
+        return Row(key, title, tuple(figures), (gate,))
 
     return [
-        make_row("L1", "LoRA merged into the weights; without: PEFT's wrappers beside them", "wrapped"),
         make_row(
-            "L2", "The text's keys and values kept over the steps; without: diffusers' attention", "stock"
+            "L1", "LoRA merged into the weights; without: PEFT's wrappers beside them", "wrapped", "stock"
         ),
+        make_row("L2", "The text's keys and values kept over the steps; without: computed in each", "again"),
         make_row("L3", "Both halves of CFG in one batch; without: two calls", "two calls", "stock"),
         make_row("L4", "inference_mode; without: no_grad", "no_grad"),
+        make_row("L13", "Query, key and value from one product; without: from three", "apart"),
     ]
+
+
+def take_own_attention(ours: Ours, ending: str) -> None:
+    """Give the attentions whose names end so diffusers' own processor back."""
+    unet = ours.ready.pipeline.unet
+    unet.set_attn_processor(
+        {
+            name: AttnProcessor2_0() if name.endswith(ending) else processor
+            for name, processor in unet.attn_processors.items()
+        }
+    )
 
 
 def split_batch(ours: Ours) -> Callable[..., object]:
@@ -203,19 +217,28 @@ def measure_prompt_levers(rounds: int = 8) -> list[Row]:
     ]
 
 
-def measure_import_lever(root: Path, rounds: int = 2) -> Row:
-    """What lazy imports save of a cold start."""
-    best = {"with": float("inf"), "without": float("inf")}
+def measure_start_levers(root: Path, rounds: int = 2) -> list[Row]:
+    """What lazy imports and a still garbage collector save of a cold start."""
+    variants = {"with": (), "eager": ("--eager",), "collected": ("--collect",)}
+    best = dict.fromkeys(variants, float("inf"))
     for number in range(rounds + 1):
-        for name, options in (("with", ()), ("without", ("--eager",))):
+        for name, options in variants.items():
             told = run_module("bench.cold_ours", root, MODEL, *options)
             if number:
                 best[name] = min(best[name], told["ready_at"] - told["started_at"])
-    return Row(
-        "L9",
-        "Cold start with imports where they are needed; without: whole libraries",
-        (Figure("without / with", best["without"] / best["with"], "x"), Figure("with", best["with"], "s")),
-    )
+    own = Figure("with", best["with"], "s")
+    return [
+        Row(
+            "L9",
+            "Cold start with imports where they are needed; without: whole libraries",
+            (Figure("without / with", best["eager"] / best["with"], "x"), own),
+        ),
+        Row(
+            "L14",
+            "Cold start with the garbage collector still; without: as it is",
+            (Figure("without / with", best["collected"] / best["with"], "x"), own),
+        ),
+    ]
 
 
 def measure_memory_lever(rounds: int = 1) -> Row:

@@ -20,13 +20,14 @@ SHARE_POINTS = 0.5  # by how much the color-share error of `equivalent` may diff
 def measure_modes(mixes: int = 20, *, side: int = 512, steps: int = 25) -> list[Row]:
     """Draw the same mixes in each mode with the miniature, in turn, and measure them."""
     modes = {mode: load_ours("miniature", ROOT, mode) for mode in (Speed.EXACT, Speed.EQUIVALENT, Speed.FAST)}
+    guidance_scale = modes[Speed.EXACT].ready.model.manifest.defaults.guidance_scale
     colors = {mode: Colors() for mode in modes}
     psnrs: dict[str, list[float]] = {mode: [] for mode in modes}
     seconds: dict[str, list[float]] = {mode: [] for mode in modes}
     for number in range(mixes):
         mix = draw_basic_mix(number)
         prompt = f"ohwx_rubber_tile <s0><s1>, {mix}, {TILE_WORDS}"
-        order = Order(prompt, "", SEED + number, side, steps, 1.5)
+        order = Order(prompt, "", SEED + number, side, steps, guidance_scale)
         reference = None
         for mode, ours in modes.items():
             began = time.perf_counter()

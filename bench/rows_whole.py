@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -45,20 +46,30 @@ if TYPE_CHECKING:
 WIDE = Shape(widths=(96, 192, 384), heads=(3, 6, 12))  # 0.9 GB in fp32
 CPU_ALONE = {"CUDA_VISIBLE_DEVICES": ""}
 MIX = "50% red, 50% black"
+NOT_IN_IMAGE = ("peft", "scipy")  # of what diffusers looks for; see requirements.txt
 BLOCK = 8 * 2**20
 WARM_PART = 3  # the first third of the predictions may still fill what is kept
 MEMORY_GROWTH = 16.0  # MB; an allocator's own ups and downs
 
 
 def run_module(
-    module: str, *arguments: object, timeout: float = 600, environment: Mapping[str, str] = CPU_ALONE
+    module: str,
+    *arguments: object,
+    timeout: float = 600,
+    environment: Mapping[str, str] = CPU_ALONE,
+    packages: Path | None = None,
 ) -> dict[str, float]:
-    """Run `python -m module` from the project's folder and return the JSON of its last line, with its `started_at`."""
+    """Run `python -m module` from the project's folder and return the JSON of its last line, with its `started_at`.
+
+    `packages` is a folder of packages in the place of the environment's own.
+    """
+    own = ["-S"] if packages else []  # no site-packages
+    path = os.pathsep.join([str(ROOT), *([str(packages)] if packages else [])])
     started_at = time.monotonic()
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", module, *map(str, arguments)],
+        [sys.executable, *own, "-m", module, *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        env=os.environ | {"PYTHONPATH": path} | environment,
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -69,15 +80,22 @@ def run_module(
     return json.loads(done.stdout.splitlines()[-1]) | {"started_at": started_at}
 
 
-def measure_cold_start(root: Path, rounds: int = 3) -> Row:
-    """Row 6, the time: from the start of the process to ready, files in the page cache."""
+def measure_cold_start(root: Path, image: Path, rounds: int = 3) -> Row:
+    """Row 6, the time: from the start of the process to ready, files in the page cache.
+
+    `image` is an empty folder, for the packages that the image has.
+    """
     files = find_peer_files(MODEL, root)
-    best = {"N": float("inf"), "ours": float("inf")}
+    link_image_packages(image)
+    starts = {
+        "N": partial(run_module, "bench.cold_naive", files.base, files.lora, files.lora_scale),
+        "ours": partial(run_module, "bench.cold_ours", root, MODEL),
+        "ours in the image": partial(run_module, "bench.cold_ours", root, MODEL, packages=image),
+        "imports": partial(run_module, "bench.cold_ours", root, MODEL, "--imports"),
+    }
+    best = dict.fromkeys(starts, float("inf"))
     for number in range(rounds + 1):
-        for name, start in {
-            "N": partial(run_module, "bench.cold_naive", files.base, files.lora, files.lora_scale),
-            "ours": partial(run_module, "bench.cold_ours", root, MODEL),
-        }.items():
+        for name, start in starts.items():
             told = start()
             if number:  # the first round fills the page cache and Python's
                 best[name] = min(best[name], told["ready_at"] - told["started_at"])
@@ -86,10 +104,20 @@ def measure_cold_start(root: Path, rounds: int = 3) -> Row:
         "Cold start: start of the process to ready, tiny weights",
         (
             Figure("ours / N", best["ours"] / best["N"], "x", at_most=0.6),
+            Figure("ours with the image's packages / N", best["ours in the image"] / best["N"], "x"),
+            Figure("the libraries' imports alone / N", best["imports"] / best["N"], "x"),
             Figure("N", best["N"], "s"),
             Figure("ours", best["ours"], "s"),
         ),
+        notes=(f"the image has no {' and no '.join(NOT_IN_IMAGE)}, which diffusers imports where they are",),
     )
+
+
+def link_image_packages(folder: Path) -> None:
+    """Fill `folder` with links to the packages of this environment, those apart that the image does not have."""
+    for entry in Path(torch.__file__).parents[1].iterdir():
+        if re.split(r"[-.]", entry.name)[0] not in NOT_IN_IMAGE:
+            (folder / entry.name).symlink_to(entry)
 
 
 def measure_weights(root: Path, narrow: Path, rounds: int = 2) -> Row:
@@ -174,13 +202,21 @@ def measure_predictions(rounds: int = 3, *, side: int = 512, steps: int = 25) ->
         "exact": keep("exact", exact.predict),
         "equivalent": keep("equivalent", equivalent.predict),
     }
-    notes = [f"N in fp32, S in bf16; {steps} steps, {side}x{side}, guidance 1.5"]
+    dtype = equivalent.ready.dtype
+    notes = [
+        f"N in fp32, equivalent and S in {str(dtype).removeprefix('torch.')}; {steps} steps, {side}x{side}"
+    ]
     if peers.find_cxx_compiler() is None:
-        notes.append("S not measured: torch.compile needs a C++ compiler, and there is none")
+        notes.append("compiled and S not measured: torch.compile needs a C++ compiler, and there is none")
     else:
         began = time.perf_counter()
+        compiled = load_ours("miniature", ROOT, Speed.EQUIVALENT)
+        compiled.renderer.compile(side=side)
+        notes.append(f"ours compiled for {time.perf_counter() - began:.0f} s")
+        variants["compiled"] = keep("compiled", compiled.predict)
+        began = time.perf_counter()
         try:
-            strong = peers.load_strong(files, dtype=torch.bfloat16, compiled=True)
+            strong = peers.load_strong(files, dtype=dtype, compiled=True)
             strong.predict(order_tile(0, side=side, steps=1))
         except Exception as error:  # noqa: BLE001 the compiler's errors are many, and the peer's own
             notes.append(f"S not measured: torch.compile failed: {type(error).__name__}")
@@ -193,25 +229,35 @@ def measure_predictions(rounds: int = 3, *, side: int = 512, steps: int = 25) ->
         for name, files_of in pictures.items()
     }
     within_one = [count_within_one(*pair) for pair in zip(pixels["exact"], pixels["N"], strict=True)]
-    psnrs = [measure_psnr(*pair) for pair in zip(pixels["equivalent"], pixels["exact"], strict=True)]
+    gates = [exact_gate("exact against N", within_one)]
+    for name in ("equivalent", "compiled"):
+        if name in pixels:
+            pairs = zip(pixels[name], pixels["exact"], strict=True)
+            gates.append(equivalent_gate(f"{name} against exact", [measure_psnr(*pair) for pair in pairs]))
+
+    def over(peer: str, name: str) -> float | None:
+        return best[peer] / best[name] if peer in best and name in best else None
+
     whole = Row(
         "7",
         f"Whole prediction, prompt to PNG, miniature {side}x{side}, {steps} steps",
         (
-            Figure("equivalent: N / ours", best["N"] / best["equivalent"], "x", at_least=1.7),
-            Figure(
-                "equivalent: S / ours",
-                best["S"] / best["equivalent"] if "S" in best else None,
-                "x",
-                at_least=1.1,
-            ),
-            Figure("exact: N / ours", best["N"] / best["exact"], "x", at_least=1.25),
+            Figure("equivalent: N / ours", over("N", "equivalent"), "x", at_least=1.7),
+            Figure("equivalent, compiled: S / ours", over("S", "compiled"), "x", at_least=1.1),
+            Figure("equivalent: S / ours", over("S", "equivalent"), "x"),
+            Figure("exact: N / ours", over("N", "exact"), "x", at_least=1.25),
             *(Figure(name, seconds, "s") for name, seconds in best.items()),
         ),
-        (exact_gate("exact against N", within_one), equivalent_gate("equivalent against exact", psnrs)),
+        tuple(gates),
         tuple(notes),
     )
-    return [whole, *measure_rest(equivalent, rounds, side=side, steps=steps)]
+    lever = Row(
+        "L15",
+        "The networks compiled, which is off unless asked for; without: plain modules",
+        (Figure("without / with", over("equivalent", "compiled"), "x"),),
+        tuple(gates[2:]),
+    )
+    return [whole, lever, *measure_rest(equivalent, rounds, side=side, steps=steps)]
 
 
 def measure_rest(ours: Ours, rounds: int, *, side: int, steps: int) -> list[Row]:

@@ -87,6 +87,7 @@ def write_project(
     name: str = MODEL,
     dtype: torch.dtype = torch.float32,
     lora: bool = True,
+    side: int = 256,
 ) -> Path:
     """Write the packaged model `name` into the project folder `root`, which may hold others, and return `root`."""
     folder = root / "weights" / name
@@ -106,7 +107,7 @@ def write_project(
     manifest = {
         "base": {"folder": name, "files": [{"path": str(path.relative_to(folder))} for path in files]},
         "scheduler": {"name": "dpm++_2m_karras"},
-        "defaults": {"width": 256, "height": 256, "num_inference_steps": 25, "guidance_scale": 5.0},
+        "defaults": {"width": side, "height": side, "num_inference_steps": 25, "guidance_scale": 5.0},
         "prompt_template": name,
         "license": "none",
         "adapters": adapters,
