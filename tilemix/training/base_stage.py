@@ -23,7 +23,7 @@ from tilemix.training.dataset import describe, known_materials
 from tilemix.training.decoder_stage import load_decoder
 from tilemix.training.denoising import Batch, draw_noise, prediction_loss, spread_timesteps
 from tilemix.training.latents import write_latents
-from tilemix.training.loop import run_steps
+from tilemix.training.loop import mixed_precision, run_steps
 from tilemix.training.vae_stage import load_vae
 from tilemix.training.words_stage import train_words
 
@@ -228,7 +228,7 @@ def denoising_loss(
     device = model.unet.device
     ids = tuple(tokenize(tokenizer, batch.captions).to(device) for tokenizer in tokenizers)
     encoders = (model.text_encoder, model.text_encoder_2)
-    with torch.autocast(device.type, torch.bfloat16), plain_attention(device):
+    with mixed_precision(device), plain_attention(device):
         embeds, pooled = encode_captions(encoders, (ids[0], ids[1]), batch.pooled_at)
         kept = (~batch.zeroed).to(device)
         embeds, pooled = embeds * kept[:, None, None], pooled * kept[:, None]

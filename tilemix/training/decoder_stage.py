@@ -13,10 +13,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tilemix.cielab import EPSILON, KAPPA, RGB_TO_XYZ, WHITE, parse_hex, srgb_to_lab
+from tilemix.colors import basic_colors
 from tilemix.errors import MissingFilesError
+from tilemix.measure import LIGHTNESS_WEIGHT
 from tilemix.training.checkpoints import load_checkpoint, save_checkpoint
 from tilemix.training.latents import write_latents
-from tilemix.training.loop import run_steps
+from tilemix.training.loop import mixed_precision, run_steps
 from tilemix.training.vae_stage import load_vae, measure_psnr, picture_loss, to_tensor
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from tilemix.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
+
+UNSURE = 6.0  # of CIELAB's units: colors that lie so near pass for each other easily; swatches lie 12 apart
 
 
 def train_decoder(recipe: Recipe, state: Path, *, workers: int, device: torch.device) -> AutoencoderKL:
@@ -61,10 +66,14 @@ def train_decoder(recipe: Recipe, state: Path, *, workers: int, device: torch.de
             rows, columns = (slice(8 * start, 8 * (start + stage.crop)) for start in (top, left))
             wanted.append(photograph[rows, columns])
         noise = torch.from_numpy(random.standard_normal(torch.stack(seen).shape, np.float32)) * stage.noise
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device):
             given = vae.decode((torch.stack(seen) + noise).to(device)).sample.float()
         pictures = to_tensor(np.stack(wanted)).to(device)
-        return picture_loss(given, pictures, stage) + stage.texture_weight * texture_loss(given, pictures)
+        return (
+            picture_loss(given, pictures, stage)
+            + stage.texture_weight * texture_loss(given, pictures)
+            + stage.swatch_weight * swatch_loss(given, pictures)
+        )
 
     def save(done: int) -> None:
         tensors = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
@@ -97,6 +106,38 @@ def texture_loss(given: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
             F.avg_pool2d(ours, 8 // scale, 4 // scale) - F.avg_pool2d(theirs, 8 // scale, 4 // scale)
         )
     return torch.stack([difference.abs().mean() for difference in differences]).sum()
+
+
+def swatch_loss(given: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
+    """Return how unsurely pixels pass for the basic color that they pass for in the photograph: a cross-entropy.
+
+    Colors are told apart as `tilemix.measure` does it, by their distance in CIELAB with lightness at half weight.
+    Between red and black lies brown: the mean of the two is the nearest to both, and of neither color.
+    """
+    with torch.no_grad():
+        wanted = _swatch_distances(pictures).argmin(dim=1)
+    return F.cross_entropy(-_swatch_distances(given) / (2 * UNSURE**2), wanted)
+
+
+def _swatch_distances(pictures: torch.Tensor) -> torch.Tensor:
+    """Return the squared distances (n, colors, h, w) of pictures (n, 3, h, w), -1..1, to the basic colors."""
+    weights = torch.tensor([LIGHTNESS_WEIGHT, 1.0, 1.0], device=pictures.device)
+    swatches = torch.tensor(
+        srgb_to_lab([parse_hex(color.as_seen) for color in basic_colors()]), device=pictures.device
+    ).float()
+    lab = _to_lab(pictures.movedim(1, -1).clamp(-1, 1) / 2 + 0.5)
+    differences = (lab[..., None, :] - swatches) * weights
+    return differences.square().sum(dim=-1).movedim(-1, 1)
+
+
+def _to_lab(srgb: torch.Tensor) -> torch.Tensor:
+    """Return the CIELAB of sRGB (..., 3), 0..1, as `tilemix.cielab.srgb_to_lab` does, with a slope everywhere."""
+    matrix, white = (torch.tensor(one, device=srgb.device).float() for one in (RGB_TO_XYZ, WHITE))
+    linear = torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb.clamp(min=0.04) + 0.055) / 1.055) ** 2.4)
+    xyz = linear @ matrix.T / white
+    f = torch.where(xyz > EPSILON, xyz.clamp(min=EPSILON) ** (1 / 3), (KAPPA * xyz + 16) / 116)
+    x, y, z = f.unbind(dim=-1)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=-1)
 
 
 def _edge_strength(pictures: torch.Tensor) -> torch.Tensor:

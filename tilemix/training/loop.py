@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from tilemix.errors import TrainingError
+from tilemix.speed import multiplies_bf16
 from tilemix.training.checkpoints import learning_rate_factor
 
 if TYPE_CHECKING:
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REPORT_EVERY = 100  # steps between two lines of progress, at most
+
+
+def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context that computes in bf16, but on a CPU that does not multiply it."""
+    is_slow = device.type == "cpu" and not multiplies_bf16()
+    return nullcontext() if is_slow else torch.autocast(device.type, torch.bfloat16)
 
 
 def run_steps(

@@ -54,6 +54,7 @@ class DecoderRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     # Of how strong the edges of each small place are, wherever exactly they run. Eight pixels in one latent
     # cannot say where a gap of two pixels is; without this the decoder answers with a blur of all it might be.
     texture_weight: float
+    swatch_weight: float  # of each pixel's passing for the right color; means of two colors are a third one
     checkpoint_every: int
 
 

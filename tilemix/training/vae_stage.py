@@ -12,7 +12,7 @@ from tilemix.errors import MissingFilesError
 from tilemix.training.architecture import build_vae
 from tilemix.training.checkpoints import load_checkpoint, save_checkpoint
 from tilemix.training.dataset import UNSEEN, describe, draw_example, write_photographs
-from tilemix.training.loop import run_steps
+from tilemix.training.loop import mixed_precision, run_steps
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,7 +94,7 @@ def to_tensor(pixels: NDArray[np.uint8]) -> torch.Tensor:
 
 def encode(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
     """Return the latents' means (n, 4, h/8, w/8), unscaled."""
-    with torch.no_grad(), torch.autocast(pictures.device.type, torch.bfloat16):
+    with torch.no_grad(), mixed_precision(pictures.device):
         latents: torch.Tensor = vae.encode(pictures).latent_dist.mean.float()
     return latents
 
@@ -188,7 +188,7 @@ def _draw_crops(shards: list[NDArray[np.uint8]], recipe: Recipe, step: int) -> N
 
 def _vae_loss(vae: AutoencoderKL, pictures: torch.Tensor, recipe: Recipe, step: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-    with torch.autocast(pictures.device.type, torch.bfloat16):
+    with mixed_precision(pictures.device):
         posterior = vae.encode(pictures).latent_dist
         mean, deviation = posterior.mean.float(), posterior.std.float()
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
