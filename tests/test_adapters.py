@@ -1,5 +1,6 @@
 import json
 import math
+import signal
 import time
 from pathlib import Path
 
@@ -255,6 +256,89 @@ def test_an_interrupted_merge_is_done_again_and_can_be_taken_away(ready, merger,
     assert_close(
         snapshot(ready.pipeline), merge_by_hand(before, halves, 0.7, lambda module: alpha_of(module) / 4)
     )
+
+
+@pytest.fixture
+def threads():
+    """Two of torch's threads, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield 2
+    torch.set_num_threads(before)
+
+
+def test_any_number_of_threads_merges_the_same_bits_and_leaves_torch_its_own(
+    ready, merger, tmp_path, threads, monkeypatch
+):
+    """All of torch's threads shared each short step: with another program on a core, real size took 34 s."""
+    halves = random_pairs(ready.pipeline, MODULES)
+    merger.load("rubber", write(tmp_path / "lora.safetensors", kohya(halves, alpha=alpha_of)))
+    found = []
+    for count, least in ((1, 0), (threads, 2**23), (threads, 0)):
+        torch.set_num_threads(count)
+        monkeypatch.setattr("tilemix.adapters.merging.NUMBERS_FOR_THREADS", least)
+        merger.apply({"rubber": 0.7})
+        found.append(snapshot(ready.pipeline))
+        merger.apply({})
+        assert torch.get_num_threads() == count
+    assert_same(found[1], found[0])
+    assert_same(found[2], found[0])
+
+
+def test_a_cancellation_while_threads_merge_ends_them_and_is_taken_away(
+    ready, merger, tmp_path, threads, monkeypatch
+):
+    halves = random_pairs(ready.pipeline, MODULES)
+    merger.load("rubber", write(tmp_path / "lora.safetensors", kohya(halves, alpha=alpha_of)))
+    before = snapshot(ready.pipeline)
+    monkeypatch.setattr("tilemix.adapters.merging.NUMBERS_FOR_THREADS", 0)
+    merged = []
+
+    def merge_slowly(weight, base, changes):
+        merged.append(weight)
+        time.sleep(0.02)
+        merge(weight, base, changes)
+
+    def cancel(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tilemix.adapters.merging.merge", merge_slowly)
+    handler = signal.signal(signal.SIGALRM, cancel)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            merger.apply({"rubber": 0.7})
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert 0 < len(merged) < len(halves) // 2  # no thread began another one
+    assert merger.applied is None
+    assert torch.get_num_threads() == threads
+    monkeypatch.undo()
+    merger.apply({})
+    assert_same(snapshot(ready.pipeline), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(24, 16), (24, 16, 3, 3)], ids=["linear", "convolution"])
+def test_a_small_weight_is_merged_whole_as_a_large_one_is_in_parts(dtype, shape, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(shape, generator=generator).half()
+    down = torch.randn((4, *shape[1:]), generator=generator)
+    up = torch.randn((24, 4, *[1] * (len(shape) - 2)), generator=generator)
+    found = []
+    for cached in (2**17, 16 * 9 * 5):  # the second: a few rows at a time
+        for layout in (torch.contiguous_format, torch.channels_last):
+            if layout == torch.channels_last and len(shape) == 2:
+                continue
+            monkeypatch.setattr("tilemix.adapters.merging.CACHED_NUMBERS", cached)
+            weight = torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout)
+            merge(weight, base, [(LowRank(down, up, 0.5), 0.7)])
+            found.append(weight)
+    for weight in found[1:]:
+        torch.testing.assert_close(weight, found[0], rtol=1e-6 if dtype == torch.float32 else 1e-2, atol=1e-6)
+    exact = base.double() + 0.35 * (up.flatten(1).double() @ down.flatten(1).double()).view(shape)
+    torch.testing.assert_close(found[0], exact.to(dtype), rtol=torch.finfo(dtype).eps * 2, atol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -137,10 +137,12 @@ def test_a_folder_as_json_is_a_list(folder, capsys):
     assert answer["tokens.pti"]["tokens"] == ["<s0>", "<s1>"]
 
 
-def test_an_empty_folder_is_no_line(tmp_path, capsys):
+def test_a_folder_without_models_says_so_beside_the_empty_table(tmp_path, capsys, caplog):
+    """Nothing at all was printed, as if the command had done nothing."""
     (tmp_path / "empty").mkdir()
     assert main(["inspect", str(tmp_path / "empty")]) == 0
     assert capsys.readouterr().out == ""
+    assert caplog.messages == [f"{tmp_path}/empty: no model files in it"]
 
 
 def test_the_projects_own_weights_are_told(capsys):

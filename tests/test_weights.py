@@ -143,6 +143,19 @@ def test_missing_files_are_named_with_their_places_and_the_command(project):
     )
 
 
+def test_of_many_missing_files_the_first_are_named_and_the_others_counted(project):
+    """A fresh clone's one line named all 20 files of the product with their folders: 3,000 characters."""
+    files = [{"path": f"unet/{place}.json"} for place in range(12)]
+    source = {"folder": "files/sdxl", "repository": "a/b", "revision": "0" * 40, "files": files}
+    write_manifest(project, base=source)
+    with pytest.raises(MissingFilesError) as caught:
+        find_model("tiny", project)
+    named = ", ".join(f"{project}/weights/files/sdxl/unet/{place}.json" for place in range(5))
+    assert str(caught.value) == (
+        f"model 'tiny' lacks {named} and 7 more (get them: tilemix weights fetch tiny)"
+    )
+
+
 @pytest.mark.parametrize("folder", ["weights/files", "weights"])
 def test_an_adapter_is_found_in_either_place(project, folder):
     (project / folder).mkdir(exist_ok=True)

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from tilemix import cli
 from tilemix.errors import AdapterError, ManifestError, ModelFileError, TilemixError, WeightsError
 from tilemix.project import ROOT
 from tilemix.weights import Wish, add, find_model, load_manifest, split_tokens
+from tilemix.weights.part import Part
 
 LORA_KEYS = {
     "kohya": ["lora_unet_a.lora_down.weight", "lora_unet_a.lora_up.weight", "lora_unet_a.alpha"],
@@ -155,6 +157,23 @@ def test_the_same_file_again_changes_nothing(project, lora):
     assert add(str(again.path), "tiny", root=project).change == "unchanged"  # from its own place, too
     scaled = add(str(lora), "tiny", Wish(scale=0.0), root=project)
     assert (scaled.change, scaled.adapter.scale) == ("updated", 0.0)
+
+
+def test_a_copy_that_the_disk_has_no_room_for_leaves_nothing(project, lora, monkeypatch):
+    """What was copied stayed as a part that no other try goes on with, and kept the full disk full."""
+    written = Part.write
+
+    def write_a_little(part, data):
+        written(part, data[:1000])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Part, "write", write_a_little)
+    with pytest.raises(WeightsError) as caught:
+        add(str(lora), "tiny", root=project)
+    target = project / "weights" / "files" / "my-lora.safetensors"
+    assert str(caught.value) == f"{target}: cannot be written: No space left on device"
+    assert list(target.parent.iterdir()) == []
+    assert load_manifest("tiny", project).adapters == ()
 
 
 def test_another_file_of_the_same_name_is_refused_unless_it_is_to_replace(project, tmp_path, lora):

@@ -76,6 +76,18 @@ class LowRank(Delta):
 
         return add
 
+    def merge_whole(self, weight: torch.Tensor, base: torch.Tensor, scale: float) -> None:
+        """Make `weight` the base's plus this change: what the adder gives, in a third of the calls.
+
+        A narrow model's 560 modules cost nothing but calls.
+        """
+        device, strength = weight.device, scale * self.factor
+        matrix, up, down = _float(base, device), _float(self.up, device), _float(self.down, device)
+        if weight.dtype == torch.float32 and weight.ndim == 2 and weight.is_contiguous():
+            torch.addmm(matrix, up, down, alpha=strength, out=weight)
+        else:
+            weight.copy_(torch.addmm(matrix, up, down, alpha=strength).view(weight.shape))
+
 
 @dataclass(frozen=True, slots=True)
 class Hadamard(Delta):
@@ -182,19 +194,17 @@ def build_delta(
     Args:
         file: the file's name, for messages; `module` likewise.
         module: the module's path.
-        parts: the tensors by their part, see `tilemix.adapters.spelling`.
+        parts: the tensors by their part, see `tilemix.adapters.spelling`; their numbers are finite.
         factor_of: alpha / rank for a rank, where the parts hold no alpha.
 
     Raises:
-        AdapterError: a part is missing, left over, of another dtype, not finite, or does not fit the others.
+        AdapterError: a part is missing, left over, of another dtype, or does not fit the others.
     """
     for part, tensor in parts.items():
         if tensor.dtype not in FLOATS and not (part == "alpha" and tensor.dtype in INTEGERS):
             raise AdapterError(
                 f"{file}: {part!r} of {module} is {tensor.dtype}, expected a float of 16 bits or more"
             )
-        if not bool(torch.isfinite(tensor).all()):
-            raise AdapterError(f"{file}: {part!r} of {module} holds a number that is not finite")
     family = _find_family(file, module, set(parts))
     factor = factor_of
     if "alpha" in parts:
@@ -290,7 +300,8 @@ def _divide(alpha: float) -> Callable[[int], float]:
 
 
 def _float(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return tensor.to(device, torch.float32).flatten(1)
+    matrix = tensor.to(device, torch.float32)
+    return matrix if matrix.ndim == 2 else matrix.flatten(1)
 
 
 def _product(factors: tuple[torch.Tensor, ...], device: torch.device) -> torch.Tensor:

@@ -24,8 +24,9 @@ from tilemix.adapters.embedding_file import EmbeddingFile, is_bundled, read_bund
 from tilemix.adapters.refusals import refuse_homeless, refuse_other_base
 from tilemix.adapters.scaling import COMPONENTS, AlphaTable, read_header_alphas, read_peft_config
 from tilemix.adapters.spelling import split_name
+from tilemix.adapters.tensor_file import TensorFile
 from tilemix.errors import AdapterError
-from tilemix.modelfile import Header, read_header
+from tilemix.modelfile import Header
 from tilemix.modelfile.companions import PEFT_CONFIG, PEFT_FILE, is_wrapped, reads_peft_config
 from tilemix.modelfile.training_archive import is_archive, open_training
 
@@ -79,7 +80,8 @@ def read_lora(
 def _read_tensors(
     path: Path, weights: Mapping[ModuleKey, torch.Tensor], names: Mapping[str, ModuleKey]
 ) -> LoraFile:
-    header = read_header(path)
+    file = TensorFile(path)
+    header = file.header
     if len(header.tensors) > MAX_TENSORS:
         raise AdapterError(f"{path.name}: {len(header.tensors)} tensors, expected at most {MAX_TENSORS}")
     bundled = [tensor for tensor in header.tensors if is_bundled(tensor)]
@@ -89,17 +91,17 @@ def _read_tensors(
     refuse_other_base(path.name, header, modules, weights)
     placed = _place_modules(path, header, modules, strangers, names)
     alphas = _read_alphas(path, header)
+    not_finite = file.find_not_finite()
     deltas = {}
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        for key, parts in placed.items():
-            tensors = {part: file.get_tensor(tensor) for part, tensor in parts.items()}
-            deltas[key] = build_delta(path.name, ".".join(key), tensors, partial(alphas.factor, key))
-            _check_shape(path.name, key, deltas[key], weights[key])
-            if not parts.keys() & {"dora_scale", "magnitude"}:
-                alphas.refuse_missing_norm(key)
-        embedding = read_bundle(path.name, {tensor: file.get_tensor(tensor) for tensor in bundled})
+    for key, parts in placed.items():
+        if bad := next((part for part, tensor in parts.items() if tensor in not_finite), None):
+            raise AdapterError(f"{path.name}: {bad!r} of {'.'.join(key)} holds a number that is not finite")
+        tensors = {part: file.get_tensor(tensor) for part, tensor in parts.items()}
+        deltas[key] = build_delta(path.name, ".".join(key), tensors, partial(alphas.factor, key))
+        _check_shape(path.name, key, deltas[key], weights[key])
+        if not parts.keys() & {"dora_scale", "magnitude"}:
+            alphas.refuse_missing_norm(key)
+    embedding = read_bundle(path.name, {tensor: file.get_tensor(tensor) for tensor in bundled})
     if not any("alpha" in parts for parts in placed.values()):  # these go before the configuration's
         alphas.refuse_unused()
     return LoraFile(path.name, deltas, embedding)

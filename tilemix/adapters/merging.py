@@ -10,20 +10,21 @@ of its scale, and takes the same path: see `tilemix.adapters.deltas.Dora`.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
-from tilemix.adapters.deltas import Delta
+from tilemix.adapters.deltas import Delta, LowRank
 from tilemix.adapters.lora_file import LoraFile, read_lora
 from tilemix.adapters.names import ModuleKey, find_weights, spell_modules
+from tilemix.adapters.tensor_file import TensorFile
 from tilemix.errors import AdapterError
-from tilemix.modelfile import read_header
 
+EXTRA = "text_model."  # what some versions put in front of a text encoder's names
+NUMBERS_FOR_THREADS = 2**23  # of all weights to merge: for fewer, threads are not worth their start
 CACHED_NUMBERS = 2**17  # of a weight, that a thread works on at a time: 512 KiB of fp32
 
 
@@ -38,8 +39,8 @@ class LoraMerger:
     def __init__(self, components: Mapping[str, nn.Module], files: Mapping[str, Path]) -> None:
         self._weights = find_weights(components)
         self._names = spell_modules(components)
-        self._files = dict(files)
-        self._tensors = {component: _name_tensors(path) for component, path in files.items()}
+        self._files = {component: TensorFile(path) for component, path in files.items()}
+        self._tensors = {component: _name_tensors(file) for component, file in self._files.items()}
         self._loras: dict[str, LoraFile] = {}
         self._changed: set[ModuleKey] = set()  # modules that may differ from the base
         self._applied: dict[str, float] | None = {}  # None: a merge did not come to its end
@@ -87,30 +88,45 @@ class LoraMerger:
         if wanted == self._applied:
             return
         targets = {key for name in wanted for key in self._loras[name].deltas}
-        todo: dict[str, list[str]] = defaultdict(list)
-        for component, module in targets | self._changed:
-            todo[component].append(module)
+        todo = sorted(targets | self._changed, key=self._find_place)
         self._applied = None
         self._changed |= targets
-        with torch.inference_mode():
-            for component, modules in todo.items():
-                self._merge(component, modules, wanted)
+        files = [self._files[component] for component in {component for component, _ in todo}]
+        for file in files:
+            file.check_size()
+        try:
+            self._merge(todo, wanted)
+        finally:
+            for file in files:
+                file.release_pages()
         self._changed = targets
         self._applied = wanted
 
-    def _merge(self, component: str, modules: Sequence[str], scales: Mapping[str, float]) -> None:
-        with safe_open(self._files[component], framework="pt") as file:
-            for module in modules:
-                key = (component, module)
-                base = file.get_tensor(
-                    self._tensors[component][f"{module}.weight".removeprefix("text_model.")]
-                )
-                changes = [
-                    (delta, scale)
-                    for name, scale in scales.items()
-                    if (delta := self._loras[name].deltas.get(key))
-                ]
-                merge(self._weights[key], base, changes)
+    def _find_place(self, key: ModuleKey) -> tuple[str, int]:
+        """Return where a module's weight stands in its file: a disk reads fastest from the first to the last."""
+        component = key[0]
+        return component, self._files[component].header.tensors[self._name_base(key)].offsets[0]
+
+    def _name_base(self, key: ModuleKey) -> str:
+        component, module = key
+        return self._tensors[component][module.removeprefix(EXTRA)]
+
+    def _merge(self, todo: Sequence[ModuleKey], scales: Mapping[str, float]) -> None:
+        chosen = [(self._loras[name].deltas, scale) for name, scale in scales.items()]
+
+        def merge_module(key: ModuleKey) -> None:
+            base = self._files[key[0]].get_tensor(self._name_base(key))
+            changes = [(delta, scale) for deltas, scale in chosen if (delta := deltas.get(key)) is not None]
+            merge(self._weights[key], base, changes)
+
+        threads = torch.get_num_threads()
+        if threads == 1 or any(self._weights[key].device.type != "cpu" for key in todo):
+            with torch.inference_mode():
+                for key in todo:
+                    merge_module(key)
+            return
+        is_long = sum(self._weights[key].numel() for key in todo) >= NUMBERS_FOR_THREADS
+        _do_each(merge_module, todo, threads if is_long else 1)
 
 
 def merge(weight: torch.Tensor, base: torch.Tensor, changes: Sequence[tuple[Delta, float]]) -> None:
@@ -125,6 +141,10 @@ def merge(weight: torch.Tensor, base: torch.Tensor, changes: Sequence[tuple[Delt
     """
     if not changes:
         weight.copy_(base)
+        return
+    only, scale = changes[0]
+    if len(changes) == 1 and weight.numel() <= CACHED_NUMBERS and isinstance(only, LowRank):
+        only.merge_whole(weight, base, scale)
         return
     first_to_last = sorted(changes, key=lambda change: not change[0].sees_base)
     adders = [delta.make_adder(weight.device, scale) for delta, scale in first_to_last]
@@ -155,6 +175,38 @@ def merge(weight: torch.Tensor, base: torch.Tensor, changes: Sequence[tuple[Delt
         weight.copy_(target)
 
 
-def _name_tensors(path: Path) -> dict[str, str]:
-    """Return a base file's tensor names by their path in the module, `text_model.` left out."""
-    return {name.removeprefix("text_model."): name for name in read_header(path).tensors}
+def _do_each(work: Callable[[ModuleKey], None], keys: Sequence[ModuleKey], count: int) -> None:
+    """Call `work` with each key, in `count` threads that each have one of torch's.
+
+    All of torch's threads in one module would wait for each other after every one of its short steps: with
+    something else on one of two cores, that took ten times as long (measured 2026-11).
+    """
+    own = torch.get_num_threads()
+    queue = iter(keys)  # whose next item only one thread gets
+
+    @torch.inference_mode()
+    def work_on() -> None:
+        torch.set_num_threads(1)
+        for key in queue:
+            work(key)
+
+    try:
+        with ThreadPoolExecutor(count, "merge") as pool:
+            try:
+                for done in [pool.submit(work_on) for _ in range(count)]:
+                    done.result()
+            finally:
+                for _ in queue:  # after an error or a cancellation no thread begins another one
+                    pass
+    finally:
+        torch.set_num_threads(own)  # with which anyone's new threads begin
+
+
+def _name_tensors(file: TensorFile) -> dict[str, str]:
+    """Return the names of a base file's weights by the module's path, `text_model.` left out of both."""
+    names = {}
+    for name in file.header.tensors:
+        path, _, kind = name.removeprefix(EXTRA).rpartition(".")
+        if kind == "weight":
+            names[path] = name
+    return names

@@ -59,6 +59,8 @@ def _inspect(options: argparse.Namespace) -> None:
             found.append((path, _read(path, wish, is_looked_up=options.lookup)))
         except ModelFileError as error:
             found.append((path, str(error)))
+    if not found:
+        logger.info("%s: no model files in it", options.path)
     if options.json:
         answer = [{"path": str(path), "refused": f} if isinstance(f, str) else f for path, f in found]
         sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import reprlib
+import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from tilemix.errors import ModelFileError
 from tilemix.garbage import uncollected
@@ -29,6 +31,8 @@ MAX_TENSORS = 20_000  # an SDXL UNet has 1,680
 MAX_METADATA_ENTRIES = 10_000
 MAX_RANK = 8
 MAX_DIMENSION = 2**31
+MAX_OFFSET = 2**63  # a file's size
+FIELDS = {"dtype", "shape", "data_offsets"}
 TENSOR_NAME = re.compile(r"[A-Za-z0-9._<>*-]{1,256}")
 FOREIGN_START = 64 * 2**10  # how much of another kind of file is looked at, to name it
 HYPERNETWORK_MARKS = (b"layer_structure", b"linear1.weight", b"linear.0.weight")
@@ -79,29 +83,44 @@ def read_header(path: Path) -> Header:
         ModelFileError: it is not a safetensors file, or one that breaks the format's rules or the limits above.
     """
     try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise ModelFileError(f"{path}: no regular file")
-        with path.open("rb") as file:
-            start = file.read(FOREIGN_START)
-            if len(start) < 10:
-                raise ModelFileError(f"{path.name}: {len(start)} bytes are no safetensors file")
-            length = int.from_bytes(start[:8], "little")
-            if start[8:9] != b"{":
-                raise ModelFileError(f"{path.name}: {describe_foreign(start)}, expected safetensors")
-            if length > MAX_HEADER_BYTES:
-                raise ModelFileError(
-                    f"{path.name}: a header of {length} bytes, expected at most {MAX_HEADER_BYTES}"
-                )
-            if 8 + length > size:
-                raise ModelFileError(
-                    f"{path.name}: truncated: the header needs {8 + length} bytes, found {size}"
-                )
-            file.seek(8)
-            raw = file.read(length)
+        with open_regular(path) as file:
+            return read_open_header(path, file)
     except OSError as error:
         raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
-    return _check_header(path.name, raw, data_size=size - 8 - length)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; a pipe, for which one would wait, is refused as a folder is.
+
+    Raises:
+        ModelFileError: it is no regular file.
+        OSError: it cannot be opened.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ModelFileError(f"{path}: no regular file")
+    return path.open("rb")
+
+
+def read_open_header(path: Path, file: BinaryIO) -> Header:
+    """Read and check the header of the safetensors file `file`, which was opened at its start by the name `path`.
+
+    Raises:
+        ModelFileError: see `read_header`.
+        OSError: it cannot be read.
+    """
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(FOREIGN_START)
+    if len(start) < 10:
+        raise ModelFileError(f"{path.name}: {len(start)} bytes are no safetensors file")
+    length = int.from_bytes(start[:8], "little")
+    if start[8:9] != b"{":
+        raise ModelFileError(f"{path.name}: {describe_foreign(start)}, expected safetensors")
+    if length > MAX_HEADER_BYTES:
+        raise ModelFileError(f"{path.name}: a header of {length} bytes, expected at most {MAX_HEADER_BYTES}")
+    if 8 + length > size:
+        raise ModelFileError(f"{path.name}: truncated: the header needs {8 + length} bytes, found {size}")
+    file.seek(8)
+    return _check_header(path.name, file.read(length), data_size=size - 8 - length)
 
 
 def describe_foreign(start: bytes) -> str:
@@ -199,17 +218,16 @@ def _check_metadata(name: str, metadata: object) -> dict[str, str]:
 def _check_tensor(name: str, key: str, value: object) -> TensorInfo:
     if not TENSOR_NAME.fullmatch(key):
         raise ModelFileError(f"{name}: {key[:80]!r} is no tensor name")
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(value, dict) or value.keys() != FIELDS:
         raise ModelFileError(f"{name}: {key!r} is not described by dtype, shape and data_offsets alone")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise ModelFileError(
             f"{name}: {key!r} has dtype {reprlib.repr(dtype)}; known: {', '.join(DTYPE_BYTES)}"
         )
-    least = 0 if key in EMPTY_MARKERS else 1
-    if not _are_counts(shape, MAX_RANK) or any(not least <= n <= MAX_DIMENSION for n in shape):
+    if not _are_counts(shape, MAX_RANK, least=0 if key in EMPTY_MARKERS else 1, most=MAX_DIMENSION):
         raise ModelFileError(f"{name}: {key!r} has the shape {reprlib.repr(shape)}")
-    if not _are_counts(offsets, 2) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not _are_counts(offsets, 2, least=0, most=MAX_OFFSET) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise ModelFileError(f"{name}: {key!r} has the offsets {reprlib.repr(offsets)}")
     expected = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != expected:
@@ -219,9 +237,8 @@ def _check_tensor(name: str, key: str, value: object) -> TensorInfo:
     return TensorInfo(dtype, tuple(shape), (offsets[0], offsets[1]))
 
 
-def _are_counts(value: object, most: int) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) <= most
-        and all(type(item) is int and item >= 0 for item in value)
-    )
+def _are_counts(value: object, longest: int, *, least: int, most: int) -> bool:
+    if not isinstance(value, list) or len(value) > longest:
+        return False
+    # A generator would take twice as long, and a header has 40,000 of these lists.
+    return not [item for item in value if type(item) is not int or not least <= item <= most]

@@ -113,7 +113,12 @@ def _add_file(source: Path, manifest: ModelManifest, wish: Wish, root: Path) -> 
         write_beside(task.present, beside)
         return task.present, entry
     with open_part(task.target) as part:
-        if _copy(source, part) != sha256:
+        try:
+            copied = _copy(source, part)
+        except OSError:
+            part.discard()  # of no use to another try, and it would keep a full disk full
+            raise
+        if copied != sha256:
             part.discard()
             raise ModelFileError(f"{source}: changed while it was copied")
         _place(part, beside)

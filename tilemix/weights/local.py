@@ -16,6 +16,7 @@ from tilemix.weights.manifest import Adapter, ManifestFile, ModelManifest, load_
 
 PRIVATE_FOLDER = "files"  # weights/files/: fetched and private files, never in git
 CHUNK_BYTES = 2**20
+MAX_LISTED = 5  # missing files that a message names
 HASHED_AT_A_TIME = min(4, len(os.sched_getaffinity(0)))  # files; hashing one takes one core
 
 
@@ -164,7 +165,9 @@ def describe_missing(name: str, missing: list[tuple[str, list[Path]]]) -> str:
     """Say in one line which files of the model `name` are missing and what brings them."""
 
     def listed(bringer: str) -> str:
-        return ", ".join(" or ".join(map(str, places)) for who, places in missing if who == bringer)
+        found = [" or ".join(map(str, places)) for who, places in missing if who == bringer]
+        more = f" and {len(found) - MAX_LISTED} more" if len(found) > MAX_LISTED else ""
+        return ", ".join(found[:MAX_LISTED]) + more
 
     steps = []
     if fetchable := listed("fetch"):
