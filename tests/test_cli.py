@@ -77,6 +77,14 @@ def test_rewrite_takes_less_than_a_fifth_of_a_second():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.2
 
 
+def test_a_name_with_a_line_break_in_it_makes_one_line_too(capsys, tmp_path):
+    """It made two, and what a name held went to the terminal as it was, its escape sequences too."""
+    assert main(["record", str(tmp_path / "a\nb\x1b[31m.png")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "a b [31m.png" in lines[0]
+
+
 def test_a_refusal_is_one_line_and_exit_status_1(capsys):
     assert main(["rewrite", "50% rad, 50% black"]) == 1
     captured = capsys.readouterr()

@@ -666,4 +666,4 @@ def test_the_command_line_says_what_was_done(monkeypatch, project, lora, capsys,
     assert capsys.readouterr().out == f"{project}/weights/files/my-lora.safetensors\n"
     assert caplog.messages[-1] == "tiny: added the lora, scale 0.7"
     assert cli.main(["weights", "add", str(lora), "--model", "tiny"]) == 0
-    assert caplog.messages[-1] == "tiny: has this very file already, nothing to do"
+    assert caplog.messages[-1] == "tiny: the file is in its place, and the manifest has it already"

@@ -16,6 +16,7 @@ from tilemix.cli.inspections import add_inspect
 from tilemix.cli.packages import add_weights
 from tilemix.cli.pictures import add_predict, add_readers
 from tilemix.cli.prompts import add_rewrite
+from tilemix.cli.terminal import make_printable
 from tilemix.cli.tunings import add_train
 from tilemix.errors import TilemixError
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run(options)
     except TilemixError as error:
-        sys.stderr.write(f"tilemix {options.verb}: {error}\n")
+        sys.stderr.write(f"tilemix {options.verb}: {make_printable(str(error))}\n")
         return 1
     except BrokenPipeError:
         # The reader has gone (`tilemix ... | head`): nothing is left to say, to standard output least of all.

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tilemix.cli.terminal import make_printable
 from tilemix.errors import ModelFileError
 
 if TYPE_CHECKING:
@@ -208,5 +209,5 @@ def _verdict(file: ModelFile) -> str:
 
 def _short(value: object) -> str:
     """Return a value for a terminal: one line, no control characters, not longer than MAX_SHOWN or a hash."""
-    text = "".join(c if c.isprintable() else " " for c in str(value)[: 2 * MAX_SHOWN])
+    text = make_printable(str(value)[: 2 * MAX_SHOWN])
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"

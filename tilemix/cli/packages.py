@@ -81,7 +81,7 @@ def _weights(options: argparse.Namespace) -> None:
         added = weights.add(options.source, model, wish, web=web)
         sys.stdout.write(f"{added.path}\n")
         if added.change == "unchanged":
-            logger.info("%s: has this very file already, nothing to do", model)
+            logger.info("%s: the file is in its place, and the manifest has it already", model)
         else:
             adapter = added.adapter
             facts = [f"scale {adapter.scale:g}"] if adapter.scale is not None else []
