@@ -135,10 +135,9 @@ def test_missing_weights_say_where_and_which_command(capsys, monkeypatch):
         pytest.skip("the real files are here")
     assert main(["predict", "red"]) == 1
     error = capsys.readouterr().err
-    assert (
-        f"{ROOT}/weights/files/stable-diffusion-xl-base-1.0/unet/diffusion_pytorch_model.fp16.safetensors"
-        in error
-    )
+    folder = f"{ROOT}/weights/files/stable-diffusion-xl-base-1.0"
+    assert f"{folder}/text_encoder/model.fp16.safetensors" in error
+    assert " and 13 more (get them: " in error
     assert "tilemix weights fetch rubber-tile" in error
     assert error.count("\n") == 1
 
