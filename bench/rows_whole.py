@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
 
 from bench import peers
@@ -30,6 +28,7 @@ from bench.figures import (
     interleave,
     measure_psnr,
 )
+from bench.image_packages import link_image_packages
 from bench.ours import find_peer_files, load_ours
 from bench.pictures import order_tile
 from bench.topology import MODEL, TINY, Shape, write_project
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 WIDE = Shape(widths=(96, 192, 384), heads=(3, 6, 12))  # 0.9 GB in fp32
 CPU_ALONE = {"CUDA_VISIBLE_DEVICES": ""}
 MIX = "50% red, 50% black"
-NOT_IN_IMAGE = ("peft", "scipy")  # of what diffusers looks for; see requirements.txt
 BLOCK = 8 * 2**20
 WARM_PART = 3  # the first third of the predictions may still fill what is kept
 MEMORY_GROWTH = 16.0  # MB; an allocator's own ups and downs
@@ -109,15 +107,8 @@ def measure_cold_start(root: Path, image: Path, rounds: int = 3) -> Row:
             Figure("N", best["N"], "s"),
             Figure("ours", best["ours"], "s"),
         ),
-        notes=(f"the image has no {' and no '.join(NOT_IN_IMAGE)}, which diffusers imports where they are",),
+        notes=("the image has no peft and no scipy, which diffusers imports where they are",),
     )
-
-
-def link_image_packages(folder: Path) -> None:
-    """Fill `folder` with links to the packages of this environment, those apart that the image does not have."""
-    for entry in Path(torch.__file__).parents[1].iterdir():
-        if re.split(r"[-.]", entry.name)[0] not in NOT_IN_IMAGE:
-            (folder / entry.name).symlink_to(entry)
 
 
 def measure_weights(root: Path, narrow: Path, rounds: int = 2) -> Row:

@@ -1,0 +1,47 @@
+"""The image's packages are enough to draw, and are no more than that."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bench.image_packages import link_image_packages
+from tilemix.project import ROOT
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packages")
+    link_image_packages(folder)
+    return folder
+
+
+def run(packages, *arguments):
+    return subprocess.run(
+        [sys.executable, "-S", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(packages)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_training_and_the_studio_are_not_in_it(packages):
+    names = {path.name for path in packages.iterdir()}
+    assert {"torch", "diffusers", "compel", "isal"} <= names
+    assert not {"peft", "scipy", "starlette", "sqlalchemy", "cog", "pytest"} & names
+
+
+def test_a_picture_is_drawn_measured_and_read_with_it(packages, tmp_path):
+    """From requirements.txt alone, which a package that is only in the workstation's environment would not show."""
+    tile = str(tmp_path / "tile.png")
+    sizes = ["--width", "256", "--height", "256", "--num-inference-steps", "2", "--seed", "7"]
+    done = run(packages, "-m", "tilemix", "predict", "60% red, 40% (black)1.2", "-o", tile, *sizes)
+    assert done.returncode == 0, done.stderr
+    for verb in ("record", "measure"):
+        done = run(packages, "-m", "tilemix", verb, tile)
+        assert done.returncode == 0, done.stderr
+    done = run(packages, "-m", "tilemix", "inspect", "weights/miniature")
+    assert done.returncode == 0, done.stderr
