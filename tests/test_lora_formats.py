@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model_state_dict
@@ -41,12 +42,19 @@ def pristine(ready):
 @pytest.fixture(scope="module")
 def twin(ready):
     """A copy of the pipeline, for references."""
-    return copy.deepcopy(ready.pipeline)
+    return copy_plainly(ready.pipeline)
 
 
 @pytest.fixture
 def bench(pristine, tmp_path):
     return Workbench(pristine, tmp_path)
+
+
+def copy_plainly(pipeline):
+    """An independent copy of the pipeline, with diffusers' own attention."""
+    copied = copy.deepcopy(pipeline)
+    copied.unet.set_attn_processor(AttnProcessor2_0())
+    return copied
 
 
 def run_unet(unet):
@@ -126,7 +134,7 @@ def test_where_diffusers_own_loader_is_right_it_answers_the_same(ready, bench, f
     """An independent reference: peft's wrappers."""
     path, _ = form.craft(bench)
     ready.loras.load("x", path)
-    reference = copy.deepcopy(ready.pipeline)
+    reference = copy_plainly(ready.pipeline)
     reference.load_lora_weights(str(path), adapter_name="user_lora")
     for scale in SCALES[1:]:
         ready.loras.apply({"x": scale})
@@ -168,7 +176,7 @@ def add_peft_adapter(pipeline, options):
         **options,
     )
     torch.manual_seed(5)
-    unet = copy.deepcopy(pipeline.unet)
+    unet = copy_plainly(pipeline).unet
     unet.add_adapter(config, adapter_name="default")
     return unet, config
 
@@ -215,7 +223,7 @@ def test_an_embedding_of_every_format_answers_like_diffusers_own_tokens(ready, p
     rows = embedding_rows(len(form.tokens))
     file = read_embedding(path, ready.tokens.widths)
     assert file.tokens == form.tokens
-    reference = copy.deepcopy(ready.pipeline)
+    reference = copy_plainly(ready.pipeline)
     for number, row in zip(("", "_2"), rows, strict=True):
         reference.load_textual_inversion(
             row,

@@ -14,6 +14,8 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
+from tilemix.cielab import parse_hex, srgb_to_lab
+from tilemix.colors import get_color
 from tilemix.errors import MissingFilesError, ModelFileError, TilemixError, TrainingError
 from tilemix.training import base_stage, decoder_stage, miniature, vae_stage
 from tilemix.training.adapters_stage import draw_tile, train_adapters
@@ -22,7 +24,8 @@ from tilemix.training.base_stage import draw_batch, import_model, load_base, tra
 from tilemix.training.captions import tokenize, write_caption
 from tilemix.training.checkpoints import learning_rate_factor, load_checkpoint, save_checkpoint
 from tilemix.training.dataset import describe, draw_mix, write_photographs
-from tilemix.training.decoder_stage import load_decoder, texture_loss, train_decoder
+from tilemix.training.decoder_stage import _to_lab, load_decoder, swatch_loss, texture_loss, train_decoder
+from tilemix.training.loop import mixed_precision
 from tilemix.training.recipe import load_recipe
 from tilemix.training.vae_stage import load_vae, train_vae
 
@@ -145,6 +148,43 @@ def test_texture_is_how_strong_edges_are_and_not_where():
     assert texture_loss(picture, picture) == 0
     assert texture_loss(moved, picture) < texture_loss(blurred, picture) / 2
     assert (moved - picture).square().mean() > (blurred - picture).square().mean() / 2
+
+
+def paint(*names):
+    """One picture of 8x8 pixels for each name: the swatches' mean."""
+    swatches = [parse_hex(get_color(name).as_seen) for name in names]
+    color = torch.tensor(swatches, dtype=torch.float32).mean(dim=0) / 127.5 - 1
+    return color[None, :, None, None].expand(1, 3, 8, 8)
+
+
+def test_the_mean_of_two_colors_passes_for_neither():
+    wanted = paint("red")
+    right, between, wrong = (
+        swatch_loss(one, wanted) for one in (wanted, paint("red", "black"), paint("black"))
+    )
+    assert right < 0.2 < 1 < between < wrong
+
+
+def test_the_swatch_loss_has_a_slope_at_every_color():
+    corners = torch.cartesian_prod(*[torch.tensor([-1.5, -1.0, 0.0, 1.0])] * 3).T.reshape(1, 3, 8, 8)
+    given = corners.clone().requires_grad_()
+    swatch_loss(given, paint("pearl")).backward()
+    assert given.grad.isfinite().all()
+
+
+def test_cielab_in_torch_is_cielab():
+    colors = np.random.default_rng(0).integers(0, 256, (200, 3))
+    ours = _to_lab(torch.from_numpy(colors / 255).float()).numpy()
+    assert np.abs(ours - srgb_to_lab(colors)).max() < 1e-3
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_training_computes_in_bf16_only_where_the_cpu_multiplies_it(monkeypatch, multiplies):
+    """Where it is emulated a step took longer than in fp32."""
+    monkeypatch.setattr("tilemix.training.loop.multiplies_bf16", lambda: multiplies)
+    with mixed_precision(CPU):
+        made = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert made.dtype == (torch.bfloat16 if multiplies else torch.float32)
 
 
 def test_a_decoder_stage_that_was_killed_ends_as_one_that_was_not(tmp_path, recipe, state, monkeypatch):

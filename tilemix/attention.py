@@ -82,6 +82,12 @@ class TextKeys:
         finally:
             self._is_kept, self._text = False, None
 
+    def see_text(self, _: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        """Compute what the UNet is about to be called with; a hook before its forward()."""
+        text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
+        assert isinstance(text, torch.Tensor)
+        self.compute(text)
+
     def compute(self, text: torch.Tensor) -> None:
         """Compute the keys and values of `text` (n, tokens, width), unless they are there."""
         if self._text is text:
@@ -99,7 +105,8 @@ class TextKeys:
 def speed_attention(unet: UNet2DConditionModel) -> TextKeys:
     """Give `unet`, on its device and in its dtype, these processors; return what keeps the text's keys.
 
-    Its weights may be changed in place afterwards, but not moved.
+    Its weights may be changed in place afterwards, but not moved; nor copied by copy.deepcopy, which takes the
+    joined weights apart.
     """
     attentions = {name: unet.get_submodule(name.removesuffix(".processor")) for name in unet.attn_processors}
     crossing = [one for name, one in attentions.items() if name.endswith("attn2.processor")]
@@ -116,13 +123,7 @@ def speed_attention(unet: UNet2DConditionModel) -> TextKeys:
         }
     )
     keys = TextKeys(crossing)
-
-    def see_text(_: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
-        assert isinstance(text, torch.Tensor)
-        keys.compute(text)
-
-    unet.register_forward_pre_hook(see_text, with_kwargs=True)
+    unet.register_forward_pre_hook(keys.see_text, with_kwargs=True)
     return keys
 
 
