@@ -260,6 +260,25 @@ def test_a_finished_model_can_be_trained_on(tmp_path, recipe, state, tokenizers)
         import_model(recipe, tmp_path / "other", MODEL)
 
 
+def test_an_imported_model_whose_decoder_alone_was_trained_on_is_exported(tmp_path, recipe, state):
+    """It was refused for want of base.pt, so a better decoder could not come into the committed weights."""
+    folders = [tmp_path / name for name in ("before", "after")]
+    write_model(folders[0], load_base(recipe, state)[0], recipe, MODEL)
+    again = tmp_path / "again"
+    import_model(recipe, again, folders[0])
+    (again / "photographs").symlink_to(state / "photographs")
+    train_decoder(recipe, again, workers=1, device=CPU)
+    model, step = load_base(recipe, again)
+    assert step == 0
+    write_model(folders[1], model, recipe, MODEL)
+    changed = {
+        str(path.parent.relative_to(folders[1]))
+        for path in folders[1].rglob("*.safetensors")
+        if path.read_bytes() != (folders[0] / path.relative_to(folders[1])).read_bytes()
+    }
+    assert changed == {"vae"}
+
+
 def test_the_base_stage_refuses_an_unfinished_vae(tmp_path, recipe, tokenizers):
     with pytest.raises(MissingFilesError, match=r"vae_finished\.pt is missing: the vae stage has not ended$"):
         train_base(recipe, tmp_path, tokenizers, workers=1, device=CPU)

@@ -163,19 +163,25 @@ def import_model(recipe: Recipe, state: Path, folder: Path) -> None:
 def load_base(recipe: Recipe, state: Path) -> tuple[Miniature, int]:
     """Return the model of the last checkpoints, with averaged weights, and the base's step.
 
+    An imported model whose base was not trained since is of step 0.
+
     Raises:
         MissingFilesError: the VAE is not trained to its end, or there is no checkpoint of the base.
     """
     model = build_miniature(recipe)
     model.vae = load_vae(recipe, state)
     load_decoder(model.vae, state)
-    words, base = load_checkpoint(state / "words.pt"), load_checkpoint(state / "base.pt")
-    if words is None or base is None:
+    words, base, imported = (load_checkpoint(state / f"{name}.pt") for name in ("words", "base", "unet"))
+    if words is None or (base is None and imported is None):
         raise MissingFilesError(f"{state}: words.pt or base.pt is missing: the base stage has not run")
     model.text_encoder.load_state_dict(words["text_encoder"])
     model.text_encoder_2.load_state_dict(words["text_encoder_2"])
     for encoder in (model.text_encoder, model.text_encoder_2):
         encoder.get_input_embeddings().requires_grad_(False)
+    if base is None:
+        assert imported is not None
+        model.unet.load_state_dict(imported["unet"])
+        return model, 0
     _restore(_trained_parameters(model), base["average"])
     return model, int(base["step"])
 
