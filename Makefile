@@ -13,6 +13,9 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 BIN := .venv/bin
 MODULES := tilemix predict.py bench tests
+# Two processes of one torch thread each: two of two threads would wait for one another on two cores.
+PYTEST_ENVIRONMENT := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+PYTEST_OPTIONS := --numprocesses=2 --dist=loadfile
 
 .PHONY: predict test check format serve studio soak bench schema test-pins clean \
 	miniature miniature-vae miniature-base miniature-adapters miniature-report
@@ -22,7 +25,7 @@ predict: .venv/ready ## PROMPT="50% red, 30% black, 20% pearl" [OUT=tile.png] [S
 	@$(BIN)/tilemix predict -o "$${OUT:-tile.png}" $${SEED:+--seed="$$SEED"} -- "$$PROMPT"
 
 test: .venv/ready ## the whole suite, under 10 minutes on 2 cores
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	@$(PYTEST_ENVIRONMENT) $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 check: .venv/ready ## lint, format, types
 	@$(BIN)/ruff check $(MODULES)
@@ -51,7 +54,7 @@ schema: .venv/ready ## rewrite .cog/openapi_schema.json from predict.py
 	@$(BIN)/python -m tilemix.cog_schema
 
 test-pins: .venv-pins/ready ## the suite in the container's environment: 5.6 GB
-	@HF_HUB_OFFLINE=1 .venv-pins/bin/python -m pytest
+	@$(PYTEST_ENVIRONMENT) .venv-pins/bin/python -m pytest $(PYTEST_OPTIONS)
 
 # glibc gives large blocks back to the system and takes them again each step: with these a step of the
 # VAE took 0.37 s, without them 0.53 s.
@@ -93,5 +96,5 @@ clean: ## the environments; build/ holds hours of training and stays
 .venv-pins/ready: requirements.txt requirements-dev.txt
 	@test -x .venv-pins/bin/pip || $(PYTHON) -m venv --clear .venv-pins
 	@.venv-pins/bin/pip install --quiet --disable-pip-version-check -r requirements.txt \
-		$$(grep -E '^(alembic|blake3|cog|httpcore|httpx|hypothesis|Jinja2|peft|psycopg|pytest|python-multipart|PyYAML|schemathesis|scipy|SQLAlchemy|standardwebhooks|starlette|uvicorn)(\[[a-z]*\])?==' requirements-dev.txt)
+		$$(grep -E '^(alembic|blake3|cog|httpcore|httpx|hypothesis|Jinja2|peft|psycopg|pytest|pytest-xdist|python-multipart|PyYAML|schemathesis|scipy|SQLAlchemy|standardwebhooks|starlette|uvicorn)(\[[a-z]*\])?==' requirements-dev.txt)
 	@touch $@

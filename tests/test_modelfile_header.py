@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tests.pace import assert_quick
 from tilemix.errors import ModelFileError
 from tilemix.modelfile import TensorInfo, read_header
 from tilemix.modelfile.header import DTYPE_BYTES, TENSOR_NAME
@@ -204,13 +205,19 @@ def test_a_hostile_header_is_refused_in_a_fifth_of_a_second_and_200_megabytes(tm
     raw = make()
     assert len(raw) <= MIB_8
     path = write(tmp_path / "x.safetensors", raw, bytes(4))
-    done = subprocess.run([sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    seconds, kilobytes, refusal = done.stdout.splitlines()
-    assert re.search(message, refusal), refusal
-    assert len(refusal) < 250
-    assert float(seconds) < 0.2
-    assert int(kilobytes) < 200_000
+
+    def measure() -> float:
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        seconds, kilobytes, refusal = done.stdout.splitlines()
+        assert re.search(message, refusal), refusal
+        assert len(refusal) < 250
+        assert int(kilobytes) < 200_000
+        return float(seconds)
+
+    assert_quick(measure, 0.2)
 
 
 def test_the_largest_header_within_the_limits_is_read(tmp_path):
