@@ -78,7 +78,7 @@ def run_module(
     return json.loads(done.stdout.splitlines()[-1]) | {"started_at": started_at}
 
 
-def measure_cold_start(root: Path, image: Path, rounds: int = 3) -> Row:
+def measure_cold_start(root: Path, image: Path, rounds: int = 2) -> Row:
     """Row 6, the time: from the start of the process to ready, files in the page cache.
 
     `image` is an empty folder, for the packages that the image has.
