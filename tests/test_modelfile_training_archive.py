@@ -1,6 +1,5 @@
 import io
 import os
-import re
 import subprocess
 import sys
 import tarfile
@@ -144,8 +143,9 @@ def test_an_archive_that_is_no_trainings_is_refused_by_its_fault(tmp_path, case)
     assert is_archive(path)
 
     def refuse() -> None:
-        with pytest.raises(AdapterError, match=f"^{re.escape(f't.tar: {message}')}$"), open_training(path):
+        with pytest.raises(AdapterError) as caught, open_training(path):
             pass
+        assert str(caught.value) == f"t.tar: {message}"
 
     assert_quick(lambda: processor_seconds(refuse), 0.2)
     assert not (tmp_path.parent / "lora.safetensors").exists()

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BAND = 128  # rows turned into bytes at a time: what is in between stays in the processor's cache
 RECORDED_LIBRARIES = ("diffusers", "transformers", "compel", "safetensors")
 
 
@@ -289,14 +288,10 @@ def to_pixels(image: torch.Tensor) -> NDArray[np.uint8]:
     The same numbers as diffusers' own conversion, rounded half to even, in a fifth of its time. On a GPU only
     the bytes are moved.
     """
-    planes = image[0]
-    pixels = torch.empty((*planes.shape[1:], 3), dtype=torch.uint8)
-    for top in range(0, len(pixels), BAND):
-        # In diffusers' own order of operations: another one rounds other numbers up.
-        scaled = planes[:, top : top + BAND].float().mul(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_()
-        pixels[top : top + BAND] = scaled.to(torch.uint8).permute(1, 2, 0)
-    whole: NDArray[np.uint8] = pixels.numpy()
-    return whole
+    # In diffusers' own order of operations: another one rounds other numbers up.
+    scaled = image[0].permute(1, 2, 0).float().mul(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_()
+    pixels: NDArray[np.uint8] = scaled.to(torch.uint8).contiguous().cpu().numpy()
+    return pixels
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
