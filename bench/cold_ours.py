@@ -1,12 +1,12 @@
 """tilemix's cold start: a process that gets ready to draw, and says when, how fast and in how much memory.
 
-python -m bench.cold_ours PROJECT MODEL [--eager] [--collect] [--imports] [--draw] [--compile] [--give-back]
+python -m bench.cold_ours PROJECT MODEL [--collect] [--imports] [--draw] [--compile] [--give-back]
 
-With --eager it first imports whole libraries, as code does that imports at the top; with --collect the garbage
-collector runs as it does where nothing is said: what tilemix saves by doing neither. With --imports it is ready when
-the libraries' parts that SDXL needs are imported, the floor under every predictor that uses them. With --draw it is
-ready when its first picture is drawn; it draws one more and says how long that took. With --compile the networks are
-compiled. With --give-back freed memory goes back to the system, as it does where nothing is said.
+With --collect the garbage collector runs as it does where nothing is said: what tilemix saves by keeping it still.
+With --imports it is ready when the libraries' parts that SDXL needs are imported, the floor under every predictor that
+uses them. With --draw it is ready when its first picture is drawn; it draws one more and says how long that took. With
+--compile the networks are compiled. With --give-back freed memory goes back to the system, as it does where nothing is
+said.
 """
 
 import json
@@ -22,21 +22,8 @@ def main() -> None:
     """Load, then print the clock and the memory as JSON."""
     root, name, *options = sys.argv[1:]
     with nullcontext() if "--collect" in options else uncollected():
-        if "--eager" in options:
-            import_whole_libraries()
         figures = import_needed_parts() if "--imports" in options else load(Path(root), name, options)
     sys.stdout.write(json.dumps(figures) + "\n")
-
-
-def import_whole_libraries() -> None:
-    """Import what a module's top often does."""
-    import compel
-    import diffusers
-    import peft
-    import scipy.stats
-    import transformers
-
-    assert all((compel, diffusers.StableDiffusionXLPipeline, peft, scipy.stats, transformers.CLIPTextModel))
 
 
 def import_needed_parts() -> dict[str, float]:
