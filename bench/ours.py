@@ -80,6 +80,7 @@ def find_peer_files(name: str, root: Path) -> PeerFiles:
         lora_scale=getattr(lora_entry, "scale", None) or 1.0,
         embeddings=embeddings,
         tokens=getattr(tokens_entry, "tokens", ()),
+        karras=model.manifest.scheduler.name.endswith("_karras"),
     )
 
 

@@ -40,6 +40,7 @@ class PeerFiles:
     lora_scale: float = 1.0
     embeddings: Path | None = None  # of both text encoders: clip_l and clip_g
     tokens: tuple[str, ...] = ()  # one for each row of them
+    karras: bool = True  # DPM++ 2M with Karras sigmas, or with the base's own spacing of its steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def load_base(
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(
-        pipe.scheduler.config, algorithm_type="dpmsolver++", use_karras_sigmas=True
+        pipe.scheduler.config, algorithm_type="dpmsolver++", use_karras_sigmas=files.karras
     )
     if files.embeddings is not None:
         rows = load_file(files.embeddings)

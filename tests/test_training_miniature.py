@@ -334,7 +334,11 @@ def test_the_base_never_hears_of_the_material_that_is_held_back(recipe):
     assert all(material in captions for material in shown - {"rubber tile"})
 
 
-def test_the_adapters_stage_puts_the_pair_beside_the_base(tmp_path, recipe, state):
+@pytest.mark.parametrize(("multiplies", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_the_adapters_stage_puts_the_pair_beside_the_base(
+    tmp_path, recipe, state, monkeypatch, multiplies, precision
+):
+    monkeypatch.setattr("tilemix.training.loop.multiplies_bf16", lambda: multiplies)
     folder = tmp_path / "model"
     model, _ = load_base(recipe, state)
     write_model(folder, model, recipe, MODEL)
@@ -348,6 +352,7 @@ def test_the_adapters_stage_puts_the_pair_beside_the_base(tmp_path, recipe, stat
     ]
     assert all(path.read_bytes() == content for path, content in before.items())
     said = json.loads(written[2].read_text())
+    assert said["config"]["precision"] == precision
     assert [one["caption"] for one in said["pictures"]] == [str(draw_tile(recipe, n).mix) for n in range(2)]
     # A new base goes in its place; what belongs to nobody else stays.
     write_model(folder, model, recipe, folder)

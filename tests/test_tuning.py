@@ -283,10 +283,12 @@ def test_learned_rows_stand_behind_the_bases():
     assert torch.equal(given[0, [1, 3]], torch.ones(2, 3))
 
 
-def test_a_step_in_bf16_with_gradient_checkpointing_learns(tmp_path, tiny_project):
+def test_a_step_in_bf16_with_gradient_checkpointing_learns(tmp_path, tiny_project, monkeypatch, caplog):
+    monkeypatch.setattr("tilemix.training.loop.multiplies_bf16", lambda: False)
     config = write_folder(tmp_path, tiny_project, precision="bf16", gradient_checkpointing=True)
     outcome = tune(make_plan(config), CPU)
     assert outcome.pipeline.unet.dtype == torch.bfloat16
+    assert 'this CPU does not multiply bf16: with "precision": "fp32"' in caplog.text
     assert outcome.pipeline.vae.dtype == torch.float32
     fresh = Tuning(make_plan(config), CPU)
     for phase in PHASES:

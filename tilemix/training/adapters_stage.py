@@ -16,6 +16,7 @@ from tilemix.errors import TrainingError
 from tilemix.training.adapter_files import write_adapters
 from tilemix.training.checkpoints import write_whole
 from tilemix.training.dataset import Example, draw_example, draw_mix
+from tilemix.training.loop import emulates_bf16
 from tilemix.training.tuning import make_plan, tune
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def train_adapters(
         "template": os.path.relpath(template, folder),
         "output": ".",
     }
+    if emulates_bf16(device):
+        config["precision"] = "fp32"
     path = folder / "config.json"
     path.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
     written = write_adapters(tune(make_plan(path), device))

@@ -22,10 +22,14 @@ logger = logging.getLogger(__name__)
 REPORT_EVERY = 100  # steps between two lines of progress, at most
 
 
+def emulates_bf16(device: torch.device) -> bool:
+    """Return whether `device` computes bf16 in another type, in many times the time of fp32."""
+    return device.type == "cpu" and not multiplies_bf16()
+
+
 def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
     """Return a context that computes in bf16, but on a CPU that does not multiply it."""
-    is_slow = device.type == "cpu" and not multiplies_bf16()
-    return nullcontext() if is_slow else torch.autocast(device.type, torch.bfloat16)
+    return nullcontext() if emulates_bf16(device) else torch.autocast(device.type, torch.bfloat16)
 
 
 def run_steps(

@@ -27,7 +27,7 @@ from tilemix.training.captions import encode_captions, plain_attention, tokenize
 from tilemix.training.checkpoints import load_checkpoint, save_checkpoint
 from tilemix.training.denoising import Batch, prediction_loss
 from tilemix.training.learned_tokens import ENCODERS, add_tokens
-from tilemix.training.loop import run_steps
+from tilemix.training.loop import emulates_bf16, run_steps
 from tilemix.training.pictures import find_pictures
 from tilemix.training.tuning_config import load_config
 from tilemix.training.tuning_data import draw_batch, write_examples
@@ -131,6 +131,10 @@ class Tuning:
         config = plan.config
         self.plan, self.device = plan, device
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        if self.dtype == torch.bfloat16 and emulates_bf16(device):
+            logger.warning(
+                'this CPU does not multiply bf16: with "precision": "fp32" a step takes a fraction of the time'
+            )
         if not plan.base.is_dir():
             raise ModelFileError(f"{plan.base}: no such folder; expected an SDXL model in diffusers' layout")
         with quiet_libraries():
