@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -32,7 +31,7 @@ from bench.figures import (
 )
 from bench.ours import Ours, find_peer_files, load_ours, replaced
 from bench.pictures import order_tile, order_topology, read_tile_picture, to_decoded
-from bench.rows_whole import run_module
+from bench.rows_whole import run_module, time_starts
 from bench.steps import count_operations, time_steps
 from bench.topology import LORA_SCALE, MODEL, TINY, write_project
 from tilemix.image_file import encode_image
@@ -224,46 +223,37 @@ def measure_prompt_levers(rounds: int = 8) -> list[Row]:
 
 def measure_start_levers(root: Path, rounds: int = 2) -> list[Row]:
     """What lazy imports save of a verb's start, and a still garbage collector of a cold one."""
-    verbs, starts = {"with": "", "without": EAGER}, {"with": (), "without": ("--collect",)}
-    best = {key: dict.fromkeys(("with", "without"), float("inf")) for key in ("L9", "L14")}
-    for number in range(rounds + 1):
-        told: dict[str, dict[str, float]] = {"L9": {}, "L14": {}}
-        for name, options in starts.items():
-            start = run_module("bench.cold_ours", root, MODEL, *options)
-            told["L14"][name] = start["ready_at"] - start["started_at"]
-        for name, before in verbs.items():
-            told["L9"][name] = time_verb(before)
-        if number:  # the first round fills the page cache and Python's
-            for key, seconds in told.items():
-                for name, taken in seconds.items():
-                    best[key][name] = min(best[key][name], taken)
-    titles = {
-        "L9": "Start of a verb that draws nothing, with imports where they are needed; without: all at the top",
-        "L14": "Cold start with the garbage collector still; without: as it is",
-    }
+    verb = interleave({"with": lambda _: run_verb(), "without": lambda _: run_verb(EAGER)}, rounds)
+    cold = time_starts(
+        {
+            "with": partial(run_module, "bench.cold_ours", root, MODEL),
+            "without": partial(run_module, "bench.cold_ours", root, MODEL, "--collect"),
+        },
+        rounds,
+    )
+
+    def make_row(key: str, title: str, seconds: Mapping[str, float]) -> Row:
+        ratio = Figure("without / with", seconds["without"] / seconds["with"], "x")
+        return Row(key, title, (ratio, Figure("with", seconds["with"], "s")))
+
     return [
-        Row(
-            key,
-            title,
-            (
-                Figure("without / with", best[key]["without"] / best[key]["with"], "x"),
-                Figure("with", best[key]["with"], "s"),
-            ),
-        )
-        for key, title in titles.items()
+        make_row(
+            "L9",
+            "Start of a verb that draws nothing, with imports where they are needed; without: all at the top",
+            {name: timing.best for name, timing in verb.items()},
+        ),
+        make_row("L14", "Cold start with the garbage collector still; without: as it is", cold),
     ]
 
 
-def time_verb(before: str) -> float:
-    """Return the seconds that `tilemix rewrite` takes as a process which runs `before` first."""
+def run_verb(before: str = "") -> None:
+    """Run `tilemix rewrite` as a process of its own, after the statements in `before`."""
     program = (
         f"{before}\nfrom tilemix.cli import main\nraise SystemExit(main(['rewrite', '50% red, 50% black']))"
     )
-    began = time.monotonic()
     subprocess.run(  # noqa: S603
         [sys.executable, "-c", program], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=600
     )
-    return time.monotonic() - began
 
 
 def measure_memory_lever(rounds: int = 1) -> Row:

@@ -78,6 +78,17 @@ def run_module(
     return json.loads(done.stdout.splitlines()[-1]) | {"started_at": started_at}
 
 
+def time_starts(starts: Mapping[str, Callable[[], dict[str, float]]], rounds: int) -> dict[str, float]:
+    """Return each start's least seconds from its process to ready, over `rounds` in turn."""
+    best = dict.fromkeys(starts, float("inf"))
+    for number in range(rounds + 1):
+        for name, start in starts.items():
+            told = start()
+            if number:  # the first round fills the page cache and Python's
+                best[name] = min(best[name], told["ready_at"] - told["started_at"])
+    return best
+
+
 def measure_cold_start(root: Path, image: Path, rounds: int = 2) -> Row:
     """Row 6, the time: from the start of the process to ready, files in the page cache.
 
@@ -91,12 +102,7 @@ def measure_cold_start(root: Path, image: Path, rounds: int = 2) -> Row:
         "ours in the image": partial(run_module, "bench.cold_ours", root, MODEL, packages=image),
         "imports": partial(run_module, "bench.cold_ours", root, MODEL, "--imports"),
     }
-    best = dict.fromkeys(starts, float("inf"))
-    for number in range(rounds + 1):
-        for name, start in starts.items():
-            told = start()
-            if number:  # the first round fills the page cache and Python's
-                best[name] = min(best[name], told["ready_at"] - told["started_at"])
+    best = time_starts(starts, rounds)
     return Row(
         "6",
         "Cold start: start of the process to ready, tiny weights",

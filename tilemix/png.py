@@ -6,17 +6,13 @@ rows, and what the filter leaves is packed by ISA-L's deflate, which looks for r
 window of 512 bytes it finds hardly one, and what is left are codes by frequency. A quarter of the time of
 zlib's Huffman strategy, and the file is as small.
 
-Source: PNG, third edition, https://www.w3.org/TR/png-3/, sections 5 (chunks) and 9 (filters); ZLIB, RFC 1950, for
-the header and the checksum around parts that were packed side by side.
+Source: PNG, third edition, https://www.w3.org/TR/png-3/, sections 5 (chunks) and 9 (filters).
 """
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
-from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,9 +32,6 @@ BAND = 16  # rows filtered at a time: all that is in between stays in the proces
 SAMPLED = 16  # one band in so many is looked at to choose the filter
 FASTEST = 1  # of ISA-L's levels
 WINDOW_BITS = 9  # 512 bytes
-ZLIB_HEADER = b"\x18\x19"  # deflate with that window, the fastest level
-PART = 256  # rows packed by themselves, so that cores can share the work; the bytes do not depend on their number
-ADLER_BASE = 65521
 FLAT = 2.0  # bits a byte, below which repeats are worth zlib's search: such a picture packs in no time
 
 
@@ -55,41 +48,10 @@ def encode_png(pixels: Bytes, chunks: Iterable[tuple[bytes, bytes]] = ()) -> byt
 def _deflate(pixels: Bytes) -> bytes:
     """Return the filtered pixels as a zlib stream."""
     number, bits = choose_filter(pixels)
-    height = len(pixels)
-    if bits <= FLAT:
-        packer = zlib.compressobj()
-        packed = [packer.compress(rows) for rows in filter_rows(pixels, number, range(0, height, BAND))]
-        return b"".join([*packed, packer.flush()])
-
-    def pack(start: int) -> tuple[bytes, int, int]:
-        end = min(start + PART, height)
-        return _pack_part(filter_rows(pixels, number, range(start, end, BAND)), is_last=end == height)
-
-    # Filters and ISA-L let go of the interpreter, so the parts are packed side by side.
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        parts = list(pool.map(pack, range(0, height, PART)))
-    checksum = reduce(_join_checksums, ((adler, size) for _, adler, size in parts))[0]
-    return b"".join([ZLIB_HEADER, *(part for part, _, _ in parts), struct.pack(">I", checksum)])
-
-
-def _pack_part(bands: Iterable[memoryview], *, is_last: bool) -> tuple[bytes, int, int]:
-    """Return a part of a deflate stream that ends on a whole byte, the Adler-32 of its bands and their bytes."""
-    packer = isal_zlib.compressobj(FASTEST, zlib.DEFLATED, -WINDOW_BITS)
-    packed, checksum, size = [], 1, 0
-    for band in bands:
-        packed.append(packer.compress(band))
-        checksum = isal_zlib.adler32(band, checksum)
-        size += band.nbytes
-    packed.append(packer.flush(isal_zlib.Z_FINISH if is_last else isal_zlib.Z_FULL_FLUSH))
-    return b"".join(packed), checksum, size
-
-
-def _join_checksums(first: tuple[int, int], second: tuple[int, int]) -> tuple[int, int]:
-    """Return the Adler-32 and the length of two pieces in a row from those of each (RFC 1950, section 8)."""
-    (one, length), (other, other_length) = first, second
-    low = ((one & 0xFFFF) + (other & 0xFFFF) - 1) % ADLER_BASE
-    high = ((one >> 16) + (other >> 16) + other_length * ((one & 0xFFFF) - 1)) % ADLER_BASE
-    return high << 16 | low, length + other_length
+    is_flat = bits <= FLAT
+    packer = zlib.compressobj() if is_flat else isal_zlib.compressobj(FASTEST, zlib.DEFLATED, WINDOW_BITS)
+    packed = [packer.compress(rows) for rows in filter_rows(pixels, number, range(0, len(pixels), BAND))]
+    return b"".join([*packed, packer.flush()])
 
 
 def choose_filter(pixels: Bytes) -> tuple[int, float]:
