@@ -31,7 +31,7 @@ from bench.figures import (
 )
 from bench.ours import Ours, find_peer_files, load_ours, replaced
 from bench.pictures import order_tile, order_topology, read_tile_picture, to_decoded
-from bench.rows_whole import run_module, time_starts
+from bench.rows_whole import run_module
 from bench.steps import count_operations, time_steps
 from bench.topology import LORA_SCALE, MODEL, TINY, write_project
 from tilemix.image_file import encode_image
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 EAGER = "from bench.cold_ours import import_needed_parts; import_needed_parts()"
 
 
-def measure_step_levers(root: Path, rounds: int = 4) -> list[Row]:
+def measure_step_levers(root: Path, rounds: int = 3) -> list[Row]:
     """What changes the denoising step, on the topology in fp32: five levers, each undone alone."""
     ours, wrapped, stock, apart, again = (load_ours(MODEL, root, Speed.EXACT) for _ in range(5))
     files = find_peer_files(MODEL, root)
@@ -221,29 +221,17 @@ def measure_prompt_levers(rounds: int = 8) -> list[Row]:
     ]
 
 
-def measure_start_levers(root: Path, rounds: int = 2) -> list[Row]:
-    """What lazy imports save of a verb's start, and a still garbage collector of a cold one."""
+def measure_import_lever(rounds: int = 1) -> Row:
+    """What lazy imports save of a verb's start."""
     verb = interleave({"with": lambda _: run_verb(), "without": lambda _: run_verb(EAGER)}, rounds)
-    cold = time_starts(
-        {
-            "with": partial(run_module, "bench.cold_ours", root, MODEL),
-            "without": partial(run_module, "bench.cold_ours", root, MODEL, "--collect"),
-        },
-        rounds,
-    )
-
-    def make_row(key: str, title: str, seconds: Mapping[str, float]) -> Row:
-        ratio = Figure("without / with", seconds["without"] / seconds["with"], "x")
-        return Row(key, title, (ratio, Figure("with", seconds["with"], "s")))
-
-    return [
-        make_row(
-            "L9",
-            "Start of a verb that draws nothing, with imports where they are needed; without: all at the top",
-            {name: timing.best for name, timing in verb.items()},
+    return Row(
+        "L9",
+        "Start of a verb that draws nothing, with imports where they are needed; without: all at the top",
+        (
+            Figure("without / with", verb["without"].best / verb["with"].best, "x"),
+            Figure("with", verb["with"].best, "s"),
         ),
-        make_row("L14", "Cold start with the garbage collector still; without: as it is", cold),
-    ]
+    )
 
 
 def run_verb(before: str = "") -> None:

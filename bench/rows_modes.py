@@ -17,7 +17,7 @@ from tilemix.speed import Speed
 SHARE_POINTS = 0.5  # by how much the color-share error of `equivalent` may differ from that of `exact`
 
 
-def measure_modes(mixes: int = 20, *, side: int = 384, steps: int = 25) -> list[Row]:
+def measure_modes(mixes: int = 20, *, side: int = 256, steps: int = 25) -> list[Row]:
     """Draw the same mixes in each mode with the miniature, in turn, and measure them."""
     modes = {mode: load_ours("miniature", ROOT, mode) for mode in (Speed.EXACT, Speed.EQUIVALENT, Speed.FAST)}
     guidance_scale = modes[Speed.EXACT].ready.model.manifest.defaults.guidance_scale

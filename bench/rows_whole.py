@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
@@ -31,7 +32,7 @@ from bench.figures import (
 from bench.image_packages import link_image_packages
 from bench.ours import find_peer_files, load_ours
 from bench.pictures import order_tile
-from bench.topology import MODEL, TINY, Shape, write_project
+from bench.topology import MODEL, Shape, write_project
 from tilemix.image_file import encode_image
 from tilemix.measure import measure_shares
 from tilemix.mix import parse_mix
@@ -46,6 +47,7 @@ WIDE = Shape(widths=(96, 192, 384), heads=(3, 6, 12))  # 0.9 GB in fp32
 CPU_ALONE = {"CUDA_VISIBLE_DEVICES": ""}
 MIX = "50% red, 50% black"
 BLOCK = 8 * 2**20
+WARM_UP_STEPS = 4  # of a picture that is not timed
 WARM_PART = 3  # the first third of the predictions may still fill what is kept
 MEMORY_GROWTH = 16.0  # MB; an allocator's own ups and downs
 
@@ -78,19 +80,25 @@ def run_module(
     return json.loads(done.stdout.splitlines()[-1]) | {"started_at": started_at}
 
 
-def time_starts(starts: Mapping[str, Callable[[], dict[str, float]]], rounds: int) -> dict[str, float]:
-    """Return each start's least seconds from its process to ready, over `rounds` in turn."""
+def time_starts(
+    starts: Mapping[str, Callable[[], dict[str, float]]], rounds: int, *, warm_ups: Iterable[str]
+) -> dict[str, float]:
+    """Return each start's least seconds from its process to ready, over `rounds` in turn.
+
+    Those named in `warm_ups` run once before, to fill the page cache and Python's own for all.
+    """
+    for name in warm_ups:
+        starts[name]()
     best = dict.fromkeys(starts, float("inf"))
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         for name, start in starts.items():
             told = start()
-            if number:  # the first round fills the page cache and Python's
-                best[name] = min(best[name], told["ready_at"] - told["started_at"])
+            best[name] = min(best[name], told["ready_at"] - told["started_at"])
     return best
 
 
-def measure_cold_start(root: Path, image: Path, rounds: int = 2) -> Row:
-    """Row 6, the time: from the start of the process to ready, files in the page cache.
+def measure_cold_start(root: Path, image: Path, rounds: int = 2) -> list[Row]:
+    """Row 6, the time: from the start of the process to ready, files in the page cache; and its own lever.
 
     `image` is an empty folder, for the packages that the image has.
     """
@@ -101,9 +109,10 @@ def measure_cold_start(root: Path, image: Path, rounds: int = 2) -> Row:
         "ours": partial(run_module, "bench.cold_ours", root, MODEL),
         "ours in the image": partial(run_module, "bench.cold_ours", root, MODEL, packages=image),
         "imports": partial(run_module, "bench.cold_ours", root, MODEL, "--imports"),
+        "collected": partial(run_module, "bench.cold_ours", root, MODEL, "--collect"),
     }
-    best = time_starts(starts, rounds)
-    return Row(
+    best = time_starts(starts, rounds, warm_ups=("N", "ours", "ours in the image"))
+    start = Row(
         "6",
         "Cold start: start of the process to ready, tiny weights",
         (
@@ -115,6 +124,12 @@ def measure_cold_start(root: Path, image: Path, rounds: int = 2) -> Row:
         ),
         notes=("the image has no peft and no scipy, which diffusers imports where they are",),
     )
+    lever = Row(
+        "L14",
+        "Cold start with the garbage collector still; without: as it is",
+        (Figure("without / with", best["collected"] / best["ours"], "x"),),
+    )
+    return [start, lever]
 
 
 def measure_weights(root: Path, narrow: Path, rounds: int = 2) -> Row:
@@ -178,8 +193,13 @@ def read_through(file: Path) -> None:
             pass
 
 
-def measure_predictions(rounds: int = 3, *, side: int = 512, steps: int = 25) -> list[Row]:
-    """Rows 7 and 8: prompt to PNG with the miniature, and what of it is neither UNet nor VAE."""
+def measure_predictions(
+    meanwhile: Future[Row], rounds: int = 3, *, side: int = 512, steps: int = 25
+) -> list[Row]:
+    """Rows 7 and 8: prompt to PNG with the miniature, and what of it is neither UNet nor VAE.
+
+    Nothing is timed before `meanwhile` is done; until then the networks are compiled.
+    """
     files = find_peer_files("miniature", ROOT)
     naive = peers.load_naive(files)
     exact, equivalent = (
@@ -190,7 +210,8 @@ def measure_predictions(rounds: int = 3, *, side: int = 512, steps: int = 25) ->
 
     def keep(name: str, predict: Callable[[peers.Order], bytes]) -> Callable[[int], None]:
         def run(number: int) -> None:
-            pictures.setdefault(name, {})[number] = predict(order_tile(number, side=side, steps=steps))
+            order = order_tile(number, side=side, steps=steps if number else WARM_UP_STEPS)
+            pictures.setdefault(name, {})[number] = predict(order)
 
         return run
 
@@ -220,6 +241,7 @@ def measure_predictions(rounds: int = 3, *, side: int = 512, steps: int = 25) ->
         else:
             notes.append(f"S compiled for {time.perf_counter() - began:.0f} s before its first picture")
             variants["S"] = keep("S", strong.predict)
+    wait([meanwhile])
     best = {name: timing.best for name, timing in interleave(variants, rounds).items()}
     pixels = {
         name: [np.asarray(Image.open(BytesIO(file)).convert("RGB")) for file in files_of.values()]
@@ -254,15 +276,15 @@ def measure_predictions(rounds: int = 3, *, side: int = 512, steps: int = 25) ->
         (Figure("without / with", over("equivalent", "compiled"), "x"),),
         tuple(gates[2:]),
     )
-    return [whole, lever, *measure_rest(equivalent, rounds, side=side, steps=steps)]
+    return [whole, lever, *measure_rest(equivalent, side=side, steps=steps)]
 
 
-def measure_rest(ours: Ours, rounds: int, *, side: int, steps: int) -> list[Row]:
+def measure_rest(ours: Ours, rounds: int = 2, *, side: int, steps: int) -> list[Row]:
     """Row 8: what of a prediction is neither UNet nor VAE; and apart, the record and the measuring of the colors."""
     mix = parse_mix(MIX).mix
     assert mix is not None
     best = dict.fromkeys(("share", "record", "colors"), float("inf"))
-    for number in range(100, 101 + rounds):
+    for number in range(100, 100 + rounds):
         order = order_tile(number, side=side, steps=steps)
         with clock_networks(ours.ready.pipeline) as spans:
             began = time.perf_counter()
@@ -319,9 +341,12 @@ def clock_networks(pipeline: object) -> Iterator[list[float]]:
 
 
 def measure_steadiness(root: Path, count: int = 1000) -> Row:
-    """Row 9: many predictions in one process of their own."""
-    write_project(root, TINY)
-    told: Mapping[str, list] = run_module("bench.steady", root, MODEL, count)
+    """Row 9: many predictions in one process of their own, of one thread of torch beside whatever else runs.
+
+    `root` holds a tiny model.
+    """
+    environment = {**CPU_ALONE, "OMP_NUM_THREADS": "1"}
+    told: Mapping[str, list] = run_module("bench.steady", root, MODEL, count, environment=environment)
     samples = told["samples"][len(told["samples"]) // WARM_PART :]
     first, last = samples[0], samples[-1]
     growth = (last["memory_bytes"] - first["memory_bytes"]) / 1e6
