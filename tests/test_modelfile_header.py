@@ -297,6 +297,14 @@ def test_what_we_read_of_a_damaged_file_the_library_reads_too(tmp_path_factory, 
         assert set(theirs.keys()) == set(ours.tensors)
 
 
+def test_half_a_surrogate_pair_is_no_text(tmp_path):
+    raw = rb'{"__metadata__": {"key": "\ud801"}}'
+    path = tmp_path / "half.safetensors"
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw)
+    with pytest.raises(ModelFileError, match="not JSON.*surrogates not allowed"):
+        read_header(path)
+
+
 @given(content=st.binary(max_size=300))
 def test_no_content_raises_anything_but_our_error(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any"

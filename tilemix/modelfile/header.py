@@ -171,6 +171,9 @@ def _check_values(
 ) -> Header:
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=refuse_duplicates)
+        if b"\\u" in raw:
+            # Python reads half of a surrogate pair as a character; no text can hold it, and the library refuses it.
+            json.dumps(header, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{name}: the header is not JSON: {str(error)[:120]}") from error
     if not isinstance(header, dict):
