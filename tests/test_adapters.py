@@ -713,6 +713,20 @@ def test_a_token_that_is_a_word_or_named_twice_is_refused_and_nothing_changes(re
     assert ready.pipeline.tokenizer is tokenizer
 
 
+def test_a_tokenizer_of_another_size_than_its_encoder_gets_no_tokens(tiny_project, tmp_path):
+    pipeline = load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), torch.float32).pipeline
+    pipeline.tokenizer_2.add_tokens(["<more>"])
+    before = snapshot(pipeline)
+    tokens = TokenInstaller(pipeline)
+    message = "^tokenizer_2 has 49409 words, text_encoder_2 has 49408 rows for them$"
+    with pytest.raises(AdapterError, match=message):
+        tokens.install([(tokens_file(tmp_path / "a", 1.0), ["<new>"])])
+    assert_same(snapshot(pipeline), before)
+    assert "<new>" not in pipeline.tokenizer.get_vocab()
+    tokens.install([])
+    assert tokens.installed == ()
+
+
 def tokens_file(path, value, count=1):
     rows = {"clip_l": torch.full((count, 32), value), "clip_g": torch.full((count, 48), value)}
     return read_embedding(write(path, rows), {"text_encoder": 32, "text_encoder_2": 48})

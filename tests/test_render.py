@@ -11,10 +11,12 @@ from safetensors.torch import save_file
 from tests.test_pipeline import QUERY, base_of, project  # noqa: F401  the fixture
 from tests.tiny_sdxl import random_pairs, write_manifest
 from tilemix import __version__
-from tilemix.errors import ManifestError, PromptError, RenderError
+from tilemix.errors import ManifestError, ModelFileError, PromptError, RenderError
 from tilemix.pipeline import load_pipeline
+from tilemix.project import ROOT
 from tilemix.render import Renderer, decode_latents, to_pixels
 from tilemix.request import GenerationRequest
+from tilemix.settings import Settings
 from tilemix.weights import find_model
 
 CPU = torch.device("cpu")
@@ -44,6 +46,34 @@ def renderer(tiny_project, tmp_path_factory):
     ]
     write_manifest(root, base=base_of(tiny_project), adapters=adapters)
     return Renderer(load_pipeline(find_model("tiny", root), CPU, torch.float32))
+
+
+def test_loading_refuses_what_is_missing_before_it_imports_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr("tilemix.render.import_libraries", lambda: pytest.fail("imported"))
+    with pytest.raises(ManifestError):
+        load_alone("none", tmp_path, monkeypatch)
+
+
+def test_loading_refuses_a_file_that_is_not_what_the_manifest_says(tiny_project, tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    for name in ("weights/tiny", "prompt_templates"):
+        (tmp_path / name).symlink_to(tiny_project / name)
+    base = base_of(tiny_project)
+    base["files"] = [file | {"sha256": "0" * 64} for file in base["files"]]
+    write_manifest(tmp_path, base=base)
+    with pytest.raises(ModelFileError, match=f", the manifest says {'0' * 64}$"):
+        load_alone("tiny", tmp_path, monkeypatch)
+
+
+def test_a_model_that_is_whole_is_loaded(monkeypatch):
+    assert load_alone("miniature", ROOT, monkeypatch).placeholder_tokens == ["<s0>", "<s1>"]
+
+
+def load_alone(name, root, monkeypatch):
+    """Load a renderer, but leave this process its allocator, its threads and its garbage collector."""
+    monkeypatch.setattr("tilemix.render.keep_freed_memory", lambda: True)
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    return Renderer.load(name, Settings(threads=torch.get_num_threads()), root=root)
 
 
 def replace(**changes):

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 
 import msgspec
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tests.tiny_sdxl import write_manifest
 from tilemix.errors import ManifestError, MissingFilesError, ModelFileError, WeightsError
 from tilemix.project import ROOT
-from tilemix.weights import fetch, find_model, list_models, load_manifest, lock
+from tilemix.weights import check_files, fetch, find_model, list_models, load_manifest, locate_model, lock
 
 REAL = json.loads((ROOT / "weights" / "rubber-tile.model.json").read_text())
 
@@ -175,6 +176,28 @@ def test_another_size_or_hash_than_the_lock_is_refused(project):
         find_model("tiny", project)
     write_manifest(project, base=base(size=11, sha256=digest))
     assert find_model("tiny", project).hashes == {"hello.txt": digest}
+
+
+def test_a_model_is_found_whatever_stands_in_its_files_and_checked_apart(project):
+    write_manifest(project, base=base(size=12))
+    model = locate_model("tiny", project)
+    assert [path for _, path in model.files] == [project / "weights" / "tiny" / "hello.txt"]
+    with pytest.raises(ModelFileError, match="11 bytes, the manifest says 12$"):
+        check_files(model)
+
+
+def test_checking_asks_for_every_byte_ahead_and_leaves_the_unreadable_to_its_reader(project, monkeypatch):
+    path = project / "weights" / "tiny" / "hello.txt"
+    path.write_bytes(bytes(3 * 128 * 1024 + 1))
+    asked = []
+    monkeypatch.setattr("os.posix_fadvise", lambda _, *what: asked.append(what))
+    check_files(locate_model("tiny", project))
+    step = 128 * 1024
+    assert asked == [(place * step, step, os.POSIX_FADV_WILLNEED) for place in range(4)]
+    model = locate_model("tiny", project)
+    path.unlink()
+    with pytest.raises(ModelFileError, match=f"^{path}: missing$"):
+        check_files(model)
 
 
 def test_lock_writes_sizes_and_hashes_and_keeps_the_rest(project):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,6 +68,17 @@ def choose_device(speed: Speed = Speed.EXACT) -> tuple[torch.device, torch.dtype
     return device, choose_dtype(device, speed)
 
 
+def import_libraries() -> None:
+    """Import what `load_pipeline` and a first prediction need of the libraries, which takes seconds."""
+    with quiet_libraries():
+        import compel  # noqa: F401
+        from diffusers import (  # noqa: F401
+            AutoencoderKL,
+            DPMSolverMultistepScheduler,
+            StableDiffusionXLPipeline,
+        )
+
+
 def load_pipeline(
     model: LocalModel, device: torch.device, dtype: torch.dtype, *, speed: Speed = Speed.EXACT
 ) -> ReadyPipeline:
@@ -87,9 +97,6 @@ def load_pipeline(
         encoders = torch.float32 if device.type == "cpu" else dtype
         dtypes = {"text_encoder": encoders, "text_encoder_2": encoders, "default": dtype}
         pipeline = load_base(model.base, dtypes, vae=model.vae, variant=variant)
-        importlib.import_module(
-            "compel"
-        )  # slow, and it imports half of diffusers: not in the first prediction
     if dtype == torch.float16 and pipeline.vae.config.force_upcast:
         pipeline.vae.to(torch.bfloat16)  # this VAE overflows in fp16; bf16 has the range of fp32
     for component in (pipeline.unet, pipeline.vae):

@@ -14,6 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,7 +28,7 @@ from tilemix import __version__
 from tilemix.compilation import WARM_UP_STEPS, compile_networks, compiling, plain_where_not_compiled
 from tilemix.conditioning import Conditioning, PromptEncoder
 from tilemix.errors import ManifestError, RenderError, RequestError
-from tilemix.pipeline import ReadyPipeline, choose_device, load_pipeline
+from tilemix.pipeline import ReadyPipeline, choose_device, import_libraries, load_pipeline
 from tilemix.project import ROOT
 from tilemix.provenance import Record
 from tilemix.request import GenerationRequest
@@ -35,7 +36,7 @@ from tilemix.rewriter import Prompt, rewrite
 from tilemix.settings import Settings
 from tilemix.speed import GUIDED_PART, Speed, keep_freed_memory
 from tilemix.templates import load_template
-from tilemix.weights import find_model
+from tilemix.weights import check_files, locate_model
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionXLPipeline
@@ -98,7 +99,13 @@ class Renderer:
         torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
         began = time.perf_counter()
         device = choose_device(settings.speed)
-        renderer = cls(load_pipeline(find_model(model, root), *device, speed=settings.speed))
+        located = locate_model(model, root)
+        with ThreadPoolExecutor(1) as reader:
+            # Reading and hashing need no interpreter, importing needs hardly anything else.
+            checked = reader.submit(check_files, located)
+            import_libraries()
+            checked.result()
+        renderer = cls(load_pipeline(located, *device, speed=settings.speed))
         if settings.compiled:
             renderer.compile()
         gc.freeze()  # what is loaded stays: a collection during a prediction need not walk through it

@@ -11,7 +11,15 @@ from tilemix.model_index import metadata
 from tilemix.weights.add import Added, add, split_tokens
 from tilemix.weights.entry import Wish
 from tilemix.weights.fetch import fetch
-from tilemix.weights.local import FileState, LocalModel, find_missing, find_model, verify
+from tilemix.weights.local import (
+    FileState,
+    LocalModel,
+    check_files,
+    find_missing,
+    find_model,
+    locate_model,
+    verify,
+)
 from tilemix.weights.lock import lock
 from tilemix.weights.manifest import (
     Adapter,
@@ -38,11 +46,13 @@ __all__ = [
     "Web",
     "Wish",
     "add",
+    "check_files",
     "fetch",
     "find_missing",
     "find_model",
     "list_models",
     "load_manifest",
+    "locate_model",
     "lock",
     "make_web",
     "metadata",

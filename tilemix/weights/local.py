@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,15 +18,18 @@ from tilemix.weights.manifest import Adapter, ManifestFile, ModelManifest, load_
 PRIVATE_FOLDER = "files"  # weights/files/: fetched and private files, never in git
 CHUNK_BYTES = 2**20
 MAX_LISTED = 5  # missing files that a message names
+# Linux cuts a longer request short, at what the device's queue/read_ahead_kb and max_sectors_kb allow.
+READ_AHEAD_BYTES = 128 * 2**10
 HASHED_AT_A_TIME = min(4, len(os.sched_getaffinity(0)))  # files; hashing one takes one core
 
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A packaged model whose files are all here and are what the manifest says."""
+    """A packaged model whose files are all here; that they are what the manifest says, `check_files` finds out."""
 
     name: str
     manifest: ModelManifest
+    files: tuple[tuple[ManifestFile | Adapter, Path], ...]  # every one, with its path
     base: Path  # folder in the diffusers layout
     vae: Path | None  # folder; None: the base's own
     adapters: tuple[Path, ...]  # parallel to manifest.adapters
@@ -46,22 +50,25 @@ def find_model(name: str, root: Path = ROOT) -> LocalModel:
     """Return the packaged model `name` with the paths of its files, each one checked for size and hash.
 
     Raises:
+        ManifestError, MissingFilesError: see locate_model.
+        ModelFileError: see check_files.
+    """
+    model = locate_model(name, root)
+    check_files(model)
+    return model
+
+
+def locate_model(name: str, root: Path = ROOT) -> LocalModel:
+    """Return the packaged model `name` with the paths of its files, whatever may stand in them.
+
+    Raises:
         ManifestError: see load_manifest.
         MissingFilesError: files are missing; the message says which, where they were looked for, and what to do.
-        ModelFileError: a file has another size or sha256 than the manifest says, or a locked adapter is read
-            with one that is not in the manifest.
     """
     manifest = load_manifest(name, root)
     missing = find_missing(manifest, root)
     if missing:
         raise MissingFilesError(describe_missing(name, missing))
-    files = list(locate_files(manifest, root))
-    with ThreadPoolExecutor(HASHED_AT_A_TIME) as workers:
-        for _ in workers.map(lambda file: check_lock(file[1], file[0]), files):
-            pass  # the first fault in the manifest's order is raised here
-    for entry, path in files:
-        if isinstance(entry, Adapter):
-            _check_companions(name, entry, path)
     template = root / "prompt_templates" / f"{manifest.prompt_template}.json"
     if not template.is_file():
         raise ManifestError(f"{name}.model.json: no prompt template {template}")
@@ -74,12 +81,41 @@ def find_model(name: str, root: Path = ROOT) -> LocalModel:
     return LocalModel(
         name=name,
         manifest=manifest,
+        files=tuple(locate_files(manifest, root)),
         base=root / "weights" / manifest.base.folder,
         vae=root / "weights" / manifest.vae.folder if manifest.vae else None,
         adapters=tuple(find_adapter(adapter, root) for adapter in manifest.adapters),
         template=template,
         hashes=hashes,
     )
+
+
+def check_files(model: LocalModel) -> None:
+    """Check every file of a model for size and hash; afterwards they are in the page cache, or on their way.
+
+    Raises:
+        ModelFileError: a file has another size or sha256 than the manifest says, or a locked adapter is read
+            with one that is not in the manifest.
+    """
+    for _, path in model.files:
+        read_ahead(path)
+    with ThreadPoolExecutor(HASHED_AT_A_TIME) as workers:
+        for _ in workers.map(lambda file: check_lock(file[1], file[0]), model.files):
+            pass  # the first fault in the manifest's order is raised here
+    for entry, path in model.files:
+        if isinstance(entry, Adapter):
+            _check_companions(model.name, entry, path)
+
+
+def read_ahead(path: Path) -> None:
+    """Ask the system to read a file into its page cache, and do not wait for it.
+
+    Source: posix_fadvise(2), POSIX_FADV_WILLNEED.
+    """
+    # What cannot be opened is for those to report who read it.
+    with suppress(OSError), path.open("rb", buffering=0) as file:
+        for offset in range(0, os.fstat(file.fileno()).st_size, READ_AHEAD_BYTES):
+            os.posix_fadvise(file.fileno(), offset, READ_AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 def verify(
