@@ -1,14 +1,16 @@
 import json
 import logging
+import shutil
 import tarfile
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 
 from tests.tiny_sdxl import TEMPLATE, random_pairs, write_manifest
 from tilemix.errors import AdapterError, ManifestError, ModelFileError
-from tilemix.pipeline import load_pipeline
+from tilemix.pipeline import load_pipeline, load_unet
 from tilemix.schedulers import make_scheduler
 from tilemix.weights import find_model, load_manifest
 
@@ -171,14 +173,65 @@ def test_an_adapter_for_another_model_stops_the_loading(project):
 
 
 def test_a_truncated_base_file_is_refused_by_name(project, tiny_project):
-    import shutil
-
-    (project / "weights" / "tiny").unlink()
-    shutil.copytree(tiny_project / "weights" / "tiny", project / "weights" / "tiny")
-    (path,) = (project / "weights" / "tiny" / "unet").glob("*.safetensors")
+    path = copy_base(project, tiny_project)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelFileError, match="truncated"):
         load_pipeline(find_model("tiny", project), CPU, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conv_in.bias": None}, "tensor conv_in.bias: missing, in the UNet of config.json: (16,)"),
+        ({"conv_in.more": 1}, "tensor conv_in.more: (1,), in the UNet of config.json: missing"),
+        ({"conv_in.bias": 31}, "tensor conv_in.bias: (31,), in the UNet of config.json: (16,)"),
+    ],
+)
+def test_a_unet_that_is_not_its_configurations_is_refused(project, tiny_project, change, message):
+    path = copy_base(project, tiny_project)
+    tensors = load_file(path)
+    for name, width in change.items():
+        tensors.pop(name, None)
+        if width:
+            tensors[name] = torch.zeros(width)
+    save_file(tensors, path)
+    with pytest.raises(ModelFileError) as caught:
+        load_pipeline(find_model("tiny", project), CPU, torch.float32)
+    assert str(caught.value) == f"{path}: {message}"
+
+
+def test_a_configuration_that_is_no_unets_is_refused(project, tiny_project):
+    path = copy_base(project, tiny_project)
+    path.with_name("config.json").write_text("{")
+    with pytest.raises(ModelFileError, match=f"^{path}: cannot be loaded as an SDXL UNet: "):
+        load_pipeline(find_model("tiny", project), CPU, torch.float32)
+
+
+def test_the_unet_is_the_one_that_diffusers_reads(project):
+    for dtype in (torch.float32, torch.bfloat16):
+        model = find_model("tiny", project)
+        ours = load_unet(model.base / "unet", find_unet(model.base), CPU, dtype)
+        theirs = UNet2DConditionModel.from_pretrained(model.base / "unet", torch_dtype=dtype)
+        assert (ours.training, ours.dtype) == (theirs.training, theirs.dtype) == (False, dtype)
+        expected = theirs.state_dict()
+        assert ours.state_dict().keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
+        drop = ("_name_or_path", "_use_default_values")
+        configs = [{k: v for k, v in one.config.items() if k not in drop} for one in (ours, theirs)]
+        assert configs[0] == configs[1]
+
+
+def copy_base(project, tiny_project):
+    """Give the project a base of its own, and return its UNet's file."""
+    folder = project / "weights" / "tiny"
+    folder.unlink()
+    shutil.copytree(tiny_project / "weights" / "tiny", folder)
+    return find_unet(folder)
+
+
+def find_unet(folder):
+    (path,) = (folder / "unet").glob("*.safetensors")
+    return path
 
 
 def test_an_unknown_scheduler_stops_the_loading(project):

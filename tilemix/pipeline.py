@@ -14,6 +14,7 @@ import torch
 from tilemix.adapters import EmbeddingFile, LoraMerger, TokenInstaller, check_fit, read_embedding
 from tilemix.attention import TextKeys, speed_attention
 from tilemix.errors import AdapterError, ManifestError, ModelFileError
+from tilemix.modelfile.header import read_header
 from tilemix.schedulers import make_scheduler
 from tilemix.speed import Speed, choose_dtype
 from tilemix.weights import LocalModel
@@ -96,7 +97,8 @@ def load_pipeline(
         variant = "fp16" if any(".fp16." in file.path for file in model.manifest.base.files) else None
         encoders = torch.float32 if device.type == "cpu" else dtype
         dtypes = {"text_encoder": encoders, "text_encoder_2": encoders, "default": dtype}
-        pipeline = load_base(model.base, dtypes, vae=model.vae, variant=variant)
+        unet = load_unet(model.base / "unet", _find_tensors(model, "unet"), device, dtype)
+        pipeline = load_base(model.base, dtypes, vae=model.vae, unet=unet, variant=variant)
     if dtype == torch.float16 and pipeline.vae.config.force_upcast:
         pipeline.vae.to(torch.bfloat16)  # this VAE overflows in fp16; bf16 has the range of fp32
     for component in (pipeline.unet, pipeline.vae):
@@ -134,9 +136,10 @@ def load_base(
     dtype: torch.dtype | Mapping[str, torch.dtype],
     *,
     vae: Path | None = None,
+    unet: UNet2DConditionModel | None = None,
     variant: str | None = None,
 ) -> StableDiffusionXLPipeline:
-    """Load an SDXL folder in diffusers' layout, with its own VAE or the one in the folder `vae`.
+    """Load an SDXL folder in diffusers' layout, with its own VAE or the one in the folder `vae`, and so the UNet.
 
     `dtype` may name one for each component, and "default" for the rest; `variant` is the "fp16" in the
     files' names.
@@ -150,12 +153,50 @@ def load_base(
     try:
         own = dtype if isinstance(dtype, torch.dtype) else dtype.get("vae", dtype.get("default"))
         parts = {} if vae is None else {"vae": AutoencoderKL.from_pretrained(vae, **options | {"dtype": own})}
+        if unet is not None:
+            parts["unet"] = unet
         return StableDiffusionXLPipeline.from_pretrained(
             base, variant=variant, add_watermarker=False, **parts, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ModelFileError(f"{base}: cannot be loaded as an SDXL pipeline: {reason}") from error
+        raise ModelFileError(f"{base}: cannot be loaded as an SDXL pipeline: {_shorten(error)}") from error
+
+
+def load_unet(folder: Path, tensors: Path, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
+    """Load a UNet from the `folder` of its configuration and the file of its `tensors`.
+
+    from_pretrained maps the file into memory, where it stays beside its copies in another dtype until the last
+    one is made, and it reads as the pages are touched. Here one tensor after another is read, and converted.
+
+    Raises:
+        ModelFileError: the two do not fit together, or one of them cannot be read.
+    """
+    from diffusers import UNet2DConditionModel
+    from safetensors import SafetensorError, safe_open
+
+    header = read_header(tensors)
+    found: dict[str, object] = {name: info.shape for name, info in header.tensors.items()}
+    try:
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
+        expected = {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if found.get(name) != expected.get(name):
+                has, needs = (shapes.get(name, "missing") for shapes in (found, expected))
+                raise ModelFileError(
+                    f"{tensors}: tensor {name[:80]}: {has}, in the UNet of config.json: {needs}"
+                )
+        with safe_open(tensors, framework="pt", backend="pread") as file:
+            state = {name: file.get_tensor(name).to(device, dtype) for name in header.tensors}
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelFileError(f"{tensors}: cannot be loaded as an SDXL UNet: {_shorten(error)}") from error
+    unet.load_state_dict(state, assign=True)
+    return unet.eval()
+
+
+def _shorten(error: Exception) -> str:
+    """Return the beginning of what an error of the libraries says, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _take_and_give_fp32(unet: UNet2DConditionModel) -> None:
