@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from PIL import Image
 from scipy import ndimage
 
@@ -146,7 +147,8 @@ class Bench:
 
     def report_vae(self) -> None:
         """PSNR on unseen photographs: those of the recipe, and tiles alone."""
-        vae = self.ready.pipeline.vae
+        # In fp32 on every machine, as the photographs are: the drawing one may have another dtype.
+        vae = load_pipeline(find_model("miniature"), torch.device("cpu"), torch.float32).pipeline.vae
         everything = measure_psnr(vae, self.recipe, 64)
         numbers = [n for n in range(UNSEEN, UNSEEN + 200) if describe(self.recipe, n).material == TILE][:32]
         side = self.recipe.photographs.side
