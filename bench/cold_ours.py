@@ -1,12 +1,13 @@
 """tilemix's cold start: a process that gets ready to draw, and says when, how fast and in how much memory.
 
-python -m bench.cold_ours PROJECT MODEL [--collect] [--imports] [--draw] [--compile] [--give-back]
+python -m bench.cold_ours PROJECT MODEL [--collect] [--imports] [--draw] [--compile] [--give-back] [--late]
+    [--mapped]
 
 With --collect the garbage collector runs as it does where nothing is said: what tilemix saves by keeping it still.
 With --imports it is ready when the libraries' parts that SDXL needs are imported, the floor under every predictor that
 uses them. With --draw it is ready when its first picture is drawn; it draws one more and says how long that took. With
 --compile the networks are compiled. With --give-back freed memory goes back to the system, as it does where nothing is
-said.
+said. With --late the weights are not read ahead, with --mapped the UNet's file is mapped, as diffusers does it.
 """
 
 import json
@@ -38,12 +39,17 @@ def import_needed_parts() -> dict[str, float]:
 
 def load(root: Path, name: str, options: list[str]) -> dict[str, float]:
     """Load the model, and draw with it where the options say so."""
-    from tilemix import render
+    from tilemix import pipeline, render
     from tilemix.request import GenerationRequest
     from tilemix.settings import Settings
+    from tilemix.weights import local
 
     if "--give-back" in options:
         render.keep_freed_memory = bool
+    if "--late" in options:
+        local.read_ahead = bool
+    if "--mapped" in options:
+        pipeline.load_unet = lambda *_: None
     # The peak from here on is the load's own: 5 sets VmHWM back, see proc_pid_clear_refs(5).
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = read_memory("VmRSS")

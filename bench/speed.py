@@ -91,7 +91,9 @@ ROWS: Mapping[tuple[str, ...], Measure] = {
     ("4",): lambda _: rows_parts.measure_prompts(),
     ("5",): lambda shop: rows_parts.measure_lora(shop.topology),
     ("6", "L14"): lambda shop: rows_whole.measure_cold_start(shop.topology, shop.make_folder("image")),
-    ("6w",): lambda shop: rows_whole.measure_weights(shop.make_folder("wide"), shop.make_folder("narrow")),
+    ("6w", "L16", "L17"): lambda shop: rows_whole.measure_weights(
+        shop.make_folder("wide"), shop.make_folder("narrow")
+    ),
     ("7", "L15", "8", "8r"): lambda shop: rows_whole.measure_predictions(shop.steadiness),
     ("9",): lambda shop: shop.steadiness.result(),
     ("M-exact", "M-equivalent", "M-fast"): lambda shop: rows_modes.measure_modes(shop.mixes),
