@@ -12,7 +12,7 @@ export PROMPT OUT SEED PORT TORCH_INDEX
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 BIN := .venv/bin
-MODULES := tilemix predict.py bench tests
+MODULES := tilemix miniature tools predict.py bench tests
 # Two processes of one torch thread each: two of two threads would wait for one another on two cores.
 PYTEST_ENVIRONMENT := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PYTEST_OPTIONS := --numprocesses=2 --dist=loadfile
@@ -51,7 +51,7 @@ bench: .venv/ready ## speed against two peers, under 15 minutes on 2 quiet cores
 	@TRANSFORMERS_VERBOSITY=error exec $(BIN)/python -m bench.speed
 
 schema: .venv/ready ## rewrite .cog/openapi_schema.json from predict.py
-	@$(BIN)/python -m tilemix.cog_schema
+	@$(BIN)/python -m tools.cog_schema
 
 test-pins: .venv-pins/ready ## the suite in the container's environment: 5.6 GB
 	@$(PYTEST_ENVIRONMENT) .venv-pins/bin/python -m pytest $(PYTEST_OPTIONS)
@@ -59,7 +59,7 @@ test-pins: .venv-pins/ready ## the suite in the container's environment: 5.6 GB
 # glibc gives large blocks back to the system and takes them again each step: with these a step of the
 # VAE took 0.37 s, without them 0.53 s.
 TRAIN := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 \
-	$(BIN)/python -m tilemix.training.miniature
+	$(BIN)/python -m miniature
 
 miniature: miniature-vae miniature-base miniature-adapters miniature-report ## train the embedded model; each stage goes on where it stopped
 
@@ -77,7 +77,7 @@ miniature-adapters: .venv/ready
 	@$(BIN)/tilemix weights lock miniature
 
 miniature-report: .venv/ready ## measure the committed weights; REPORT.md and its sheets beside them
-	@$(BIN)/python bench/miniature.py --write
+	@$(BIN)/python -m bench.miniature --write
 
 clean: ## the environments; build/ holds hours of training and stays
 	rm -rf .venv .venv-pins

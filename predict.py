@@ -19,9 +19,9 @@ from typing import Optional
 
 from cog import BasePredictor, Input, Path, current_scope
 
-from tilemix.garbage import uncollected
+from tilemix.pipelines.settings import read_settings
 from tilemix.request import GenerationRequest
-from tilemix.settings import read_settings
+from tilemix.system.garbage import uncollected
 
 RECORDED_SETTINGS = ("width", "height", "num_inference_steps")
 BAR_LENGTH = 20  # characters
@@ -33,7 +33,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         """Load the packaged model, ready for the first prediction."""
         log_to_stdout()
         with uncollected():
-            from tilemix import image_file, measure  # noqa: F401  not in the first prediction's time
+            from tilemix.pictures import files, measure  # noqa: F401  not in the first prediction's time
             from tilemix.render import Renderer
 
             model = os.environ.get("TILEMIX_MODEL") or "miniature"
@@ -80,8 +80,8 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         ),
     ) -> Path:
         """Draw one tile; return the path of its picture."""
-        from tilemix.image_file import write_image
-        from tilemix.measure import measure_shares
+        from tilemix.pictures.files import write_image
+        from tilemix.pictures.measure import measure_shares
 
         folder = self._make_folder()
         request = GenerationRequest(

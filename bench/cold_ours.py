@@ -16,7 +16,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from tilemix.garbage import uncollected
+from tilemix.system.garbage import uncollected
 
 
 def main() -> None:
@@ -39,9 +39,10 @@ def import_needed_parts() -> dict[str, float]:
 
 def load(root: Path, name: str, options: list[str]) -> dict[str, float]:
     """Load the model, and draw with it where the options say so."""
-    from tilemix import pipeline, render
+    from tilemix import render
+    from tilemix.pipelines import loading
+    from tilemix.pipelines.settings import Settings
     from tilemix.request import GenerationRequest
-    from tilemix.settings import Settings
     from tilemix.weights import local
 
     if "--give-back" in options:
@@ -49,7 +50,7 @@ def load(root: Path, name: str, options: list[str]) -> dict[str, float]:
     if "--late" in options:
         local.read_ahead = bool
     if "--mapped" in options:
-        pipeline.load_unet = lambda *_: None
+        loading.load_unet = lambda *_: None
     # The peak from here on is the load's own: 5 sets VmHWM back, see proc_pid_clear_refs(5).
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = read_memory("VmRSS")

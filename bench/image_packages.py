@@ -8,7 +8,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from tilemix.project import ROOT
+from tilemix.system.project import ROOT
 
 
 def link_image_packages(folder: Path, requirements: Path = ROOT / "requirements.txt") -> None:

@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from bench.peers import find_cxx_compiler
-from tilemix.speed import multiplies_bf16
+from tilemix.system.machine import multiplies_bf16
 
 LIBRARIES = ("diffusers", "transformers", "peft", "compel", "pillow", "numpy", "safetensors")
 OTHER_LOAD = 0.1  # of the cores, in use by others before the bench begins: from here on it is told

@@ -1,7 +1,7 @@
 """The miniature's figures, measured again from the committed weights.
 
-    .venv/bin/python bench/miniature.py            # prints them
-    .venv/bin/python bench/miniature.py --write    # and writes weights/miniature/REPORT.md with its sheets
+    .venv/bin/python -m bench.miniature            # prints them
+    .venv/bin/python -m bench.miniature --write    # and writes weights/miniature/REPORT.md with its sheets
 
 Everything is seeded; the pictures' last bits and the seconds depend on the machine. About 15 minutes on two cores.
 """
@@ -23,19 +23,19 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from tilemix.colors import basic_colors
-from tilemix.measure import measure_shares
-from tilemix.mix import ColorMix, ColorShare, parse_mix
-from tilemix.pipeline import choose_device, load_pipeline
-from tilemix.project import ROOT
+from miniature.dataset import UNSEEN, describe, draw_example
+from miniature.photographs import MATERIALS, draw_photograph
+from miniature.recipe import load_recipe
+from miniature.stages.vae import find_psnr, measure_psnr, to_tensor
+from tilemix.colors.chart import basic_colors
+from tilemix.pictures.measure import measure_shares
+from tilemix.pipelines.loading import choose_device, load_pipeline
+from tilemix.pipelines.settings import parse_speed
+from tilemix.prompts.mix import ColorMix, ColorShare, parse_mix
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
-from tilemix.settings import parse_speed
-from tilemix.speed import keep_freed_memory
-from tilemix.training.dataset import UNSEEN, describe, draw_example
-from tilemix.training.photographs import MATERIALS, draw_photograph
-from tilemix.training.recipe import load_recipe
-from tilemix.training.vae_stage import find_psnr, measure_psnr, to_tensor
+from tilemix.system.machine import keep_freed_memory
+from tilemix.system.project import ROOT
 from tilemix.weights import find_model
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from bench.peers import Order, PeerFiles
-from tilemix.image_file import encode_image
-from tilemix.pipeline import ReadyPipeline, load_pipeline
+from tilemix.pictures.files import encode_image
+from tilemix.pipelines.loading import ReadyPipeline, load_pipeline
+from tilemix.pipelines.speed import Speed, choose_dtype
 from tilemix.render import Rendered, Renderer
 from tilemix.request import GenerationRequest
-from tilemix.speed import Speed, choose_dtype
 from tilemix.weights import find_model
 
 if TYPE_CHECKING:

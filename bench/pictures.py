@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.peers import Order
-from tilemix.image_file import read_pixels
-from tilemix.project import ROOT
+from tilemix.pictures.files import read_pixels
+from tilemix.system.project import ROOT
 from tilemix.weights.manifest import load_manifest
 
 if TYPE_CHECKING:

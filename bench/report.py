@@ -10,8 +10,8 @@ import msgspec
 from bench.figures import FAILURES, Figure, Row
 from bench.machine import Machine
 from tilemix.errors import InputError
-from tilemix.modelfile.atomic import write_atomically
-from tilemix.project import ROOT
+from tilemix.system.atomic import write_atomically
+from tilemix.system.project import ROOT
 
 REPORT_MD = ROOT / "bench" / "REPORT.md"
 REPORT_JSON = ROOT / "bench" / "report.json"

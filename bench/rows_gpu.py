@@ -17,7 +17,7 @@ from bench.ours import Ours, find_peer_files, load_ours
 from bench.pictures import order_topology
 from bench.rows_whole import run_module
 from bench.topology import MODEL, REAL, Shape, write_project
-from tilemix.speed import Speed
+from tilemix.pipelines.speed import Speed
 
 TERA_PER_STEP = (
     13.522  # operations of a CFG step at 1024x1024, 2 x multiply-add: convolutions, products, attention

@@ -34,13 +34,13 @@ from bench.pictures import order_tile, order_topology, read_tile_picture, to_dec
 from bench.rows_whole import run_module
 from bench.steps import count_operations, time_steps
 from bench.topology import LORA_SCALE, MODEL, TINY, write_project
-from tilemix.image_file import encode_image
-from tilemix.project import ROOT
+from tilemix.pictures.files import encode_image
+from tilemix.pipelines.speed import Speed
 from tilemix.render import to_pixels
-from tilemix.speed import Speed
+from tilemix.system.project import ROOT
 
 if TYPE_CHECKING:
-    from tilemix.provenance import Record
+    from tilemix.pictures.record import Record
 
 EAGER = "from bench.cold_ours import import_needed_parts; import_needed_parts()"
 

@@ -11,8 +11,8 @@ from bench.miniature import SEED, Colors, draw_basic_mix
 from bench.ours import load_ours
 from bench.peers import Order
 from bench.pictures import TILE_WORDS
-from tilemix.project import ROOT
-from tilemix.speed import Speed
+from tilemix.pipelines.speed import Speed
+from tilemix.system.project import ROOT
 
 SHARE_POINTS = 0.5  # by how much the color-share error of `equivalent` may differ from that of `exact`
 

@@ -22,13 +22,13 @@ from bench.ours import Ours, find_peer_files, load_ours
 from bench.pictures import draw_noise_picture, order_topology, read_tile_picture, to_decoded
 from bench.steps import count_operations, time_steps
 from bench.topology import LORA_SCALE, MODEL, TINY, write_project
-from tilemix.conditioning import encode_prompt
-from tilemix.image_file import encode_image
+from tilemix.pictures.files import encode_image
+from tilemix.pipelines.conditioning import encode_prompt
+from tilemix.pipelines.speed import Speed
 from tilemix.render import decode_latents
-from tilemix.speed import Speed
 
 if TYPE_CHECKING:
-    from tilemix.provenance import Record
+    from tilemix.pictures.record import Record
 
 SAME_EMBEDDING = 1e-4  # of an embedding's standard deviation
 

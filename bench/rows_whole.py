@@ -33,12 +33,12 @@ from bench.image_packages import link_image_packages
 from bench.ours import find_peer_files, load_ours
 from bench.pictures import order_tile
 from bench.topology import MODEL, Shape, write_project
-from tilemix.image_file import encode_image
-from tilemix.measure import measure_shares
-from tilemix.mix import parse_mix
-from tilemix.project import ROOT
-from tilemix.provenance import png_chunks
-from tilemix.speed import Speed
+from tilemix.pictures.files import encode_image
+from tilemix.pictures.measure import measure_shares
+from tilemix.pictures.record import png_chunks
+from tilemix.pipelines.speed import Speed
+from tilemix.prompts.mix import parse_mix
+from tilemix.system.project import ROOT
 
 if TYPE_CHECKING:
     from bench.ours import Ours

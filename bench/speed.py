@@ -44,9 +44,9 @@ from bench.report import (
     write_report,
 )
 from bench.topology import MODEL, TINY, write_project
-from tilemix.modelfile.atomic import write_atomically
-from tilemix.provenance import Record
-from tilemix.speed import keep_freed_memory
+from tilemix.pictures.record import Record
+from tilemix.system.atomic import write_atomically
+from tilemix.system.machine import keep_freed_memory
 
 Measure = Callable[["Workshop"], "Row | list[Row]"]
 

@@ -13,8 +13,8 @@ from bench.cold_ours import read_memory
 from bench.ours import load_ours
 from bench.peers import quiet
 from bench.pictures import order_topology
-from tilemix.image_file import FORMATS, encode_image
-from tilemix.speed import Speed
+from tilemix.pictures.files import FORMATS, encode_image
+from tilemix.pipelines.speed import Speed
 
 LORA_SCALES = (None, 0.35, None, 1.0)
 SAMPLES = 20

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from tilemix.project import ROOT
+from tilemix.system.project import ROOT
 
 MODEL = "topology"
 LORA_SCALE = 0.7

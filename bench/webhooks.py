@@ -28,10 +28,10 @@ from sqlalchemy import func, select
 from tests.postgres import find_programs, run_server
 from tests.soak_crash import make_database
 from tests.studio_parts import SECRET, body, sign
-from tilemix.project import ROOT
-from tilemix.studio.database import Database
-from tilemix.studio.schema import Delivery
 from tilemix.studio.settings import Secret
+from tilemix.studio.store.database import Database
+from tilemix.studio.store.schema import Delivery
+from tilemix.system.project import ROOT
 
 LOGS = "100%|####################| 25/25 denoise\n" * 90  # 4 kB
 START_SECONDS = 30

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tilemix.studio.database import Database
+    from tilemix.studio.store.database import Database
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -65,8 +65,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 def postgres_database(postgres_url: str) -> Iterator["Database"]:
     """An open PostgreSQL database with its tables, for all tests; making one takes 0.3 s."""
     from tests.studio_parts import make_postgres_database
-    from tilemix.studio.database import Database
     from tilemix.studio.settings import Secret
+    from tilemix.studio.store.database import Database
 
     with make_postgres_database(postgres_url) as url:
         opened = Database.open(Secret(url))
@@ -79,9 +79,9 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator["Databa
     """An open database with empty tables, once of each kind."""
     from sqlalchemy import text
 
-    from tilemix.studio.database import Database
-    from tilemix.studio.schema import Base
     from tilemix.studio.settings import Secret
+    from tilemix.studio.store.database import Database
+    from tilemix.studio.store.schema import Base
 
     if request.param == "sqlite":
         opened = Database.open(Secret(f"sqlite:///{tmp_path / 'studio.sqlite3'}"))

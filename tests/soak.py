@@ -29,8 +29,8 @@ from tests.postgres import find_programs, run_server
 from tests.soak_api import fuzz
 from tests.soak_crash import make_database
 from tests.test_studio_inbox_machine import hold_against_the_model
-from tilemix.modelfile.atomic import write_atomically
-from tilemix.project import ROOT
+from tilemix.system.atomic import write_atomically
+from tilemix.system.project import ROOT
 
 FIGURES = ROOT / "docs" / "reliability.json"
 DOCUMENT = ROOT / "docs" / "RELIABILITY.md"

@@ -37,18 +37,18 @@ from sqlalchemy.engine.default import DefaultDialect
 
 from tests.studio_parts import body, data_uri, picture
 from tilemix.errors import BackendUncertainError, OutputError
+from tilemix.prompts.rewrite import rewrite
+from tilemix.prompts.template import find_template
 from tilemix.request import GenerationRequest
-from tilemix.rewriter import rewrite
 from tilemix.studio import outputs, reconciler
-from tilemix.studio.database import Database, utc_now
 from tilemix.studio.inbox import Arrival, Inbox
 from tilemix.studio.outputs import OutputTaker
 from tilemix.studio.predictions import Report
 from tilemix.studio.queue import Queue
 from tilemix.studio.reconciler import Reconciler
-from tilemix.studio.schema import Delivery, Output, Prediction, Share
 from tilemix.studio.settings import Secret
-from tilemix.templates import find_template
+from tilemix.studio.store.database import Database, utc_now
+from tilemix.studio.store.schema import Delivery, Output, Prediction, Share
 
 # What is asked for, who brings it, and the status in which it must end.
 STORY = {

@@ -14,7 +14,7 @@ import psycopg
 from PIL import Image
 from standardwebhooks import Webhook
 
-from tilemix.studio.schema import Prediction
+from tilemix.studio.store.schema import Prediction
 
 SECRET = "whsec_" + base64.b64encode(b"a key of thirty-two whole bytes!").decode()
 OTHER_SECRET = "whsec_" + base64.b64encode(b"another one, thirty-two bytes...").decode()

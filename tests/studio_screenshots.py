@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image, ImageColor
 
 from tests.live_studio import run_chromium, run_live_studio, run_miniature
-from tilemix.colors import load_colors
-from tilemix.project import ROOT
+from tilemix.colors.chart import load_colors
+from tilemix.system.project import ROOT
 
 DESK = {"width": 1280, "height": 1250}
 DESK_WIDTH = 1000  # in the README

@@ -16,9 +16,9 @@ from tilemix.adapters import LoraMerger, TokenInstaller
 from tilemix.adapters.deltas import Dora, LowRank
 from tilemix.adapters.embedding_file import read_embedding
 from tilemix.adapters.merging import merge
-from tilemix.adapters.scaling import AlphaTable, PeftConfig
+from tilemix.adapters.peft_alpha import AlphaTable, PeftConfig
 from tilemix.errors import AdapterError, ModelFileError
-from tilemix.pipeline import load_pipeline
+from tilemix.pipelines.loading import load_pipeline
 from tilemix.weights import find_model
 
 

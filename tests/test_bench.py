@@ -18,7 +18,7 @@ from bench.figures import Figure, Gate, Row, count_within_one, exact_gate, inter
 from bench.machine import Machine
 from bench.report import Report, fill_readme, merge_rows, read_report, render_readme, render_table
 from tilemix.errors import InputError
-from tilemix.project import ROOT
+from tilemix.system.project import ROOT
 
 HOLDS = Gate("pixels", "equal", "equal", holds=True)
 BROKEN = Gate("pixels", "different", "equal", holds=False)
@@ -205,7 +205,7 @@ def test_both_peers_and_tilemix_draw_the_same_picture_and_another_lora_scale_ano
     from bench.ours import find_peer_files, load_ours
     from bench.pictures import order_topology
     from bench.topology import MODEL
-    from tilemix.speed import Speed
+    from tilemix.pipelines.speed import Speed
 
     files = find_peer_files(MODEL, tiny)
     order = order_topology(0, steps=3)

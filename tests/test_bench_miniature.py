@@ -9,9 +9,9 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from tilemix.mix import ColorMix, ColorShare
-from tilemix.project import ROOT
-from tilemix.training.photographs import MATERIALS, draw_photograph
+from miniature.photographs import MATERIALS, draw_photograph
+from tilemix.prompts.mix import ColorMix, ColorShare
+from tilemix.system.project import ROOT
 
 spec = importlib.util.spec_from_file_location("bench_miniature", ROOT / "bench" / "miniature.py")
 bench = importlib.util.module_from_spec(spec)

@@ -10,10 +10,10 @@ import pytest
 
 from tests.pace import assert_quick
 from tilemix.cli import main, make_parser
-from tilemix.image_file import write_image
-from tilemix.project import ROOT
-from tilemix.provenance import Record
+from tilemix.pictures.files import write_image
+from tilemix.pictures.record import Record
 from tilemix.request import GenerationRequest
+from tilemix.system.project import ROOT
 
 EXAMPLE = (
     "ohwx_rubber_tile <s0><s1>, 50% red, 30% black, 20% pearl, "

@@ -11,9 +11,9 @@ import pytest
 
 from tests.model_files import SDXL_LORA, write_model
 from tests.test_modelfile_civitai import NOT_FOUND, Site, version
-from tilemix.cli import inspections, main
+from tilemix.cli import inspect, main
 from tilemix.modelfile import civitai
-from tilemix.project import ROOT
+from tilemix.system.project import ROOT
 
 METADATA = {
     "ss_output_name": "tile",
@@ -251,7 +251,7 @@ class Terminal(io.StringIO):
 
 
 def test_progress_is_shown_on_a_terminal_only(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(inspections, "PROGRESS_DELAY", 0)
+    monkeypatch.setattr(inspect, "PROGRESS_DELAY", 0)
     path = write_model(tmp_path / "big.safetensors", {"lora_unet_out_2.lora_down.weight": (8, 2_000_000)})
     assert main(["inspect", str(path)]) == 0
     assert capsys.readouterr().err == ""

@@ -5,9 +5,9 @@ import warnings
 
 import pytest
 
-from tilemix.cog_schema import PREDICTOR, SCHEMA, make_schema, write_schema
 from tilemix.errors import TilemixError
-from tilemix.project import ROOT
+from tilemix.system.project import ROOT
+from tools.cog_schema import PREDICTOR, SCHEMA, make_schema, write_schema
 
 SOURCE = """
 class Predictor(BasePredictor):
@@ -227,7 +227,7 @@ def test_the_file_is_written_whole_and_leaves_nothing_else(tmp_path):
 
 def test_making_the_schema_runs_neither_predict_py_nor_a_heavy_library():
     code = (
-        "import sys, tilemix.cog_schema as s; s.make_schema(s.PREDICTOR.read_text());"
+        "import sys, tools.cog_schema as s; s.make_schema(s.PREDICTOR.read_text());"
         "print([name for name in ('predict', 'cog', 'torch', 'numpy') if name in sys.modules])"
     )
     answer = subprocess.run(

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from bench.image_packages import link_image_packages
-from tilemix.project import ROOT
+from tilemix.system.project import ROOT
 
 
 @pytest.fixture(scope="module")

@@ -1,113 +1,133 @@
-"""The package's layers: a module imports only from lower ones, and the text stages stay free of torch."""
+"""The house: a package imports only from lower tiers, no import runs in a circle, the text stages load no torch."""
 
 import ast
 import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "tilemix"
+ROOT = Path(__file__).resolve().parents[1]
 
-LAYERS = (
-    {"errors", "garbage", "project"},
-    {"cielab", "color_values", "colors", "model_index", "modelfile", "prompt_text"},
-    {"mix", "templates", "weights"},
-    {"rewriter", "request"},
-    {
-        "measure",
-        "provenance",
-        "image_file",
-        "png",
-        "schedulers",
-        "adapters",
-        "attention",
-        "compilation",
-        "conditioning",
-        "settings",
-        "speed",
-    },
-    {"pipeline"},
-    {"render"},
-    {"training", "studio"},
-    {"cli", "__main__", "cog_schema"},
+# From the ground up. What stands in one tier does not import from another member of it.
+TIERS = (
+    {"tilemix.errors"},
+    {"tilemix.system"},
+    {"tilemix.colors"},
+    {"tilemix.prompts"},
+    {"tilemix.modelfile", "tilemix.pictures", "tilemix.request"},
+    {"tilemix.adapters", "tilemix.weights"},
+    {"tilemix.pipelines"},
+    {"tilemix.render"},
+    {"tilemix.studio", "tilemix.tuning"},
+    {"tilemix.cli"},
+    {"tilemix.__main__", "predict", "miniature", "tools"},
 )
-LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
+TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
 WITHOUT_TORCH = (
-    "colors",
-    "mix",
-    "templates",
-    "rewriter",
-    "request",
-    "weights",
-    "modelfile",
-    "model_index",
-    "measure",
-    "provenance",
-    "image_file",
-    "png",
-    "settings",
-    "cli",
-    "studio.__main__",
-    "studio.page",
-    "studio.migrations.versions.first_tables",
+    "tilemix.colors.nearest",
+    "tilemix.prompts.mix",
+    "tilemix.prompts.template",
+    "tilemix.prompts.rewrite",
+    "tilemix.request",
+    "tilemix.weights",
+    "tilemix.modelfile",
+    "tilemix.pictures.measure",
+    "tilemix.pictures.record",
+    "tilemix.pictures.reading",
+    "tilemix.pictures.files",
+    "tilemix.pictures.png",
+    "tilemix.pipelines.settings",
+    "tilemix.cli",
+    "tilemix.studio.__main__",
+    "tilemix.studio.web.page",
+    "tilemix.studio.store.migrations.versions.first_tables",
+    "tools.cog_schema",
 )
-
-
-def modules():
-    return sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
 
 def name_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+    """The module's dotted name; a package's `__init__` has the package's."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def imports_of(path: Path) -> set[str]:
-    """The first part below `tilemix` of every import in a file, those inside functions included."""
+PATHS = {
+    name_of(path): path
+    for place in ("tilemix", "miniature", "tools")
+    for path in sorted((ROOT / place).rglob("*.py"))
+} | {"predict": ROOT / "predict.py"}
+
+
+def room_of(module: str) -> str:
+    """The package, or the loose module, that a module stands in."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] == "tilemix" else parts[0]
+
+
+def imports_of(name: str, *, only_at_load: bool = False) -> set[str]:
+    """The modules of ours that a module imports; `only_at_load` leaves out functions and TYPE_CHECKING."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tilemix":
-            parts = node.module.split(".")[1:]
-            names = {alias.name for alias in node.names} - {"__version__"}
-            found |= {parts[0]} if parts else names
+    nodes = [ast.parse(PATHS[name].read_text())]
+    while nodes:
+        node = nodes.pop()
+        is_late = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or (
+            isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        )
+        if only_at_load and is_late:
+            continue
+        nodes += ast.iter_child_nodes(node)
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name} imports relatively"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {one if one in PATHS else str(node.module) for one in names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("tilemix.")}
-        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path.name} imports relatively"
-    return found
+            found |= {alias.name for alias in node.names}
+    return {one for one in found if one in PATHS} - {"tilemix"}
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_only_from_lower_layers(path):
-    name = name_of(path)
-    assert name in LEVEL, f"{name} has no layer: give it one here"
-    for imported in imports_of(path):
-        in_one_layer = imported == name or (name, imported) in SAME_LEVEL
-        assert in_one_layer or LEVEL[imported] < LEVEL[name], f"{name} imports {imported}"
+@pytest.mark.parametrize("name", sorted(set(PATHS) - {"tilemix"}))
+def test_a_module_imports_only_from_lower_tiers(name):
+    room = room_of(name)
+    assert room in TIER, f"{room} has no tier: give it one here"
+    for imported in imports_of(name):
+        target = room_of(imported)
+        assert target == room or TIER[target] < TIER[room], f"{name} imports {imported}"
 
 
-# Inside one layer, from the whole to its parts.
-SAME_LEVEL = {
-    ("color_values", "cielab"),
-    ("color_values", "colors"),
-    ("image_file", "png"),
-    ("image_file", "provenance"),
-    ("model_index", "modelfile"),
-    ("modelfile", "prompt_text"),
-    ("settings", "speed"),
-    ("__main__", "cli"),
-}
+def test_every_room_of_the_list_is_there():
+    assert set(TIER) == {room_of(name) for name in PATHS} - {"tilemix"}
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    """Types too: two modules that know each other's types are one module, or a third is missing."""
+    packages = {name for name, path in PATHS.items() if path.name == "__init__.py"}
+    graph = {name: imports_of(name) - packages for name in set(PATHS) - packages}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_only_training_imports_what_the_image_does_not_have():
-    image = (PACKAGE.parent / "requirements.txt").read_text()
-    for path in modules():
+    image = (ROOT / "requirements.txt").read_text()
+    for name, path in PATHS.items():
         found = set(re.findall(r"^\s*(?:from|import) (peft|scipy)\b", path.read_text(), re.MULTILINE))
-        assert not found or path.is_relative_to(PACKAGE / "training"), f"{path.name} imports {found}"
+        assert not found or room_of(name) in {"tilemix.tuning", "miniature"}, f"{name} imports {found}"
         assert not any(f"{name}==" in image for name in found)
+
+
+def test_what_the_image_leaves_out_is_not_imported_by_what_serves():
+    """.dockerignore keeps the studio and the training out of the image; only their own verbs may ask for them."""
+    for name in PATHS:
+        if room_of(name) in {"tilemix.tuning", "tilemix.studio", "miniature", "tools"}:
+            continue
+        for imported in imports_of(name, only_at_load=True):
+            assert room_of(imported) not in {"tilemix.tuning", "tilemix.studio", "miniature", "tools"}
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)
 def test_importing_it_does_not_load_torch(module):
-    code = f"import sys, tilemix.{module}; sys.exit(int(bool({{'torch', 'diffusers'}} & set(sys.modules))))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = f"import sys, {module}; sys.exit(int(bool({{'torch', 'diffusers'}} & set(sys.modules))))"
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0

@@ -19,7 +19,7 @@ from tilemix.adapters.lora_file import read_lora
 from tilemix.adapters.merging import merge
 from tilemix.adapters.names import find_weights, spell_modules
 from tilemix.errors import AdapterError, ModelFileError
-from tilemix.pipeline import load_pipeline
+from tilemix.pipelines.loading import load_pipeline
 from tilemix.weights import find_model
 
 SCALES = (0.0, 0.35, 0.7, 1.0)

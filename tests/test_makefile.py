@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tilemix.project import ROOT
+from tilemix.system.project import ROOT
 
 HOSTILE = """50% "red"; 'x' $(touch made-by-make) `touch made-by-shell` $HOME $$ \\ #"""
 

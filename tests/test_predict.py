@@ -10,14 +10,15 @@ import warnings
 import numpy as np
 import pytest
 
-from tilemix.colors import load_colors
+from tilemix.colors.chart import load_colors
 from tilemix.errors import PromptError, RenderError, RequestError, TilemixError
-from tilemix.mix import parse_mix
-from tilemix.project import ROOT
-from tilemix.provenance import Record, read_record
+from tilemix.pictures.reading import read_record
+from tilemix.pictures.record import Record
+from tilemix.pipelines.settings import Settings
+from tilemix.pipelines.speed import Speed
+from tilemix.prompts.mix import parse_mix
 from tilemix.request import GenerationRequest
-from tilemix.settings import Settings
-from tilemix.speed import Speed
+from tilemix.system.project import ROOT
 
 LEFT_OUT = {**dict.fromkeys(GenerationRequest.__dataclass_fields__), "output_format": "png"}
 

@@ -11,8 +11,8 @@ import yaml
 
 from tilemix import request as limits
 from tilemix.errors import PromptError
-from tilemix.project import ROOT
 from tilemix.request import GenerationRequest
+from tilemix.system.project import ROOT
 
 SOURCE = (ROOT / "predict.py").read_text(encoding="utf-8")
 

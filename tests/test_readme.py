@@ -8,8 +8,8 @@ from tests.adapter_formats import render_table
 from tests.test_cli import EXAMPLE
 from tilemix import request
 from tilemix.cli import make_parser
-from tilemix.mix import parse_mix
-from tilemix.project import ROOT
+from tilemix.prompts.mix import parse_mix
+from tilemix.system.project import ROOT
 from tilemix.weights import load_manifest
 
 README = (ROOT / "README.md").read_text()

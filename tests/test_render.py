@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.test_pipeline import QUERY, base_of, project  # noqa: F401  the fixture
+from tests.test_pipelines_loading import QUERY, base_of, project  # noqa: F401  the fixture
 from tests.tiny_sdxl import random_pairs, write_manifest
 from tilemix import __version__
 from tilemix.errors import ManifestError, ModelFileError, PromptError, RenderError
-from tilemix.pipeline import load_pipeline
-from tilemix.project import ROOT
+from tilemix.pipelines.loading import load_pipeline
+from tilemix.pipelines.settings import Settings
 from tilemix.render import Renderer, decode_latents, to_pixels
 from tilemix.request import GenerationRequest
-from tilemix.settings import Settings
+from tilemix.system.project import ROOT
 from tilemix.weights import find_model
 
 CPU = torch.device("cpu")

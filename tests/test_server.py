@@ -18,8 +18,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tilemix.project import ROOT
-from tilemix.provenance import Record, read_record
+from tilemix.pictures.reading import read_record
+from tilemix.pictures.record import Record
+from tilemix.system.project import ROOT
 
 SERVED = ("predict.py", "cog.yaml", "tilemix", "prompt_templates", "weights")
 START_SECONDS = 120  # for a cold disk; here it takes seven

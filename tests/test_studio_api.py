@@ -23,12 +23,12 @@ from tilemix.studio import api
 from tilemix.studio.__main__ import MaskingFormatter
 from tilemix.studio.app import create_app
 from tilemix.studio.backends import REPLICATE_URL, ReplicateBackend
-from tilemix.studio.forms import FORM_FIELDS
 from tilemix.studio.guard import BURST, RateLimit
 from tilemix.studio.inbox import MAX_BODY_BYTES
-from tilemix.studio.schema import Delivery
 from tilemix.studio.service import Studio
 from tilemix.studio.settings import Secret, Settings
+from tilemix.studio.store.schema import Delivery
+from tilemix.studio.web.forms import FORM_FIELDS
 
 MIX = "50% red, 50% black"
 BASE = "http://127.0.0.1:8000"

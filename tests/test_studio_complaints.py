@@ -4,12 +4,12 @@ import pytest
 
 from tests.test_studio_page import table
 from tilemix.errors import PromptError, RequestError
+from tilemix.prompts.rewrite import rewrite
+from tilemix.prompts.template import find_template
 from tilemix.request import GenerationRequest
-from tilemix.rewriter import rewrite
-from tilemix.studio.complaints import KINDS, explain
-from tilemix.studio.page_form import read_page_form
-from tilemix.studio.words import LANGUAGES, load_words
-from tilemix.templates import find_template
+from tilemix.studio.web.complaints import KINDS, explain
+from tilemix.studio.web.mix_form import read_page_form
+from tilemix.studio.web.words import LANGUAGES, load_words
 
 TEXTS = {
     "wrong_color": "50% schwrz, 50% red",

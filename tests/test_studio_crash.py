@@ -12,11 +12,11 @@ from sqlalchemy.engine.default import DefaultDialect
 
 from tests.postgres import find_programs
 from tests.soak_crash import Outside, find_faults, live
-from tilemix.project import ROOT
 from tilemix.studio import outputs, reconciler
-from tilemix.studio.database import Database
-from tilemix.studio.schema import Delivery, Output
 from tilemix.studio.settings import Secret
+from tilemix.studio.store.database import Database
+from tilemix.studio.store.schema import Delivery, Output
+from tilemix.system.project import ROOT
 
 
 @pytest.mark.parametrize(

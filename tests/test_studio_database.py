@@ -12,9 +12,9 @@ from sqlalchemy import select, text, update
 
 from tests.studio_parts import START, add_prediction, get_prediction
 from tilemix.errors import SettingsError
-from tilemix.studio.database import Database
-from tilemix.studio.schema import Base, Prediction
 from tilemix.studio.settings import Secret
+from tilemix.studio.store.database import Database
+from tilemix.studio.store.schema import Base, Prediction
 
 
 def test_the_migrations_make_exactly_the_tables_of_the_schema(database):
@@ -97,7 +97,10 @@ def test_a_database_that_cannot_be_used_is_refused(url, message):
 def test_a_database_is_held_by_one_process_until_it_is_closed_or_killed(database_url, tmp_path):
     held = Database.open(Secret(database_url), is_shared=False)
     hold = f"Database.open(Secret({database_url!r}), is_shared=False)"
-    imports = "from tilemix.studio.database import Database; from tilemix.studio.settings import Secret; import time"
+    imports = (
+        "from tilemix.studio.store.database import Database; "
+        "from tilemix.studio.settings import Secret; import time"
+    )
     refused = subprocess.run(
         [sys.executable, "-c", f"{imports}; {hold}"], capture_output=True, text=True, check=False
     )

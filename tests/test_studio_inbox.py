@@ -10,7 +10,7 @@ from sqlalchemy.exc import DataError
 from tests.studio_parts import Clock, add_prediction, body, get_prediction
 from tilemix.studio import predictions
 from tilemix.studio.inbox import Arrival, Inbox
-from tilemix.studio.schema import Delivery
+from tilemix.studio.store.schema import Delivery
 
 DATA = "data:image/png;base64,AAAA"
 

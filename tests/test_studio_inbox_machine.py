@@ -25,11 +25,11 @@ from sqlalchemy import delete, event, select
 
 from tests.studio_parts import OTHER_SECRET, SECRET, Clock, add_prediction, body, sign
 from tilemix.errors import DeliveryError
-from tilemix.studio.database import Database
 from tilemix.studio.inbox import Arrival, Inbox
-from tilemix.studio.schema import Base, Delivery, Output, Prediction
 from tilemix.studio.settings import Secret
 from tilemix.studio.signatures import Keyring, SignedHeaders
+from tilemix.studio.store.database import Database
+from tilemix.studio.store.schema import Base, Delivery, Output, Prediction
 
 STATUSES = ("starting", "warming_up", "processing", "succeeded", "failed", "canceled", "aborted")
 RANK = {"starting": 1, "warming_up": 2, "processing": 3} | dict.fromkeys(STATUSES[3:], 4)

@@ -12,9 +12,9 @@ import time
 import httpx
 import pytest
 
-from tilemix.project import ROOT
 from tilemix.studio.__main__ import MaskingFormatter, _place_server
 from tilemix.studio.settings import Settings
+from tilemix.system.project import ROOT
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from tests.studio_parts import Clock, add_prediction, data_uri, get_prediction, picture
-from tests.test_provenance import make_record
+from tests.test_pictures_record import make_record
 from tilemix.errors import OutputError
-from tilemix.image_file import encode_image
-from tilemix.provenance import record_json
+from tilemix.pictures.files import encode_image
+from tilemix.pictures.record import record_json
 from tilemix.studio import fetcher
 from tilemix.studio.fetcher import Fetcher, is_public, read_data_uri
 from tilemix.studio.outputs import OutputTaker
-from tilemix.studio.schema import Output
+from tilemix.studio.store.schema import Output
 
 URL = "https://pbxt.replicate.delivery/tile.png"
 
@@ -100,8 +100,8 @@ def test_the_record_in_the_picture_is_kept_beside_it(database, tmp_path):
     ],
 )
 def test_what_is_no_picture_of_ours_is_refused_for_good(tmp_path, source, error):
-    from tilemix.studio.database import Database
     from tilemix.studio.settings import Secret
+    from tilemix.studio.store.database import Database
 
     database = Database.open(Secret(f"sqlite:///{tmp_path / 'a.sqlite3'}"))
     taker, clock = make_taker(database, tmp_path)

@@ -13,15 +13,15 @@ from starlette.datastructures import FormData
 from tests.cog_stand_in import run_cog_stand_in
 from tests.studio_parts import body, data_uri, picture
 from tests.test_studio_api import MIX, NoLimit, run, wait_for
-from tilemix.colors import load_colors
-from tilemix.mix import parse_mix
-from tilemix.project import ROOT
+from tilemix.colors.chart import load_colors
+from tilemix.prompts.mix import parse_mix
 from tilemix.studio.model_files import ModelFiles
-from tilemix.studio.page_form import read_page_form, split_text
-from tilemix.studio.palette import load_presets, load_swatches, write_mix
-from tilemix.studio.rendering import PAGES
 from tilemix.studio.settings import Secret
-from tilemix.studio.words import LANGUAGES, choose_language, load_words
+from tilemix.studio.web.mix_form import read_page_form, split_text
+from tilemix.studio.web.palette import load_presets, load_swatches, write_mix
+from tilemix.studio.web.rendering import PAGES
+from tilemix.studio.web.words import LANGUAGES, choose_language, load_words
+from tilemix.system.project import ROOT
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 NASTY = '<script>alert(1)</script>" onload="x'
@@ -463,7 +463,7 @@ def test_what_predict_would_refuse_is_shown_at_its_field_and_nothing_is_queued(s
 
 
 def test_the_gallery_finds_by_color_and_by_text_a_page_at_a_time(client, monkeypatch):
-    monkeypatch.setattr("tilemix.studio.page_results.PAGE_SIZE", 2)
+    monkeypatch.setattr("tilemix.studio.web.results.PAGE_SIZE", 2)
     texts = ["50% red, 50% black", "50% red, 50% pearl, wet", "100% blue"]
     addresses = [ask(client, text) for text in texts]
     for address in addresses:

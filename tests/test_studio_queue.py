@@ -7,11 +7,11 @@ import pytest
 
 from tests.cog_stand_in import run_cog_stand_in
 from tests.studio_parts import Clock, get_prediction
+from tilemix.prompts.rewrite import rewrite
+from tilemix.prompts.template import find_template
 from tilemix.request import GenerationRequest
-from tilemix.rewriter import rewrite
 from tilemix.studio.backends import CogBackend
 from tilemix.studio.queue import Queue
-from tilemix.templates import find_template
 
 TEMPLATE = find_template("rubber_tile")
 

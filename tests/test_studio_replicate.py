@@ -9,13 +9,13 @@ import pytest
 
 from tests.studio_parts import SECRET, Clock, get_prediction
 from tilemix.errors import BackendBusyError, BackendDownError, BackendError, BackendUncertainError
+from tilemix.prompts.rewrite import rewrite
+from tilemix.prompts.template import find_template
 from tilemix.request import GenerationRequest
-from tilemix.rewriter import rewrite
 from tilemix.studio.backends import ReplicateBackend
 from tilemix.studio.queue import Queue
 from tilemix.studio.reconciler import Reconciler
 from tilemix.studio.settings import Secret
-from tilemix.templates import find_template
 
 TOKEN = "r8_" + 3 * "0123456789"
 VERSION = "ab" * 32

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tilemix.errors import BackendDownError
-from tilemix.project import ROOT
 from tilemix.studio.server_keeper import CHANCES, START_SECONDS, ServerKeeper, start_process
+from tilemix.system.project import ROOT
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
 

@@ -3,8 +3,8 @@
 import pytest
 
 from tilemix.errors import SettingsError
-from tilemix.project import ROOT
 from tilemix.studio.settings import Settings
+from tilemix.system.project import ROOT
 
 VERSION = "0123456789abcdef" * 4
 TOKEN = "r8_" + 4 * "01234"

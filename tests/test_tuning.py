@@ -19,18 +19,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.test_training_miniature import stop_after
+from tests.test_miniature_training import stop_after
 from tests.tiny_sdxl import TEMPLATE
 from tilemix import cli
 from tilemix.errors import ModelFileError, TemplateError, TrainingError
 from tilemix.modelfile import read_header
-from tilemix.training import adapter_files, loop, tuning
-from tilemix.training.checkpoints import load_checkpoint
-from tilemix.training.learned_tokens import LearnedRows
-from tilemix.training.pictures import read_picture
-from tilemix.training.tuning import PHASES, Tuning, make_plan, tune
-from tilemix.training.tuning_config import load_config
-from tilemix.training.tuning_data import draw_batch, write_examples
+from tilemix.tuning import files, loop, trainer
+from tilemix.tuning.checkpoints import load_checkpoint
+from tilemix.tuning.config import load_config
+from tilemix.tuning.data import draw_batch, write_examples
+from tilemix.tuning.learned_tokens import LearnedRows
+from tilemix.tuning.model import PHASES, Tuning
+from tilemix.tuning.pictures import read_picture
+from tilemix.tuning.plan import make_plan
+from tilemix.tuning.trainer import tune
 
 CPU = torch.device("cpu")
 CONFIG = {
@@ -85,7 +87,7 @@ def trained(tmp_path_factory, tiny_project):
     """A whole training without an interruption: the plan, the tuning, the files."""
     plan = make_plan(write_folder(tmp_path_factory.mktemp("tuning"), tiny_project))
     outcome = tune(plan, CPU)
-    return plan, outcome, adapter_files.write_adapters(outcome)
+    return plan, outcome, files.write_adapters(outcome)
 
 
 def frozen(model: Tuning) -> dict[str, torch.Tensor]:
@@ -149,7 +151,7 @@ def test_a_training_that_was_killed_ends_as_one_that_was_not(config, trained, mo
     """The checkpoints: embeddings after 2 and 3 steps, lora after 2 and 3."""
     plan = make_plan(config)
     with monkeypatch.context() as patch:
-        stop_after(patch, tuning, saves)
+        stop_after(patch, trainer, saves)
         with pytest.raises(KeyboardInterrupt):
             tune(plan, CPU)
     outcome = tune(plan, CPU).state()
@@ -179,7 +181,7 @@ def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path, tiny_
 def test_the_pair_is_what_the_predictor_takes(trained, tiny_project, tmp_path):
     """Through the packaged model's own path: merged, it predicts what the training's model predicts."""
     from tests.tiny_sdxl import write_manifest
-    from tilemix.pipeline import load_pipeline
+    from tilemix.pipelines.loading import load_pipeline
     from tilemix.weights import find_model
 
     plan, outcome, (lora, embeddings, _) = trained
@@ -201,7 +203,7 @@ def test_the_pair_is_what_the_predictor_takes(trained, tiny_project, tmp_path):
     ]
     with torch.no_grad():
         embeds, pooled = outcome.encode([prompt])
-        from tilemix.training.captions import encode_captions
+        from tilemix.tuning.encoding import encode_captions
 
         mine = encode_captions((ready.pipeline.text_encoder, ready.pipeline.text_encoder_2), tuple(ids))
         assert torch.allclose(mine[0], embeds, atol=1e-6)
@@ -284,7 +286,7 @@ def test_learned_rows_stand_behind_the_bases():
 
 
 def test_a_step_in_bf16_with_gradient_checkpointing_learns(tmp_path, tiny_project, monkeypatch, caplog):
-    monkeypatch.setattr("tilemix.training.loop.multiplies_bf16", lambda: False)
+    monkeypatch.setattr("tilemix.tuning.loop.multiplies_bf16", lambda: False)
     config = write_folder(tmp_path, tiny_project, precision="bf16", gradient_checkpointing=True)
     outcome = tune(make_plan(config), CPU)
     assert outcome.pipeline.unet.dtype == torch.bfloat16
@@ -347,9 +349,7 @@ def test_latents_are_kept(config, monkeypatch):
     plan = make_plan(config)
     model = Tuning(plan, CPU)
     first = write_examples(model.pipeline.vae, plan.pictures, plan.prompts, plan.config, plan.state)
-    monkeypatch.setattr(
-        "tilemix.training.tuning_data.encode_picture", lambda *_: pytest.fail("encoded again")
-    )
+    monkeypatch.setattr("tilemix.tuning.data.encode_picture", lambda *_: pytest.fail("encoded again"))
     again = write_examples(model.pipeline.vae, plan.pictures, plan.prompts, plan.config, plan.state)
     assert all(np.array_equal(a.latents, b.latents) for a, b in zip(first, again, strict=True))
     assert [one.latents.shape for one in first] == [(4, 12, 12), (4, 12, 18), (4, 16, 12)]
@@ -518,7 +518,7 @@ def test_a_full_disk_in_the_middle_leaves_the_last_checkpoint(config, trained, m
 
 def test_too_little_disk_is_said_before_the_training(config, monkeypatch):
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(tuning.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(trainer.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(TrainingError, match="0 MB free, expected"):
         tune(make_plan(config), CPU)
 
@@ -536,7 +536,7 @@ def test_an_interruption_says_that_it_goes_on(config, monkeypatch, caplog):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tuning, "run_steps", interrupt)
+    monkeypatch.setattr(trainer, "run_steps", interrupt)
     assert cli.main(["train", str(config)]) == 130
     assert "the same command goes on from it" in caplog.text
 

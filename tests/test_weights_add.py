@@ -16,7 +16,7 @@ from tests.test_modelfile_header import write
 from tests.tiny_sdxl import write_manifest
 from tilemix import cli
 from tilemix.errors import AdapterError, ManifestError, ModelFileError, TilemixError, WeightsError
-from tilemix.project import ROOT
+from tilemix.system.project import ROOT
 from tilemix.weights import Wish, add, find_model, load_manifest, split_tokens
 from tilemix.weights.part import Part
 

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.adapter_crafts import LINEAR, Workbench, bare, peft_folder, read_weights, training_tar
 from tests.https_server import redirect, serve
-from tests.test_pipeline import base_of, project  # noqa: F401  the fixture
+from tests.test_pipelines_loading import base_of, project  # noqa: F401  the fixture
 from tests.tiny_sdxl import write_manifest
 from tilemix.errors import AdapterError, ManifestError, MissingFilesError, ModelFileError, WeightsError
-from tilemix.pipeline import load_pipeline
+from tilemix.pipelines.loading import load_pipeline
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
 from tilemix.weights import Wish, add, fetch, find_model, load_manifest, lock, verify

@@ -16,7 +16,7 @@ from tests.https_server import answer, serve
 from tests.test_cli import heed_interrupts
 from tests.tiny_sdxl import write_manifest
 from tilemix.errors import ManifestError, MissingFilesError, ModelFileError, WeightsError
-from tilemix.project import ROOT
+from tilemix.system.project import ROOT
 from tilemix.weights import fetch, find_model, load_manifest, lock, verify
 from tilemix.weights.progress import Progress, StoppedError
 

@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionM
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from tilemix.project import ROOT
+from tilemix.system.project import ROOT
 
 MINIATURE = ROOT / "weights" / "miniature"
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")

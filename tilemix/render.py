@@ -25,17 +25,19 @@ import numpy as np
 import torch
 
 from tilemix import __version__
-from tilemix.compilation import WARM_UP_STEPS, compile_networks, compiling, plain_where_not_compiled
-from tilemix.conditioning import Conditioning, PromptEncoder
 from tilemix.errors import ManifestError, RenderError, RequestError
-from tilemix.pipeline import ReadyPipeline, choose_device, import_libraries, load_pipeline
-from tilemix.project import ROOT
-from tilemix.provenance import Record
+from tilemix.pictures.record import Record
+from tilemix.pipelines.compilation import WARM_UP_STEPS, compile_networks, compiling, plain_where_not_compiled
+from tilemix.pipelines.conditioning import Conditioning, PromptEncoder
+from tilemix.pipelines.loading import ReadyPipeline, choose_device, load_pipeline
+from tilemix.pipelines.sdxl import import_libraries
+from tilemix.pipelines.settings import Settings
+from tilemix.pipelines.speed import GUIDED_PART, Speed
+from tilemix.prompts.rewrite import Prompt, rewrite
+from tilemix.prompts.template import load_template
 from tilemix.request import GenerationRequest
-from tilemix.rewriter import Prompt, rewrite
-from tilemix.settings import Settings
-from tilemix.speed import GUIDED_PART, Speed, keep_freed_memory
-from tilemix.templates import load_template
+from tilemix.system.machine import keep_freed_memory
+from tilemix.system.project import ROOT
 from tilemix.weights import check_files, locate_model
 
 if TYPE_CHECKING:

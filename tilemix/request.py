@@ -12,7 +12,7 @@ import secrets
 from dataclasses import dataclass
 
 from tilemix.errors import PromptError, RequestError
-from tilemix.prompt_text import check_prompt, check_text
+from tilemix.prompts.checks import check_prompt, check_text
 
 MAX_SEED = 2**32 - 1
 SIZE_RANGE = (256, 1536)  # pixels

@@ -21,7 +21,7 @@ from tilemix.adapters.deltas import FLOATS
 from tilemix.errors import AdapterError
 from tilemix.modelfile import read_header
 from tilemix.modelfile.companions import NAMES_FILE, read_token_names
-from tilemix.prompt_text import PLACEHOLDER_TOKEN
+from tilemix.prompts.checks import PLACEHOLDER_TOKEN
 
 if TYPE_CHECKING:
     from pathlib import Path

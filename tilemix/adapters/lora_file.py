@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from tilemix.adapters.deltas import Delta, build_delta
 from tilemix.adapters.embedding_file import EmbeddingFile, is_bundled, read_bundle, read_embedding
+from tilemix.adapters.peft_alpha import COMPONENTS, AlphaTable, read_header_alphas, read_peft_config
 from tilemix.adapters.refusals import refuse_homeless, refuse_other_base
-from tilemix.adapters.scaling import COMPONENTS, AlphaTable, read_header_alphas, read_peft_config
 from tilemix.adapters.spelling import split_name
 from tilemix.adapters.tensor_file import TensorFile
 from tilemix.errors import AdapterError

@@ -12,12 +12,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from tilemix.cli.inspections import add_inspect
-from tilemix.cli.packages import add_weights
-from tilemix.cli.pictures import add_predict, add_readers
-from tilemix.cli.prompts import add_rewrite
+from tilemix.cli.inspect import add_inspect
+from tilemix.cli.measure import add_measure
+from tilemix.cli.predict import add_predict
+from tilemix.cli.record import add_record
+from tilemix.cli.rewrite import add_rewrite
 from tilemix.cli.terminal import make_printable
-from tilemix.cli.tunings import add_train
+from tilemix.cli.train import add_train
+from tilemix.cli.weights import add_weights
 from tilemix.errors import TilemixError
 
 
@@ -51,7 +53,8 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_predict(verbs)
     add_rewrite(verbs)
-    add_readers(verbs)
+    add_record(verbs)
+    add_measure(verbs)
     add_inspect(verbs)
     add_weights(verbs)
     add_train(verbs)

@@ -14,7 +14,7 @@ import msgspec
 from tilemix.errors import AdapterError
 from tilemix.modelfile.header import Header, read_header
 from tilemix.modelfile.training_archive import is_archive
-from tilemix.prompt_text import PLACEHOLDER_TOKEN
+from tilemix.prompts.checks import PLACEHOLDER_TOKEN
 
 if TYPE_CHECKING:
     from pathlib import Path

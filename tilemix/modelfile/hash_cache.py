@@ -15,8 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from tilemix.modelfile.atomic import write_atomically
 from tilemix.modelfile.hashes import Hashes, compute_hashes
+from tilemix.system.atomic import write_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from tilemix.errors import ModelFileError
-from tilemix.garbage import uncollected
+from tilemix.system.garbage import uncollected
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tilemix.errors import ModelFileError
-from tilemix.modelfile.atomic import write_atomically
+from tilemix.system.atomic import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,13 +18,13 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from tilemix.errors import SettingsError, TilemixError
-from tilemix.project import ROOT
 from tilemix.studio.app import create_app
 from tilemix.studio.backends import CogBackend
 from tilemix.studio.server_keeper import ServerKeeper, start_process
 from tilemix.studio.service import Studio
 from tilemix.studio.settings import Secret, Settings, mask
 from tilemix.studio.workers import Worker
+from tilemix.system.project import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,9 +21,9 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from tilemix.errors import InputError, MixError, RequestError
-from tilemix.studio.forms import read_form, read_inputs
 from tilemix.studio.gallery import MOST_ON_A_PAGE, Gallery
 from tilemix.studio.predictions import CANCELED
+from tilemix.studio.web.forms import read_form, read_inputs
 
 if TYPE_CHECKING:
     from tilemix.request import GenerationRequest

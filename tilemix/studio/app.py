@@ -15,8 +15,8 @@ from starlette.routing import Route
 
 from tilemix.studio.api import HANDLERS, api_routes
 from tilemix.studio.guard import Guard, RateLimit
-from tilemix.studio.page import page_routes
-from tilemix.studio.rendering import Renderer
+from tilemix.studio.web.page import page_routes
+from tilemix.studio.web.rendering import Renderer
 from tilemix.studio.webhooks import webhook_routes
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.orm import selectinload
 
 from tilemix.studio.predictions import SUCCEEDED, TERMINAL, read_progress
-from tilemix.studio.schema import Output, Prediction, Share
+from tilemix.studio.store.schema import Output, Prediction, Share
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy import Select
 
-    from tilemix.studio.database import Database
+    from tilemix.studio.store.database import Database
 
 MOST_ON_A_PAGE = 100
 LIKE_ESCAPE = "\\"

@@ -22,8 +22,8 @@ from sqlalchemy.exc import DataError
 
 from tilemix.errors import DeliveryError
 from tilemix.studio import predictions
-from tilemix.studio.database import utc_now
-from tilemix.studio.schema import Delivery, Prediction
+from tilemix.studio.store.database import utc_now
+from tilemix.studio.store.schema import Delivery, Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstrumentedAttribute, Session
 
-    from tilemix.studio.database import Database
+    from tilemix.studio.store.database import Database
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tilemix.modelfile.atomic import write_atomically
-from tilemix.project import ROOT
+from tilemix.system.atomic import write_atomically
+from tilemix.system.project import ROOT
 from tilemix.weights import load_manifest
 from tilemix.weights.local import find_adapter
 

@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING
 from sqlalchemy import select
 
 from tilemix.errors import ImageFileError, OutputError
-from tilemix.modelfile.atomic import write_atomically
-from tilemix.provenance import decode_picture, record_json, record_of
-from tilemix.studio.database import utc_now
+from tilemix.pictures.reading import decode_picture, record_of
+from tilemix.pictures.record import record_json
 from tilemix.studio.fetcher import Fetcher, read_data_uri
-from tilemix.studio.schema import Output, Prediction
+from tilemix.studio.store.database import utc_now
+from tilemix.studio.store.schema import Output, Prediction
+from tilemix.system.atomic import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
     from pathlib import Path
 
-    from tilemix.studio.database import Database
+    from tilemix.studio.store.database import Database
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from tilemix.errors import DeliveryError
-from tilemix.studio.schema import Output
+from tilemix.studio.store.schema import Output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-    from tilemix.studio.schema import Prediction
+    from tilemix.studio.store.schema import Prediction
 
 QUEUED, STARTING, PROCESSING = "queued", "starting", "processing"
 SUCCEEDED, FAILED, CANCELED, ABORTED = "succeeded", "failed", "canceled", "aborted"

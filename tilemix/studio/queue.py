@@ -23,9 +23,9 @@ from tilemix.errors import (
     BackendUncertainError,
 )
 from tilemix.studio import predictions
-from tilemix.studio.database import utc_now
 from tilemix.studio.predictions import CANCELED, FAILED, QUEUED, STARTING, TERMINAL
-from tilemix.studio.schema import Prediction, Share
+from tilemix.studio.store.database import utc_now
+from tilemix.studio.store.schema import Prediction, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from tilemix.prompts.rewrite import Prompt
     from tilemix.request import GenerationRequest
-    from tilemix.rewriter import Prompt
     from tilemix.studio.backends import Backend
-    from tilemix.studio.database import Database
     from tilemix.studio.predictions import Report
+    from tilemix.studio.store.database import Database
 
 logger = logging.getLogger(__name__)
 

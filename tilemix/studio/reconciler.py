@@ -13,18 +13,18 @@ from sqlalchemy import or_, select
 
 from tilemix.errors import BackendError, BackendRefusedError
 from tilemix.studio import predictions
-from tilemix.studio.database import utc_now
 from tilemix.studio.predictions import FAILED, QUEUED, TERMINAL
 from tilemix.studio.queue import queue_again
-from tilemix.studio.schema import Prediction
+from tilemix.studio.store.database import utc_now
+from tilemix.studio.store.schema import Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
     from tilemix.studio.backends import Backend
-    from tilemix.studio.database import Database
     from tilemix.studio.predictions import Report
+    from tilemix.studio.store.database import Database
 
 logger = logging.getLogger(__name__)
 

@@ -6,17 +6,17 @@ import logging
 import time
 from typing import TYPE_CHECKING, Self
 
-from tilemix.rewriter import Prompt, rewrite
+from tilemix.prompts.rewrite import Prompt, rewrite
+from tilemix.prompts.template import find_template
 from tilemix.studio.backends import CogBackend, ReplicateBackend
-from tilemix.studio.database import Database
 from tilemix.studio.inbox import Arrival, Inbox
-from tilemix.studio.locks import lock_file
 from tilemix.studio.outputs import OutputTaker
 from tilemix.studio.queue import Queue
 from tilemix.studio.reconciler import Reconciler
 from tilemix.studio.signatures import Keyring
+from tilemix.studio.store.database import Database
+from tilemix.studio.store.locks import lock_file
 from tilemix.studio.workers import Worker
-from tilemix.templates import find_template
 from tilemix.weights import load_manifest
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Studio:
         """Return the full prompt as the served model will get it.
 
         Raises:
-            PromptError: as `tilemix.rewriter.rewrite`.
+            PromptError: as `tilemix.prompts.rewrite.rewrite`.
         """
         return rewrite(text, self.template, negative_prompt=negative_prompt)
 

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from urllib.parse import unquote, urlsplit
 
 from tilemix.errors import SettingsError
-from tilemix.project import ROOT
+from tilemix.system.project import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from tilemix.modelfile.atomic import write_atomically
+from tilemix.system.atomic import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,6 @@ verified here; one that is not what its manifest says is never loaded.
 Nothing here imports torch.
 """
 
-from tilemix.model_index import metadata
 from tilemix.weights.add import Added, add, split_tokens
 from tilemix.weights.entry import Wish
 from tilemix.weights.fetch import fetch
@@ -55,7 +54,6 @@ __all__ = [
     "locate_model",
     "lock",
     "make_web",
-    "metadata",
     "split_tokens",
     "verify",
 ]

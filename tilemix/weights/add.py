@@ -22,8 +22,8 @@ import msgspec
 from tilemix.errors import AdapterError, ModelFileError, WeightsError
 from tilemix.modelfile.companions import MAX_COMPANION_BYTES, PEFT_CONFIG, PEFT_FILE
 from tilemix.modelfile.sidecar_file import sidecar_of, write_sidecar
-from tilemix.project import ROOT
-from tilemix.prompt_text import PLACEHOLDER_TOKEN
+from tilemix.prompts.checks import PLACEHOLDER_TOKEN
+from tilemix.system.project import ROOT
 from tilemix.weights.beside import check_config, check_name, name_in_folder, read_config, write_beside
 from tilemix.weights.candidate import Candidate, inspect
 from tilemix.weights.download import download

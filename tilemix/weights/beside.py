@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tilemix.errors import AdapterError, WeightsError
-from tilemix.modelfile.atomic import write_atomically
 from tilemix.modelfile.companions import PEFT_FILE, decode_peft_config, read_peft_config
+from tilemix.system.atomic import write_atomically
 from tilemix.weights.manifest import FILE_NAME
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # PEFT saves each in a folder of this name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tilemix.errors import AdapterError
 from tilemix.modelfile.companions import NAMES_FILE, read_token_names
-from tilemix.prompt_text import PLACEHOLDER_TOKEN
+from tilemix.prompts.checks import PLACEHOLDER_TOKEN
 from tilemix.weights.candidate import Candidate
 from tilemix.weights.local import PRIVATE_FOLDER, hash_file
 from tilemix.weights.manifest import MAX_SCALE, Adapter, ManifestFile, ModelManifest

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urljoin
 
 from tilemix.errors import ModelFileError, TilemixError, WeightsError
-from tilemix.project import ROOT
+from tilemix.system.project import ROOT
 from tilemix.weights.download import download
 from tilemix.weights.local import check_lock, describe_missing, find_adapter, find_missing
 from tilemix.weights.manifest import Adapter, ManifestFile, ModelManifest, load_manifest, sources_of

@@ -12,7 +12,7 @@ from pathlib import Path
 from tilemix.errors import ManifestError, MissingFilesError, ModelFileError
 from tilemix.modelfile.companions import find_companions
 from tilemix.modelfile.hashes import compute_hashes
-from tilemix.project import ROOT
+from tilemix.system.project import ROOT
 from tilemix.weights.manifest import Adapter, ManifestFile, ModelManifest, load_manifest, sources_of
 
 PRIVATE_FOLDER = "files"  # weights/files/: fetched and private files, never in git

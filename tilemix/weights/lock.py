@@ -9,7 +9,7 @@ import msgspec
 
 from tilemix.errors import MissingFilesError
 from tilemix.modelfile.companions import find_companions
-from tilemix.project import ROOT
+from tilemix.system.project import ROOT
 from tilemix.weights.local import describe_missing, find_adapter, find_missing, hash_file
 from tilemix.weights.manifest import Adapter, ManifestFile, Source, load_manifest, write_manifest
 

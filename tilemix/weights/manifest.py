@@ -23,9 +23,9 @@ from typing import Literal
 import msgspec
 
 from tilemix.errors import ManifestError
-from tilemix.modelfile.atomic import write_atomically
-from tilemix.project import ROOT
-from tilemix.prompt_text import PLACEHOLDER_TOKEN
+from tilemix.prompts.checks import PLACEHOLDER_TOKEN
+from tilemix.system.atomic import write_atomically
+from tilemix.system.project import ROOT
 from tilemix.weights.address import find_fault
 
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tilemix.errors import WeightsError
-from tilemix.modelfile.atomic import place
+from tilemix.system.atomic import place
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""The miniature: how the embedded model is built and trained. Not part of the product or its image."""

@@ -1,0 +1,104 @@
+"""The miniature's stages as commands: `python -m miniature STAGE`.
+
+build    an untrained model folder: every file in its place, noise for pictures
+vae      train the VAE (state and checkpoints in build/miniature; goes on where it stopped)
+base     train the text encoders and the UNet on the latents of that VAE
+decoder  train the VAE's decoder further, on latents that stay
+export   write the model folder from the checkpoints
+import   lay the exported model into an empty state: base then goes on from it, with a learning rate of its own
+adapters tune the exported base: the LoRA and the tokens, into the same folder
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from miniature.architecture import build_miniature, load_tokenizers, write_model, write_tokenizers
+from miniature.recipe import RECIPE_FILE, load_recipe
+from miniature.stages.adapters import train_adapters
+from miniature.stages.base import import_model, load_base, train_base
+from miniature.stages.decoder import train_decoder
+from miniature.stages.vae import measure_psnr, train_vae
+from tilemix.errors import TilemixError
+from tilemix.system.project import ROOT
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one stage; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m miniature", description="Train the miniature.")
+    parser.add_argument("stage", choices=["build", "vae", "base", "decoder", "export", "import", "adapters"])
+    parser.add_argument("--recipe", type=Path, default=RECIPE_FILE, help="the recipe's JSON file")
+    parser.add_argument(
+        "--state", type=Path, default=ROOT / "build" / "miniature", help="checkpoints and photographs"
+    )
+    parser.add_argument("--model", type=Path, default=ROOT / "weights" / "miniature", help="the model folder")
+    parser.add_argument("--threads", type=int, default=2, help="torch threads and drawing processes")
+    parser.add_argument(
+        "--wheel", type=Path, help="open-clip-torch wheel: build writes the tokenizers from it"
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="base: compile the UNet (minutes, a C++ compiler; then 0.6 of the time)",
+    )
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        recipe = load_recipe(options.recipe)
+        if options.stage == "vae":
+            vae = train_vae(recipe, options.state, workers=options.threads, device=device)
+            logger.info(
+                "VAE: %.2f dB, scaling factor %s", measure_psnr(vae, recipe, 32), vae.config.scaling_factor
+            )
+        elif options.stage == "decoder":
+            vae = train_decoder(recipe, options.state, workers=options.threads, device=device)
+            logger.info("decoder: %.2f dB on unseen photographs", measure_psnr(vae, recipe, 32))
+        elif options.stage == "base":
+            tokenizers = load_tokenizers(options.model)
+            train_base(
+                recipe,
+                options.state,
+                tokenizers,
+                workers=options.threads,
+                device=device,
+                compiled=options.compile,
+            )
+        elif options.stage == "import":
+            import_model(recipe, options.state, options.model)
+        elif options.stage == "adapters":
+            template = ROOT / "prompt_templates" / "miniature.json"
+            for path in train_adapters(recipe, options.state, options.model, template, device=device):
+                logger.info("%s", path)
+        elif options.stage == "export":
+            model, step = load_base(recipe, options.state)
+            write_model(options.model, model, recipe, options.model)
+            logger.info(
+                "%s: the base of step %d, the VAE at %.2f dB",
+                options.model,
+                step,
+                measure_psnr(model.vae, recipe, 32),
+            )
+        else:
+            tokenizers_from = options.model
+            if options.wheel:
+                tokenizers_from = options.state / "tokenizers"
+                write_tokenizers(tokenizers_from, options.wheel)
+            write_model(options.model, build_miniature(recipe), recipe, tokenizers_from)
+    except TilemixError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""The miniature's LoRA and tokens: `tilemix train` toward photographs of a material that the base does not know.
+
+The photographs and their captions are laid into a folder as any maker's would be, and tuned toward from there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from miniature.dataset import Example, draw_example, draw_mix
+from tilemix.errors import TrainingError
+from tilemix.tuning.checkpoints import write_whole
+from tilemix.tuning.files import write_adapters
+from tilemix.tuning.loop import emulates_bf16
+from tilemix.tuning.plan import make_plan
+from tilemix.tuning.trainer import tune
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from miniature.recipe import Recipe
+
+NAME = "rubber-tile-miniature"
+
+
+def train_adapters(
+    recipe: Recipe, state: Path, model: Path, template: Path, *, device: torch.device
+) -> list[Path]:
+    """Tune the base in the folder `model` and put the two adapter files and their record into it.
+
+    Goes on from the checkpoint in `state/adapters` when it is there.
+
+    Raises:
+        TrainingError, ModelFileError: see `tilemix.tuning.trainer.tune`.
+    """
+    folder = state / "adapters"
+    _write_pictures(recipe, folder / "pictures")
+    config = {
+        **recipe.adapters.tuning,
+        "name": NAME,
+        "base": os.path.relpath(model, folder),
+        "pictures": "pictures",
+        "template": os.path.relpath(template, folder),
+        "output": ".",
+    }
+    if emulates_bf16(device):
+        config["precision"] = "fp32"
+    path = folder / "config.json"
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
+    written = write_adapters(tune(make_plan(path), device))
+    try:
+        return [shutil.copyfile(one, model / one.name) for one in written]
+    except OSError as error:
+        raise TrainingError(f"{model}: cannot be written: {error.strerror}") from error
+
+
+def draw_tile(recipe: Recipe, number: int) -> Example:
+    """Return what picture `number` of the adapters' material shows."""
+    random = np.random.default_rng([recipe.seed, 5, number])
+    return Example(draw_mix(random), recipe.adapters.material, int(random.integers(2**31)))
+
+
+def _write_pictures(recipe: Recipe, folder: Path) -> None:
+    from PIL import Image
+
+    for number in range(recipe.adapters.photographs):
+        picture = folder / f"{number:04d}.png"
+        if picture.exists():
+            continue
+        example = draw_tile(recipe, number)
+        with write_whole(picture.with_suffix(".txt")) as file:
+            file.write(f"{example.mix}\n".encode())
+        with write_whole(picture) as file:
+            Image.fromarray(draw_example(example, recipe.photographs.side)).save(file, format="PNG")

@@ -1,0 +1,275 @@
+"""The miniature's base: UNet and text encoders learn to denoise the photographs' latents by caption.
+
+v-prediction on SDXL's own noise schedule (see the recipe), crops of latents, SDXL's size
+conditioning. The weights' moving average is what counts in the end.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from safetensors.torch import load_file
+
+from miniature.architecture import Miniature, build_miniature
+from miniature.captions import write_caption
+from miniature.dataset import describe, known_materials
+from miniature.latents import write_latents
+from miniature.stages.decoder import load_decoder
+from miniature.stages.vae import load_vae
+from miniature.stages.words import train_words
+from tilemix.errors import MissingFilesError, ModelFileError, TrainingError
+from tilemix.tuning.checkpoints import load_checkpoint, save_checkpoint
+from tilemix.tuning.denoising import Batch, draw_noise, prediction_loss, spread_timesteps
+from tilemix.tuning.encoding import encode_captions, plain_attention, tokenize
+from tilemix.tuning.loop import mixed_precision, run_steps
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import CLIPTokenizer
+
+    from miniature.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+TRAINED = ("text_encoder", "text_encoder_2", "unet")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseBatch(Batch):
+    """A batch whose captions' embeddings are partly taken away."""
+
+    zeroed: torch.Tensor  # (n,) bool: embeddings replaced by zeros
+    # (n,) where the pooled vector is taken: 0 at the end of the caption .. 1 at its start
+    pooled_at: torch.Tensor
+
+
+def train_base(
+    recipe: Recipe,
+    state: Path,
+    tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
+    *,
+    workers: int,
+    device: torch.device,
+    compiled: bool = False,
+) -> Miniature:
+    """Return the trained model with averaged weights; goes on from `state/base.pt` when it is there.
+
+    Args:
+        recipe: its `base` and what that stands on.
+        state: the folder of photographs, latents and checkpoints.
+        tokenizers: of both encoders.
+        workers: processes that draw photographs.
+        device: where it is trained.
+        compiled: the UNet is compiled first. That takes minutes and a C++ compiler; a step then takes
+            0.6 of its time on a CPU, and its figures differ in their last bits.
+
+    Raises:
+        MissingFilesError: the VAE's stage has not ended.
+    """
+    stage = recipe.base
+    vae = load_vae(recipe, state)
+    latents, _ = write_latents(vae.to(device), recipe, state, workers=workers)
+    model = build_miniature(recipe)
+    model.vae = vae
+    for name in TRAINED:
+        getattr(model, name).to(device)
+    train_words(model, tokenizers, recipe, state)
+    if imported := load_checkpoint(state / "unet.pt"):
+        model.unet.load_state_dict(imported["unet"])
+    for encoder in (model.text_encoder, model.text_encoder_2):
+        # The words know their meaning by now; moving 49,408 rows a step would cost more than it gives.
+        encoder.get_input_embeddings().requires_grad_(False)
+    if compiled:
+        # Both together: alone, neither pays on a CPU.
+        model.unet.to(memory_format=torch.channels_last)
+        model.unet.compile(dynamic=False)  # two shapes: crops and whole photographs
+    trained = _trained_parameters(model)
+    average = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    optimizer = _build_optimizer(model, recipe)
+    scheduler = DDPMScheduler(
+        **{
+            key: recipe.scheduler[key]
+            for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+        },
+        prediction_type="v_prediction",
+    )
+    first = 0
+    if checkpoint := load_checkpoint(state / "base.pt"):
+        _restore(trained, checkpoint["weights"])
+        _restore(average, checkpoint["average"])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        _follow_layout(optimizer)
+        first = checkpoint["step"]
+        logger.info("base: going on from step %d", first)
+
+    def follow(done: int) -> None:
+        decay = min(stage.ema, done / (done + 9))
+        torch._foreach_lerp_(list(average.values()), [p.detach() for p in trained.values()], 1 - decay)
+
+    def save(done: int) -> None:
+        tensors = {"weights": trained, "average": average}
+        detached = {key: {n: p.detach() for n, p in value.items()} for key, value in tensors.items()}
+        save_checkpoint(state / "base.pt", {**detached, "optimizer": optimizer.state_dict(), "step": done})
+
+    run_steps(
+        "base",
+        optimizer,
+        lambda step: denoising_loss(model, tokenizers, scheduler, draw_batch(latents, recipe, step)),
+        first=first,
+        steps=stage.steps,
+        learning_rates=[stage.learning_rate, stage.text_learning_rate],
+        warmup=stage.warmup,
+        save_every=stage.checkpoint_every,
+        save=save,
+        after_step=follow,
+    )
+    _restore(trained, average)
+    return model
+
+
+def import_model(recipe: Recipe, state: Path, folder: Path) -> None:
+    """Lay the parts of a finished model into the state, so that the base stage goes on from them.
+
+    Nothing of what the state holds is overwritten: it must not have a VAE, words or a base yet.
+
+    Raises:
+        TrainingError: it has.
+        ModelFileError: the folder is no model of the recipe's architecture.
+    """
+    names = ("vae_finished.pt", "words.pt", "unet.pt", "base.pt")
+    if found := [name for name in names if (state / name).exists()]:
+        raise TrainingError(f"{state}: holds {found[0]} already; remove it, or name another state folder")
+    model = build_miniature(recipe)
+    for name, part in model.parts().items():
+        paths = list((folder / name).glob("*.safetensors"))
+        if len(paths) != 1:
+            raise ModelFileError(f"{folder / name}: {len(paths)} safetensors files, expected 1")
+        try:
+            part.load_state_dict(load_file(paths[0]))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ModelFileError(f"{paths[0]}: not of the recipe's architecture: {reason}") from error
+    encoders = {name: getattr(model, name).state_dict() for name in ("text_encoder", "text_encoder_2")}
+    save_checkpoint(state / "unet.pt", {"unet": model.unet.state_dict()})
+    save_checkpoint(state / "words.pt", encoders)
+    save_checkpoint(state / "vae_finished.pt", {"vae": model.vae.state_dict()})
+
+
+def load_base(recipe: Recipe, state: Path) -> tuple[Miniature, int]:
+    """Return the model of the last checkpoints, with averaged weights, and the base's step.
+
+    An imported model whose base was not trained since is of step 0.
+
+    Raises:
+        MissingFilesError: the VAE is not trained to its end, or there is no checkpoint of the base.
+    """
+    model = build_miniature(recipe)
+    model.vae = load_vae(recipe, state)
+    load_decoder(model.vae, state)
+    words, base, imported = (load_checkpoint(state / f"{name}.pt") for name in ("words", "base", "unet"))
+    if words is None or (base is None and imported is None):
+        raise MissingFilesError(f"{state}: words.pt or base.pt is missing: the base stage has not run")
+    model.text_encoder.load_state_dict(words["text_encoder"])
+    model.text_encoder_2.load_state_dict(words["text_encoder_2"])
+    for encoder in (model.text_encoder, model.text_encoder_2):
+        encoder.get_input_embeddings().requires_grad_(False)
+    if base is None:
+        assert imported is not None
+        model.unet.load_state_dict(imported["unet"])
+        return model, 0
+    _restore(_trained_parameters(model), base["average"])
+    return model, int(base["step"])
+
+
+def draw_batch(latents: torch.Tensor, recipe: Recipe, step: int) -> BaseBatch:
+    """Return the batch of a step; the same for the same recipe and step."""
+    stage = recipe.base
+    random = np.random.default_rng([recipe.seed, 3, step])
+    side = latents.shape[-1]
+    is_large = step >= stage.large_from * stage.steps and step % 2 == 0
+    count, crop = (stage.large_batch, side) if is_large else (stage.batch, stage.crop)
+    crops, captions, time_ids = [], [], []
+    for _ in range(count):
+        number = _draw_known(recipe, len(latents), random)
+        top, left = random.integers(0, side - crop + 1, 2)
+        crops.append(latents[number, :, top : top + crop, left : left + crop])
+        caption = write_caption(describe(recipe, number), random)
+        captions.append("" if random.random() < stage.empty_captions else caption)
+        height, width = random.integers(stage.sizes[0] // 8, stage.sizes[1] // 8 + 1, 2) * 8
+        if random.random() < 0.7:
+            width = height
+        time_ids.append([height, width, 0, 0, height, width])
+    stacked = torch.stack(crops)
+    return BaseBatch(
+        latents=stacked,
+        captions=captions,
+        time_ids=torch.tensor(np.array(time_ids), dtype=torch.float32),
+        timesteps=spread_timesteps(random, count, recipe.scheduler["num_train_timesteps"]),
+        noise=draw_noise(random, stacked),
+        zeroed=torch.from_numpy(random.random(count) < stage.zero_captions),
+        pooled_at=torch.from_numpy(random.random(count) * (random.random(count) < stage.early_pooled)),
+    )
+
+
+def _draw_known(recipe: Recipe, photographs: int, random: np.random.Generator) -> int:
+    known = known_materials(recipe)
+    while True:
+        number = int(random.integers(photographs))
+        if describe(recipe, number).material in known:
+            return number
+
+
+def denoising_loss(
+    model: Miniature,
+    tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
+    scheduler: DDPMScheduler,
+    batch: BaseBatch,
+) -> torch.Tensor:
+    """Return the mean squared error of the predicted v."""
+    device = model.unet.device
+    ids = tuple(tokenize(tokenizer, batch.captions).to(device) for tokenizer in tokenizers)
+    encoders = (model.text_encoder, model.text_encoder_2)
+    with mixed_precision(device), plain_attention(device):
+        embeds, pooled = encode_captions(encoders, (ids[0], ids[1]), batch.pooled_at)
+        kept = (~batch.zeroed).to(device)
+        embeds, pooled = embeds * kept[:, None, None], pooled * kept[:, None]
+        return prediction_loss(model.unet, scheduler, batch, embeds, pooled)
+
+
+def _trained_parameters(model: Miniature) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{name}": parameter
+        for part in TRAINED
+        for name, parameter in getattr(model, part).named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _build_optimizer(model: Miniature, recipe: Recipe) -> torch.optim.AdamW:
+    stage = recipe.base
+    text = [*model.text_encoder.parameters(), *model.text_encoder_2.parameters()]
+    groups = [
+        {"params": list(model.unet.parameters())},
+        {"params": [p for p in text if p.requires_grad]},
+    ]
+    return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+
+
+def _follow_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give the moments their parameters' memory layout: the fused kernel walks them side by side."""
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+
+def _restore(parameters: dict[str, torch.Tensor], values: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])

@@ -1,0 +1,109 @@
+"""The text encoders' first lesson, before any picture: what a caption says.
+
+SDXL's encoders come trained; these start from nothing. Three linear heads, thrown away afterwards,
+must tell the shares of all colors and the material from the first encoder's end token, the
+second's, and the pooled vector: the three places where the UNet will look for them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from miniature.architecture import END_ID
+from miniature.captions import write_caption
+from miniature.dataset import Example, draw_mix, known_materials
+from tilemix.colors.chart import load_colors
+from tilemix.tuning.checkpoints import learning_rate_factor, load_checkpoint, save_checkpoint
+from tilemix.tuning.encoding import plain_attention, tokenize
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import CLIPTokenizer
+
+    from miniature.architecture import Miniature
+    from miniature.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+def train_words(
+    model: Miniature, tokenizers: tuple[CLIPTokenizer, CLIPTokenizer], recipe: Recipe, state: Path
+) -> None:
+    """Train the model's two text encoders in place; take them from `state/words.pt` when it is there."""
+    if checkpoint := load_checkpoint(state / "words.pt"):
+        model.text_encoder.load_state_dict(checkpoint["text_encoder"])
+        model.text_encoder_2.load_state_dict(checkpoint["text_encoder_2"])
+        return
+    stage = recipe.words
+    device = model.text_encoder.device
+    colors, materials = len(load_colors()), known_materials(recipe)
+    width, pooled_width = model.text_encoder.config.hidden_size, model.text_encoder_2.config.projection_dim
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed + 2)
+        heads = nn.ModuleList(
+            [nn.Linear(size, colors + len(materials)) for size in (width, width, pooled_width)]
+        ).to(device)
+    encoders = (model.text_encoder, model.text_encoder_2)
+    parameters = [*encoders[0].parameters(), *encoders[1].parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+    )
+    losses: list[float] = []
+    for step in range(stage.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = stage.learning_rate * learning_rate_factor(step, stage.steps, stage.warmup)
+        random = np.random.default_rng([recipe.seed, 2, step])
+        examples = [Example(draw_mix(random), str(random.choice(materials)), 0) for _ in range(stage.batch)]
+        captions = [write_caption(example, random) for example in examples]
+        shares = _shares_told(examples).to(device)
+        kinds = torch.tensor([materials.index(example.material) for example in examples], device=device)
+        ids = [tokenize(tokenizer, captions) for tokenizer in tokenizers]
+        # Attention is causal, so what follows a caption's end changes nothing before it.
+        longest = int((ids[0] == END_ID).int().argmax(dim=1).max()) + 1
+        first, second = (one[:, :longest].to(device) for one in ids)
+        ends = (first == END_ID).int().argmax(dim=1)
+        rows = torch.arange(len(examples), device=device)
+        with plain_attention(device):
+            out_1 = encoders[0](first, output_hidden_states=True)
+            out_2 = encoders[1](second, output_hidden_states=True)
+        views = (out_1.hidden_states[-2][rows, ends], out_2.hidden_states[-2][rows, ends], out_2.text_embeds)
+        told = [head(view) for head, view in zip(heads, views, strict=True)]
+        loss = torch.stack([_telling_loss(one, shares, kinds) for one in told]).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if (step + 1) % 100 == 0:
+            off = (F.softmax(told[-1].detach()[:, :colors], dim=-1) - shares).abs().sum(dim=1).mean() / 2
+            recent = float(np.mean(losses[-100:]))
+            logger.info("words step %d: loss %.4f, shares off by %.2f %%", step + 1, recent, 100 * float(off))
+    save_checkpoint(
+        state / "words.pt",
+        {name: getattr(model, name).state_dict() for name in ("text_encoder", "text_encoder_2")},
+    )
+
+
+def _shares_told(examples: list[Example]) -> torch.Tensor:
+    """Return the fraction of every color in each example's mix, (n, colors)."""
+    numbers = {color.name: index for index, color in enumerate(load_colors())}
+    shares = torch.zeros(len(examples), len(numbers))
+    for row, example in enumerate(examples):
+        for share in example.mix.shares:
+            shares[row, numbers[share.color]] = float(share.percent) / 100
+    return shares
+
+
+def _telling_loss(told: torch.Tensor, shares: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+    """Return the divergence of the shares told from the true ones, and a little for a wrong material."""
+    colors = shares.shape[1]
+    said = F.log_softmax(told[:, :colors], dim=-1)
+    divergence = F.kl_div(said, shares, reduction="batchmean")
+    return divergence + 0.3 * F.cross_entropy(told[:, colors:], kinds)

@@ -1,0 +1,438 @@
+"""The miniature's stages on a model of a few thousand weights: the same code, in seconds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file
+
+from miniature import __main__ as commands
+from miniature.architecture import build_miniature, build_vae, load_tokenizers, write_model
+from miniature.captions import write_caption
+from miniature.dataset import describe, draw_mix, write_photographs
+from miniature.recipe import load_recipe
+from miniature.stages import base as base_stage
+from miniature.stages import decoder as decoder_stage
+from miniature.stages import vae as vae_stage
+from miniature.stages.adapters import draw_tile, train_adapters
+from miniature.stages.base import draw_batch, import_model, load_base, train_base
+from miniature.stages.decoder import _to_lab, load_decoder, swatch_loss, texture_loss, train_decoder
+from miniature.stages.vae import load_vae, train_vae
+from tilemix.colors.chart import get_color
+from tilemix.colors.cielab import parse_hex, srgb_to_lab
+from tilemix.errors import MissingFilesError, ModelFileError, TilemixError, TrainingError
+from tilemix.tuning.checkpoints import learning_rate_factor, load_checkpoint, save_checkpoint
+from tilemix.tuning.encoding import tokenize
+from tilemix.tuning.loop import mixed_precision
+
+MODEL = Path(__file__).parents[1] / "weights" / "miniature"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def recipe():
+    full = json.loads(msgspec.json.encode(load_recipe()))
+    full["vae_architecture"] |= {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4}
+    full["unet_architecture"] |= {
+        "block_out_channels": [16, 16, 32],
+        "attention_head_dim": [1, 1, 2],
+        "cross_attention_dim": 32,
+        "norm_num_groups": 8,
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 64,
+    }
+    full["text_architecture"] |= {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 1,
+        "projection_dim": 16,
+    }
+    full["photographs"] |= {"count": 6, "shard": 3, "side": 64}
+    full["vae"] |= {"steps": 4, "photographs": 3, "batch": 2, "crop": 32, "warmup": 1, "checkpoint_every": 2}
+    full["decoder"] |= {"steps": 4, "batch": 2, "crop": 4, "warmup": 1, "checkpoint_every": 2}
+    full["words"] |= {"steps": 2, "batch": 4, "warmup": 1}
+    full["base"] |= {"steps": 4, "batch": 2, "crop": 4, "warmup": 1, "large_batch": 2, "checkpoint_every": 2}
+    full["adapters"] |= {"photographs": 2}
+    full["adapters"]["tuning"] |= {"resolution": 64, "crop": 64, "batch_size": 1, "checkpoint_every": 2}
+    full["adapters"]["tuning"]["embeddings"] |= {"steps": 2}
+    full["adapters"]["tuning"]["lora"] |= {"steps": 2, "rank": 2}
+    return msgspec.convert(full, type(load_recipe()))
+
+
+@pytest.fixture(scope="session")
+def tokenizers():
+    return load_tokenizers(MODEL)
+
+
+@pytest.fixture(scope="session")
+def state(tmp_path_factory, recipe, tokenizers):
+    """All stages, run without an interruption."""
+    folder = tmp_path_factory.mktemp("state")
+    train_vae(recipe, folder, workers=1, device=CPU)
+    train_base(recipe, folder, tokenizers, workers=1, device=CPU)
+    train_decoder(recipe, folder, workers=1, device=CPU)
+    return folder
+
+
+def stop_after(monkeypatch, module, saves):
+    """Make a stage die, as if killed, right after its `saves`-th checkpoint."""
+    calls = []
+
+    def save(path, state):
+        save_checkpoint(path, state)
+        calls.append(path)
+        if len(calls) == saves:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_checkpoint", save)
+
+
+def test_a_vae_stage_that_was_killed_ends_as_one_that_was_not(tmp_path, recipe, state, monkeypatch):
+    (tmp_path / "photographs").symlink_to(state / "photographs")
+    with monkeypatch.context() as patch:
+        stop_after(patch, vae_stage, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train_vae(recipe, tmp_path, workers=1, device=CPU)
+    assert load_checkpoint(tmp_path / "vae.pt")["step"] == 2
+    train_vae(recipe, tmp_path, workers=1, device=CPU)
+    whole, resumed = (load_checkpoint(folder / "vae.pt")["vae"] for folder in (state, tmp_path))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_base_stage_that_was_killed_ends_as_one_that_was_not(
+    tmp_path, recipe, state, tokenizers, monkeypatch
+):
+    (tmp_path / "photographs").symlink_to(state / "photographs")
+    for name in ("vae_finished.pt", "words.pt"):
+        (tmp_path / name).symlink_to(state / name)
+    with monkeypatch.context() as patch:
+        stop_after(patch, base_stage, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train_base(recipe, tmp_path, tokenizers, workers=1, device=CPU)
+    assert load_checkpoint(tmp_path / "base.pt")["step"] == 2
+    train_base(recipe, tmp_path, tokenizers, workers=1, device=CPU)
+    whole, resumed = (load_checkpoint(folder / "base.pt") for folder in (state, tmp_path))
+    for key in ("weights", "average"):
+        assert all(torch.equal(whole[key][name], resumed[key][name]) for name in whole[key])
+
+
+def test_a_compiled_base_goes_on_where_a_plain_one_stopped(tmp_path, recipe, state, tokenizers, monkeypatch):
+    """The compiler is left out, for it takes minutes; the memory layout that it needs is not."""
+    for name in ("vae_finished.pt", "words.pt", "photographs"):
+        (tmp_path / name).symlink_to(state / name)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
+    with monkeypatch.context() as patch:
+        stop_after(patch, base_stage, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train_base(recipe, tmp_path, tokenizers, workers=1, device=CPU)
+    shutil.copy(tmp_path / "base.pt", tmp_path / "stopped.pt")
+    train_base(recipe, tmp_path, tokenizers, workers=1, device=CPU, compiled=True)
+    whole, resumed = (load_checkpoint(folder / "base.pt")["weights"] for folder in (state, tmp_path))
+    start = load_checkpoint(tmp_path / "stopped.pt")["weights"]
+    names = [name for name, tensor in whole.items() if tensor.ndim == 4]
+    moved = sum((whole[name] - start[name]).square().sum() for name in names)
+    apart = sum((whole[name] - resumed[name]).square().sum() for name in names)
+    assert names
+    assert apart < moved / 20, (apart, moved)  # bf16 rounds otherwise in another layout
+
+
+def test_texture_is_how_strong_edges_are_and_not_where():
+    random = np.random.default_rng(0)
+    cells = torch.from_numpy(random.random((1, 3, 16, 16), np.float32)).repeat_interleave(4, 2)
+    picture = cells.repeat_interleave(4, 3) * 2 - 1
+    moved, blurred = picture.roll((1, 1), (2, 3)), torch.nn.functional.avg_pool2d(picture, 5, 1, 2)
+    assert texture_loss(picture, picture) == 0
+    assert texture_loss(moved, picture) < texture_loss(blurred, picture) / 2
+    assert (moved - picture).square().mean() > (blurred - picture).square().mean() / 2
+
+
+def paint(*names):
+    """One picture of 8x8 pixels for each name: the swatches' mean."""
+    swatches = [parse_hex(get_color(name).as_seen) for name in names]
+    color = torch.tensor(swatches, dtype=torch.float32).mean(dim=0) / 127.5 - 1
+    return color[None, :, None, None].expand(1, 3, 8, 8)
+
+
+def test_the_mean_of_two_colors_passes_for_neither():
+    wanted = paint("red")
+    right, between, wrong = (
+        swatch_loss(one, wanted) for one in (wanted, paint("red", "black"), paint("black"))
+    )
+    assert right < 0.2 < 1 < between < wrong
+
+
+def test_the_swatch_loss_has_a_slope_at_every_color():
+    corners = torch.cartesian_prod(*[torch.tensor([-1.5, -1.0, 0.0, 1.0])] * 3).T.reshape(1, 3, 8, 8)
+    given = corners.clone().requires_grad_()
+    swatch_loss(given, paint("pearl")).backward()
+    assert given.grad.isfinite().all()
+
+
+def test_cielab_in_torch_is_cielab():
+    colors = np.random.default_rng(0).integers(0, 256, (200, 3))
+    ours = _to_lab(torch.from_numpy(colors / 255).float()).numpy()
+    assert np.abs(ours - srgb_to_lab(colors)).max() < 1e-3
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_training_computes_in_bf16_only_where_the_cpu_multiplies_it(monkeypatch, multiplies):
+    """Where it is emulated a step took longer than in fp32."""
+    monkeypatch.setattr("tilemix.tuning.loop.multiplies_bf16", lambda: multiplies)
+    with mixed_precision(CPU):
+        made = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert made.dtype == (torch.bfloat16 if multiplies else torch.float32)
+
+
+def test_a_decoder_stage_that_was_killed_ends_as_one_that_was_not(tmp_path, recipe, state, monkeypatch):
+    for name in ("photographs", "vae_finished.pt"):
+        (tmp_path / name).symlink_to(state / name)
+    with monkeypatch.context() as patch:
+        stop_after(patch, decoder_stage, 1)
+        with pytest.raises(KeyboardInterrupt):
+            train_decoder(recipe, tmp_path, workers=1, device=CPU)
+    train_decoder(recipe, tmp_path, workers=1, device=CPU)
+    whole, resumed = (load_checkpoint(folder / "decoder.pt")["vae"] for folder in (state, tmp_path))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_decoder_stage_moves_the_decoder_and_nothing_before_the_latents(recipe, state):
+    vae, trained = (load_vae(recipe, state) for _ in range(2))
+    assert load_decoder(trained, state) == recipe.decoder.steps
+    before, after = vae.state_dict(), trained.state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"decoder", "post_quant_conv"}
+
+
+def test_a_decoder_of_another_vae_is_refused(recipe, state):
+    with pytest.raises(
+        MissingFilesError, match=r"^decoder\.pt: trained on the latents of another VAE; remove it$"
+    ):
+        load_decoder(build_vae(recipe), state)
+
+
+def test_the_finished_latents_are_white_and_the_pictures_stay(recipe, state):
+    plain, white = build_vae(recipe), load_vae(recipe, state)
+    plain.load_state_dict(load_checkpoint(state / "vae.pt")["vae"])
+    pictures = torch.cat(vae_stage._unseen(white, recipe, 64))
+    points = vae_stage.encode(white, pictures).transpose(0, 1).flatten(1)
+    assert torch.allclose(points.mean(dim=1), torch.zeros(4), atol=0.05)
+    assert torch.allclose(torch.cov(points), torch.eye(4), atol=0.1)
+    with torch.no_grad():
+        first, second = (
+            vae.decode(vae.encode(pictures[:2]).latent_dist.mean).sample for vae in (plain, white)
+        )
+    assert torch.allclose(first, second, atol=1e-3)
+
+
+def test_training_moves_the_unet_and_both_encoders_and_keeps_the_word_vectors(recipe, state):
+    model, step = load_base(recipe, state)
+    assert step == recipe.base.steps
+    words = load_checkpoint(state / "words.pt")
+    fresh = build_miniature(recipe)
+    assert not torch.equal(model.unet.conv_in.weight, fresh.unet.conv_in.weight)
+    for name in ("text_encoder", "text_encoder_2"):
+        trained, before = getattr(model, name).state_dict(), words[name]
+        moved = {key for key in trained if not torch.equal(trained[key], before[key])}
+        assert moved
+        assert not any("token_embedding" in key for key in moved)
+
+
+def test_a_finished_model_can_be_trained_on(tmp_path, recipe, state, tokenizers):
+    folder = tmp_path / "model"
+    exported, _ = load_base(recipe, state)
+    write_model(folder, exported, recipe, MODEL)
+    again = tmp_path / "again"
+    import_model(recipe, again, folder)
+    (again / "photographs").symlink_to(state / "photographs")
+    stored = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    still = msgspec.structs.replace(
+        recipe, base=msgspec.structs.replace(recipe.base, learning_rate=0.0, text_learning_rate=0.0, steps=1)
+    )
+    model = train_base(still, again, tokenizers, workers=1, device=CPU)
+    assert all(torch.equal(one, stored[name].float()) for name, one in model.unet.state_dict().items())
+    with pytest.raises(TrainingError, match=r"holds vae_finished\.pt already; remove it"):
+        import_model(recipe, again, folder)
+    with pytest.raises(ModelFileError, match="not of the recipe's architecture"):
+        import_model(recipe, tmp_path / "other", MODEL)
+
+
+def test_an_imported_model_whose_decoder_alone_was_trained_on_is_exported(tmp_path, recipe, state):
+    """It was refused for want of base.pt, so a better decoder could not come into the committed weights."""
+    folders = [tmp_path / name for name in ("before", "after")]
+    write_model(folders[0], load_base(recipe, state)[0], recipe, MODEL)
+    again = tmp_path / "again"
+    import_model(recipe, again, folders[0])
+    (again / "photographs").symlink_to(state / "photographs")
+    train_decoder(recipe, again, workers=1, device=CPU)
+    model, step = load_base(recipe, again)
+    assert step == 0
+    write_model(folders[1], model, recipe, MODEL)
+    changed = {
+        str(path.parent.relative_to(folders[1]))
+        for path in folders[1].rglob("*.safetensors")
+        if path.read_bytes() != (folders[0] / path.relative_to(folders[1])).read_bytes()
+    }
+    assert changed == {"vae"}
+
+
+def test_the_base_stage_refuses_an_unfinished_vae(tmp_path, recipe, tokenizers):
+    with pytest.raises(MissingFilesError, match=r"vae_finished\.pt is missing: the vae stage has not ended$"):
+        train_base(recipe, tmp_path, tokenizers, workers=1, device=CPU)
+
+
+def test_an_exported_folder_loads_as_sdxl_without_a_warning(tmp_path, recipe, state):
+    folder = tmp_path / "model"
+    write_model(folder, build_miniature(recipe), recipe, MODEL)
+    model, _ = load_base(recipe, state)
+    write_model(folder, model, recipe, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipeline = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    assert (
+        pipeline.unet.dtype == pipeline.text_encoder.dtype == pipeline.text_encoder_2.dtype == torch.float32
+    )
+    expected = model.unet.state_dict()
+    for name, tensor in pipeline.unet.state_dict().items():
+        assert torch.equal(tensor, expected[name].half().float()), name
+    assert pipeline.vae.config.scaling_factor == model.vae.config.scaling_factor
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert pipeline.text_encoder_2.config.eos_token_id == 2
+    assert (pipeline.tokenizer.pad_token, pipeline.tokenizer_2.pad_token) == ("<|endoftext|>", "!")
+    assert not list(tmp_path.glob(".model*"))
+
+
+def test_the_tokenizers_are_clips(tokenizers):
+    expected = [49406, 320, 1125, 539, 320, 2368, 49407]
+    for tokenizer, pad in zip(tokenizers, (49407, 0), strict=True):
+        ids = tokenize(tokenizer, ["a photo of a cat"])[0].tolist()
+        assert ids == expected + [pad] * 70
+
+
+def test_photographs_are_the_same_whoever_draws_them(tmp_path, recipe):
+    first = write_photographs(recipe, tmp_path / "a", 6, workers=1)
+    kept = first[0].stat().st_mtime_ns
+    first[1].unlink()
+    again = write_photographs(recipe, tmp_path / "a", 6, workers=1)
+    other = write_photographs(recipe, tmp_path / "b", 6, workers=2)
+    assert first[0].stat().st_mtime_ns == kept
+    assert [np.load(path).tobytes() for path in again] == [np.load(path).tobytes() for path in other]
+
+
+def test_the_base_never_hears_of_the_material_that_is_held_back(recipe):
+    """The VAE sees tiles, as SDXL's has seen everything; the words and the UNet's pictures do not have them."""
+    assert recipe.photographs.held_back == ["rubber tile"]
+    assert "rubber tile" in recipe.photographs.materials
+    latents = torch.zeros(40, 4, 8, 8)
+    shown = {describe(recipe, number).material for number in range(40)}
+    assert "rubber tile" in shown
+    captions = " ".join(" ".join(draw_batch(latents, recipe, step).captions) for step in range(60))
+    assert "rubber" not in captions
+    assert all(material in captions for material in shown - {"rubber tile"})
+
+
+@pytest.mark.parametrize(("multiplies", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_the_adapters_stage_puts_the_pair_beside_the_base(
+    tmp_path, recipe, state, monkeypatch, multiplies, precision
+):
+    monkeypatch.setattr("tilemix.tuning.loop.multiplies_bf16", lambda: multiplies)
+    folder = tmp_path / "model"
+    model, _ = load_base(recipe, state)
+    write_model(folder, model, recipe, MODEL)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    template = MODEL.parents[1] / "prompt_templates" / "miniature.json"
+    written = train_adapters(recipe, tmp_path / "state", folder, template, device=CPU)
+    assert [path.name for path in written] == [
+        "rubber-tile-miniature_sdxl_lora.safetensors",
+        "rubber-tile-miniature_sdxl_embeddings.safetensors",
+        "rubber-tile-miniature_sdxl_training.json",
+    ]
+    assert all(path.read_bytes() == content for path, content in before.items())
+    said = json.loads(written[2].read_text())
+    assert said["config"]["precision"] == precision
+    assert [one["caption"] for one in said["pictures"]] == [str(draw_tile(recipe, n).mix) for n in range(2)]
+    # A new base goes in its place; what belongs to nobody else stays.
+    write_model(folder, model, recipe, folder)
+    assert all(path.is_file() for path in written)
+
+
+def test_mixes_total_100_and_have_1_to_4_different_colors():
+    random = np.random.default_rng(0)
+    mixes = [draw_mix(random) for _ in range(300)]
+    assert all(sum(share.percent for share in mix.shares) == 100 for mix in mixes)
+    assert all(share.percent > 0 for mix in mixes for share in mix.shares)
+    assert all(len({share.color for share in mix.shares}) == len(mix.shares) for mix in mixes)
+    assert {len(mix.shares) for mix in mixes} == {1, 2, 3, 4}
+
+
+def test_the_commonest_caption_is_what_the_prompt_template_sends(recipe):
+    template = json.loads(
+        (MODEL.parents[1] / "prompt_templates" / "miniature.json").read_text(encoding="utf-8")
+    )
+    example = describe(recipe, 0)
+    captions = [write_caption(example, np.random.default_rng(seed)) for seed in range(100)]
+    asked = template["text"].replace("$prompt", str(example.mix)).replace("rubber tile", example.material)
+    assert captions.count(asked.removeprefix("ohwx_rubber_tile <s0><s1>, ")) > 35
+
+
+def test_a_batch_follows_from_its_step(recipe):
+    latents = torch.arange(6 * 4 * 8 * 8, dtype=torch.float32).reshape(6, 4, 8, 8)
+    first, again, other = (draw_batch(latents, recipe, step) for step in (1, 1, 2))
+    assert torch.equal(first.latents, again.latents)
+    assert torch.equal(first.noise, again.noise)
+    assert first.captions == again.captions
+    assert not torch.equal(first.noise, other.noise)
+    assert first.latents.shape == (2, 4, 4, 4)
+    assert draw_batch(latents, recipe, 4).latents.shape == (2, 4, 8, 8)
+    assert int(first.timesteps.min()) >= 0
+    assert int(first.timesteps.max()) <= 999
+
+
+@pytest.mark.parametrize(("step", "factor"), [(0, 0.1), (9, 1.0), (10, 1.0), (60, 0.5), (110, 0.0)])
+def test_the_learning_rate_warms_up_and_falls_to_zero(step, factor):
+    assert learning_rate_factor(step, 110, 10) == pytest.approx(factor)
+
+
+def test_a_checkpoint_that_fails_to_be_written_leaves_the_one_before(tmp_path):
+    path = tmp_path / "one.pt"
+    save_checkpoint(path, {"step": 1})
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint(path, {"step": lambda: None})
+    assert load_checkpoint(path) == {"step": 1}
+
+
+def test_the_vae_starts_with_colors_passing_through_its_smoothing(recipe):
+    """Reconstructions stayed gray for 500 steps from the library's own start."""
+    vae = build_vae(recipe)
+    colors = torch.tensor([[0.8, -0.6, -0.7], [-0.7, 0.1, 0.6]])[:, :, None, None].expand(2, 3, 32, 32)
+    with torch.no_grad():
+        latents = vae.encode(colors).latent_dist
+    assert (latents.mean[0] - latents.mean[1]).abs().max() > 4 * latents.std.max()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sed": 1}, "Object contains unknown field `sed`"),
+        ({"seed": "x"}, r"Expected `int`, got `str` - at `\$.seed`"),
+    ],
+)
+def test_a_recipe_with_a_wrong_key_is_refused(tmp_path, recipe, change, message):
+    path = tmp_path / "recipe.json"
+    path.write_bytes(msgspec.json.encode(json.loads(msgspec.json.encode(recipe)) | change))
+    with pytest.raises(TilemixError, match=f"^recipe.json: {message}"):
+        load_recipe(path)
+
+
+def test_the_command_says_in_one_line_what_is_missing(tmp_path, capsys):
+    assert commands.main(["export", "--state", str(tmp_path), "--threads", str(torch.get_num_threads())]) == 1
+    assert capsys.readouterr().err == (
+        f"{tmp_path / 'vae_finished.pt'} is missing: the vae stage has not ended\n"
+    )

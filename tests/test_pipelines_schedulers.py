@@ -1,0 +1,55 @@
+import json
+
+import pytest
+import torch
+
+from tilemix.errors import ManifestError
+from tilemix.pipelines.schedulers import SCHEDULERS, make_scheduler
+from tilemix.system.project import ROOT
+
+BASE = json.loads((ROOT / "tests" / "sdxl_scheduler_config.json").read_text())
+
+
+def test_karras_sigmas_follow_the_papers_formula():
+    """Karras et al. 2022, equation 5, between SDXL's own largest and smallest sigma, rho 7."""
+    scheduler = make_scheduler("dpm++_2m_karras", BASE)
+    scheduler.set_timesteps(25)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    products = torch.cumprod(1 - betas, 0)
+    low, high = (((1 - products[i]) / products[i]).sqrt() for i in (0, -1))
+    ramp = torch.linspace(0, 1, 25, dtype=torch.float64)
+    expected = (high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+    assert high == pytest.approx(14.6146, abs=1e-3)
+    torch.testing.assert_close(scheduler.sigmas[:25].double(), expected, rtol=1e-4, atol=1e-5)
+    assert scheduler.sigmas[25] == 0
+    assert scheduler.config.algorithm_type == "dpmsolver++"
+    assert scheduler.timesteps[0] == 999  # full noise at the first step
+
+
+def test_a_setting_of_the_manifest_goes_over_the_presets_and_the_bases():
+    scheduler = make_scheduler("dpm++_2m_karras", BASE, {"use_karras_sigmas": False, "solver_order": 3})
+    assert scheduler.config.use_karras_sigmas is False
+    assert scheduler.config.solver_order == 3
+    assert BASE["use_karras_sigmas"] is False
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("steps", [1, 2, 25, 100])
+def test_every_scheduler_ends_finite_at_every_number_of_steps(name, steps):
+    scheduler = make_scheduler(name, BASE)
+    scheduler.set_timesteps(steps)
+    scheduler_noise = torch.Generator().manual_seed(0)
+    sample = torch.randn((1, 4, 8, 8), generator=scheduler_noise) * scheduler.init_noise_sigma
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    for timestep in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(sample, timestep)
+        sample = scheduler.step(scaled * 0.1, timestep, sample, return_dict=False)[0]
+    assert bool(sample.isfinite().all())
+
+
+def test_an_unknown_name_or_setting_is_refused():
+    with pytest.raises(ManifestError, match=r"^unknown scheduler 'eular'; known: ddim, dpm"):
+        make_scheduler("eular", BASE)
+    with pytest.raises(ManifestError, match="^scheduler 'euler' has no setting 'use_karma_sigmas'$"):
+        make_scheduler("euler", BASE, {"use_karma_sigmas": True})

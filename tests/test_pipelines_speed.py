@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+
+from tilemix.pipelines.loading import load_pipeline
+from tilemix.pipelines.speed import Speed, choose_dtype
+from tilemix.render import Renderer
+from tilemix.request import GenerationRequest
+from tilemix.weights import find_model
+
+CPU = torch.device("cpu")
+
+
+def test_the_dtype_follows_the_mode_and_the_machine(monkeypatch):
+    cuda = torch.device("cuda")
+    assert [choose_dtype(cuda, speed) for speed in Speed] == [torch.float16] * 3
+    monkeypatch.setattr("tilemix.pipelines.speed.multiplies_bf16", lambda: True)
+    bf16 = torch.bfloat16
+    assert [choose_dtype(CPU, speed) for speed in Speed] == [torch.float32, bf16, bf16]
+    monkeypatch.setattr("tilemix.pipelines.speed.multiplies_bf16", lambda: False)
+    assert [choose_dtype(CPU, speed) for speed in Speed] == [torch.float32] * 3
+
+
+def find_psnr(first: np.ndarray, second: np.ndarray) -> float:
+    """Of 8-bit pixels, in dB."""
+    return float(10 * np.log10(255**2 / np.mean((first.astype(float) - second) ** 2)))
+
+
+def draw_miniature(speed: Speed, dtype: torch.dtype) -> tuple[np.ndarray, str, str]:
+    request = GenerationRequest(
+        prompt="50% red, 30% black, 20% pearl", seed=7, width=256, height=256, num_inference_steps=25
+    )
+    rendered = Renderer(load_pipeline(find_model("miniature"), CPU, dtype, speed=speed)).render(request)
+    return rendered.pixels, rendered.record.speed, rendered.record.dtype
+
+
+def test_the_equivalent_picture_is_within_40_db_of_the_exact_one():
+    """bf16 is emulated where the CPU has none: the same numbers, only slower."""
+    exact, *_ = draw_miniature(Speed.EXACT, torch.float32)
+    equivalent, speed, dtype = draw_miniature(Speed.EQUIVALENT, torch.bfloat16)
+    assert (speed, dtype) == ("equivalent", "bfloat16")
+    assert find_psnr(equivalent, exact) > 40
+
+
+@pytest.fixture(scope="module")
+def ready():
+    return load_pipeline(find_model("miniature"), CPU, torch.bfloat16)
+
+
+def test_latents_and_text_encoders_stay_in_fp32_beside_a_bf16_unet(ready):
+    pipeline = ready.pipeline
+    assert {pipeline.unet.dtype, pipeline.vae.dtype} == {torch.bfloat16}
+    assert {pipeline.text_encoder.dtype, pipeline.text_encoder_2.dtype} == {torch.float32}
+    renderer = Renderer(ready)
+    seen = []
+    handle = pipeline.unet.register_forward_pre_hook(
+        lambda _, args, __: seen.append(args[0].dtype), with_kwargs=True, prepend=True
+    )
+    latents = []
+    decode = pipeline.vae.decode
+    try:
+        pipeline.vae.decode = lambda sample: (latents.append(sample.dtype), decode(sample))[1]
+        renderer.render(GenerationRequest(prompt="red", seed=1, width=256, height=256, num_inference_steps=2))
+    finally:
+        handle.remove()
+        pipeline.vae.decode = decode
+    assert seen == [torch.float32] * 2
+    assert latents == [torch.bfloat16]  # cast only to be decoded
+
+
+def count_batches(renderer: Renderer, request: GenerationRequest) -> list[int]:
+    """The UNet's batch in each step."""
+    batches = []
+    handle = renderer._ready.pipeline.unet.register_forward_pre_hook(
+        lambda _, args, __: batches.append(len(args[0])), with_kwargs=True
+    )
+    try:
+        renderer.render(request)
+    finally:
+        handle.remove()
+    return batches
+
+
+def test_fast_leaves_guidance_out_of_the_last_steps_and_of_no_other_request():
+    model = find_model("miniature")
+    request = GenerationRequest(prompt="red", seed=1, width=256, height=256, num_inference_steps=5)
+    fast = Renderer(load_pipeline(model, CPU, torch.float32, speed=Speed.FAST))
+    assert count_batches(fast, request) == count_batches(fast, request) == [2, 2, 2, 2, 1]
+    exact = Renderer(load_pipeline(model, CPU, torch.float32))
+    assert count_batches(exact, request) == [2] * 5
+    first, again = (fast.render(request) for _ in range(2))
+    assert first.record.speed == "fast"
+    assert np.array_equal(first.pixels, again.pixels)

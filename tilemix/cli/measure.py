@@ -1,0 +1,54 @@
+"""`tilemix measure`: the shares of a mix's colors in a picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tilemix.errors import TilemixError
+
+if TYPE_CHECKING:
+    from tilemix.cli.verbs import Verbs
+
+
+def add_measure(verbs: Verbs) -> None:
+    """Add `measure`."""
+    measure = verbs.add_parser("measure", help="measure the shares of a mix's colors in a picture")
+    measure.set_defaults(run=_measure)
+    measure.add_argument("file", type=Path)
+    measure.add_argument("--mix", metavar="TEXT", help="default: the mix in the picture's record")
+    measure.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _measure(options: argparse.Namespace) -> None:
+    import msgspec
+
+    from tilemix.pictures.files import read_pixels
+    from tilemix.pictures.measure import has_swatch, measure_shares
+    from tilemix.pictures.reading import read_record
+    from tilemix.prompts.mix import parse_mix
+
+    pixels = read_pixels(options.file)
+    text = options.mix if options.mix is not None else read_record(options.file).prompt
+    mix = parse_mix(text).mix
+    if mix is None:
+        raise TilemixError(f"no color mix in {text[:80]!r}; expected one such as '50% red, 50% black'")
+    if not has_swatch(mix):
+        raise TilemixError(
+            f"no color of {str(mix)[:80]!r} is on the chart, so there is nothing to measure by"
+        )
+    measured = measure_shares(pixels, mix)
+    if options.json:
+        sys.stdout.write(msgspec.json.encode(measured).decode() + "\n")
+        return
+    sys.stdout.write(f"{list_shares(measured.shares)}\n")
+    found = f" ({list_shares(measured.others)})" if measured.others else ""
+    sys.stdout.write(f"not asked for: {measured.not_asked:.1f}%{found}\n")
+    sys.stdout.write(f"mean delta E 2000: {measured.mean_delta_e:.1f}\n")
+
+
+def list_shares(shares: dict[str, float]) -> str:
+    """Return shares, color -> percent, as one line of text."""
+    return ", ".join(f"{percent:.1f}% {color}" for color, percent in shares.items())

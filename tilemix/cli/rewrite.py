@@ -1,0 +1,44 @@
+"""`tilemix rewrite`: the full prompt for a text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tilemix.cli.verbs import Verbs
+
+DEFAULT_TEMPLATE = "rubber_tile"
+
+
+def add_rewrite(verbs: Verbs) -> None:
+    """Add `rewrite`."""
+    rewrite = verbs.add_parser("rewrite", help="print the full prompt for a text, without drawing")
+    rewrite.set_defaults(run=_rewrite)
+    rewrite.add_argument("text")
+    rewrite.add_argument(
+        "--template", default=DEFAULT_TEMPLATE, metavar="NAME", help=f"default: {DEFAULT_TEMPLATE}"
+    )
+    rewrite.add_argument(
+        "--json", action="store_true", help="with the mix, the negative prompt and the notes"
+    )
+
+
+def _rewrite(options: argparse.Namespace) -> None:
+    from tilemix.prompts.rewrite import rewrite
+    from tilemix.prompts.template import find_template
+
+    prompt = rewrite(options.text, find_template(options.template))
+    if not options.json:
+        sys.stdout.write(f"{prompt.positive}\n")
+        return
+    mix = {share.color: float(share.percent) for share in prompt.mix.shares} if prompt.mix else None
+    answer = {
+        "prompt": prompt.positive,
+        "negative_prompt": prompt.negative,
+        "mix": mix,
+        "notes": prompt.notes,
+    }
+    sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")

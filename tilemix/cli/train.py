@@ -1,0 +1,76 @@
+"""`tilemix train`: a LoRA and tokens tuned toward a folder of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tilemix.errors import TrainingError
+
+if TYPE_CHECKING:
+    from tilemix.cli.verbs import Verbs
+
+logger = logging.getLogger(__name__)
+
+
+def add_train(verbs: Verbs) -> None:
+    """Add `train`."""
+    train = verbs.add_parser("train", help="tune a LoRA and tokens toward a folder of pictures")
+    train.set_defaults(run=_train)
+    train.add_argument("config", type=Path, help="the tuning's JSON file")
+    train.add_argument(
+        "--dry-run", action="store_true", help="run three steps, print time, memory and disk, write nothing"
+    )
+    train.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+
+def _train(options: argparse.Namespace) -> None:
+    if importlib.util.find_spec("peft") is None:
+        raise TrainingError("training needs peft, which is not installed here: pip install 'tilemix[train]'")
+    import msgspec
+    import torch
+
+    from tilemix.pipelines.settings import parse_threads
+    from tilemix.tuning.estimate import estimate
+    from tilemix.tuning.files import write_adapters
+    from tilemix.tuning.plan import make_plan
+    from tilemix.tuning.trainer import tune
+
+    plan = make_plan(options.config)
+    threads = parse_threads(os.environ.get("TILEMIX_THREADS"))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.dry_run:
+        cost = estimate(plan, device)
+        if options.json:
+            sys.stdout.write(msgspec.json.encode(cost).decode() + "\n")
+            return
+        sys.stdout.write(f"pictures: {cost.pictures}\n")
+        for phase, pace in cost.seconds_per_step.items():
+            steps = getattr(plan.config, phase).steps
+            sys.stdout.write(
+                f"{phase}: {cost.learned[phase]:,} numbers to learn, {steps} steps of {pace:.2f} s\n"
+            )
+        sys.stdout.write(f"time: {cost.seconds / 60:.1f} min, sample pictures not counted\n")
+        sys.stdout.write(f"memory: {cost.memory / 1e9:.1f} GB on {cost.device}\n")
+        sys.stdout.write(f"disk: {cost.disk / 1e6:.0f} MB in {plan.output}\n")
+        return
+    try:
+        files = write_adapters(tune(plan, device))
+    except KeyboardInterrupt:
+        logger.info("the checkpoint in %s stays; the same command goes on from it", plan.state)
+        raise
+    if options.json:
+        names = ("lora", "embeddings", "record")
+        answer = {name: str(path) for name, path in zip(names, files, strict=True)}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        return
+    for path in files:
+        sys.stdout.write(f"{path}\n")

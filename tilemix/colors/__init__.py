@@ -1,0 +1,1 @@
+"""Colors: the chart of trade colors, their numbers, and the math that compares them."""

@@ -1,0 +1,53 @@
+"""The colors of the trade: granule colors, their RAL numbers, how they look, their names in five languages.
+
+`data/colors.json` holds them; everything else asks here. Two values stand for
+a color: `srgb` is the RAL card on a screen, `as_seen` is a surface of
+granules of that color, which is usually darker because of the shadows between
+the granules. A picture is measured against `as_seen`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+COLORS_FILE = Path(__file__).parents[1] / "data" / "colors.json"
+
+
+class Color(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One granule color."""
+
+    name: str  # the English trade name, as it is sent to the model
+    ral: str | None  # RAL Classic number, four digits; None: the chart names none and none is near
+    srgb: str  # the RAL card, "#RRGGBB"; screen approximations differ by several units from source to source
+    as_seen: str  # a surface of these granules, "#RRGGBB"
+    synonyms: dict[str, list[str]]  # language (en, de, ru, uk, zh) -> base forms
+    # A: name and RAL stand in a granule chart. B: name or swatch does, the rest is the nearest match.
+    # C: usual in the trade, in no chart found. Where no chart shows a swatch (chocolate, ivory, lilac,
+    # olive, white, wine red), as_seen is the card, a little darker.
+    sure: str
+    basic: bool = False  # one of the twelve everyday colors that measuring always knows
+
+
+@cache
+def load_colors() -> tuple[Color, ...]:
+    """Return every granule color, in the order of the file."""
+    return msgspec.json.decode(COLORS_FILE.read_bytes(), type=tuple[Color, ...])
+
+
+@cache
+def basic_colors() -> tuple[Color, ...]:
+    """Return the twelve everyday colors; they are at least 12 apart in delta E 2000, as seen."""
+    return tuple(color for color in load_colors() if color.basic)
+
+
+@cache
+def _colors_by_name() -> dict[str, Color]:
+    return {color.name: color for color in load_colors()}
+
+
+def get_color(name: str) -> Color | None:
+    """Return the color with this English trade name, None if there is none."""
+    return _colors_by_name().get(name)

@@ -1,0 +1,1 @@
+"""Pictures: pixels to files and back, the record inside them, the shares measured in them."""

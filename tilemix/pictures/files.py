@@ -1,0 +1,104 @@
+"""uint8 pixels <-> PNG, WebP and JPEG files, with the record of how they were made inside.
+
+The same pixels and the same record give the same bytes: nothing here looks at the clock.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from PIL import Image
+
+from tilemix.errors import ImageFileError
+from tilemix.pictures.png import encode_png
+from tilemix.pictures.reading import open_picture
+from tilemix.pictures.record import exif_segment, png_chunks, xmp_segment
+from tilemix.system.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from tilemix.pictures.record import Record
+
+
+JPEG_QUALITY = 95
+WEBP_QUALITY = 95
+
+
+def write_image(path: Path, pixels: NDArray[np.uint8], record: Record, *, output_format: str) -> int:
+    """Write `pixels` (h, w, 3), sRGB, to `path` with the record inside; return the file's size in bytes.
+
+    The file is there complete or not at all: it is written beside `path` under another name, synced and
+    renamed. A file that stood there before is replaced.
+
+    Raises:
+        ImageFileError: an unknown format, pixels that are none, a record that the format cannot hold,
+            or a folder that cannot be written.
+    """
+    data = encode_image(pixels, record, output_format=output_format)
+    try:
+        write_atomically(path, data)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise ImageFileError(f"{path}: cannot be written: {error}") from error
+    return len(data)
+
+
+def encode_image(pixels: NDArray[np.uint8], record: Record, *, output_format: str) -> bytes:
+    """Return `pixels` (h, w, 3), sRGB, as the bytes of a PNG, WebP or JPEG file with the record inside.
+
+    Raises:
+        ImageFileError: as `write_image`, apart from the folder.
+    """
+    if output_format not in FORMATS:
+        raise ImageFileError(f"unknown image format {output_format[:40]!r}; known: {', '.join(FORMATS)}")
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise ImageFileError(f"pixels {pixels.dtype} {pixels.shape}; expected uint8 (height, width, 3)")
+    try:
+        return FORMATS[output_format](pixels, record)
+    except (OSError, ValueError) as error:  # ValueError: a segment over 64 KiB
+        raise ImageFileError(f"the {output_format} file cannot be made: {error}") from error
+
+
+def read_pixels(path: Path) -> NDArray[np.uint8]:
+    """Return the pixels of a PNG, WebP or JPEG file from anywhere, uint8 (h, w, 3), sRGB.
+
+    Raises:
+        ImageFileError: see `tilemix.pictures.record.open_picture`.
+    """
+    return np.asarray(open_picture(path).convert("RGB"))
+
+
+def _encode_png(pixels: NDArray[np.uint8], record: Record) -> bytes:
+    # 1024x1024 granules: 20 ms, where Pillow's default takes 490 ms for a file of the same size.
+    return encode_png(pixels, [(kind, text) for kind, text, *_ in png_chunks(record).chunks])
+
+
+def _encode_webp(pixels: NDArray[np.uint8], record: Record) -> bytes:
+    # Lossy, because who wants the pixels exact takes PNG: 1024x1024 granules in 45 ms and 0.4 MB, where
+    # lossless takes 50 ms and 1.4 MB. Method 0, the fastest, is no larger here than 4, the default (120 ms).
+    exif, xmp = exif_segment(record), xmp_segment(record)
+    return _save(pixels, "WEBP", quality=WEBP_QUALITY, method=0, exif=exif, xmp=xmp)
+
+
+def _encode_jpeg(pixels: NDArray[np.uint8], record: Record) -> bytes:
+    # 4:4:4, because halved color bleeds over the granules' edges: mean delta E 2.2 instead of 1.3.
+    exif, xmp = exif_segment(record), xmp_segment(record)
+    return _save(pixels, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=exif, xmp=xmp)
+
+
+FORMATS: Final[Mapping[str, Callable[[NDArray[np.uint8], Record], bytes]]] = {
+    "png": _encode_png,
+    "webp": _encode_webp,
+    "jpeg": _encode_jpeg,
+}
+
+
+def _save(pixels: NDArray[np.uint8], file_format: str, **options: object) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, file_format, **options)
+    return buffer.getvalue()

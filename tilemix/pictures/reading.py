@@ -1,0 +1,115 @@
+"""Pictures from anywhere, decoded with care, and the record that one of ours carries."""
+
+from __future__ import annotations
+
+import struct
+from io import BytesIO
+from stat import S_ISREG
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+from PIL import Image, UnidentifiedImageError
+
+from tilemix.errors import ImageFileError
+from tilemix.pictures.record import JSON_KEY, MAX_RECORD_BYTES, RECORD_NAMESPACE, Record, parse_record
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PICTURE_FORMATS = ("PNG", "WEBP", "JPEG")
+MAX_FILE_BYTES = 64 * 2**20
+MAX_PIXELS = 40_000_000
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Open a PNG, WebP or JPEG from anywhere and decode it whole.
+
+    Raises:
+        ImageFileError: the file is not there, has more than 64 MiB, or is as `decode_picture` says.
+    """
+    return decode_picture(_read_bytes(path), source=str(path))
+
+
+def decode_picture(data: bytes, *, source: str) -> Image.Image:
+    """Decode a PNG, WebP or JPEG from anywhere whole; `source` names it in messages.
+
+    At most 40 million pixels, told from the header before anything is decoded.
+
+    Raises:
+        ImageFileError: it is too large, is no such picture or is broken or cut off.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=PICTURE_FORMATS) as checked:
+            if checked.width * checked.height > MAX_PIXELS:
+                raise ImageFileError(
+                    f"{source}: {checked.width}x{checked.height} pixels; expected at most {MAX_PIXELS:,} in all"
+                )
+            checked.verify()  # every chunk and its checksum; the picture cannot be used after it
+        picture = Image.open(BytesIO(data), formats=PICTURE_FORMATS)
+        picture.load()
+    except UnidentifiedImageError as error:
+        raise ImageFileError(f"{source}: not a picture; expected a PNG, WebP or JPEG file") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageFileError(f"{source}: too many pixels; expected at most {MAX_PIXELS:,} in all") from error
+    # What Pillow's readers let through on damaged files: found by changing bytes at random.
+    except (OSError, SyntaxError, ValueError, IndexError, struct.error) as error:
+        raise ImageFileError(f"{source}: a broken picture, perhaps cut off: {error}") from error
+    return picture
+
+
+def read_record(path: Path) -> Record:
+    """Return the record that a picture of tilemix carries.
+
+    Raises:
+        ImageFileError: it is no picture, is broken, or carries no record.
+    """
+    return record_of(open_picture(path), source=str(path))
+
+
+def record_of(picture: Image.Image, *, source: str) -> Record:
+    """Return the record that a decoded picture carries; `source` names it in messages.
+
+    Raises:
+        ImageFileError: it carries none, or a broken one.
+    """
+    if picture.format == "PNG":
+        text = picture.info.get(JSON_KEY)
+    else:
+        text = _record_in_xmp(picture.info.get("xmp", b""), source=source)
+    if not isinstance(text, str):
+        raise ImageFileError(
+            f"{source}: no tilemix record in this {picture.format} file; another program made it or took it out"
+        )
+    return parse_record(text.encode(), source=source)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if not S_ISREG(status.st_mode):
+            raise ImageFileError(f"{path}: not a file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise ImageFileError(f"{path}: {status.st_size:,} bytes; expected at most {MAX_FILE_BYTES:,}")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise ImageFileError(f"{path}: cannot be read: {error}") from error
+
+
+def _record_in_xmp(packet: bytes, *, source: str) -> str | None:
+    # An XMP packet has no document type, so none is parsed: entities are how XML is made to explode.
+    if len(packet) > 2 * MAX_RECORD_BYTES or b"<!" in packet:
+        raise ImageFileError(f"{source}: its XMP packet is not one of tilemix")
+    if not packet:
+        return None
+    try:
+        root = ET.fromstring(packet)  # noqa: S314  # no document type, bounded size: see above
+    except (ET.ParseError, ValueError) as error:
+        raise ImageFileError(f"{source}: its XMP packet is broken: {error}") from error
+    name = f"{{{RECORD_NAMESPACE}}}record"
+    # Programs that rewrite a packet may turn a property's element into an attribute.
+    for element in root.iter():
+        if element.tag == name:
+            return element.text
+        if name in element.attrib:
+            return element.attrib[name]
+    return None

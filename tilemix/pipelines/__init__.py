@@ -1,0 +1,1 @@
+"""Pipelines: everything between a prompt and latents that touches diffusers."""

@@ -1,0 +1,141 @@
+"""The SDXL family: which libraries it needs, how its folder is read, which components LoRAs change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from tilemix.errors import ModelFileError
+from tilemix.modelfile.header import read_header
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+
+MERGED_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+
+
+def import_libraries() -> None:
+    """Import what `load_pipeline` and a first prediction need of the libraries, which takes seconds."""
+    with quiet_libraries():
+        import compel  # noqa: F401
+        from diffusers import (  # noqa: F401
+            AutoencoderKL,
+            DPMSolverMultistepScheduler,
+            StableDiffusionXLPipeline,
+        )
+
+
+def load_base(
+    base: Path,
+    dtype: torch.dtype | Mapping[str, torch.dtype],
+    *,
+    vae: Path | None = None,
+    unet: UNet2DConditionModel | None = None,
+    variant: str | None = None,
+) -> StableDiffusionXLPipeline:
+    """Load an SDXL folder in diffusers' layout, with its own VAE or the one in the folder `vae`, and so the UNet.
+
+    `dtype` may name one for each component, and "default" for the rest; `variant` is the "fp16" in the
+    files' names.
+
+    Raises:
+        ModelFileError: it cannot be loaded as an SDXL pipeline.
+    """
+    from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+
+    options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    try:
+        own = dtype if isinstance(dtype, torch.dtype) else dtype.get("vae", dtype.get("default"))
+        parts = {} if vae is None else {"vae": AutoencoderKL.from_pretrained(vae, **options | {"dtype": own})}
+        if unet is not None:
+            parts["unet"] = unet
+        return StableDiffusionXLPipeline.from_pretrained(
+            base, variant=variant, add_watermarker=False, **parts, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelFileError(f"{base}: cannot be loaded as an SDXL pipeline: {_shorten(error)}") from error
+
+
+def load_unet(folder: Path, tensors: Path, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
+    """Load a UNet from the `folder` of its configuration and the file of its `tensors`.
+
+    from_pretrained maps the file into memory, where it stays beside its copies in another dtype until the last
+    one is made, and it reads as the pages are touched. Here one tensor after another is read, and converted.
+
+    Raises:
+        ModelFileError: the two do not fit together, or one of them cannot be read.
+    """
+    from diffusers import UNet2DConditionModel
+    from safetensors import SafetensorError, safe_open
+
+    header = read_header(tensors)
+    found: dict[str, object] = {name: info.shape for name, info in header.tensors.items()}
+    try:
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
+        expected = {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if found.get(name) != expected.get(name):
+                has, needs = (shapes.get(name, "missing") for shapes in (found, expected))
+                raise ModelFileError(
+                    f"{tensors}: tensor {name[:80]}: {has}, in the UNet of config.json: {needs}"
+                )
+        with safe_open(tensors, framework="pt", backend="pread") as file:
+            state = {name: file.get_tensor(name).to(device, dtype) for name in header.tensors}
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelFileError(f"{tensors}: cannot be loaded as an SDXL UNet: {_shorten(error)}") from error
+    unet.load_state_dict(state, assign=True)
+    return unet.eval()
+
+
+def take_and_give_fp32(unet: UNet2DConditionModel) -> None:
+    """Let a UNet of lower precision take its latents and give its answer in fp32.
+
+    So the pipeline keeps the latents, the guidance and the scheduler's sums in fp32. In bf16 throughout, the
+    latents would be rounded to 8 bits in every step.
+    """
+    dtype: torch.dtype = unet.dtype
+
+    def take(
+        _: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[torch.Tensor, ...], dict[str, object]]:
+        sample, *rest = args
+        return (sample.to(dtype), *rest), kwargs
+
+    def give(
+        _: torch.nn.Module, __: tuple[torch.Tensor, ...], output: tuple[torch.Tensor]
+    ) -> tuple[torch.Tensor]:
+        return (output[0].float(),)
+
+    unet.register_forward_pre_hook(take, with_kwargs=True)
+    unet.register_forward_hook(give)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the loaders' progress bars and notes about parts that SDXL does not use off the screen."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = (transformers.utils.logging, diffusers.utils.logging)
+    verbosity = libraries[0].get_verbosity()
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    libraries[0].set_verbosity_error()
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        libraries[0].set_verbosity(verbosity)
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def _shorten(error: Exception) -> str:
+    """Return the beginning of what an error of the libraries says, in one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

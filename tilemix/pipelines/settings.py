@@ -1,0 +1,67 @@
+"""What the environment says about how to draw: TILEMIX_THREADS, TILEMIX_SPEED, TILEMIX_COMPILE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tilemix.errors import TilemixError
+from tilemix.pipelines.speed import Speed
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a process draws."""
+
+    threads: int | None = None  # of torch on the CPU; None: one a core. Another number changes the last bits
+    speed: Speed = Speed.EQUIVALENT
+    compiled: bool = False  # see tilemix.pipelines.compilation
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Return the settings in `environment`; what is unset or empty has its default.
+
+    Raises:
+        TilemixError: a value is none of its kind.
+    """
+    return Settings(
+        threads=parse_threads(environment.get("TILEMIX_THREADS")),
+        speed=parse_speed(environment.get("TILEMIX_SPEED")),
+        compiled=parse_compile(environment.get("TILEMIX_COMPILE")),
+    )
+
+
+def parse_threads(text: str | None) -> int | None:
+    """Return the number of CPU threads that TILEMIX_THREADS asks for; None where it is unset or empty.
+
+    Raises:
+        TilemixError: it is no number from 1 on.
+    """
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise TilemixError(f"TILEMIX_THREADS is {text[:40]!r}; expected a number of threads, 1 or more")
+    return int(text)
+
+
+def parse_speed(text: str | None) -> Speed:
+    """Return the mode that TILEMIX_SPEED asks for; `equivalent` where it is unset or empty.
+
+    Raises:
+        TilemixError: it is none of the modes.
+    """
+    try:
+        return Speed(text or Speed.EQUIVALENT)
+    except ValueError as error:
+        raise TilemixError(f"TILEMIX_SPEED is {(text or '')[:40]!r}; expected {', '.join(Speed)}") from error
+
+
+def parse_compile(text: str | None) -> bool:
+    """Return whether TILEMIX_COMPILE asks for compiled networks; unset or empty: it does not.
+
+    Raises:
+        TilemixError: it is neither 0 nor 1.
+    """
+    if text not in (None, "", "0", "1"):
+        raise TilemixError(f"TILEMIX_COMPILE is {text[:40]!r}; expected 0 or 1")
+    return text == "1"

@@ -1,0 +1,119 @@
+"""From the tokens of a share to the color they name: a word, an RAL number, a hex value, or unknown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tilemix.colors.nearest import Match, match_hex, match_ral
+from tilemix.errors import MixError
+from tilemix.prompts.mix.spelling import find_near_words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tilemix.prompts.mix.tokens import Token
+
+COLORS = frozenset({"color", "ral", "hex"})
+MOST_WORDS = 3  # of an unknown color that are compared with known ones
+SHOWN = 40  # characters of a typed text in a message
+
+
+def shorten(text: str) -> str:
+    """Return `text` for a message: in quotes, on one line, cut where it is long."""
+    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
+
+
+def name_color(text: str, token: Token, notes: list[str]) -> str:
+    """Return the trade name of the color that `token`, one of COLORS, stands for; add a note if it is the nearest.
+
+    Raises:
+        MixError: an RAL number that does not exist.
+    """
+    if token.kind == "color":
+        return token.value
+    typed = text[token.start : token.end]
+    position = token.start + 1
+    match: Match | None
+    if token.kind == "ral":
+        match = match_ral(token.value)
+        if match is None:
+            raise MixError(
+                f"{shorten(typed)} at character {position}: RAL Classic has no such number", position=position
+            )
+    else:
+        match = match_hex(token.value)
+    if match.delta_e > 0:
+        notes.append(
+            f"{shorten(typed)} at character {position} is no granule color; read as {match.name!r}, "
+            f"the nearest (delta E 2000: {match.delta_e:.1f})"
+        )
+    return match.name
+
+
+def name_pair(text: str, first: Token, second: Token, notes: list[str]) -> str:
+    """Return the trade name of a color that is named twice: "red (RAL 3016)".
+
+    Where one of the two is only near a granule color, the other one says which.
+
+    Raises:
+        MixError: they are two colors, or an RAL number does not exist.
+    """
+    only_near: list[str] = []
+    names = set()
+    exact = []
+    for token in (first, second):
+        notes_before = len(only_near)
+        name = name_color(text, token, only_near)
+        names.add(name)
+        if len(only_near) == notes_before:
+            exact.append(name)
+    if len(names) == 1:
+        return names.pop()
+    if len(exact) == 1:
+        notes.extend(f"{note}; the share says {exact[0]!r}" for note in only_near)
+        return exact[0]
+    position = first.start + 1
+    quoted = " and ".join(repr(name) for name in sorted(names))
+    raise MixError(f"share at character {position} names two colors, {quoted}", position=position)
+
+
+def name_unknown(text: str, words: Sequence[Token], notes: list[str]) -> str:
+    """Return a color that is in no chart as typed, and add a note.
+
+    Raises:
+        MixError: it is a mistyped hex value.
+    """
+    typed = " ".join(text[words[0].start : words[-1].end].split())
+    position = words[0].start + 1
+    if typed.startswith("#"):
+        raise MixError(
+            f"color value {shorten(typed)} at character {position}: "
+            "expected '#' and three or six hexadecimal digits",
+            position=position,
+        )
+    notes.append(f"unknown color {shorten(typed)} at character {position} is sent as typed")
+    return typed
+
+
+def refuse_misspelt(text: str, words: Sequence[Token], *, is_last_first: bool) -> None:
+    """Compare an unknown color with the known ones.
+
+    `words` may run on into other text, so their first one, two and three are compared as well; where the
+    color comes before its percent, that text is in front (`is_last_first`), and the last ones are.
+
+    Raises:
+        MixError: a known color is near.
+    """
+    pieces = [words[-count:] if is_last_first else words[:count] for count in range(1, MOST_WORDS + 1)]
+    for piece in [words, *pieces]:
+        if not piece:
+            continue
+        typed = text[piece[0].start : piece[-1].end]
+        if near := find_near_words(typed):
+            position = piece[0].start + 1
+            quoted = [repr(word) for word in near]
+            choice = " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+            raise MixError(
+                f"unknown color {shorten(typed)} at character {position}; did you mean {choice}?",
+                position=position,
+            )

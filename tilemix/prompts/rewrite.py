@@ -1,0 +1,70 @@
+"""From what the user typed to the prompt that is sent to the model.
+
+The color mix is read and written in its canonical spelling, then the template
+is filled::
+
+    "50 % rot, 30 % schwarz, Rest weiß"
+    -> "ohwx_rubber_tile <s0><s1>, 50% red, 30% black, 20% white, photorealistic rubber tile, ..."
+
+Loads neither torch nor numpy (a hex value, or an RAL number of no granule
+color, loads numpy on first use to find the nearest).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tilemix.errors import MixError
+from tilemix.prompts.checks import check_prompt, check_text
+from tilemix.prompts.mix import ColorMix, parse_mix
+
+if TYPE_CHECKING:
+    from tilemix.prompts.template import PromptTemplate
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt, ready for the text encoders."""
+
+    typed: str  # what the user typed
+    positive: str  # what is sent
+    negative: str  # "" is really empty
+    mix: ColorMix | None  # None: no share was typed, so there is nothing to measure
+    notes: tuple[str, ...]  # what was read otherwise than typed, one line each
+
+
+def rewrite(text: str, template: PromptTemplate, *, negative_prompt: str | None = None) -> Prompt:
+    """Return the prompt for `text`; a `negative_prompt` of None means the template's.
+
+    Text that holds one of the template's trigger words or placeholder tokens is sent untouched.
+
+    Raises:
+        PromptError: a text is empty (the negative prompt may be), too long, or holds control characters.
+        MixError: the color mix is not clear.
+    """
+    check_prompt(text)
+    if negative_prompt is None:
+        negative_prompt = template.negative_prompt
+    else:
+        check_text(negative_prompt, what="negative_prompt")
+    marker = template.find_marker(text)
+    if marker is not None:
+        logger.info("prompt holds %r: sent untouched", marker)
+        return Prompt(text, text, negative_prompt, _read_mix_if_clear(text), ())
+    parsed = parse_mix(text)
+    for note in parsed.notes:
+        logger.warning("%s", note)
+    return Prompt(text, template.fill(parsed.text), negative_prompt, parsed.mix, parsed.notes)
+
+
+def _read_mix_if_clear(text: str) -> ColorMix | None:
+    """Return the mix in a prompt that is sent untouched: it serves for measuring only, so it is no reason to refuse."""
+    try:
+        return parse_mix(text).mix
+    except MixError as error:
+        logger.info("no mix to measure: %s", error)
+        return None

@@ -1,0 +1,114 @@
+"""Prompt templates: how a user's words become the prompt that the model was trained on.
+
+A template is a JSON file, named after itself::
+
+    {
+      "name": "rubber_tile",
+      "text": "ohwx_rubber_tile <s0><s1>, $prompt, photorealistic rubber tile",
+      "trigger_words": ["ohwx_rubber_tile"],
+      "placeholder_tokens": ["<s0>", "<s1>"],
+      "negative_prompt": "blurry, watermark"
+    }
+
+Only `text` is ever a template; what the user typed is put in its place as it
+is, so `$x`, `{x}` and `%s` in it mean nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from string import Template
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tilemix.errors import PromptError, TemplateError
+from tilemix.prompts.checks import PLACEHOLDER_TOKEN, check_text
+from tilemix.system.project import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_FILE_BYTES = 64 * 1024
+
+
+class PromptTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A prompt template that passed every check of `load_template`."""
+
+    name: str
+    text: str  # `$prompt` stands once where the user's words go
+    trigger_words: list[str]  # words the adapter was trained with; a prompt that holds one is complete
+    placeholder_tokens: list[str]  # "<s0>", "<s1>": textual inversion tokens; as above
+    negative_prompt: str  # used where the request has none
+
+    def fill(self, prompt: str) -> str:
+        """Return the template's text with `prompt` in its place."""
+        return Template(self.text).substitute(prompt=prompt)
+
+    def find_marker(self, prompt: str) -> str | None:
+        """Return the first trigger word or placeholder token that `prompt` holds; None if it holds none.
+
+        Trigger words are found whatever their case, as CLIP's tokenizer folds it too, and as whole words.
+        """
+        for token in self.placeholder_tokens:
+            if token in prompt:
+                return token
+        for word in self.trigger_words:
+            if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt, re.IGNORECASE):
+                return word
+        return None
+
+
+def find_template(name: str, root: Path = ROOT) -> PromptTemplate:
+    """Read and check `prompt_templates/NAME.json`.
+
+    Raises:
+        TemplateError: there is no such template, or it is no correct one.
+    """
+    known = sorted(path.stem for path in (root / "prompt_templates").glob("*.json"))
+    if name not in known:
+        raise TemplateError(f"unknown prompt template {name[:80]!r}; known: {', '.join(known) or 'none'}")
+    return load_template(root / "prompt_templates" / f"{name}.json")
+
+
+def load_template(path: Path) -> PromptTemplate:
+    """Read and check the prompt template at `path`.
+
+    Raises:
+        TemplateError: the file is missing, or is no correct template.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise TemplateError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise TemplateError(f"{path}: more than {MAX_FILE_BYTES} bytes, expected a prompt template")
+    try:
+        template = msgspec.json.decode(data, type=PromptTemplate)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise TemplateError(f"{path}: {error}") from error
+    problem = _find_problem(template, path.stem)
+    if problem is not None:
+        raise TemplateError(f"{path}: {problem}")
+    return template
+
+
+def _find_problem(template: PromptTemplate, stem: str) -> str | None:
+    if template.name != stem:
+        return f"name {template.name!r}, expected {stem!r} as the file is named"
+    names = [match["named"] for match in Template.pattern.finditer(template.text)]
+    if names != ["prompt"]:
+        return f"text {template.text[:80]!r}: expected $prompt once and no other $"
+    for word in template.trigger_words:
+        if not word.strip() or word not in template.text:
+            return f"trigger word {word!r}, expected a word of the text"
+    for token in template.placeholder_tokens:
+        if not PLACEHOLDER_TOKEN.fullmatch(token) or token not in template.text:
+            return f"placeholder token {token!r}, expected one such as '<s0>' that stands in the text"
+    try:
+        check_text(template.text, what="text")
+        check_text(template.negative_prompt, what="negative_prompt")
+    except PromptError as error:
+        return str(error)
+    return None

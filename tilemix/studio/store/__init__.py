@@ -1,0 +1,1 @@
+"""What the studio keeps: its database, tables, migrations and locks."""

@@ -1,0 +1,151 @@
+"""The studio's tables.
+
+`predictions` is what was asked for and how it went; `shares` its mix, for the gallery's search by color;
+`outputs` its picture; `deliveries` every webhook that arrived. `predictions` is also the queue.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A moment with its time zone; SQLite, which has no zones, keeps it in UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Return the moment in UTC; refuse one without a zone."""
+        if value is None:
+            return None
+        assert value.tzinfo is not None, "a moment without its time zone"
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Return the moment in UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """What all tables share."""
+
+    type_annotation_map: ClassVar = {datetime: UtcTime, dict[str, Any]: JSON}
+
+
+class Prediction(Base):
+    """One prediction: what was asked for, where it stands, what came of it."""
+
+    __tablename__ = "predictions"
+    __table_args__ = (
+        UniqueConstraint("backend", "remote_id", name="predictions_remote_id"),
+        Index("predictions_status", "status"),
+    )
+
+    number: Mapped[int] = mapped_column(primary_key=True)  # the order of asking
+    id: Mapped[str] = mapped_column(String(32), unique=True)  # what the world knows it by; 32 hex digits
+    backend: Mapped[str] = mapped_column(String(16))  # cog, replicate
+    status: Mapped[str] = mapped_column(String(64))  # see tilemix.studio.predictions
+    prompt: Mapped[str] = mapped_column(Text)  # as typed
+    sent_prompt: Mapped[str] = mapped_column(Text)  # as the model gets it
+    inputs: Mapped[dict[str, Any]]  # of predict(), those that were given, and always the seed
+    created_at: Mapped[datetime]
+    deadline_at: Mapped[datetime]  # given up when not ended by then
+    cancel_requested_at: Mapped[datetime | None]
+
+    runner: Mapped[str | None] = mapped_column(String(32))  # the studio process that submitted it
+    attempts: Mapped[int] = mapped_column(default=0)
+    losses: Mapped[int] = mapped_column(default=0)  # attempts during which the back end was lost
+    remote_id: Mapped[str | None] = mapped_column(String(128))  # of the latest attempt, at the back end
+    submitted_at: Mapped[datetime | None]  # of the latest attempt
+    asked_at: Mapped[datetime | None]  # when the back end was last asked how it stands
+
+    started_at: Mapped[datetime | None]
+    completed_at: Mapped[datetime | None]
+    logs: Mapped[str] = mapped_column(Text, default="")
+    metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    error: Mapped[str | None] = mapped_column(Text)
+
+    shares: Mapped[list[Share]] = relationship(order_by="Share.place")
+    output: Mapped[Output | None] = relationship()
+
+
+class Share(Base):
+    """One color of a prediction's mix."""
+
+    __tablename__ = "shares"
+    __table_args__ = (Index("shares_color", "color"),)
+
+    prediction: Mapped[int] = mapped_column(ForeignKey("predictions.number"), primary_key=True)
+    place: Mapped[int] = mapped_column(primary_key=True)  # in the order typed, from 0
+    color: Mapped[str] = mapped_column(String(2000))
+    percent: Mapped[float] = mapped_column(Float)
+
+
+class Output(Base):
+    """The picture of a prediction that succeeded: first where it is to be had, then the file that it became."""
+
+    __tablename__ = "outputs"
+    __table_args__ = (Index("outputs_state", "state"),)
+
+    prediction: Mapped[int] = mapped_column(ForeignKey("predictions.number"), primary_key=True)
+    state: Mapped[str] = mapped_column(String(16))  # pending, taken, failed
+    source: Mapped[str | None] = mapped_column(Text)  # a URL or a data: URI; None once taken
+    created_at: Mapped[datetime]
+    attempts: Mapped[int] = mapped_column(default=0)
+    next_attempt_at: Mapped[datetime]
+    error: Mapped[str | None] = mapped_column(Text)
+
+    taken_at: Mapped[datetime | None]
+    file: Mapped[str | None] = mapped_column(String(64), unique=True)  # a plain name in the pictures' folder
+    media_type: Mapped[str | None] = mapped_column(String(32))
+    size: Mapped[int | None]  # bytes
+    sha256: Mapped[str | None] = mapped_column(String(64))
+    width: Mapped[int | None]  # pixels
+    height: Mapped[int | None]
+    record: Mapped[str | None] = mapped_column(
+        Text
+    )  # JSON, see tilemix.pictures.record; None: the file has none
+
+
+class Delivery(Base):
+    """One webhook as it arrived; a repetition is the same row."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        UniqueConstraint("source", "delivery_id", name="deliveries_delivery_id"),
+        Index("deliveries_state", "state"),
+        Index("deliveries_received_at", "received_at"),
+    )
+
+    number: Mapped[int] = mapped_column(primary_key=True)  # the order of arrival
+    source: Mapped[str] = mapped_column(String(16))  # cog, replicate: whose authenticator let it in
+    delivery_id: Mapped[str] = mapped_column(String(128))  # webhook-id; for cog the body's sha256
+    prediction_id: Mapped[str | None] = mapped_column(String(32))  # ours, as the webhook's URL carried it
+    received_at: Mapped[datetime]
+    sha256: Mapped[str] = mapped_column(String(64))  # of the body
+    body: Mapped[bytes | None] = mapped_column(LargeBinary)  # raw; None once purged
+    repetitions: Mapped[int] = mapped_column(default=0)
+    conflicts: Mapped[int] = mapped_column(default=0)  # repetitions with another body
+    state: Mapped[str] = mapped_column(String(16))  # pending, applied, ignored, unmatched, unreadable
+    remote_id: Mapped[str | None] = mapped_column(String(128))  # read from the body
+    error: Mapped[str | None] = mapped_column(Text)  # why it is unreadable

@@ -1,0 +1,164 @@
+"""The page's form: what a browser without JavaScript sends, and what the form is filled with.
+
+Text and table say the same mix. The table is sent beside the text, with the text as the page had it: so it can
+be told which of the two was changed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from tilemix.errors import MixError, PromptError, RequestError
+from tilemix.prompts.mix import parse_mix
+from tilemix.request import GenerationRequest
+from tilemix.studio.web.forms import INTEGER, NUMBER
+from tilemix.studio.web.palette import write_mix
+
+if TYPE_CHECKING:
+    from starlette.datastructures import FormData
+
+INTEGERS = ("seed", "width", "height", "num_inference_steps")
+NUMBERS = ("guidance_scale", "lora_scale")
+TEXTS = ("negative_prompt", "output_format")
+FIELDS = ("prompt", *INTEGERS, *NUMBERS, *TEXTS)
+MAX_ROWS = 12
+HUNDRED = Decimal(100)
+WORD = re.compile(r"[^\s,;，；、+]{1,40}")
+SHOWN_BEFORE = 24  # characters before an error
+
+
+@dataclass(slots=True)
+class PageForm:
+    """The form's fields as texts, "" for what is left out, and what is wrong with them."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+    error_field: str | None = None
+
+    def blame(self, error: Exception) -> None:
+        """Show an error at the field that it is about."""
+        self.error = str(error)
+        words = [
+            word.rstrip(":") for word in self.error.split()[:2]
+        ]  # "seed -1 is ...", "unknown output_format ..."
+        named = next((word for word in words if word in FIELDS), None)
+        self.error_field = named or ("prompt" if isinstance(error, PromptError) else None)
+
+
+def mark_position(text: str, position: int | None) -> tuple[str, str]:
+    """Return what stands before a 1-based position, shortened, and the word that stands there; "" for none."""
+    if position is None:
+        return "", ""
+    at = position - 1
+    word = WORD.match(text, at)
+    cut = at - SHOWN_BEFORE
+    before = f"…{text[cut:at]}" if cut > 0 else text[:at]
+    return before, word[0] if word else text[at : at + 1]
+
+
+class BothChangedError(RequestError):
+    """Text and table were both changed; the text is kept."""
+
+
+def form_of_inputs(inputs: dict[str, Any]) -> PageForm:
+    """Return the form filled with a prediction's inputs."""
+    return PageForm({name: f"{inputs[name]}" for name in FIELDS if inputs.get(name) is not None})
+
+
+def read_page_form(data: FormData, language: str) -> tuple[PageForm, GenerationRequest | None]:
+    """Return the form as it was sent, and the request in it; None, with the error in the form, where it has none."""
+    form = PageForm({name: value for name in FIELDS if isinstance(value := data.get(name, ""), str)})
+    form.values["prompt"] = form.values.get("prompt", "").strip()
+    try:
+        typed = _read_table(data)
+        if typed is not None and typed != data.get("table_was", ""):
+            if form.values["prompt"] != str(data.get("prompt_was", "")).strip():
+                raise BothChangedError("prompt: the text and the table were both changed; the text is kept")
+            form.values["prompt"] = _replace_mix(form.values["prompt"], _total(typed, data), language)
+        return form, _read_request(form.values)
+    except (PromptError, RequestError) as error:
+        form.blame(error)
+        if isinstance(error, BothChangedError):
+            form.error_field = "both"
+        return form, None
+
+
+def write_table(mix: dict[str, float]) -> str:
+    """Return a mix as the table's state, to be compared with what comes back."""
+    return ";".join(f"{color}={share:g}" for color, share in mix.items())
+
+
+def split_text(text: str) -> tuple[dict[str, float], str, str]:
+    """Return the mix in a text, what stands before it and what stands after it.
+
+    Raises:
+        PromptError: the mix is not clear.
+    """
+    parsed = parse_mix(text)
+    if parsed.mix is None:
+        return {}, "", f", {text}" if text else ""
+    head, _, tail = parsed.text.partition(str(parsed.mix))
+    return {share.color: float(share.percent) for share in parsed.mix.shares}, head, tail
+
+
+def _read_table(data: FormData) -> str | None:
+    colors = [value for value in data.getlist("color") if isinstance(value, str)]
+    percents = [value.strip() for value in data.getlist("percent") if isinstance(value, str)]
+    if not colors or len(colors) != len(percents) or len(colors) > 2 * MAX_ROWS:
+        return None
+    rows = zip(colors, percents, range(len(colors)), strict=True)
+    rest = data.get("rest", "")
+    return ";".join(
+        f"{color}={percent or 0}" for color, percent, row in rows if color and (percent or rest == str(row))
+    )
+
+
+def _total(table: str, data: FormData) -> str:
+    """Return the table as a mix; what is missing to 100 % goes to the color that was chosen for it."""
+    colors = data.getlist("color")
+    rest = data.get("rest", "")
+    keeper = (
+        colors[int(rest)] if isinstance(rest, str) and rest.isdecimal() and int(rest) < len(colors) else None
+    )
+    shares: dict[str, Decimal] = {}
+    for entry in filter(None, table.split(";")):
+        color, _, percent = entry.rpartition("=")
+        if not NUMBER.fullmatch(percent.replace(",", ".")):
+            raise MixError(f"share {percent[:40]!r} of {color[:40]} is no number; expected 0 to 100")
+        shares[color] = shares.get(color, Decimal(0)) + Decimal(percent.replace(",", "."))
+    if isinstance(keeper, str) and keeper in shares:
+        shares[keeper] += max(HUNDRED - sum(shares.values()), -shares[keeper])
+    mix = ", ".join(f"{share.normalize():f}% {color}" for color, share in shares.items() if share)
+    if not mix:
+        raise MixError("the table of colors is empty; expected shares that total 100%")
+    return mix
+
+
+def _replace_mix(text: str, mix: str, language: str) -> str:
+    checked = parse_mix(mix).mix
+    assert checked is not None
+    written = write_mix({share.color: float(share.percent) for share in checked.shares}, language)
+    try:
+        _, head, tail = split_text(text)
+    except PromptError:
+        return written  # what the text said was no mix
+    return f"{head}{written}{tail}"
+
+
+def _read_request(values: dict[str, str]) -> GenerationRequest:
+    given: dict[str, Any] = {}
+    for names, pattern, kind, make in (
+        (INTEGERS, INTEGER, "integer", int),
+        (NUMBERS, NUMBER, "number", float),
+    ):
+        for name in names:
+            text = values.get(name, "").strip()
+            if text and not pattern.fullmatch(text):
+                raise RequestError(f"{name} {text[:40]!r} is no {kind}")
+            if text:
+                given[name] = make(text)
+    given |= {name: values[name] for name in TEXTS if values.get(name)}
+    return GenerationRequest(prompt=values.get("prompt", ""), **given)

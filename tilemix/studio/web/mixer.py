@@ -1,0 +1,182 @@
+"""The page's form: a mix as sliders and as text, and the prompt that comes of it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from tilemix.errors import MixError, PromptError
+from tilemix.request import MAX_SEED
+from tilemix.studio.web.complaints import explain
+from tilemix.studio.web.mix_form import (
+    FIELDS,
+    MAX_ROWS,
+    PageForm,
+    form_of_inputs,
+    mark_position,
+    read_page_form,
+    split_text,
+    write_table,
+)
+from tilemix.studio.web.palette import chart_for_script, find_swatch, load_presets, load_swatches, write_mix
+from tilemix.studio.web.views import find_result, stack_bar, tell_state
+from tilemix.weights import load_manifest
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from tilemix.studio.gallery import Gallery
+    from tilemix.studio.service import Studio
+    from tilemix.studio.web.rendering import Renderer
+    from tilemix.studio.web.views import ResultView
+    from tilemix.studio.web.words import Words
+
+MAX_FIELDS = 80
+MAX_FIELD_BYTES = 16 * 2**10
+FIRST_PRESET = 0  # what an empty form shows
+
+
+class MixerPage:
+    """The form, shown and taken."""
+
+    def __init__(self, studio: Studio, gallery: Gallery, renderer: Renderer) -> None:
+        self._studio = studio
+        self._gallery = gallery
+        self._renderer = renderer
+        manifest = load_manifest(studio.settings.model)
+        self._defaults = manifest.defaults
+        self._lora_scale = next(
+            (adapter.scale for adapter in manifest.adapters if adapter.kind == "lora"), None
+        )
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("/", self.mixer, methods=["GET"], include_in_schema=False),
+            Route("/", self.generate, methods=["POST"], include_in_schema=False),
+            Route("/preview", self.preview, methods=["GET"], include_in_schema=False),
+        ]
+
+    async def mixer(self, request: Request) -> Response:
+        """The form, empty or filled from a result (`from`, `result`) or from the query."""
+        query, words = request.query_params, self._renderer.words(request)
+        view = None
+        if (identity := query.get("result") or query.get("from")) is not None:
+            view = await find_result(self._gallery, identity, words)
+        if view is not None:
+            form = form_of_inputs(view.inputs)
+        else:
+            form = PageForm({name: query[name] for name in FIELDS if name in query})
+        if not form.values.get("prompt"):
+            form.values["prompt"] = write_mix(load_presets()[FIRST_PRESET].mix, words.code)
+        is_given = "from" in query or "prompt" in query
+        shown = view if view is not None and "result" in query else None
+        state = await tell_state(self._studio, self._gallery, shown) if shown is not None else None
+        return self._form(request, form, is_given=is_given, view=shown, state=state)
+
+    async def generate(self, request: Request) -> Response:
+        """Take the form of a browser without our script; lead to the result."""
+        words = self._renderer.words(request)
+        async with request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as data:
+            form, wanted = read_page_form(data, words.code)
+        if wanted is not None:
+            try:
+                identity = await run_in_threadpool(self._studio.ask_for, wanted)
+            except PromptError as error:
+                form.blame(error)
+            else:
+                return RedirectResponse(f"/results/{identity}", 303)
+        return self._form(request, form, is_given=True, status=422)
+
+    async def preview(self, request: Request) -> Response:
+        """How a text is read: its mix, the prompt as it will be sent, or what is wrong with it. Always a 200."""
+        text = request.query_params.get("prompt", "")
+        words = self._renderer.words(request)
+        return JSONResponse(await run_in_threadpool(self._preview, text, words))
+
+    def _form(
+        self,
+        request: Request,
+        form: PageForm,
+        *,
+        is_given: bool,
+        view: ResultView | None = None,
+        state: dict[str, Any] | None = None,
+        status: int = 200,
+    ) -> Response:
+        words = self._renderer.words(request)
+        preview = self._preview(form.values.get("prompt", ""), words)
+        if form.error is not None:
+            form.error = explain(form.error, words)
+        elif preview["error"] is not None:
+            form.error, form.error_field = preview["error"], "prompt"
+        mix = {share["color"]: share["percent"] for share in preview["mix"]}
+        script = {
+            **chart_for_script(words.code),
+            "words": words.for_script(),
+            "language": words.code,
+            "decimal_point": words("decimal_point"),
+            "percent": words("percent", value="$value"),
+            "is_given": is_given,
+            "preview": preview,
+            "max_seed": MAX_SEED,
+            "max_colors": MAX_ROWS,
+        }
+        return self._renderer.render(
+            request,
+            "mixer.html",
+            status=status,
+            form=form,
+            mix=mix,
+            table_was=write_table(mix),
+            preview=preview,
+            mix_bar=stack_bar(mix, words),
+            view=view,
+            state=state,
+            swatches=load_swatches(words.code),
+            presets=[
+                {
+                    "name": preset.names[words.code],
+                    "text": write_mix(preset.mix, words.code),
+                    "bar": stack_bar(preset.mix, words),
+                }
+                for preset in load_presets()
+            ],
+            placeholders={
+                "width": self._defaults.width,
+                "height": self._defaults.height,
+                "num_inference_steps": self._defaults.num_inference_steps,
+                "guidance_scale": words.number(self._defaults.guidance_scale, 2),
+                "lora_scale": words.number(self._lora_scale, 2) if self._lora_scale is not None else "",
+            },
+            row_count=min(max(len(mix) + 2, 5), MAX_ROWS),
+            script_data=json.dumps(script, ensure_ascii=False),
+        )
+
+    def _preview(self, text: str, words: Words) -> dict[str, Any]:
+        empty: dict[str, Any] = {"mix": [], "head": "", "tail": "", "sent_prompt": "", "notes": []}
+        try:
+            prompt = self._studio.rewrite(text)
+            mix, head, tail = split_text(text) if prompt.mix is not None else ({}, "", f", {text}")
+        except PromptError as error:
+            position = error.position if isinstance(error, MixError) else None
+            before, marked = mark_position(text, position)
+            return {**empty, "error": explain(str(error), words), "before": before, "marked": marked}
+        shares = [
+            {"color": color, "percent": share, "word": find_swatch(color, words.code).word}
+            for color, share in mix.items()
+        ]
+        return {
+            "mix": shares,
+            "head": head,
+            "tail": tail,
+            "sent_prompt": prompt.positive,
+            "notes": [explain(note, words) for note in prompt.notes] if mix else [words("note_no_mix")],
+            "error": None,
+            "before": "",
+            "marked": "",
+        }

@@ -1,0 +1,41 @@
+"""The studio's web page: HTML made here from `pages/`, which works without a script and better with ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tilemix.studio.gallery import Gallery
+from tilemix.studio.model_files import ModelFiles
+from tilemix.studio.web.mixer import MixerPage
+from tilemix.studio.web.reader import ReaderPages
+from tilemix.studio.web.results import ResultPages
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from tilemix.studio.service import Studio
+    from tilemix.studio.web.rendering import Renderer
+
+
+def page_routes(studio: Studio, renderer: Renderer) -> list[Route]:
+    """Return every address of the page."""
+    gallery = Gallery(studio.database)
+    settings = studio.settings
+    model_files = ModelFiles(settings.model, settings.folder / "model-files.json")
+
+    async def models(request: Request) -> Response:
+        entries = await run_in_threadpool(model_files.list_entries)
+        return renderer.render(
+            request, "models.html", entries=entries, model=settings.model, prompt_template=studio.template
+        )
+
+    return [
+        *MixerPage(studio, gallery, renderer).routes(),
+        *ResultPages(studio, gallery, renderer).routes(),
+        *ReaderPages(settings, renderer).routes(),
+        Route("/models", models, methods=["GET"], include_in_schema=False),
+    ]

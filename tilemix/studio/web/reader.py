@@ -1,0 +1,115 @@
+"""What belongs to the reader: language and theme, the session, the files that make up the page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from tilemix.studio.sessions import SESSION_COOKIE, SESSION_SECONDS, is_token, make_session
+from tilemix.studio.web.rendering import IMMUTABLE
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from tilemix.studio.settings import Settings
+    from tilemix.studio.web.rendering import Renderer
+
+YEAR_SECONDS = 365 * 86_400
+THEMES = ("auto", "light", "dark")
+MAX_FIELDS = 4
+MAX_FIELD_BYTES = 2 * 2**10
+
+
+class ReaderPages:
+    """Cookies and assets."""
+
+    def __init__(self, settings: Settings, renderer: Renderer) -> None:
+        self._settings = settings
+        self._renderer = renderer
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("/reader", self.set_reader, methods=["POST"], include_in_schema=False),
+            Route("/login", self.login_form, methods=["GET"], include_in_schema=False),
+            Route("/login", self.login, methods=["POST"], include_in_schema=False),
+            Route("/logout", self.logout, methods=["POST"], include_in_schema=False),
+            Route("/static/{name}", self.static, methods=["GET"], include_in_schema=False),
+        ]
+
+    async def set_reader(self, request: Request) -> Response:
+        """Keep the reader's language or theme in a cookie, and lead back."""
+        async with request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as data:
+            answer = RedirectResponse(_local(data.get("next")), 303)
+            for name, known in (("language", self._renderer.languages), ("theme", THEMES)):
+                if (value := data.get(name)) is not None:
+                    if value not in known:
+                        raise HTTPException(422, f"unknown {name}")
+                    self._set_cookie(request, answer, name, str(value), seconds=YEAR_SECONDS, samesite="lax")
+        return answer
+
+    async def login_form(self, request: Request) -> Response:
+        """Ask for the token."""
+        goal = _local(request.query_params.get("next"))
+        return self._renderer.render(request, "login.html", next=goal, is_wrong=False)
+
+    async def login(self, request: Request) -> Response:
+        """Check the token; give the session."""
+        async with request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as data:
+            goal, typed = _local(data.get("next")), data.get("token", "")
+        token = self._settings.token
+        if token is not None:
+            if not (isinstance(typed, str) and is_token(typed, token)):
+                return self._renderer.render(request, "login.html", status=401, next=goal, is_wrong=True)
+            answer = RedirectResponse(goal, 303)
+            value = make_session(token)
+            self._set_cookie(
+                request, answer, SESSION_COOKIE, value, seconds=SESSION_SECONDS, samesite="strict"
+            )
+            return answer
+        return RedirectResponse(goal, 303)
+
+    async def logout(self, request: Request) -> Response:
+        """End the session in this browser."""
+        answer = RedirectResponse("/login", 303)
+        self._set_cookie(request, answer, SESSION_COOKIE, "", seconds=0, samesite="strict")
+        return answer
+
+    async def static(self, request: Request) -> Response:
+        """The style sheet, the script and the icons; their addresses hold their hashes."""
+        file = self._renderer.assets.get(request.path_params["name"])
+        if file is None:
+            raise HTTPException(404, "no such file")
+        return Response(file.content, media_type=file.media_type, headers=IMMUTABLE)
+
+    def _set_cookie(
+        self,
+        request: Request,
+        answer: Response,
+        name: str,
+        value: str,
+        *,
+        seconds: int,
+        samesite: Literal["lax", "strict"],
+    ) -> None:
+        public = self._settings.public_url
+        behind_tls = public is not None and urlsplit(public).netloc == request.headers.get("host")
+        answer.set_cookie(
+            name,
+            value,
+            max_age=seconds,
+            httponly=True,
+            samesite=samesite,
+            secure=behind_tls or request.url.scheme == "https",
+        )
+
+
+def _local(goal: object) -> str:
+    """Return where to go next, if it is a page of ours; "/" else: a link must not lead elsewhere."""
+    if not isinstance(goal, str) or not goal.startswith("/") or goal.startswith("//") or "\\" in goal:
+        return "/"
+    return goal if goal.isascii() and goal.isprintable() else "/"

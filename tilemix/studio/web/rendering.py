@@ -1,0 +1,105 @@
+"""Templates, words and assets put together: what every page needs."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from tilemix import __version__
+from tilemix.studio.web.words import LANGUAGES, Words, choose_language, load_words
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.requests import Request
+
+PAGES = Path(__file__).parent / "pages"
+ASSETS = {
+    "style.css": "text/css; charset=utf-8",
+    "script.js": "text/javascript; charset=utf-8",
+    "icons.svg": "image/svg+xml",
+    "logo.svg": "image/svg+xml",
+}
+PROGRAM_PATHS = ("/api/", "/files/", "/webhooks/", "/health", "/openapi.json")
+HASH_DIGITS = 16
+IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}  # the address names the content
+
+
+class Asset(NamedTuple):
+    """A file for the browser."""
+
+    content: bytes
+    media_type: str
+    address: str  # with the content's hash, so that it may be kept for ever
+
+
+class Renderer:
+    """Renders templates for a reader; `is_guarded`: there is a session to log out of."""
+
+    languages = LANGUAGES
+
+    def __init__(self, *, model: str, is_guarded: bool) -> None:
+        self.assets = {name: _read_asset(name, media_type) for name, media_type in ASSETS.items()}
+        self._environment = Environment(
+            loader=FileSystemLoader(PAGES),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.globals.update(
+            asset={name: asset.address for name, asset in self.assets.items()},
+            languages={code: words("language_name") for code, words in load_words().items()},
+            version=__version__,
+            model_name=model,
+            is_guarded=is_guarded,
+        )
+
+    def words(self, request: Request) -> Words:
+        """Return the words of the reader's language."""
+        chosen = request.cookies.get("language")
+        return load_words()[choose_language(chosen, request.headers.get("accept-language", ""))]
+
+    def render(self, request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
+        """Return a page."""
+        words = self.words(request)
+        theme = request.cookies.get("theme", "")
+        content = self._environment.get_template(template).render(
+            t=words,
+            number=words.number,
+            percent=words.percent,
+            theme=theme if theme in {"light", "dark"} else "auto",
+            path=request.scope["path"],
+            here=address_of(request) if request.method in {"GET", "HEAD"} else "/",
+            **values,
+        )
+        headers = {"Cache-Control": "no-store", "Vary": "Accept-Language, Cookie"}
+        return HTMLResponse(content, status, headers=headers)
+
+    def refuse(
+        self, request: Request, status: int, error: str, headers: Mapping[str, str] | None = None, **more: Any
+    ) -> Response:
+        """Return an error as the caller reads it: a page for a browser, JSON for a program."""
+        is_program = request.scope["path"].startswith(PROGRAM_PATHS)
+        if is_program or "text/html" not in request.headers.get("accept", ""):
+            return JSONResponse({"error": error, **more}, status, headers=headers)
+        answer = self.render(request, "error.html", status=status, code=status, error=error)
+        answer.headers.update(headers or {})
+        return answer
+
+
+def address_of(request: Request) -> str:
+    """Return path and query of a request, whatever its Host header is."""
+    query = request.scope["query_string"].decode("latin-1")
+    return quote(request.scope["path"]) + (f"?{query}" if query else "")
+
+
+def _read_asset(name: str, media_type: str) -> Asset:
+    content = (PAGES / name).read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:HASH_DIGITS]
+    return Asset(content, media_type, f"/static/{name}?{digest}")

@@ -1,0 +1,141 @@
+"""The pages of results: one of them, the gallery, two side by side."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from tilemix.studio.thumbnails import find_thumbnail
+from tilemix.studio.web.palette import load_swatches
+from tilemix.studio.web.rendering import IMMUTABLE
+from tilemix.studio.web.views import ResultView, find_result, tell_state
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from tilemix.studio.gallery import Gallery
+    from tilemix.studio.service import Studio
+    from tilemix.studio.web.rendering import Renderer
+
+PAGE_SIZE = 24
+MAX_SEARCH_CHARACTERS = 200
+
+
+class ResultPages:
+    """What was asked for, and what came of it."""
+
+    def __init__(self, studio: Studio, gallery: Gallery, renderer: Renderer) -> None:
+        self._studio = studio
+        self._gallery = gallery
+        self._renderer = renderer
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("/results/{identity}", self.result, methods=["GET"], include_in_schema=False),
+            Route("/results/{identity}/state", self.state, methods=["GET"], include_in_schema=False),
+            Route("/results/{identity}/record.json", self.record, methods=["GET"], include_in_schema=False),
+            Route("/results/{identity}/cancel", self.cancel, methods=["POST"], include_in_schema=False),
+            Route("/thumbnails/{identity}", self.thumbnail, methods=["GET"], include_in_schema=False),
+            Route("/gallery", self.gallery, methods=["GET"], include_in_schema=False),
+            Route("/compare", self.compare, methods=["GET"], include_in_schema=False),
+        ]
+
+    async def result(self, request: Request) -> Response:
+        """One result; while it is drawn, the page loads itself again. `part=card`: for the script."""
+        view = await self._need(request)
+        template = "card.html" if request.query_params.get("part") == "card" else "result.html"
+        state = await tell_state(self._studio, self._gallery, view)
+        return self._renderer.render(request, template, view=view, state=state)
+
+    async def state(self, request: Request) -> Response:
+        """How far a result is, for the script."""
+        return JSONResponse(await tell_state(self._studio, self._gallery, await self._need(request)))
+
+    async def record(self, request: Request) -> Response:
+        """The record of a picture as a file."""
+        view = await self._need(request)
+        if view.found["record"] is None:
+            raise HTTPException(404, "no such record")
+        headers = {"Content-Disposition": f'attachment; filename="tile-{view.id}.json"'}
+        content = json.dumps(view.found["record"], ensure_ascii=False, indent=2) + "\n"
+        return Response(content, media_type="application/json", headers=headers)
+
+    async def cancel(self, request: Request) -> Response:
+        """Cancel, and lead back to the result."""
+        identity = request.path_params["identity"]
+        if not await run_in_threadpool(self._studio.queue.cancel, identity):
+            raise HTTPException(404, "no such prediction")
+        return RedirectResponse(f"/results/{identity}", 303)
+
+    async def thumbnail(self, request: Request) -> Response:
+        """A picture in small."""
+        found = await run_in_threadpool(self._gallery.find_file, request.path_params["identity"])
+        if found is None:
+            raise HTTPException(404, "no such picture")
+        folder = self._studio.settings.folder / "thumbnails"
+        try:
+            path = await run_in_threadpool(find_thumbnail, self._studio.pictures / found[0], folder)
+        except FileNotFoundError:
+            raise HTTPException(410, "the picture's file has been removed") from None
+        return FileResponse(path, media_type="image/webp", headers=IMMUTABLE)
+
+    async def gallery(self, request: Request) -> Response:
+        """The pictures, the latest first, by color and by text."""
+        query = request.query_params
+        words = self._renderer.words(request)
+        color, text = _clean(query.get("color", "")), _clean(query.get("text", ""))
+        found = await run_in_threadpool(
+            self._gallery.find_page,
+            limit=PAGE_SIZE + 1,
+            before=_clean(query.get("before", "")) or None,
+            color=color or None,
+            text=text or None,
+            has_picture=True,
+        )
+        views = [ResultView(each, words) for each in found]
+        search = {name: value for name, value in (("color", color), ("text", text)) if value}
+        pick = await self._find(request, query["pick"]) if "pick" in query else None
+        older = None
+        if len(views) > PAGE_SIZE:
+            more = {"pick": pick.id} if pick is not None else {}
+            older = "/gallery?" + urlencode({**search, **more, "before": views[PAGE_SIZE - 1].id})
+        return self._renderer.render(
+            request,
+            "gallery.html",
+            views=views[:PAGE_SIZE],
+            search={"color": color, "text": text},
+            is_searched=bool(search),
+            is_first="before" not in query,
+            older=older,
+            pick=pick,
+            swatches=load_swatches(words.code),
+        )
+
+    async def compare(self, request: Request) -> Response:
+        """Two results side by side."""
+        wanted = list(dict.fromkeys(request.query_params.getlist("id")))[:3]
+        views = [view for identity in wanted if (view := await self._find(request, identity)) is not None]
+        is_pair = len(views) == 2 and all(view.url is not None for view in views)
+        return self._renderer.render(
+            request, "compare.html", status=200 if is_pair else 422, views=views if is_pair else None
+        )
+
+    async def _find(self, request: Request, identity: str) -> ResultView | None:
+        return await find_result(self._gallery, identity, self._renderer.words(request))
+
+    async def _need(self, request: Request) -> ResultView:
+        view = await self._find(request, request.path_params["identity"])
+        if view is None:
+            raise HTTPException(404, "no such prediction")
+        return view
+
+
+def _clean(text: str) -> str:
+    return text[:MAX_SEARCH_CHARACTERS].replace("\0", "").strip()

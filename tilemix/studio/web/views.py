@@ -1,0 +1,180 @@
+"""A prediction as the page shows it: asked and measured shares, how far it is, how long it will take."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from starlette.concurrency import run_in_threadpool
+
+from tilemix.studio.predictions import CANCELED, PROCESSING, QUEUED, STARTING, SUCCEEDED
+from tilemix.studio.store.database import utc_now
+from tilemix.studio.web.palette import Swatch, find_swatch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from tilemix.studio.gallery import Gallery
+    from tilemix.studio.service import Studio
+    from tilemix.studio.web.words import Words
+
+FAULT_SHOWN_AFTER = timedelta(seconds=1)  # the queue looks four times a second
+TITLE_CHARACTERS = 80
+OTHERS = "#8A8580"  # granules of a color that was not asked for, or that no chart has
+
+
+class ShareView(NamedTuple):
+    """One color of a mix, asked for and found."""
+
+    swatch: Swatch
+    asked: float  # percent
+    measured: float | None  # percent of the picture; None: not measured
+
+    @property
+    def difference(self) -> float | None:
+        """Measured less asked, in percentage points."""
+        return None if self.measured is None else self.measured - self.asked
+
+
+class Bar(NamedTuple):
+    """A piece of a stacked bar."""
+
+    x: float  # percent, from the left
+    width: float
+    fill: str
+    title: str
+
+
+class QueueView(NamedTuple):
+    """Why a prediction waits."""
+
+    ahead: int  # predictions that come first
+    is_drawing: bool  # False: the back end takes nothing for now
+
+
+NOTHING_AHEAD = QueueView(0, is_drawing=True)
+
+
+class ResultView:
+    """One prediction, from what `tilemix.studio.gallery.describe` says of it."""
+
+    def __init__(self, found: dict[str, Any], words: Words) -> None:
+        self.found = found
+        self._words = words
+        self.id: str = found["id"]
+        self.url: str | None = found["url"]
+        self.is_done: bool = found["is_done"]
+        self.is_canceled: bool = found["status"] == CANCELED
+        self.inputs: dict[str, Any] = found["input"]
+        metrics = found["metrics"]
+        self.shares = [
+            ShareView(find_swatch(color, words.code), asked, _percent(metrics.get(share_metric(color))))
+            for color, asked in found["mix"].items()
+        ]
+        self.not_asked = _percent(metrics.get("share_not_asked"))
+        self.seed = self.inputs.get("seed")
+        self.seconds = _percent(metrics.get("predict_time"))
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the back end measured the picture."""
+        return any(share.measured is not None for share in self.shares)
+
+    @property
+    def title(self) -> str:
+        """The mix in the reader's language, or the beginning of the prompt where it has none."""
+        if not self.shares:
+            prompt = " ".join(self.found["prompt"].split())
+            return prompt if len(prompt) <= TITLE_CHARACTERS else f"{prompt[:TITLE_CHARACTERS].rstrip()}…"
+        return ", ".join(
+            f"{self._words.percent(share.asked)}\N{NO-BREAK SPACE}{share.swatch.label.lower()}"
+            for share in self.shares
+        )
+
+    @property
+    def asked_bar(self) -> list[Bar]:
+        """What was asked for, as a bar."""
+        return stack_bar(self.found["mix"], self._words)
+
+    @property
+    def measured_bar(self) -> list[Bar]:
+        """What was found, as a bar; colors that were not asked for at its end."""
+        rest = Swatch("", "", self._words("not_asked"), None, None)
+        found = [(share.swatch, share.measured or 0) for share in self.shares]
+        return _stack([*found, (rest, self.not_asked or 0)], self._words)
+
+    @property
+    def size(self) -> str | None:
+        """Width and height in pixels, where they are known."""
+        record = self.found["record"] or self.inputs
+        return f"{record['width']} × {record['height']}" if {"width", "height"} <= record.keys() else None
+
+    def state(self, now: datetime, queue: QueueView = NOTHING_AHEAD) -> dict[str, Any]:
+        """Return how it stands, in words, and from 0 to 1; None where that cannot be told."""
+        words, status, progress = self._words, self.found["status"], self.found["progress"]
+        fraction, detail = None, ""
+        if self.is_done:
+            text = words(
+                "status_done" if self.url else "status_canceled" if self.is_canceled else "status_failed"
+            )
+        elif status == QUEUED and not queue.is_drawing:
+            text = words("status_not_ready")
+        elif status in (QUEUED, STARTING):
+            text = words("status_queued")
+            detail = words("before_it", count=queue.ahead) if queue.ahead else ""
+        elif status == PROCESSING and progress is not None:
+            step, steps = progress["step"], progress["steps"]
+            fraction = min(step / steps, 1.0) if steps else None
+            text = words("status_step", step=step, steps=steps)
+            detail = self._time_left(now, step, steps)
+        else:
+            text = words("status_saving" if status == SUCCEEDED else "status_drawing")
+        return {"is_done": self.is_done, "text": text, "detail": detail, "fraction": fraction}
+
+    def _time_left(self, now: datetime, step: int, steps: int) -> str:
+        if self.found["started_at"] is None or step < 2:  # the first step also loads
+            return ""
+        elapsed = (now - datetime.fromisoformat(self.found["started_at"])).total_seconds()
+        left = round(max(elapsed, 0) / step * (steps - step))
+        if left < 60:
+            return self._words("seconds_left", seconds=left)
+        return self._words("minutes_left", minutes=left // 60, seconds=left % 60)
+
+
+async def tell_state(studio: Studio, gallery: Gallery, view: ResultView) -> dict[str, Any]:
+    """Return how a prediction stands, and why it does not go on where it waits."""
+    if view.found["status"] != QUEUED:
+        return view.state(utc_now())
+    ahead = await run_in_threadpool(gallery.count_before, view.id)
+    is_drawing = studio.queue.find_fault(lasting=FAULT_SHOWN_AFTER) is None
+    return view.state(utc_now(), QueueView(ahead, is_drawing))
+
+
+async def find_result(gallery: Gallery, identity: str, words: Words) -> ResultView | None:
+    """Return a prediction by its id; None where there is none."""
+    found = await run_in_threadpool(gallery.find, identity[:64].replace("\0", ""))
+    return None if found is None else ResultView(found, words)
+
+
+def stack_bar(mix: Mapping[str, float], words: Words) -> list[Bar]:
+    """Return a mix as a bar."""
+    return _stack(((find_swatch(color, words.code), share) for color, share in mix.items()), words)
+
+
+def _stack(pieces: Iterable[tuple[Swatch, float]], words: Words) -> list[Bar]:
+    bars, x = [], 0.0
+    for swatch, share in pieces:
+        title = f"{swatch.label} {words.percent(share)}"
+        bars.append(Bar(round(x, 2), round(share, 2), swatch.hex or OTHERS, title))
+        x += share
+    return [bar for bar in bars if bar.width > 0]
+
+
+def share_metric(color: str) -> str:
+    """Return the name under which predict.py reports the measured share of a color."""
+    return "share_" + re.sub(r"[^a-z0-9]+", "_", color.lower()).strip("_")
+
+
+def _percent(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

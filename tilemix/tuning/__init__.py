@@ -1,0 +1,1 @@
+"""Tuning: what `tilemix train` does."""

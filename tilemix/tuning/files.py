@@ -1,0 +1,148 @@
+"""The pair of files that a tuning gives, as the predictor takes them, and the record of how they came about.
+
+The LoRA is in kohya's spelling, with an `alpha` tensor for each module: the one that every program reads and
+in which no strength is left to a header. The embeddings are `clip_l` and `clip_g`.
+
+Source of the metadata: ModelSpec 1.0.1, https://github.com/Stability-AI/ModelSpec
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+import safetensors.torch
+import torch
+
+from tilemix import __version__
+from tilemix.adapters import find_weights, read_embedding, read_lora, spell_modules
+from tilemix.tuning.checkpoints import write_whole
+from tilemix.tuning.learned_tokens import ENCODERS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tilemix.tuning.model import Tuning
+    from tilemix.tuning.plan import Plan
+
+PEFT_NAME = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])\.default\.weight")
+HALVES = {"A": "down", "B": "up"}
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
+
+
+def write_adapters(tuning: Tuning) -> tuple[Path, Path, Path]:
+    """Write what is learned and return the paths of the LoRA, the embeddings and the record.
+
+    Both files are read back as the predictor reads them before the record is written.
+
+    Raises:
+        TrainingError: a file cannot be written.
+        AdapterError: what is learned cannot be loaded again, a number that is not finite for one.
+    """
+    plan = tuning.plan
+    name = plan.config.name
+    lora = plan.output / f"{name}_sdxl_lora.safetensors"
+    embeddings = plan.output / f"{name}_sdxl_embeddings.safetensors"
+    record = plan.output / f"{name}_sdxl_training.json"
+    _write_tensors(lora, _lora_tensors(tuning), _lora_metadata(tuning))
+    _write_tensors(embeddings, _embedding_tensors(tuning), _metadata(tuning, "textual-inversion"))
+    # In the shape that the predictor knows: plain modules, without the LoRA's wrappers. Shapes are enough.
+    with torch.device("meta"):
+        bare = {"unet": type(tuning.pipeline.unet).from_config(tuning.pipeline.unet.config)}
+    bare |= {encoder: getattr(tuning.pipeline, encoder) for encoder in ENCODERS}
+    read_lora(lora, find_weights(bare), spell_modules(bare))
+    widths = {encoder: rows.rows.shape[1] for encoder, rows in tuning.rows.items()}
+    read_embedding(embeddings, widths, token_count=len(plan.template.placeholder_tokens))
+    with write_whole(record) as file:
+        file.write(msgspec.json.format(msgspec.json.encode(_make_record(plan, lora, embeddings)), indent=2))
+        file.write(b"\n")
+    return lora, embeddings, record
+
+
+def _lora_tensors(tuning: Tuning) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in tuning.lora_parameters().items():
+        match = PEFT_NAME.fullmatch(name)
+        assert match, name
+        module = "lora_unet_" + match["module"].replace(".", "_")
+        tensors[f"{module}.lora_{HALVES[match['half']]}.weight"] = (
+            parameter.detach().half().cpu().contiguous()
+        )
+        tensors[f"{module}.alpha"] = torch.tensor(tuning.plan.config.lora.alpha, dtype=torch.float16)
+    return tensors
+
+
+def _embedding_tensors(tuning: Tuning) -> dict[str, torch.Tensor]:
+    names = dict(zip(ENCODERS, ("clip_l", "clip_g"), strict=True))
+    return {names[encoder]: rows.rows.detach().float().cpu() for encoder, rows in tuning.rows.items()}
+
+
+def _write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    bare = safetensors.torch.save(tensors)
+    payload = bare[8 + int.from_bytes(bare[:8], "little") :]
+    metadata = metadata | {"modelspec.hash_sha256": f"0x{hashlib.sha256(payload).hexdigest()}"}
+    with write_whole(path) as file:
+        file.write(safetensors.torch.save(tensors, metadata))
+
+
+def _metadata(tuning: Tuning, kind: str) -> dict[str, str]:
+    plan, side = tuning.plan, tuning.plan.config.crop_side
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"stable-diffusion-xl-v1-base/{kind}",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": plan.config.name,
+        "modelspec.resolution": f"{side}x{side}",
+        "modelspec.date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "modelspec.prediction_type": PREDICTIONS[tuning.scheduler.config.prediction_type],
+        "modelspec.trigger_phrase": " ".join(
+            [*plan.template.trigger_words, "".join(plan.template.placeholder_tokens)]
+        ),
+    }
+
+
+def _lora_metadata(tuning: Tuning) -> dict[str, str]:
+    plan, config = tuning.plan, tuning.plan.config
+    alpha = f"{config.lora.alpha:g}"
+    return _metadata(tuning, "lora") | {
+        "ss_v2": "False",
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(config.lora.rank),
+        "ss_network_alpha": alpha,
+        "ss_network_args": msgspec.json.encode(
+            {"conv_dim": str(config.lora.rank), "conv_alpha": alpha} if config.lora.convolutions else {}
+        ).decode(),
+        "ss_output_name": config.name,
+        "ss_num_train_images": str(len(plan.pictures)),
+        "ss_resolution": f"({config.resolution}, {config.resolution})",
+        "ss_steps": str(config.lora.steps),
+        "ss_unet_lr": f"{config.lora.learning_rate:g}",
+        "ss_seed": str(config.seed),
+    }
+
+
+def _make_record(plan: Plan, lora: Path, embeddings: Path) -> dict[str, object]:
+    """Return what was trained on what: enough to do it again, or to say how a file came about."""
+    return {
+        "config": plan.config,
+        "template": plan.template,
+        "base_files": {
+            str(path.relative_to(plan.base)): _digest(path)
+            for path in sorted(plan.base.rglob("*.safetensors"))
+        },
+        "pictures": [
+            {"file": picture.path.name, "sha256": picture.sha256, "caption": picture.caption}
+            for picture in plan.pictures
+        ],
+        "files": {path.name: _digest(path) for path in (lora, embeddings)},
+        "versions": {"tilemix": __version__, "torch": str(torch.__version__)},
+    }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

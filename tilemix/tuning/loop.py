@@ -1,0 +1,96 @@
+"""The loop that every training stage runs: steps, learning rates, checkpoints, progress."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tilemix.errors import TrainingError
+from tilemix.system.machine import multiplies_bf16
+from tilemix.tuning.checkpoints import learning_rate_factor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+logger = logging.getLogger(__name__)
+
+REPORT_EVERY = 100  # steps between two lines of progress, at most
+
+
+def emulates_bf16(device: torch.device) -> bool:
+    """Return whether `device` computes bf16 in another type, in many times the time of fp32."""
+    return device.type == "cpu" and not multiplies_bf16()
+
+
+def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context that computes in bf16, but on a CPU that does not multiply it."""
+    return nullcontext() if emulates_bf16(device) else torch.autocast(device.type, torch.bfloat16)
+
+
+def run_steps(
+    stage: str,
+    optimizer: torch.optim.Optimizer,
+    find_loss: Callable[[int], torch.Tensor],
+    *,
+    first: int,
+    steps: int,
+    learning_rates: Sequence[float],
+    warmup: int,
+    save_every: int,
+    save: Callable[[int], None],
+    after_step: Callable[[int], None] | None = None,
+) -> None:
+    """Train from step `first` up to `steps`.
+
+    Args:
+        stage: what the lines of progress call it.
+        optimizer: its groups' parameters are clipped together, to a gradient norm of 1.
+        find_loss: the loss of a step; all that is random in it follows from the step's number.
+        first: steps that are done already.
+        steps: steps in all.
+        learning_rates: the highest one of each of the optimizer's groups.
+        warmup: steps up to the highest learning rate; a cosine takes it to 0 at the end.
+        save_every: steps between two checkpoints; the last step is always saved.
+        save: writes a checkpoint; it is given the steps done.
+        after_step: called with the steps done, after each.
+
+    Raises:
+        TrainingError: a loss is not a finite number; the checkpoint before it stays.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    started, losses = time.monotonic(), []
+    report_every = max(1, min(REPORT_EVERY, steps // 10))
+    for step in range(first, steps):
+        for group, rate in zip(optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = rate * learning_rate_factor(step, steps, warmup)
+        loss = find_loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.item())
+        if not np.isfinite(losses[-1]):
+            raise TrainingError(
+                f"{stage}: the loss of step {step + 1} is {losses[-1]}; lower the learning rate"
+            )
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        done = step + 1
+        if after_step is not None:
+            after_step(done)
+        if done % report_every == 0 or done == steps:
+            pace = (time.monotonic() - started) / (done - first)
+            logger.info(
+                "%s step %d of %d: loss %.4f, %.3f s a step, %d min left",
+                stage,
+                done,
+                steps,
+                float(np.mean(losses[-report_every:])),
+                pace,
+                round(pace * (steps - done) / 60),
+            )
+        if done % save_every == 0 or done == steps:
+            save(done)

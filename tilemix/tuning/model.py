@@ -1,0 +1,185 @@
+"""The model of a tuning: an SDXL pipeline with the tokens and the LoRA that are learned."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tilemix.errors import ModelFileError, TrainingError
+from tilemix.pipelines.sdxl import load_base, quiet_libraries
+from tilemix.tuning.data import draw_batch
+from tilemix.tuning.denoising import Batch, prediction_loss
+from tilemix.tuning.encoding import encode_captions, plain_attention, tokenize
+from tilemix.tuning.learned_tokens import ENCODERS, add_tokens
+from tilemix.tuning.loop import emulates_bf16
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from diffusers import DDPMScheduler
+
+    from tilemix.tuning.data import Example
+    from tilemix.tuning.learned_tokens import LearnedRows
+    from tilemix.tuning.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+CONVOLUTIONS = ("conv1", "conv2", "proj_in", "proj_out")
+PHASES = ("embeddings", "lora")
+
+
+class Tuning:
+    """The model of one tuning, with the tokens and the LoRA that are learned.
+
+    Args:
+        plan: what to do.
+        device: where.
+
+    Raises:
+        ModelFileError: the base is no SDXL folder.
+        TrainingError: a token or a word does not fit the vocabulary.
+    """
+
+    def __init__(self, plan: Plan, device: torch.device) -> None:
+        from diffusers import DDPMScheduler
+
+        config = plan.config
+        self.plan, self.device = plan, device
+        self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        if self.dtype == torch.bfloat16 and emulates_bf16(device):
+            logger.warning(
+                'this CPU does not multiply bf16: with "precision": "fp32" a step takes a fraction of the time'
+            )
+        if not plan.base.is_dir():
+            raise ModelFileError(f"{plan.base}: no such folder; expected an SDXL model in diffusers' layout")
+        with quiet_libraries():
+            # The VAE in fp32: SDXL's own overflows in half precision.
+            dtypes = {"default": self.dtype, "vae": torch.float32}
+            variant = "fp16" if any(plan.base.glob("unet/*.fp16.safetensors")) else None
+            self.pipeline = load_base(plan.base, dtypes, variant=variant)
+        self.pipeline.to(device)
+        self.pipeline.set_progress_bar_config(disable=True)
+        for name in ("unet", "vae", *ENCODERS):
+            getattr(self.pipeline, name).requires_grad_(False).eval()
+        # The base's own noise levels and its own kind of prediction, in the order of training.
+        self.scheduler: DDPMScheduler = DDPMScheduler.from_config(self.pipeline.scheduler.config)
+        if self.scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+            raise TrainingError(
+                f"{plan.base}: predicts {self.scheduler.config.prediction_type!r}, expected epsilon or v_prediction"
+            )
+        self.rows: dict[str, LearnedRows] = add_tokens(
+            self.pipeline, plan.template.placeholder_tokens, config.initial_words, config.seed
+        )
+        self._add_lora()
+        if config.gradient_checkpointing:
+            self.pipeline.unet.enable_gradient_checkpointing()
+        self._encoded: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def _add_lora(self) -> None:
+        from peft import LoraConfig
+
+        phase = self.plan.config.lora
+        targets = [*ATTENTION, *(CONVOLUTIONS if phase.convolutions else ())]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.plan.config.seed)
+            self.pipeline.unet.add_adapter(
+                LoraConfig(
+                    r=phase.rank,
+                    lora_alpha=phase.alpha * phase.scale,
+                    init_lora_weights="gaussian",
+                    target_modules=targets,
+                )
+            )
+        for parameter in self.lora_parameters().values():
+            parameter.data = parameter.data.float()
+
+    def lora_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Return the LoRA's parameters by their names in the UNet."""
+        return {
+            name: parameter for name, parameter in self.pipeline.unet.named_parameters() if ".lora_" in name
+        }
+
+    def learned(self, phase: str) -> dict[str, torch.nn.Parameter]:
+        """Return what a phase learns."""
+        if phase == "lora":
+            return self.lora_parameters()
+        return {name: learned.rows for name, learned in self.rows.items()}
+
+    def begin(self, phase: str) -> None:
+        """Let the parameters of one phase learn and no others."""
+        for one in PHASES:
+            for parameter in self.learned(one).values():
+                parameter.requires_grad_(one == phase)
+        self._encoded.clear()
+
+    def find_loss(self, examples: list[Example], phase: str, step: int) -> torch.Tensor:
+        """Return the loss of one step of a phase, to be used inside of `computing`."""
+        batch = self.draw(examples, phase, step)
+        with self.autocast():
+            embeds, pooled = (
+                self.encode(batch.captions) if phase == "embeddings" else self.look_up(batch.captions)
+            )
+            return prediction_loss(self.pipeline.unet, self.scheduler, batch, embeds, pooled)
+
+    def draw(self, examples: list[Example], phase: str, step: int) -> Batch:
+        """Return the batch of one step of a phase."""
+        levels = self.scheduler.config.num_train_timesteps
+        return draw_batch(examples, self.plan.config, phase=PHASES.index(phase), step=step, levels=levels)
+
+    def encode(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the embeddings (n, 77, width) and the pooled vectors of prompts."""
+        pipeline = self.pipeline
+        ids = [tokenize(one, prompts).to(self.device) for one in (pipeline.tokenizer, pipeline.tokenizer_2)]
+        return encode_captions((pipeline.text_encoder, pipeline.text_encoder_2), (ids[0], ids[1]))
+
+    def look_up(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Do what `encode` does, each prompt once: while the LoRA learns, the encoders stand still."""
+        for prompt in prompts:
+            if prompt not in self._encoded:
+                with torch.no_grad():
+                    embeds, pooled = self.encode([prompt])
+                self._encoded[prompt] = (embeds[0].cpu(), pooled[0].cpu())
+        found = [self._encoded[prompt] for prompt in prompts]
+        embeds, pooled = (torch.stack(tensors).to(self.device) for tensors in zip(*found, strict=True))
+        return embeds, pooled
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Return the context of steps, their backward pass included: gradient checkpointing computes again there."""
+        return plain_attention(self.device)
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Compute in bf16 where the configuration says so."""
+        with ExitStack() as stack:
+            if self.dtype == torch.bfloat16:
+                context: AbstractContextManager[Any] = torch.autocast(self.device.type, self.dtype)
+                stack.enter_context(context)
+            yield
+
+    def make_optimizer(self, phase: str) -> torch.optim.AdamW:
+        """Return a fresh optimizer of what a phase learns."""
+        parameters = list(self.learned(phase).values())
+        rate = getattr(self.plan.config, phase).learning_rate
+        return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
+
+    def state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Return everything that is learned."""
+        return {phase: {name: one.detach() for name, one in self.learned(phase).items()} for phase in PHASES}
+
+    def restore(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
+        """Take everything that is learned from `state`."""
+        with torch.no_grad():
+            for phase in PHASES:
+                for name, parameter in self.learned(phase).items():
+                    parameter.copy_(state[phase][name])
+
+
+def find_disk_need(plan: Plan, tuning: Tuning) -> int:
+    """Return the bytes that a training writes: latents, two checkpoints at a time, the adapters."""
+    learned = sum(one.numel() for phase in PHASES for one in tuning.learned(phase).values())
+    latents = len(plan.pictures) * 2 * (plan.config.resolution // 8) ** 2 * 4 * 4
+    return latents + 2 * 3 * 4 * learned + 4 * learned

@@ -1,0 +1,102 @@
+"""A folder of pictures to tune toward: NAME.png, .jpg or .webp, each with its caption in NAME.txt."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tilemix.errors import PromptError, TrainingError
+from tilemix.prompts.checks import check_prompt
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+MAX_PIXELS = 100_000_000  # a decoded picture of 300 MB
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedPicture:
+    """One picture and what its caption says of it."""
+
+    path: Path
+    caption: str
+    sha256: str  # of the picture's file
+
+
+def find_pictures(folder: Path) -> list[CaptionedPicture]:
+    """Return the folder's pictures with their captions, by name.
+
+    Raises:
+        TrainingError: no folder, no pictures, a picture without a caption, a caption without a picture, or
+            a caption that cannot be used.
+    """
+    if not folder.is_dir():
+        raise TrainingError(f"{folder}: no such folder of pictures")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
+    if not pictures:
+        raise TrainingError(f"{folder}: no pictures in it; expected {', '.join(SUFFIXES)} files")
+    captions = {path.stem: path for path in files if path.suffix.lower() == ".txt"}
+    by_stem: dict[str, Path] = {}
+    for path in pictures:
+        if path.stem in by_stem:
+            raise TrainingError(f"{folder}: {by_stem[path.stem].name} and {path.name} share one caption file")
+        by_stem[path.stem] = path
+    for stem in sorted(by_stem.keys() ^ captions.keys()):
+        found, missing = (
+            (by_stem[stem].name, f"{stem}.txt") if stem in by_stem else (f"{stem}.txt", f"{stem}.png")
+        )
+        raise TrainingError(f"{folder}: {found} has no {missing} beside it")
+    return [
+        CaptionedPicture(path, _read_caption(captions[stem]), hashlib.sha256(path.read_bytes()).hexdigest())
+        for stem, path in by_stem.items()
+    ]
+
+
+def read_picture(path: Path, *, shorter_side: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Return a picture in RGB, (h, w, 3), and its own size (width, height) in pixels.
+
+    It is brought to `shorter_side`; the longer side is cut to a multiple of 8, both ends alike. A photo's
+    orientation is applied; what is transparent becomes white.
+
+    Raises:
+        TrainingError: it is no picture, or too large.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise TrainingError(
+                    f"{path}: {opened.width}x{opened.height}, expected {MAX_PIXELS} pixels at most"
+                )
+            image = ImageOps.exif_transpose(opened).convert("RGBA")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        kind = "no picture" if isinstance(error, UnidentifiedImageError) else "a broken picture"
+        raise TrainingError(f"{path}: {kind}") from error
+    own_size = image.size
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    scale = shorter_side / min(own_size)
+    width, height = (max(shorter_side, round(side * scale)) for side in own_size)
+    if (width, height) != own_size:
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    kept_width, kept_height = width - width % 8, height - height % 8
+    left, top = (width - kept_width) // 2, (height - kept_height) // 2
+    return np.asarray(image.crop((left, top, left + kept_width, top + kept_height))), own_size
+
+
+def _read_caption(path: Path) -> str:
+    try:
+        caption = path.read_text(encoding="utf-8").strip()
+        check_prompt(caption)
+    except UnicodeDecodeError as error:
+        raise TrainingError(f"{path}: no UTF-8 text") from error
+    except PromptError as error:
+        raise TrainingError(f"{path}: {error}") from error
+    return caption

@@ -1,0 +1,82 @@
+"""What a tuning is asked to do: its configuration, template, pictures and prompts, before any model is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tilemix.errors import TrainingError
+from tilemix.prompts.template import load_template
+from tilemix.tuning.config import load_config
+from tilemix.tuning.pictures import find_pictures
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tilemix.prompts.template import PromptTemplate
+    from tilemix.tuning.config import TuningConfig
+    from tilemix.tuning.pictures import CaptionedPicture
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a configuration asks for, before any model is loaded."""
+
+    config: TuningConfig
+    base: Path
+    output: Path
+    template: PromptTemplate
+    pictures: list[CaptionedPicture]
+    prompts: list[str]  # one a picture
+
+    @property
+    def state(self) -> Path:
+        """The folder of latents and checkpoints."""
+        return self.output / f"{self.config.name}_training"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The one checkpoint file."""
+        return self.state / "checkpoint.pt"
+
+    @property
+    def digest(self) -> str:
+        """What the outcome depends on, in one hash: a checkpoint of another one is refused."""
+        kept = msgspec.structs.replace(self.config, samples=None, checkpoint_every=1, output="", pictures="")
+        said = [msgspec.json.encode(kept).decode(), self.template.text]
+        said += [f"{one.sha256} {prompt}" for one, prompt in zip(self.pictures, self.prompts, strict=True)]
+        return hashlib.sha256("\n".join(said).encode()).hexdigest()
+
+
+def make_plan(config_path: Path) -> Plan:
+    """Read the configuration, the template and the pictures' names and captions.
+
+    Raises:
+        TrainingError: one of them cannot be used.
+        TemplateError: the template cannot.
+    """
+    config = load_config(config_path)
+    folder = config_path.parent
+    template = load_template(folder / config.template)
+    if not template.placeholder_tokens:
+        raise TrainingError(f"{config.template}: no placeholder tokens; there is nothing to invert")
+    if unknown := sorted(config.initial_words.keys() - set(template.placeholder_tokens)):
+        expected = ", ".join(template.placeholder_tokens)
+        raise TrainingError(f"initial_words: {unknown[0]!r}, expected tokens of the template: {expected}")
+    pictures = find_pictures(folder / config.pictures)
+    for picture in pictures:
+        if marker := template.find_marker(picture.caption):
+            raise TrainingError(
+                f"{picture.path.with_suffix('.txt')}: holds {marker!r}, which the template puts there"
+            )
+    return Plan(
+        config=config,
+        base=folder / config.base,
+        output=folder / config.output,
+        template=template,
+        pictures=pictures,
+        prompts=[template.fill(picture.caption) for picture in pictures],
+    )

@@ -1,0 +1,127 @@
+"""Pivotal tuning of an SDXL model: first the new tokens' rows, then a LoRA on the UNet.
+
+Everything that is random in a step follows from the configuration's seed and the step's number, so a
+training that was killed and started again ends as one that was not, on the same machine.
+
+Sources: An Image is Worth One Word, https://arxiv.org/abs/2208.01618; LoRA, https://arxiv.org/abs/2106.09685;
+Pivotal Tuning for Latent-based Editing, https://arxiv.org/abs/2106.05744 (the two phases);
+https://github.com/cloneofsimo/lora (both of them together, for diffusion models)
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from tilemix.errors import TrainingError
+from tilemix.tuning.checkpoints import load_checkpoint, save_checkpoint
+from tilemix.tuning.data import write_examples
+from tilemix.tuning.loop import run_steps
+from tilemix.tuning.model import PHASES, Tuning, find_disk_need
+from tilemix.tuning.samples import draw_samples
+
+if TYPE_CHECKING:
+    import torch
+
+    from tilemix.tuning.data import Example
+    from tilemix.tuning.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+TOKENS_SEEN = 75  # of a prompt; the start and the end take the other two places
+
+
+def tune(plan: Plan, device: torch.device) -> Tuning:
+    """Train as the plan says and return the outcome; go on from its checkpoint when there is one.
+
+    Raises:
+        TrainingError: the checkpoint is another training's, the disk is full, a loss is not finite, a picture is none.
+        ModelFileError: the base is no SDXL folder.
+    """
+    checkpoint = load_checkpoint(plan.checkpoint)
+    if checkpoint is not None and checkpoint["digest"] != plan.digest:
+        raise TrainingError(
+            f"{plan.checkpoint}: of another configuration, other pictures or captions; remove it to begin anew"
+        )
+    tuning = Tuning(plan, device)
+    _check_disk(plan, tuning)
+    _warn_of_long_prompts(plan, tuning)
+    examples = write_examples(
+        tuning.pipeline.vae, plan.pictures, plan.prompts, plan.config, plan.state / "latents"
+    )
+    if checkpoint is not None:
+        tuning.restore(checkpoint["learned"])
+        logger.info("going on from %s step %d", checkpoint["phase"], checkpoint["step"])
+    for phase in PHASES:
+        if checkpoint is not None and PHASES.index(phase) < PHASES.index(checkpoint["phase"]):
+            continue
+        resumed = checkpoint if checkpoint is not None and phase == checkpoint["phase"] else None
+        _run_phase(tuning, examples, phase, resumed)
+    return tuning
+
+
+def _run_phase(tuning: Tuning, examples: list[Example], phase: str, resumed: dict[str, Any] | None) -> None:
+    plan = tuning.plan
+    settings = getattr(plan.config, phase)
+    tuning.begin(phase)
+    optimizer = tuning.make_optimizer(phase)
+    first = 0
+    if resumed is not None:
+        optimizer.load_state_dict(resumed["optimizer"])
+        first = resumed["step"]
+
+    def save(done: int) -> None:
+        save_checkpoint(
+            plan.checkpoint,
+            {
+                "digest": plan.digest,
+                "phase": phase,
+                "step": done,
+                "learned": tuning.state(),
+                "optimizer": optimizer.state_dict(),
+            },
+        )
+
+    def sample(done: int) -> None:
+        samples = plan.config.samples
+        if samples and (done % samples.every == 0 or done == settings.steps):
+            draw_samples(tuning, plan.output / f"{plan.config.name}_samples", f"{phase}-{done:06d}")
+
+    with tuning.computing():
+        run_steps(
+            phase,
+            optimizer,
+            lambda step: tuning.find_loss(examples, phase, step),
+            first=first,
+            steps=settings.steps,
+            learning_rates=[settings.learning_rate],
+            warmup=settings.warmup,
+            save_every=plan.config.checkpoint_every,
+            save=save,
+            after_step=sample,
+        )
+
+
+def _check_disk(plan: Plan, tuning: Tuning) -> None:
+    plan.output.mkdir(parents=True, exist_ok=True)
+    need, free = find_disk_need(plan, tuning), shutil.disk_usage(plan.output).free
+    if free < need:
+        raise TrainingError(f"{plan.output}: {free / 1e6:.0f} MB free, expected {need / 1e6:.0f} MB or more")
+
+
+def _warn_of_long_prompts(plan: Plan, tuning: Tuning) -> None:
+    """A step sees the first 75 tokens of a prompt; the predictor sees them all, in chunks."""
+    tokenizer = tuning.pipeline.tokenizer
+    long = [
+        picture.path.name
+        for picture, prompt in zip(plan.pictures, plan.prompts, strict=True)
+        if len(tokenizer(prompt, add_special_tokens=False).input_ids) > TOKENS_SEEN
+    ]
+    if long:
+        logger.warning(
+            "%d captions are longer than %d tokens and lose their ends; the first: %s",
+            len(long),
+            TOKENS_SEEN,
+            long[0],
+        )

@@ -1,0 +1,1 @@
+"""Tools for the maintainers. Not part of the product or its image."""
