@@ -27,15 +27,71 @@ The tree, so that a caller can catch exactly as much as it can handle:
             * BackendUncertainError  it may or may not have begun
         * OutputError          a prediction's picture cannot be taken
 
-Messages are one line: the thing, the value found, the rule. Secrets and whole
-prompts never stand in them.
+Every error is data: a `code` that stays the same when its wording changes, the `field` of the request that it is
+about, and `values`. Its English line is composed from `data/messages.json`: one line that names the thing, the value
+found and the rule. Secrets and whole prompts never stand in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
+
+MESSAGES_FILE = Path(__file__).parent / "data" / "messages.json"
+
+Value = str | int | float
+
+
+@cache
+def load_messages() -> Mapping[str, str]:
+    """Return the English line of every code, as a format string with the values' names."""
+    return MappingProxyType(msgspec.json.decode(MESSAGES_FILE.read_bytes(), type=dict[str, str]))
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Something to tell a person: a code (kebab-case, a key of `data/messages.json`) and what fills its line."""
+
+    code: str
+    values: Mapping[str, Value]
+
+    def __str__(self) -> str:
+        # Until every error has a code, a whole line stands in its place.
+        return (
+            load_messages()
+            .get(self.code, self.code.replace("{", "{{").replace("}", "}}"))
+            .format_map(self.values)
+        )
+
 
 class TilemixError(Exception):
-    """Something tilemix refuses or failed to do; the message is one line for a person."""
+    """Something tilemix refuses or failed to do.
+
+    Args:
+        code: what happened, a key of `data/messages.json`.
+        field: the input that it is about, by its name in `predict()`; None where there is none.
+        values: what the message names, by placeholder.
+    """
+
+    def __init__(self, code: str, *, field: str | None = None, **values: Value) -> None:
+        self.message = Message(code, values)
+        self.field = field
+        super().__init__(str(self.message))
+
+    @property
+    def code(self) -> str:
+        """What happened, in kebab-case; stable."""
+        return self.message.code
+
+    @property
+    def values(self) -> Mapping[str, Value]:
+        """What the message names, by placeholder."""
+        return self.message.values
 
 
 class InputError(TilemixError):
@@ -47,11 +103,13 @@ class PromptError(InputError):
 
 
 class MixError(PromptError):
-    """A color mix cannot be read. `position` is the 1-based character in the prompt, if one is to blame."""
+    """A color mix cannot be read."""
 
-    def __init__(self, message: str, *, position: int | None = None) -> None:
-        super().__init__(message)
-        self.position = position
+    @property
+    def position(self) -> int | None:
+        """The 1-based character in the prompt that is to blame, if one is."""
+        position = self.values.get("position")
+        return position if isinstance(position, int) else None
 
 
 class RequestError(InputError):
@@ -109,8 +167,8 @@ class SettingsError(StudioError):
 class DeliveryError(StudioError):
     """A webhook delivery is refused; `status` is the HTTP status that says so to its sender."""
 
-    def __init__(self, message: str, *, status: int) -> None:
-        super().__init__(message)
+    def __init__(self, code: str, *, status: int, **values: Value) -> None:
+        super().__init__(code, **values)
         self.status = status
 
 
@@ -137,6 +195,6 @@ class BackendUncertainError(BackendError):
 class OutputError(StudioError):
     """A prediction's picture cannot be taken; `is_final` says that trying again is of no use."""
 
-    def __init__(self, message: str, *, is_final: bool) -> None:
-        super().__init__(message)
+    def __init__(self, code: str, *, is_final: bool, **values: Value) -> None:
+        super().__init__(code, **values)
         self.is_final = is_final
