@@ -167,8 +167,8 @@ class SettingsError(StudioError):
 class DeliveryError(StudioError):
     """A webhook delivery is refused; `status` is the HTTP status that says so to its sender."""
 
-    def __init__(self, code: str, *, status: int, **values: Value) -> None:
-        super().__init__(code, **values)
+    def __init__(self, code: str, *, status: int, field: str | None = None, **values: Value) -> None:
+        super().__init__(code, field=field, **values)
         self.status = status
 
 
@@ -195,6 +195,6 @@ class BackendUncertainError(BackendError):
 class OutputError(StudioError):
     """A prediction's picture cannot be taken; `is_final` says that trying again is of no use."""
 
-    def __init__(self, code: str, *, is_final: bool, **values: Value) -> None:
-        super().__init__(code, **values)
+    def __init__(self, code: str, *, is_final: bool, field: str | None = None, **values: Value) -> None:
+        super().__init__(code, field=field, **values)
         self.is_final = is_final
