@@ -29,7 +29,7 @@ The tree, so that a caller can catch exactly as much as it can handle:
 
 Every error is data: a `code` that stays the same when its wording changes, the `field` of the request that it is
 about, and `values`. Its English line is composed from `data/messages.json`: one line that names the thing, the value
-found and the rule. Secrets and whole prompts never stand in it.
+found and the rule. It never holds a secret or a whole prompt.
 """
 
 from __future__ import annotations
@@ -38,11 +38,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from string import Formatter
 from types import MappingProxyType
 
 import msgspec
 
 MESSAGES_FILE = Path(__file__).parent / "data" / "messages.json"
+
+LIST_SEPARATOR = ", "
 
 Value = str | int | float
 
@@ -53,20 +56,30 @@ def load_messages() -> Mapping[str, str]:
     return MappingProxyType(msgspec.json.decode(MESSAGES_FILE.read_bytes(), type=dict[str, str]))
 
 
+class Composer(Formatter):
+    """`str.format` with two more formats, for a value that lists names: `{words:or}` is "'red', 'rosa' or 'rot'"."""
+
+    def format_field(self, value: object, format_spec: str) -> str:
+        """Format one value."""
+        if format_spec not in {"or", "and"}:
+            return format(value, format_spec)
+        *others, last = (repr(name) for name in str(value).split(LIST_SEPARATOR))
+        return f"{LIST_SEPARATOR.join(others)} {format_spec} {last}" if others else last
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Something to tell a person: a code (kebab-case, a key of `data/messages.json`) and what fills its line."""
+    """Something to tell a person; `str(message)` is its English line."""
 
-    code: str
-    values: Mapping[str, Value]
+    code: str  # kebab-case, a key of `data/messages.json`
+    values: Mapping[str, Value]  # what fills the line; names in one value are separated by ", "
+    field: str | None = None  # the input that it is about; the line may name it, as `{field}`
 
     def __str__(self) -> str:
-        # Until every error has a code, a whole line stands in its place.
-        return (
-            load_messages()
-            .get(self.code, self.code.replace("{", "{{").replace("}", "}}"))
-            .format_map(self.values)
-        )
+        line = load_messages().get(self.code)
+        if line is None:  # until every error has a code, a whole line stands in its place
+            return self.code
+        return Composer().vformat(line, (), {"field": self.field, **self.values})
 
 
 class TilemixError(Exception):
@@ -79,14 +92,21 @@ class TilemixError(Exception):
     """
 
     def __init__(self, code: str, *, field: str | None = None, **values: Value) -> None:
-        self.message = Message(code, values)
-        self.field = field
-        super().__init__(str(self.message))
+        super().__init__(code)
+        self.message = Message(code, values, field)
+
+    def __str__(self) -> str:
+        return str(self.message)
 
     @property
     def code(self) -> str:
         """What happened, in kebab-case; stable."""
         return self.message.code
+
+    @property
+    def field(self) -> str | None:
+        """The input that it is about, by its name in `predict()`."""
+        return self.message.field
 
     @property
     def values(self) -> Mapping[str, Value]:
