@@ -92,6 +92,25 @@ def load_pipeline(
         dtypes = {"text_encoder": encoders, "text_encoder_2": encoders, "default": dtype}
         unet = load_unet(model.base / "unet", _find_tensors(model, "unet"), device, dtype)
         pipeline = load_base(model.base, dtypes, vae=model.vae, unet=unet, variant=variant)
+    return prepare_pipeline(pipeline, model, device, dtype, speed=speed)
+
+
+def prepare_pipeline(
+    pipeline: StableDiffusionXLPipeline,
+    model: LocalModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    speed: Speed = Speed.EXACT,
+) -> ReadyPipeline:
+    """Make a pipeline that holds the model's weights ready to draw; its networks are changed in place.
+
+    `dtype` is the one that its UNet and its VAE have. The model's files of the merged components are opened,
+    because merging reads the base's weights from them.
+
+    Raises:
+        AdapterError, ManifestError: see `load_pipeline`.
+    """
     if dtype == torch.float16 and pipeline.vae.config.force_upcast:
         pipeline.vae.to(torch.bfloat16)  # this VAE overflows in fp16; bf16 has the range of fp32
     for component in (pipeline.unet, pipeline.vae):
