@@ -7,11 +7,9 @@ plain one-line literal. Annotations are not postponed: cog 0.16 needs the types.
 
 import logging
 import os
-import re
 import shutil
 import sys
 import tempfile
-import time
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -33,7 +31,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         """Load the packaged model, ready for the first prediction."""
         log_to_stdout()
         with uncollected():
-            from tilemix.pictures import files, measure  # noqa: F401  not in the first prediction's time
+            from tilemix import drawing  # noqa: F401  now, not in the first prediction's time
             from tilemix.render import Renderer
 
             model = os.environ.get("TILEMIX_MODEL") or "miniature"
@@ -80,8 +78,8 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         ),
     ) -> Path:
         """Draw one tile; return the path of its picture."""
-        from tilemix.pictures.files import write_image
-        from tilemix.pictures.measure import measure_shares
+        from tilemix.drawing import draw_to_file
+        from tilemix.pictures.metrics import share_metrics
 
         folder = self._make_folder()
         request = GenerationRequest(
@@ -96,18 +94,13 @@ class Predictor(BasePredictor):  # type: ignore[misc]
             output_format=output_format,
         ).with_seed()
         record_metrics({"seed": request.seed})  # early: a failed prediction loses its logs, not its metrics
-        rendered = self.renderer.render(request, on_step=log_progress)
-
         path = folder / f"tile.{output_format}"
-        started = time.perf_counter()
-        write_image(path, rendered.pixels, rendered.record, output_format=output_format)
-        seconds = {**rendered.seconds, "save": time.perf_counter() - started}
+        drawing = draw_to_file(self.renderer, path, request, on_step=log_progress)
+        seconds = {**drawing.rendered.seconds, "save": drawing.save_seconds}
         record_metrics({f"seconds_{stage}": round(spent, 4) for stage, spent in seconds.items()})
-        record_metrics({name: getattr(rendered.record, name) for name in RECORDED_SETTINGS})
-        if rendered.prompt.mix is not None:
-            measured = measure_shares(rendered.pixels, rendered.prompt.mix)
-            shares = {**measured.shares, "not_asked": measured.not_asked} if measured.shares else {}
-            record_metrics({share_metric(color): round(percent, 1) for color, percent in shares.items()})
+        record_metrics({name: getattr(drawing.rendered.record, name) for name in RECORDED_SETTINGS})
+        if drawing.measured is not None:
+            record_metrics(share_metrics(drawing.measured))
         return path
 
     def _make_folder(self) -> Path:
@@ -130,11 +123,6 @@ def log_progress(done: int, total: int) -> None:
     """Log a line that the clients of Replicate read: `12%|##------------------| 3/25 denoise`."""
     bar = "#" * (BAR_LENGTH * done // total)
     logger.info("%3d%%|%s| %d/%d denoise", 100 * done // total, bar.ljust(BAR_LENGTH, "-"), done, total)
-
-
-def share_metric(color: str) -> str:
-    """Return the metric's name for a color: letters, digits and single underscores are all that Cog takes."""
-    return "share_" + re.sub(r"[^a-z0-9]+", "_", color.lower()).strip("_")
 
 
 def record_metrics(metrics: Mapping[str, object]) -> None:

@@ -80,8 +80,8 @@ def test_pixels_that_are_not_finite_are_decoded_again_by_a_plain_decoder(rendere
     """The compiled code is the first VAE's: a copy of it in fp32 would be decoded by weights in half precision."""
     plain, compiled, _ = renderers
     latents = torch.randn(1, 4, 32, 32)
-    expected = decode_latents(plain._ready.pipeline.vae, latents)
-    vae = compiled._ready.pipeline.vae
+    expected = decode_latents(plain.ready.pipeline.vae, latents)
+    vae = compiled.ready.pipeline.vae
     calls = []
 
     def spoil(_, __, image):

@@ -133,7 +133,7 @@ def test_plain_words_are_encoded_in_one_pass_each_as_by_compel(pipeline, positiv
     assert passes == {"text_encoder": 1, "text_encoder_2": 1}
     plain = [read_plain_words(text, what="prompt") for text in (positive, negative)]
     with torch.inference_mode():
-        check_close(found[0], conditioning._encode_with_compel(pipeline, [positive, negative], plain))
+        check_close(found[0], conditioning.encode_with_compel(pipeline, [positive, negative], plain))
 
 
 @pytest.mark.parametrize("positive", ["a (red)1.3 tile", "red++", '("a", "b").and()', "red " * 76])
@@ -235,6 +235,6 @@ def test_the_parser_changes_no_token_of_the_texts_that_are_not_given_to_it(pipel
     assert len(skipped) > 20
     monkeypatch.setattr(conditioning, "SYNTAX", re.compile(""))
     for text in skipped:
-        parsed = conditioning._parse(text, what="prompt")
+        parsed = conditioning.parse_emphasis(text, what="prompt")
         assert not parsed.is_emphasized
         assert pipeline.tokenizer(parsed.words).input_ids == pipeline.tokenizer(text).input_ids, text

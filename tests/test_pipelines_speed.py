@@ -71,7 +71,7 @@ def test_latents_and_text_encoders_stay_in_fp32_beside_a_bf16_unet(ready):
 def count_batches(renderer: Renderer, request: GenerationRequest) -> list[int]:
     """The UNet's batch in each step."""
     batches = []
-    handle = renderer._ready.pipeline.unet.register_forward_pre_hook(
+    handle = renderer.ready.pipeline.unet.register_forward_pre_hook(
         lambda _, args, __: batches.append(len(args[0])), with_kwargs=True
     )
     try:

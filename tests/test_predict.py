@@ -12,6 +12,7 @@ import pytest
 
 from tilemix.colors.chart import load_colors
 from tilemix.errors import PromptError, RenderError, RequestError, TilemixError
+from tilemix.pictures.metrics import share_metric
 from tilemix.pictures.reading import read_record
 from tilemix.pictures.record import Record
 from tilemix.pipelines.settings import Settings
@@ -211,8 +212,8 @@ def test_a_prompt_without_a_mix_has_no_shares(predictor, metrics):
     assert not [name for name in metrics if name.startswith("share_")]
 
 
-def test_every_color_has_a_metric_of_its_own_with_a_name_that_cog_takes(module):
-    names = [module.share_metric(color.name) for color in load_colors()]
+def test_every_color_has_a_metric_of_its_own_with_a_name_that_cog_takes():
+    names = [share_metric(color.name) for color in load_colors()]
     assert len(set(names)) == len(names) >= 30
     # Cog's rule: letters, digits and underscores; none of these at an end or twice in a row.
     assert all(re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) for name in names)

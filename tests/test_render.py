@@ -118,8 +118,8 @@ def test_every_input_changes_the_picture(renderer, changes):
 
 def test_the_picture_is_the_plain_pipelines_own(renderer):
     """Against diffusers' own call: its prompt encoding, its decoding, its conversion to a picture."""
-    pipeline = renderer._ready.pipeline
-    pipeline.scheduler = renderer._ready.make_scheduler()
+    pipeline = renderer.ready.pipeline
+    pipeline.scheduler = renderer.ready.make_scheduler()
     theirs = pipeline(
         "ohwx_rubber_tile <s0><s1>, 60% red, 40% black, photorealistic rubber tile",
         negative_prompt="blurry",
@@ -227,7 +227,7 @@ def test_latents_that_are_not_finite_are_an_error_and_no_black_picture(renderer)
     with pytest.raises(
         RenderError, match="^the denoised latents are not finite: no picture can be made of them$"
     ):
-        decode_latents(renderer._ready.pipeline.vae, latents)
+        decode_latents(renderer.ready.pipeline.vae, latents)
 
 
 def test_a_vae_that_overflows_in_half_precision_is_decoded_again_in_fp32(tiny_project, caplog):

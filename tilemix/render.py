@@ -60,10 +60,14 @@ class Rendered:
 
 
 class Renderer:
-    """One loaded model, drawing one picture at a time."""
+    """One loaded model, drawing one picture at a time.
+
+    Args:
+        ready: the loaded model; `Renderer.ready` gives it back.
+    """
 
     def __init__(self, ready: ReadyPipeline) -> None:
-        self._ready = ready
+        self.ready = ready
         self._is_compiled = False
         self._encoder = PromptEncoder(ready.pipeline, lambda: (ready.loras.state, ready.tokens.state))
         self._template = load_template(ready.model.template)
@@ -124,7 +128,7 @@ class Renderer:
             prompt="-", seed=0, width=side, height=side, num_inference_steps=WARM_UP_STEPS
         )
         logger.info("compiling, which takes minutes")
-        compile_networks(self._ready.pipeline)
+        compile_networks(self.ready.pipeline)
         with compiling():
             self.render(first)
         self._is_compiled = True
@@ -132,15 +136,15 @@ class Renderer:
     def is_healthy(self) -> bool:
         """Return whether the device still computes; a CUDA context that has failed once never does again."""
         try:
-            return bool(torch.ones(2, device=self._ready.device).sum() == 2)
+            return bool(torch.ones(2, device=self.ready.device).sum() == 2)
         except RuntimeError:
-            logger.exception("the device %s does not compute any more", self._ready.device)
+            logger.exception("the device %s does not compute any more", self.ready.device)
             return False
 
     @property
     def placeholder_tokens(self) -> list[str]:
         """The tokens that the model's embeddings bring."""
-        return list(self._ready.tokens.installed)
+        return list(self.ready.tokens.installed)
 
     def render(
         self, request: GenerationRequest, *, on_step: Callable[[int, int], None] | None = None
@@ -159,7 +163,7 @@ class Renderer:
         logger.info("Using seed: %d", request.seed)
         prompt = rewrite(request.prompt, self._template, negative_prompt=request.negative_prompt)
         logger.info("Prompt: %s", prompt.positive)
-        lora_scales = self._ready.set_lora_scale(request.lora_scale)
+        lora_scales = self.ready.set_lora_scale(request.lora_scale)
         if not lora_scales and request.lora_scale is not None:
             logger.warning("lora_scale %g has no effect: the model has no LoRA", request.lora_scale)
         seconds: dict[str, float] = {}
@@ -169,7 +173,7 @@ class Renderer:
             with _timed(seconds, "denoise"):
                 latents = self._denoise(request, conditioning, on_step)
             with _timed(seconds, "decode"):
-                pixels = decode_latents(self._ready.pipeline.vae, latents)
+                pixels = decode_latents(self.ready.pipeline.vae, latents)
         return Rendered(pixels, prompt, self._make_record(request, prompt, lora_scales), seconds)
 
     def _resolve(self, request: GenerationRequest) -> GenerationRequest:
@@ -191,13 +195,13 @@ class Renderer:
         conditioning: Conditioning,
         on_step: Callable[[int, int], None] | None,
     ) -> torch.Tensor:
-        pipeline = self._ready.pipeline
+        pipeline = self.ready.pipeline
         from diffusers.callbacks import SDXLCFGCutoffCallback
 
-        pipeline.scheduler = self._ready.make_scheduler()
+        pipeline.scheduler = self.ready.make_scheduler()
         total = request.num_inference_steps or 0
 
-        cutoff = SDXLCFGCutoffCallback(GUIDED_PART) if self._ready.speed is Speed.FAST else None
+        cutoff = SDXLCFGCutoffCallback(GUIDED_PART) if self.ready.speed is Speed.FAST else None
 
         def after_step(
             of: StableDiffusionXLPipeline, step: int, timestep: object, tensors: dict[str, torch.Tensor]
@@ -208,7 +212,7 @@ class Renderer:
             return tensors if cutoff is None else cutoff(of, step, timestep, tensors)
 
         generator = torch.Generator("cpu").manual_seed(request.seed or 0)
-        with torch.inference_mode(), self._ready.text_keys.kept():
+        with torch.inference_mode(), self.ready.text_keys.kept():
             latents: torch.Tensor = pipeline(
                 **conditioning.tensors,
                 latents=self._draw_noise(request, generator),
@@ -227,10 +231,10 @@ class Renderer:
         """Return the starting latents (1, 4, h/8, w/8), in fp32 whatever the UNet computes in."""
         assert request.width is not None
         assert request.height is not None
-        factor = self._ready.pipeline.vae_scale_factor
-        channels = self._ready.pipeline.unet.config.in_channels
+        factor = self.ready.pipeline.vae_scale_factor
+        channels = self.ready.pipeline.unet.config.in_channels
         shape = (1, channels, request.height // factor, request.width // factor)
-        return torch.randn(shape, generator=generator).to(self._ready.device)
+        return torch.randn(shape, generator=generator).to(self.ready.device)
 
     def _make_record(
         self, request: GenerationRequest, prompt: Prompt, lora_scales: dict[str, float]
@@ -252,15 +256,15 @@ class Renderer:
             guidance_scale=request.guidance_scale,
             lora_scale=next(iter(lora_scales.values()), None),
             lora_scales=lora_scales,
-            scheduler=self._ready.model.manifest.scheduler.name,
-            scheduler_config=dict(self._ready.model.manifest.scheduler.config),
-            dtype=str(self._ready.dtype).removeprefix("torch."),
-            speed=self._ready.speed.value,
+            scheduler=self.ready.model.manifest.scheduler.name,
+            scheduler_config=dict(self.ready.model.manifest.scheduler.config),
+            dtype=str(self.ready.dtype).removeprefix("torch."),
+            speed=self.ready.speed.value,
             compiled=self._is_compiled,
-            device=self._ready.device.type,
+            device=self.ready.device.type,
             threads=torch.get_num_threads(),
-            model=self._ready.model.name,
-            files=self._ready.model.hashes,
+            model=self.ready.model.name,
+            files=self.ready.model.hashes,
             # torch by its own word: the build after the "+" is not in its package's version.
             versions={"tilemix": __version__, "torch": str(torch.__version__)}
             | {name: version(name) for name in RECORDED_LIBRARIES},

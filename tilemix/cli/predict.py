@@ -68,19 +68,16 @@ def _predict(options: argparse.Namespace) -> None:
         output_format=output_format,
     )
     with uncollected():
-        from tilemix.pictures.files import write_image
-        from tilemix.pictures.measure import has_swatch, measure_shares
+        from tilemix.drawing import draw_to_file
         from tilemix.pipelines.settings import read_settings
         from tilemix.render import Renderer
 
         model = options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
         renderer = Renderer.load(model, read_settings(os.environ))
-    rendered = renderer.render(request, on_step=_show_step)
-    size = write_image(options.output, rendered.pixels, rendered.record, output_format=output_format)
+    drawing = draw_to_file(renderer, options.output, request, on_step=_show_step)
+    rendered, measured = drawing.rendered, drawing.measured
     took = sum(rendered.seconds.values())
-    logger.info("%s: %d kB, drawn in %.1f s", options.output, size // 1000, took)
-    mix = rendered.prompt.mix
-    measured = measure_shares(rendered.pixels, mix) if mix and has_swatch(mix) else None
+    logger.info("%s: %d kB, drawn in %.1f s", options.output, drawing.size // 1000, took)
     if options.json:
         import msgspec
 

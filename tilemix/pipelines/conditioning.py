@@ -82,14 +82,14 @@ def encode_prompt(pipeline: StableDiffusionXLPipeline, positive: str, negative: 
     Raises:
         PromptError: the emphasis in a text cannot be read, or asks for what no SDXL prompt can do.
     """
-    prompts = [_parse(positive, what="prompt"), _parse(negative, what="negative_prompt")]
+    prompts = [parse_emphasis(positive, what="prompt"), parse_emphasis(negative, what="negative_prompt")]
     plain = [prompt.words for prompt in prompts]
     with torch.inference_mode():
         if not any(prompt.is_emphasized for prompt in prompts):
             batch = _tokenize(pipeline, plain)
             if batch is not None:
                 return _encode_tokens(pipeline, batch)
-        return _encode_with_compel(pipeline, [positive, negative], plain)
+        return encode_with_compel(pipeline, [positive, negative], plain)
 
 
 def _tokenize(pipeline: StableDiffusionXLPipeline, texts: Sequence[str]) -> list[torch.Tensor] | None:
@@ -115,9 +115,16 @@ def _encode_tokens(pipeline: StableDiffusionXLPipeline, batch: Sequence[torch.Te
     return Conditioning(embeds[:1], pooled[:1], embeds[1:], pooled[1:])
 
 
-def _encode_with_compel(
+def encode_with_compel(
     pipeline: StableDiffusionXLPipeline, texts: Sequence[str], plain: Sequence[str]
 ) -> Conditioning:
+    """Encode a prompt and a negative prompt through compel.
+
+    Args:
+        pipeline: an SDXL pipeline.
+        texts: the two prompts, with their emphasis.
+        plain: the same two without it, for the pooled vectors.
+    """
     from compel import CompelForSDXL
 
     # Made anew each time: compel keeps the empty prompt's embedding, which is stale after any change of
@@ -130,7 +137,9 @@ def _encode_with_compel(
 
 
 @dataclass(frozen=True, slots=True)
-class _Parsed:
+class ParsedText:
+    """A prompt, read by compel's grammar."""
+
     words: str  # without the emphasis syntax
     is_emphasized: bool  # or blended, or in several parts
 
@@ -141,12 +150,17 @@ def read_plain_words(text: str, *, what: str) -> str:
     Raises:
         PromptError: the syntax cannot be read, or holds a `.swap()` or a `withLora()`, which compel would drop.
     """
-    return _parse(text, what=what).words
+    return parse_emphasis(text, what=what).words
 
 
-def _parse(text: str, *, what: str) -> _Parsed:
+def parse_emphasis(text: str, *, what: str) -> ParsedText:
+    """Read compel's emphasis in `text`; `what` names the text in messages.
+
+    Raises:
+        PromptError: as `read_plain_words`.
+    """
     if not SYNTAX.search(text):
-        return _Parsed(text, is_emphasized=False)
+        return ParsedText(text, is_emphasized=False)
     import pyparsing
     from compel import Compel
     from compel.prompt_parser import PromptParser
@@ -166,7 +180,7 @@ def _parse(text: str, *, what: str) -> _Parsed:
     weights = [
         [fragment.weight for fragment in getattr(prompt, "children", ())] for prompt in conjunction.prompts
     ]
-    return _Parsed(words, is_emphasized=weights != [[1.0]])
+    return ParsedText(words, is_emphasized=weights != [[1.0]])
 
 
 def _list_words(prompts: Iterable[object], what: str) -> Iterator[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 
+from tilemix.pictures.metrics import NOT_ASKED, share_metric
 from tilemix.studio.predictions import CANCELED, PROCESSING, QUEUED, STARTING, SUCCEEDED
 from tilemix.studio.store.database import utc_now
 from tilemix.studio.web.palette import Swatch, find_swatch
@@ -72,7 +72,7 @@ class ResultView:
             ShareView(find_swatch(color, words.code), asked, _percent(metrics.get(share_metric(color))))
             for color, asked in found["mix"].items()
         ]
-        self.not_asked = _percent(metrics.get("share_not_asked"))
+        self.not_asked = _percent(metrics.get(share_metric(NOT_ASKED)))
         self.seed = self.inputs.get("seed")
         self.seconds = _percent(metrics.get("predict_time"))
 
@@ -169,11 +169,6 @@ def _stack(pieces: Iterable[tuple[Swatch, float]], words: Words) -> list[Bar]:
         bars.append(Bar(round(x, 2), round(share, 2), swatch.hex or OTHERS, title))
         x += share
     return [bar for bar in bars if bar.width > 0]
-
-
-def share_metric(color: str) -> str:
-    """Return the name under which predict.py reports the measured share of a color."""
-    return "share_" + re.sub(r"[^a-z0-9]+", "_", color.lower()).strip("_")
 
 
 def _percent(value: object) -> float | None:
