@@ -182,6 +182,8 @@ def test_the_limits_of_the_matching_hold_for_the_vocabulary():
         ("drak-green", ("dark green",)),
         ("краснй", ("красный",)),
         ("schwrz", ("schwarz",)),
+        ("тмносерого", ("тёмно-серый",)),
+        ("koralenrtoes", ("korallenrot",)),  # two slips in an inflected form
         ("hellbraun", ()),  # two slips from hellblau, and a color of its own
         ("gold", ()),
         ("rd", ()),
