@@ -1,6 +1,6 @@
 """The speed bench: tilemix against two peers, the pixels checked, as a table and as JSON.
 
-    python -m bench.speed                    # all rows; writes bench/REPORT.md, bench/report.json, the README's table
+    python -m bench.speed                    # all rows; writes bench/REPORT.md, bench/report.json, the README's figures
     python -m bench.speed --rows 1,4         # some, printed; with --write they take their places in what is written
     python -m bench.speed --readme           # puts bench/report.json into the README, measures nothing
 
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None, rows: Mapping[tuple[str, ...], 
 
 
 def write_readme(report: Report) -> None:
-    """Put the report's table into the README."""
+    """Put the report's headline figures into the README."""
     write_atomically(README, fill_readme(README.read_text(encoding="utf-8"), report).encode())
 
 

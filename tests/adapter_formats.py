@@ -1,7 +1,7 @@
 """Every published format of a LoRA or an embedding: how a file of it looks, and what becomes of it.
 
-This is the one list. The tests craft a file of each format from it, and the table in the README is rendered
-from it: `python -m tests.adapter_formats`.
+This is the one list. The tests craft a file of each format from it, and the tables in docs/adapters.md are
+printed from it: `python -m tests.adapter_formats`.
 """
 
 import math
@@ -520,7 +520,7 @@ EMBEDDING_FORMATS = (
 
 
 def render_table() -> str:
-    """Render the formats as the README's Markdown tables."""
+    """Return the formats as the Markdown tables of docs/adapters.md."""
     sections = []
     for kind, formats in (("LoRA", LORA_FORMATS), ("Embedding", EMBEDDING_FORMATS)):
         rows = [f"| {kind} | the file holds | result |", "|---|---|---|"]

@@ -154,6 +154,20 @@ def test_the_readme_is_filled_between_its_markers_alone():
         fill_readme("no markers", report)
 
 
+def test_the_readme_shows_the_headlines_with_their_verdicts():
+    cold = Row("6", "Cold start", (Figure("ours / N", 0.81, "x", at_most=0.6), Figure("N", 5.9, "s")))
+    lines = render_readme(Report(MACHINE, (cold, WRONG), 1.0)).splitlines()
+    whole, step, start = ([cell.strip() for cell in line.split("|")[2:5]] for line in lines[2:5])
+    assert whole == ["not measured", "", "not measured"]
+    assert step == ["99x", "at least 1.6", "broken"]
+    assert start == ["0.81x", "at most 0.6", "short"]
+    assert lines[6].startswith("On a | processor, 2 cores")
+
+
+def test_every_headline_is_in_the_committed_report():
+    assert "not measured" not in render_readme(read_report())
+
+
 def test_the_readme_shows_what_the_committed_report_says():
     text = (ROOT / "README.md").read_text()
     assert fill_readme(text, read_report()) == text
