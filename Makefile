@@ -96,5 +96,5 @@ clean: ## the environments; build/ holds hours of training and stays
 .venv-pins/ready: requirements.txt requirements-dev.txt
 	@test -x .venv-pins/bin/pip || $(PYTHON) -m venv --clear .venv-pins
 	@.venv-pins/bin/pip install --quiet --disable-pip-version-check -r requirements.txt \
-		$$(grep -E '^(alembic|blake3|cog|httpcore|httpx|hypothesis|Jinja2|peft|psycopg|pytest|pytest-xdist|python-multipart|PyYAML|schemathesis|scipy|SQLAlchemy|standardwebhooks|starlette|uvicorn)(\[[a-z]*\])?==' requirements-dev.txt)
+		$$(grep -E '^(alembic|Babel|blake3|cog|httpcore|httpx|hypothesis|Jinja2|peft|psycopg|pytest|pytest-xdist|python-multipart|PyYAML|schemathesis|scipy|SQLAlchemy|standardwebhooks|starlette|uvicorn)(\[[a-z]*\])?==' requirements-dev.txt)
 	@touch $@

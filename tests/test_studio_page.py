@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import time
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 
 import msgspec
@@ -101,8 +102,18 @@ def test_every_language_has_every_word_and_the_same_values():
     assert words["en"].number(-0.04) == "0"
     assert words["en"].number(-0.04, is_padded=True) == "0.0"
     assert (words["en"].percent(12.5), words["zh"].percent(20, is_padded=True)) == ("12.5%", "20.0%")
-    assert [words[code].percent(12.5) for code in ("de", "ru", "uk")] == ["12,5\N{NO-BREAK SPACE}%"] * 3
+    assert [words[code].percent(12.5) for code in ("de", "ru")] == ["12,5\N{NO-BREAK SPACE}%"] * 2
+    assert words["uk"].percent(12.5) == "12,5%"  # as Unicode's locale data and so every browser have it
     assert words["ru"].number(-9.1) == "−9,1"
+    assert (words["de"].number(4294967295), words["en"].percent(-0.04)) == ("4294967295", "0%")
+    assert (words["ru"].size(12_540_000), words["de"].size(900)) == ("12,5 МБ", "0,9 kB")
+
+
+def test_a_moment_is_written_as_the_language_does():
+    words, moment = load_words(), datetime(2026, 11, 27, 13, 8, tzinfo=UTC)
+    assert words["en"].moment(moment) == "Nov 27, 2026, 1:08\N{NARROW NO-BREAK SPACE}PM"
+    assert words["de"].moment(moment) == "27.11.2026, 13:08"
+    assert words["zh"].moment(moment) == "2026年11月27日 13:08"
 
 
 def test_every_word_of_the_templates_is_there_and_every_word_is_used():

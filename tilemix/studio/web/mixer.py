@@ -118,9 +118,6 @@ class MixerPage:
         script = {
             **chart_for_script(words.code),
             "words": words.for_script(),
-            "language": words.code,
-            "decimal_point": words("decimal_point"),
-            "percent": words("percent", value="$value"),
             "is_given": is_given,
             "preview": preview,
             "max_seed": MAX_SEED,

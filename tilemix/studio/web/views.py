@@ -93,6 +93,11 @@ class ResultView:
         )
 
     @property
+    def asked_at(self) -> str:
+        """When it was asked for, as the language writes it; the script puts the reader's own time in its place."""
+        return f"{self._words.moment(datetime.fromisoformat(self.found['created_at']))} UTC"
+
+    @property
     def asked_bar(self) -> list[Bar]:
         """What was asked for, as a bar."""
         return stack_bar(self.found["mix"], self._words)

@@ -1,4 +1,7 @@
-"""The page's words in five languages: `pages/words/CODE.json`, one flat object each, with the same keys."""
+"""The page's words in five languages: `pages/words/CODE.json`, one flat object each, with the same keys.
+
+Numbers, percentages, sizes and dates are written as each language does, by Babel.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,20 @@ from string import Template
 from typing import TYPE_CHECKING
 
 import msgspec
+from babel import Locale
+from babel.dates import format_date, format_time
+from babel.numbers import format_decimal, format_percent
+from babel.units import format_unit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
 LANGUAGES = ("en", "de", "ru", "uk", "zh")
 FOLDER = Path(__file__).parent / "pages" / "words"
 QUALITY = re.compile(r"q=(0(\.[0-9]{0,3})?|1(\.0{0,3})?)")  # RFC 9110, section 12.4.2
 SCRIPT_PREFIX = "script_"  # words that the script needs
+MINUS = "\N{MINUS SIGN}"  # as wide as the plus sign; Unicode's locales have the hyphen
 
 
 class Words:
@@ -24,6 +33,7 @@ class Words:
 
     def __init__(self, code: str, texts: Mapping[str, str]) -> None:
         self.code = code
+        self._locale = Locale.parse(code)
         self.keys = frozenset(texts)
         self._texts = {key: Template(text) for key, text in texts.items()}
 
@@ -37,16 +47,29 @@ class Words:
         )
 
     def number(self, value: float, digits: int = 1, *, is_padded: bool = False) -> str:
-        """Return a number with at most so many decimals: "12.5", "12,5", "12"; with all of them if padded."""
-        text = f"{value:.{digits}f}"
-        if "." in text and not is_padded:
-            text = text.rstrip("0").rstrip(".")
-        text = text.removeprefix("-") if float(text) == 0 else text
-        return text.replace(".", self._texts["decimal_point"].template).replace("-", "−")
+        """Return a number with at most so many decimals: "12.5", "12,5", "12"; with all of them if padded.
+
+        Digits are not grouped: numbers stand in fields, too, and a seed is a name more than an amount.
+        """
+        shown = round(value, digits) + 0.0  # not "-0"
+        text = format_decimal(shown, _pattern(digits, is_padded=is_padded), self._locale)
+        return text.replace("-", MINUS)
 
     def percent(self, value: float, *, is_padded: bool = False) -> str:
-        """Return a share as the language writes it: "12.5%", "12,5 %"."""
-        return self("percent", value=self.number(value, is_padded=is_padded))
+        """Return a share, 0 to 100, as the language writes it: "12.5%", "12,5 %"."""
+        pattern = self._locale.percent_formats[None].pattern.replace("#,##0", _pattern(is_padded=is_padded))
+        return format_percent((round(value, 1) + 0.0) / 100, pattern, self._locale)
+
+    def size(self, count: int) -> str:
+        """Return a number of bytes: "12.5 MB", "12,5 МБ", "7 kB"."""
+        unit, each = ("digital-megabyte", 10**6) if count >= 10**6 else ("digital-kilobyte", 10**3)
+        return format_unit(count / each, unit, "short", format=_pattern(), locale=self._locale)
+
+    def moment(self, moment: datetime) -> str:
+        """Return a date with its time, in the zone that it is given in."""
+        joined: str = self._locale.datetime_formats["medium"]  # "{1}, {0}"
+        time = format_time(moment, "short", locale=self._locale)
+        return joined.format(time, format_date(moment, "medium", self._locale))
 
     def for_script(self) -> dict[str, str]:
         """Return the script's words, without their prefix."""
@@ -55,6 +78,10 @@ class Words:
             for key, text in self._texts.items()
             if key.startswith(SCRIPT_PREFIX)
         }
+
+
+def _pattern(digits: int = 1, *, is_padded: bool = False) -> str:
+    return f"0.{('0' if is_padded else '#') * digits}"
 
 
 @cache

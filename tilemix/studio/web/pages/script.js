@@ -278,6 +278,9 @@ class Mixer {
   constructor(form) {
     this.form = form;
     this.data = JSON.parse(form.dataset.studio);
+    const { lang } = document.documentElement;
+    this.percents = new Intl.NumberFormat(lang, { style: "percent", maximumFractionDigits: 1 });
+    this.numbers = new Intl.NumberFormat(lang, { maximumFractionDigits: 1 });
     this.colors = new Map(this.data.colors.map((color) => [color.color, color]));
     this.prompt = find("#prompt");
     this.seed = find("#seed");
@@ -340,8 +343,7 @@ class Mixer {
 
   /** A share as the language writes it: "12.5%", "12,5 %". */
   percent(tenths) {
-    const value = String(tenths / PERCENT).replace(".", this.data.decimal_point);
-    return fill(this.data.percent, { value });
+    return this.percents.format(tenths / WHOLE);
   }
 
   // The rows.
@@ -479,13 +481,12 @@ class Mixer {
       const share = this.shares.get(row.dataset.color);
       const slider = find("[type=range]", row);
       const typed = find("[data-typed]", row);
-      const text = String(share.tenths / PERCENT).replace(".", this.data.decimal_point);
       slider.value = share.tenths / PERCENT;
       slider.disabled = typed.disabled = share.locked;
       slider.setAttribute("aria-valuetext", this.percent(share.tenths));
       slider.style.setProperty("--share", `${share.tenths / PERCENT}%`);
       slider.style.setProperty("--color", this.describe(share.color).hex);
-      typed.value = text;
+      typed.value = this.numbers.format(share.tenths / PERCENT);
       const lock = find("[data-lock]", row);
       lock.setAttribute("aria-pressed", String(share.locked));
       setIcon(lock, share.locked ? "locked" : "lock");
