@@ -129,10 +129,9 @@ def test_the_inputs_are_the_requests():
 
 
 def test_the_verbs_are_the_command_lines():
-    (verbs,) = [action for action in make_parser()._actions if action.dest == "verb"]
-    assert [
-        row[0].strip("`").split()[0] for row in rows(section("README.md", "On the command line"))
-    ] == list(verbs.choices)
+    verbs = re.findall(r"^    (\w+) ", make_parser().format_help(), re.MULTILINE)
+    table = rows(section("README.md", "On the command line"))
+    assert [row[0].strip("`").split()[0] for row in table] == verbs
 
 
 def test_the_map_names_every_module_and_no_other():
