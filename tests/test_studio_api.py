@@ -484,6 +484,17 @@ def test_a_rate_limit_fills_up_again_for_each_address():
     assert [limit.take("a") for _ in range(3)] == [True, True, False]
 
 
+def test_a_rate_limit_keeps_no_more_addresses_than_it_may(monkeypatch):
+    monkeypatch.setattr("tilemix.studio.guard.MAX_ADDRESSES", 3)
+    moments = [0.0]
+    limit = RateLimit(clock=lambda: moments[0])
+    assert [limit.take(name) for name in "aabcd"] == [True, True, True, True, False]
+    moments[0] = 1.5  # the burst of b and c is whole again, that of a is not
+    assert limit.take("d")
+    assert limit.take("e")
+    assert not limit.take("f")
+
+
 def test_health_says_what_works(client, cog):
     assert client.get("/health").json() == {"status": "ok", "database": "ok", "backend": "cog: ready"}
     cog.health = "UNHEALTHY"

@@ -37,6 +37,8 @@ LOGIN_PATHS = ("/login", "/static/")  # what a person sees before the token is t
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_FORM_BYTES = 256 * 2**10
 CHANGES_A_MINUTE = 60
+SECONDS_A_CHANGE = 60 / CHANGES_A_MINUTE
+ROUNDING = 1e-6  # seconds, of sums of floating-point times
 BURST = 20
 MAX_ADDRESSES = 10_000
 HEADERS = {
@@ -50,29 +52,31 @@ HEADERS = {
 
 
 class RateLimit:
-    """A bucket for each address: `BURST` changes at once, `CHANGES_A_MINUTE` in the long run."""
+    """For each address, `BURST` changes at once and `CHANGES_A_MINUTE` in the long run.
+
+    What is kept of an address is when its burst will be whole again. The clock is monotonic: one that is set back
+    must not lock anybody out.
+
+    Source: the generic cell rate algorithm, https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._buckets: dict[str, tuple[float, float]] = {}  # address -> changes left, when counted
+        self._whole_at: dict[str, float] = {}  # address -> when its burst is whole again
         self._turn = threading.Lock()
 
     def take(self, address: str) -> bool:
         """Return whether this address may change something now, and count it."""
-        rate = CHANGES_A_MINUTE / 60
         with self._turn:
             now = self._clock()
-            if len(self._buckets) >= MAX_ADDRESSES:
-                is_used = {
-                    key: left + (now - then) * rate < BURST for key, (left, then) in self._buckets.items()
-                }
-                self._buckets = {key: value for key, value in self._buckets.items() if is_used[key]}
-            left, then = self._buckets.get(address, (float(BURST), now))
-            left = min(left + (now - then) * rate, BURST)
-            may = left >= 1 and len(self._buckets) < MAX_ADDRESSES
-            if may or address in self._buckets:
-                self._buckets[address] = (left - 1 if may else left, now)
-            return may
+            if len(self._whole_at) >= MAX_ADDRESSES:
+                self._whole_at = {key: then for key, then in self._whole_at.items() if then > now}
+            whole_at = max(self._whole_at.get(address, now), now) + SECONDS_A_CHANGE
+            is_kept = address in self._whole_at or len(self._whole_at) < MAX_ADDRESSES
+            if not is_kept or whole_at - now > BURST * SECONDS_A_CHANGE + ROUNDING:
+                return False
+            self._whole_at[address] = whole_at
+            return True
 
 
 def refuse_as_json(_: Request, status: int, error: str, headers: Mapping[str, str] | None = None) -> Response:
