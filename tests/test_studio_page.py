@@ -17,11 +17,12 @@ from tests.test_studio_api import MIX, NoLimit, run, wait_for
 from tilemix.colors.chart import load_colors
 from tilemix.prompts.mix import parse_mix
 from tilemix.studio.model_files import ModelFiles
+from tilemix.studio.negotiation import choose_language
 from tilemix.studio.settings import Secret
 from tilemix.studio.web.mix_form import read_page_form, split_text
 from tilemix.studio.web.palette import load_presets, load_swatches, write_mix
 from tilemix.studio.web.rendering import PAGES
-from tilemix.studio.web.words import LANGUAGES, choose_language, load_words
+from tilemix.studio.web.words import LANGUAGES, load_words
 from tilemix.system.project import ROOT
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -131,21 +132,43 @@ def test_every_word_of_the_templates_is_there_and_every_word_is_used():
 
 
 @pytest.mark.parametrize(
-    ("chosen", "accepted", "language"),
+    ("accepted", "language"),
     [
-        (None, "", "en"),
-        (None, "de-AT,de;q=0.9,en;q=0.8", "de"),
-        (None, "fr, uk;q=0.3, ru;q=0.7", "ru"),
-        (None, "zh-Hans-CN", "zh"),
-        (None, "en;q=0.1, de;q=0", "en"),
-        (None, "de;q=x, ru;q=0.2", "ru"),
-        (None, ",;;=,*", "en"),
-        ("uk", "de", "uk"),
-        ("xx", "de", "de"),
+        ("", "en"),
+        ("de-AT,de;q=0.9,en;q=0.8", "de"),
+        ("en;q=0.5, de-AT", "de"),
+        ("fr, uk;q=0.3, ru;q=0.7", "ru"),
+        ("zh-Hans-CN", "zh"),
+        ("en;q=0.1, de;q=0", "en"),
+        ("de;q=x, ru;q=0.2", "ru"),
+        (",;;=,*", "en"),
     ],
 )
-def test_the_language_is_the_readers(chosen, accepted, language):
-    assert choose_language(chosen, accepted) == language
+def test_the_language_is_the_one_that_the_browser_likes_best(accepted, language):
+    assert choose_language(accepted, LANGUAGES) == language
+
+
+@pytest.mark.parametrize(("chosen", "language"), [("uk", "uk"), ("xx", "de")])
+def test_the_language_that_the_reader_chose_comes_first(client, chosen, language):
+    page = client.get("/", headers={**HTML, "Accept-Language": "de", "Cookie": f"language={chosen}"})
+    assert f'<html lang="{language}"' in page.text
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_page"),
+    [
+        (HTML["Accept"], True),
+        ("text/*", True),
+        ("*/*", False),
+        ("text/html;q=0, */*", False),
+        ("text/html;q=0.5, application/json", False),
+        ("", False),
+    ],
+)
+def test_an_error_is_a_page_for_who_prefers_one(client, accept, is_page):
+    answer = client.get("/nothing/here", headers={"Accept": accept})
+    assert answer.status_code == 404
+    assert answer.headers["content-type"].startswith("text/html" if is_page else "application/json")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

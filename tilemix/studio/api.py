@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from tilemix.errors import InputError, MixError, RequestError
 from tilemix.studio.gallery import MOST_ON_A_PAGE, Gallery
+from tilemix.studio.negotiation import prefers
 from tilemix.studio.predictions import CANCELED
 from tilemix.studio.web.forms import read_form, read_inputs
 
@@ -62,7 +63,7 @@ def api_routes(studio: Studio) -> list[Route]:
             return JSONResponse(found, 202, headers={"Location": f"/api/predictions/{identity}"})
         if found["url"] is None:
             return JSONResponse(found, 409 if found["status"] == CANCELED else 502)
-        if _prefers_picture(request.headers.get("accept", "")):
+        if prefers(request.headers.get("accept", ""), "image/png"):
             return await _send_file(identity)
         return JSONResponse(found)
 
@@ -164,24 +165,6 @@ async def refuse(_: Request, error: Exception) -> JSONResponse:
 
 
 HANDLERS = {InputError: refuse_input, MultiPartException: refuse_form, HTTPException: refuse}
-
-
-def _prefers_picture(accept: str) -> bool:
-    """Return whether an Accept header asks for a picture rather than for JSON.
-
-    Source: RFC 9110, section 12.5.1; only a picture that is named counts, `*/*` means JSON.
-    """
-    best = {"image": 0.0, "application/json": 0.0}
-    for entry in accept.lower().split(","):
-        media_type, *parameters = (part.strip() for part in entry.split(";"))
-        key = "image" if media_type in {"image/png", "image/*"} else media_type
-        quality = next((part[2:] for part in parameters if part.startswith("q=")), "1")
-        if key in best:
-            try:
-                best[key] = max(best[key], float(quality))
-            except ValueError:
-                continue  # a quality that is no number asks for nothing
-    return best["image"] > best["application/json"]
 
 
 def _read_limit(text: str | None) -> int:

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse
 
+from tilemix.studio.negotiation import prefers
 from tilemix.studio.sessions import SESSION_COOKIE, is_session
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class Guard:
 
     def _ask_for_token(self, request: Request) -> Response:
         is_page = request.method == "GET" and not request.scope["path"].startswith("/api/")
-        if is_page and "text/html" in request.headers.get("accept", ""):
+        if is_page and prefers(request.headers.get("accept", ""), "text/html"):
             query = request.scope["query_string"].decode("latin-1")
             goal = quote(request.scope["path"]) + (f"?{query}" if query else "")
             return RedirectResponse(f"/login?next={quote(goal, safe='')}", 303)

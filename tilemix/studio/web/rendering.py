@@ -11,7 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from tilemix import __version__
-from tilemix.studio.web.words import LANGUAGES, Words, choose_language, load_words
+from tilemix.studio.negotiation import choose_language, prefers
+from tilemix.studio.web.words import LANGUAGES, Words, load_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,9 +62,11 @@ class Renderer:
         )
 
     def words(self, request: Request) -> Words:
-        """Return the words of the reader's language."""
+        """Return the words of the language that the reader chose, or else of the browser's."""
         chosen = request.cookies.get("language")
-        return load_words()[choose_language(chosen, request.headers.get("accept-language", ""))]
+        if chosen not in LANGUAGES:
+            chosen = choose_language(request.headers.get("accept-language", ""), LANGUAGES)
+        return load_words()[chosen]
 
     def render(self, request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         """Return a page."""
@@ -86,7 +89,7 @@ class Renderer:
     ) -> Response:
         """Return an error as the caller reads it: a page for a browser, JSON for a program."""
         is_program = request.scope["path"].startswith(PROGRAM_PATHS)
-        if is_program or "text/html" not in request.headers.get("accept", ""):
+        if is_program or not prefers(request.headers.get("accept", ""), "text/html"):
             return JSONResponse({"error": error, **more}, status, headers=headers)
         answer = self.render(request, "error.html", status=status, code=status, error=error)
         answer.headers.update(headers or {})

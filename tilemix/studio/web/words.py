@@ -5,7 +5,6 @@ Numbers, percentages, sizes and dates are written as each language does, by Babe
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from pathlib import Path
 from string import Template
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 LANGUAGES = ("en", "de", "ru", "uk", "zh")
 FOLDER = Path(__file__).parent / "pages" / "words"
-QUALITY = re.compile(r"q=(0(\.[0-9]{0,3})?|1(\.0{0,3})?)")  # RFC 9110, section 12.4.2
 SCRIPT_PREFIX = "script_"  # words that the script needs
 MINUS = "\N{MINUS SIGN}"  # as wide as the plus sign; Unicode's locales have the hyphen
 
@@ -91,21 +89,3 @@ def load_words() -> dict[str, Words]:
         code: Words(code, msgspec.json.decode((FOLDER / f"{code}.json").read_bytes(), type=dict[str, str]))
         for code in LANGUAGES
     }
-
-
-def choose_language(chosen: str | None, accept_language: str) -> str:
-    """Return the language that the reader chose, or else the one that the browser likes best; English at last.
-
-    Source: RFC 9110, section 12.5.4; only the first part of a tag counts.
-    """
-    if chosen in LANGUAGES:
-        return chosen
-    best, best_quality = LANGUAGES[0], 0.0
-    for entry in accept_language[:1000].lower().split(","):
-        tag, *parameters = (part.strip() for part in entry.split(";"))
-        code = tag.partition("-")[0]
-        match = QUALITY.fullmatch(parameters[0]) if parameters else None
-        quality = (float(match[1]) if match else 0.0) if parameters else 1.0
-        if code in LANGUAGES and quality > best_quality:
-            best, best_quality = code, quality
-    return best
