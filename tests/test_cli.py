@@ -197,7 +197,7 @@ def test_predict_draws_a_tile_that_repeats_byte_for_byte(tmp_path):
 def test_a_number_of_threads_that_is_none_is_refused(tmp_path):
     done = run("predict", "red", "-o", str(tmp_path / "a.png"), TILEMIX_THREADS="many")
     assert done.returncode == 1
-    assert done.stderr.endswith("TILEMIX_THREADS is 'many'; expected a number of threads, 1 or more\n")
+    assert done.stderr.endswith("TILEMIX_THREADS is 'many'; expected a whole number, 1 or more\n")
 
 
 def heed_interrupts():

@@ -69,12 +69,12 @@ def test_emphasis_cannot_hang_the_server():
     """36 characters of nested parentheses took compel's parser over ten seconds."""
 
     def read() -> None:
-        read_plain_words("(a" * 12 + ")" * 12, what="prompt")
-        read_plain_words("(" * 30, what="prompt")
+        read_plain_words("(a" * 12 + ")" * 12, field="prompt")
+        read_plain_words("(" * 30, field="prompt")
 
     assert_quick(lambda: processor_seconds(read), 2)
     with pytest.raises(PromptError, match="^prompt: parentheses nested too deep$"):
-        read_plain_words("(a " * 300 + ")" * 300, what="prompt")
+        read_plain_words("(a " * 300 + ")" * 300, field="prompt")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_plain_words_are_encoded_in_one_pass_each_as_by_compel(pipeline, positiv
     found = []
     passes = count_passes(pipeline, lambda: found.append(encode_prompt(pipeline, positive, negative)))
     assert passes == {"text_encoder": 1, "text_encoder_2": 1}
-    plain = [read_plain_words(text, what="prompt") for text in (positive, negative)]
+    plain = [read_plain_words(text, field="prompt") for text in (positive, negative)]
     with torch.inference_mode():
         check_close(found[0], conditioning.encode_with_compel(pipeline, [positive, negative], plain))
 
@@ -235,6 +235,6 @@ def test_the_parser_changes_no_token_of_the_texts_that_are_not_given_to_it(pipel
     assert len(skipped) > 20
     monkeypatch.setattr(conditioning, "SYNTAX", re.compile(""))
     for text in skipped:
-        parsed = conditioning.parse_emphasis(text, what="prompt")
+        parsed = conditioning.parse_emphasis(text, field="prompt")
         assert not parsed.is_emphasized
         assert pipeline.tokenizer(parsed.words).input_ids == pipeline.tokenizer(text).input_ids, text

@@ -27,9 +27,9 @@ def test_settings_are_read_from_the_environment(environment, settings):
 @pytest.mark.parametrize(
     ("name", "values", "rule"),
     [
-        ("TILEMIX_THREADS", ["0", "-1", "two", "1.5", "٢"], "a number of threads, 1 or more"),
-        ("TILEMIX_SPEED", ["Exact", "fastest", " ", "1"], "exact, equivalent, fast"),
-        ("TILEMIX_COMPILE", ["yes", "2", " ", "01"], "0 or 1"),
+        ("TILEMIX_THREADS", ["0", "-1", "two", "1.5", "٢"], "a whole number, 1 or more"),
+        ("TILEMIX_SPEED", ["Exact", "fastest", " ", "1"], "one of exact, equivalent, fast"),
+        ("TILEMIX_COMPILE", ["yes", "2", " ", "01"], "one of 0, 1"),
     ],
 )
 def test_a_value_that_is_none_of_its_kind_is_refused(name, values, rule):

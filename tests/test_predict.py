@@ -303,5 +303,7 @@ def test_setup_refuses_a_number_of_threads_that_is_none(module, monkeypatch):
 
 def test_setup_refuses_a_speed_that_is_none(module, monkeypatch):
     monkeypatch.setenv("TILEMIX_SPEED", "warp")
-    with pytest.raises(TilemixError, match="TILEMIX_SPEED is 'warp'; expected exact, equivalent, fast"):
+    with pytest.raises(
+        TilemixError, match="TILEMIX_SPEED is 'warp'; expected one of exact, equivalent, fast"
+    ):
         module.Predictor().setup()

@@ -102,7 +102,7 @@ def test_notes_are_logged_and_returned(caplog):
     with caplog.at_level(logging.INFO):
         prompt = rewrite("50% gold, 50% RAL 3000", TILE)
     assert prompt.positive.startswith("ohwx_rubber_tile <s0><s1>, 50% gold, 50% bright red, photo")
-    assert list(prompt.notes) == caplog.messages
+    assert list(map(str, prompt.notes)) == caplog.messages
     assert [(record.name, record.levelname) for record in caplog.records] == [
         ("tilemix.prompts.rewrite", "WARNING")
     ] * 2
@@ -142,7 +142,7 @@ def test_text_that_is_no_text_is_refused(text, message):
         (lambda: rewrite(text, TILE), "prompt"),
         (lambda: check_prompt(text), "prompt"),
         (lambda: rewrite(EXAMPLE, TILE, negative_prompt=text), "negative_prompt"),
-        (lambda: check_text(text, what="caption"), "caption"),
+        (lambda: check_text(text, field="caption"), "caption"),
     ):
         with pytest.raises(PromptError) as caught:
             refuse()
@@ -154,7 +154,7 @@ def test_text_that_is_no_text_is_refused(text, message):
     ["", "red\n\tblack\r\n", "weiß чёрный 红色 🔥 e\u0301", "a\u200db\ufeff", "x" * MAX_PROMPT_CHARACTERS],
 )
 def test_any_plain_text_passes_the_check(text):
-    check_text(text, what="negative_prompt")
+    check_text(text, field="negative_prompt")
 
 
 def test_sixty_megabytes_are_refused_before_anything_looks_at_them():

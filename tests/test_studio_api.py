@@ -153,18 +153,18 @@ def test_the_answer_is_what_accept_asks_for(shared, accept, media_type):
 @pytest.mark.parametrize(
     ("fields", "error"),
     [
-        ({}, "field prompt is missing"),
+        ({}, "input prompt is missing"),
         ({"prompt": "50% rad, 50% black"}, "unknown color 'rad' at character 5; did you mean 'red'?"),
         ({"prompt": "50% red"}, "shares total 50%, expected 100%: read 50% red"),
         ({"prompt": " "}, "prompt: empty, expected 1 to 2000 characters"),
         ({"prompt": MIX, "seed": "-1"}, "seed -1 is out of range; expected 0 to 4294967295"),
-        ({"prompt": MIX, "seed": "7.0"}, "seed '7.0' is no integer"),
-        ({"prompt": MIX, "seed": "٧"}, "seed '٧' is no integer"),
+        ({"prompt": MIX, "seed": "7.0"}, "seed '7.0' is not an integer; expected 0 to 4294967295"),
+        ({"prompt": MIX, "seed": "٧"}, "seed '٧' is not an integer; expected 0 to 4294967295"),
         ({"prompt": MIX, "width": "257"}, "width 257 is out of range; expected 256 to 1536, a multiple of 8"),
-        ({"prompt": MIX, "lora_alpha": "nan"}, "lora_alpha 'nan' is no number"),
+        ({"prompt": MIX, "lora_alpha": "nan"}, "lora_scale 'nan' is not a number; expected 0 to 1.5"),
         ({"prompt": MIX, "lora_alpha": "2"}, "lora_scale 2.0 is out of range; expected 0 to 1.5"),
         ({"prompt": MIX, "task": "flux"}, "unknown task 'flux'; this studio serves 'miniature'"),
-        ({"prompt": MIX, "steps": "4"}, f"unknown field 'steps'; known: {', '.join(FORM_FIELDS)}"),
+        ({"prompt": MIX, "steps": "4"}, f"unknown input 'steps'; known: {', '.join(FORM_FIELDS)}"),
     ],
 )
 def test_a_form_that_predict_would_refuse_is_refused_before_the_queue(shared, fields, error):
@@ -191,7 +191,7 @@ def test_a_broken_form_a_file_and_a_field_given_twice_are_refused(shared):
         expected = f"field {next(iter(files))} is a file; expected text"
         assert (answer.status_code, answer.json()["error"]) == (422, expected)
     twice = shared.post("/api/generate-image", files=[("prompt", (None, "red")), ("prompt", (None, "blue"))])
-    assert twice.json() == {"error": "field prompt stands twice; expected once"}
+    assert twice.json() == {"error": "field prompt is given twice; expected once"}
     assert shared.post("/api/generate-image", content=b"x" * 300_000, headers=headers).status_code == 413
 
 
@@ -199,7 +199,10 @@ def test_a_broken_form_a_file_and_a_field_given_twice_are_refused(shared):
 def test_every_field_given_twice_or_too_large_is_refused_by_its_name(shared, name):
     twice = [("prompt", (None, MIX)), (name, (None, "1")), (name, (None, "1"))]
     answer = shared.post("/api/generate-image", files=twice)
-    assert (answer.status_code, answer.json()["error"]) == (422, f"field {name} stands twice; expected once")
+    assert (answer.status_code, answer.json()["error"]) == (
+        422,
+        f"field {name} is given twice; expected once",
+    )
     large = shared.post("/api/generate-image", files={"prompt": (None, MIX), name: (None, "1" * 70_000)})
     assert (large.status_code, large.json()["error"]) == (400, "Part exceeded maximum size of 64KB.")
 
@@ -325,13 +328,13 @@ def test_a_running_prediction_is_canceled(client, cog):
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        (b"{", "the body is no JSON object: "),
-        (b"[]", "the body is no JSON object: "),
+        (b"{", "the body is not a JSON object: "),
+        (b"[]", "the body is not a JSON object: "),
         (b"{}", "input prompt is missing"),
-        (b'{"prompt": 5}', "prompt 5 is no text"),
-        (b'{"prompt": "red", "seed": 1.0}', "seed 1.0 is no integer; expected 0 to 4294967295"),
+        (b'{"prompt": 5}', "prompt 5 is not text"),
+        (b'{"prompt": "red", "seed": 1.0}', "seed 1.0 is not an integer; expected 0 to 4294967295"),
         (b'{"prompt": "red", "steps": 1}', "unknown input 'steps'; known: prompt, "),
-        (b"[" * 100_000, "the body is no JSON object: "),
+        (b"[" * 100_000, "the body is not a JSON object: "),
     ],
 )
 def test_json_that_cannot_be_used_is_refused(shared, content, error):

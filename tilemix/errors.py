@@ -125,6 +125,9 @@ class PromptError(InputError):
 class MixError(PromptError):
     """A color mix cannot be read."""
 
+    def __init__(self, code: str, *, field: str | None = "prompt", **values: Value) -> None:
+        super().__init__(code, field=field, **values)
+
     @property
     def position(self) -> int | None:
         """The 1-based character in the prompt that is to blame, if one is."""

@@ -75,14 +75,17 @@ class Renderer:
         try:
             self._resolve(GenerationRequest(prompt="-"))
         except RequestError as error:
-            raise ManifestError(f"{ready.model.name}.model.json: defaults: {error}") from error
+            file = f"{ready.model.name}.model.json"
+            raise ManifestError("manifest-bad-defaults", file=file, reason=str(error)) from error
         missing = [
             token for token in self._template.placeholder_tokens if token not in self.placeholder_tokens
         ]
         if missing:
             raise ManifestError(
-                f"{ready.model.name}.model.json: template {self._template.name!r} needs the token "
-                f"{missing[0]!r}, which no embedding brings"
+                "manifest-missing-token",
+                file=f"{ready.model.name}.model.json",
+                template=self._template.name,
+                token=missing[0],
             )
 
     @classmethod
@@ -281,7 +284,7 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> NDArray[np.uint
         RenderError: the latents, or the pixels in fp32 too, are not finite.
     """
     if not _is_finite(latents):
-        raise RenderError("the denoised latents are not finite: no picture can be made of them")
+        raise RenderError("picture-latents-not-finite")
     with torch.inference_mode():
         image = _decode(vae, latents)
         if not _is_finite(image):
@@ -291,7 +294,7 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> NDArray[np.uint
             vars(plain.decoder).pop("forward", None)  # compiled code belongs to the VAE that it was made for
             image = _decode(plain, latents)
         if not _is_finite(image):
-            raise RenderError("the decoded pixels are not finite, in float32 either")
+            raise RenderError("picture-pixels-not-finite")
         return to_pixels(image)
 
 

@@ -11,7 +11,7 @@ import math
 import secrets
 from dataclasses import dataclass
 
-from tilemix.errors import PromptError, RequestError
+from tilemix.errors import PromptError, RequestError, Value
 from tilemix.prompts.checks import check_prompt, check_text
 
 MAX_SEED = 2**32 - 1
@@ -47,7 +47,7 @@ class GenerationRequest:
         check_prompt(self.prompt)
         if self.negative_prompt is not None:
             _check_is_text("negative_prompt", self.negative_prompt)
-            check_text(self.negative_prompt, what="negative_prompt")
+            check_text(self.negative_prompt, field="negative_prompt")
         _check_integer("seed", self.seed, 0, MAX_SEED)
         _check_integer("width", self.width, *SIZE_RANGE, multiple=SIZE_MULTIPLE)
         _check_integer("height", self.height, *SIZE_RANGE, multiple=SIZE_MULTIPLE)
@@ -55,8 +55,8 @@ class GenerationRequest:
         _check_number("guidance_scale", self.guidance_scale, *GUIDANCE_RANGE)
         _check_number("lora_scale", self.lora_scale, *LORA_SCALE_RANGE)
         if self.output_format not in OUTPUT_FORMATS:
-            known = ", ".join(OUTPUT_FORMATS)
-            raise RequestError(f"unknown output_format {_shorten(self.output_format)}; known: {known}")
+            typed, known = _shorten(self.output_format), ", ".join(OUTPUT_FORMATS)
+            raise RequestError("input-unknown-choice", field="output_format", typed=typed, known=known)
 
     def with_seed(self) -> GenerationRequest:
         """Return this request with a seed: its own, or a fresh 32-bit draw."""
@@ -67,32 +67,40 @@ class GenerationRequest:
 
 def _check_is_text(name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise PromptError(f"{name} {_shorten(value)} is no text")
+        raise PromptError("input-not-text", field=name, typed=_shorten(value))
 
 
 def _check_integer(name: str, value: object, low: int, high: int, *, multiple: int = 1) -> None:
     if value is None:
         return
+    typed = _shorten(value)
     # bool is an int in Python, and a server without a schema passes 1.0 for 1.
     if type(value) is not int:
-        raise RequestError(f"{name} {_shorten(value)} is no integer; expected {low} to {high}")
-    if not low <= value <= high or value % multiple:
-        rule = f", a multiple of {multiple}" if multiple > 1 else ""
-        raise RequestError(f"{name} {_shorten(value)} is out of range; expected {low} to {high}{rule}")
+        raise RequestError("input-not-integer", field=name, typed=typed, low=low, high=high)
+    if multiple > 1 and (not low <= value <= high or value % multiple):
+        raise RequestError(
+            "input-not-multiple", field=name, typed=typed, low=low, high=high, multiple=multiple
+        )
+    if not low <= value <= high:
+        raise RequestError("input-out-of-range", field=name, typed=typed, low=low, high=high)
 
 
 def _check_number(name: str, value: object, low: float, high: float) -> None:
     if value is None:
         return
+    typed = _shorten(value)
     if type(value) not in (int, float):
-        raise RequestError(f"{name} {_shorten(value)} is no number; expected {low:g} to {high:g}")
+        raise RequestError("input-not-number", field=name, typed=typed, low=low, high=high)
     assert isinstance(value, int | float)
     if not low <= value <= high or math.isnan(value):
-        raise RequestError(f"{name} {_shorten(value)} is out of range; expected {low:g} to {high:g}")
+        raise RequestError("input-out-of-range", field=name, typed=typed, low=low, high=high)
 
 
-def _shorten(value: object) -> str:
+def _shorten(value: object) -> Value:
+    """Return a value for a message: a number as it is where JSON can hold it, other things as text."""
     if isinstance(value, int) and value.bit_length() > 128:
-        return f"of {value.bit_length()} bits"  # Python refuses to write an integer of over 4,300 digits
-    text = repr(value)
+        return f"an integer of {value.bit_length()} bits"  # Python refuses to write over 4,300 digits
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 40 else f"{text[:36]}..."

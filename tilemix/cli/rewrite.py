@@ -39,6 +39,6 @@ def _rewrite(options: argparse.Namespace) -> None:
         "prompt": prompt.positive,
         "negative_prompt": prompt.negative,
         "mix": mix,
-        "notes": prompt.notes,
+        "notes": [str(note) for note in prompt.notes],
     }
     sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")

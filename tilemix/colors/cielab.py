@@ -43,7 +43,7 @@ def parse_hex(text: str) -> tuple[int, int, int]:
     match = HEX.fullmatch(text)
     if match is None:
         shown = text if len(text) <= 20 else text[:20] + "..."
-        raise InputError(f"color value {shown!r}: expected '#' and three or six hexadecimal digits")
+        raise InputError("color-not-hex", typed=shown)
     digits = match[1] if len(match[1]) == 6 else "".join(2 * digit for digit in match[1])
     return int(digits[0:2], 16), int(digits[2:4], 16), int(digits[4:6], 16)
 

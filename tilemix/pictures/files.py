@@ -44,7 +44,7 @@ def write_image(path: Path, pixels: NDArray[np.uint8], record: Record, *, output
     try:
         write_atomically(path, data)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise ImageFileError(f"{path}: cannot be written: {error}") from error
+        raise ImageFileError("file-unwritable", file=str(path), reason=str(error)) from error
     return len(data)
 
 
@@ -55,13 +55,13 @@ def encode_image(pixels: NDArray[np.uint8], record: Record, *, output_format: st
         ImageFileError: as `write_image`, apart from the folder.
     """
     if output_format not in FORMATS:
-        raise ImageFileError(f"unknown image format {output_format[:40]!r}; known: {', '.join(FORMATS)}")
+        raise ImageFileError("picture-unknown-format", typed=output_format[:40], known=", ".join(FORMATS))
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-        raise ImageFileError(f"pixels {pixels.dtype} {pixels.shape}; expected uint8 (height, width, 3)")
+        raise ImageFileError("picture-bad-pixels", dtype=str(pixels.dtype), shape=str(pixels.shape))
     try:
         return FORMATS[output_format](pixels, record)
     except (OSError, ValueError) as error:  # ValueError: a segment over 64 KiB
-        raise ImageFileError(f"the {output_format} file cannot be made: {error}") from error
+        raise ImageFileError("picture-not-encoded", format=output_format, reason=str(error)) from error
 
 
 def read_pixels(path: Path) -> NDArray[np.uint8]:

@@ -73,7 +73,7 @@ def measure_shares(pixels: NDArray[np.uint8], mix: ColorMix) -> Measurement:
         InputError: the pixels are none.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-        raise InputError(f"pixels {pixels.dtype} {pixels.shape}; expected uint8 (height, width, 3)")
+        raise InputError("picture-bad-pixels", dtype=str(pixels.dtype), shape=str(pixels.shape))
     asked = [color for share in mix.shares if (color := get_color(share.color)) is not None]
     if not asked:
         return Measurement(shares={}, others={}, not_asked=0.0, mean_delta_e=0.0)

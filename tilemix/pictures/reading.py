@@ -42,18 +42,22 @@ def decode_picture(data: bytes, *, source: str) -> Image.Image:
         with Image.open(BytesIO(data), formats=PICTURE_FORMATS) as checked:
             if checked.width * checked.height > MAX_PIXELS:
                 raise ImageFileError(
-                    f"{source}: {checked.width}x{checked.height} pixels; expected at most {MAX_PIXELS:,} in all"
+                    "picture-too-large",
+                    file=source,
+                    width=checked.width,
+                    height=checked.height,
+                    most=MAX_PIXELS,
                 )
             checked.verify()  # every chunk and its checksum; the picture cannot be used after it
         picture = Image.open(BytesIO(data), formats=PICTURE_FORMATS)
         picture.load()
     except UnidentifiedImageError as error:
-        raise ImageFileError(f"{source}: not a picture; expected a PNG, WebP or JPEG file") from error
+        raise ImageFileError("picture-not-one", file=source) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageFileError(f"{source}: too many pixels; expected at most {MAX_PIXELS:,} in all") from error
+        raise ImageFileError("picture-too-many-pixels", file=source, most=MAX_PIXELS) from error
     # What Pillow's readers let through on damaged files: found by changing bytes at random.
     except (OSError, SyntaxError, ValueError, IndexError, struct.error) as error:
-        raise ImageFileError(f"{source}: a broken picture, perhaps cut off: {error}") from error
+        raise ImageFileError("picture-broken", file=source, reason=str(error)) from error
     return picture
 
 
@@ -77,9 +81,7 @@ def record_of(picture: Image.Image, *, source: str) -> Record:
     else:
         text = _record_in_xmp(picture.info.get("xmp", b""), source=source)
     if not isinstance(text, str):
-        raise ImageFileError(
-            f"{source}: no tilemix record in this {picture.format} file; another program made it or took it out"
-        )
+        raise ImageFileError("picture-no-record", file=source, format=str(picture.format))
     return parse_record(text.encode(), source=source)
 
 
@@ -87,24 +89,24 @@ def _read_bytes(path: Path) -> bytes:
     try:
         status = path.stat()
         if not S_ISREG(status.st_mode):
-            raise ImageFileError(f"{path}: not a file")
+            raise ImageFileError("file-not-a-file", file=str(path))
         if status.st_size > MAX_FILE_BYTES:
-            raise ImageFileError(f"{path}: {status.st_size:,} bytes; expected at most {MAX_FILE_BYTES:,}")
+            raise ImageFileError("file-too-large", file=str(path), size=status.st_size, most=MAX_FILE_BYTES)
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise ImageFileError(f"{path}: cannot be read: {error}") from error
+        raise ImageFileError("file-unreadable", file=str(path), reason=str(error)) from error
 
 
 def _record_in_xmp(packet: bytes, *, source: str) -> str | None:
     # An XMP packet has no document type, so none is parsed: entities are how XML is made to explode.
     if len(packet) > 2 * MAX_RECORD_BYTES or b"<!" in packet:
-        raise ImageFileError(f"{source}: its XMP packet is not one of tilemix")
+        raise ImageFileError("picture-xmp-foreign", file=source)
     if not packet:
         return None
     try:
         root = ET.fromstring(packet)  # noqa: S314  # no document type, bounded size: see above
     except (ET.ParseError, ValueError) as error:
-        raise ImageFileError(f"{source}: its XMP packet is broken: {error}") from error
+        raise ImageFileError("picture-xmp-broken", file=source, reason=str(error)) from error
     name = f"{{{RECORD_NAMESPACE}}}record"
     # Programs that rewrite a packet may turn a property's element into an attribute.
     for element in root.iter():

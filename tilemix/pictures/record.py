@@ -108,9 +108,7 @@ def record_json(record: Record) -> str:
     try:
         return msgspec.json.encode(record).decode()
     except UnicodeEncodeError as error:
-        raise ImageFileError(
-            "the record cannot be written: a lone surrogate in its text is no character"
-        ) from error
+        raise ImageFileError("picture-record-surrogate") from error
 
 
 def parse_record(text: bytes, *, source: str) -> Record:
@@ -120,13 +118,11 @@ def parse_record(text: bytes, *, source: str) -> Record:
         ImageFileError: it holds none; the message starts with `source`.
     """
     if len(text) > MAX_RECORD_BYTES:
-        raise ImageFileError(
-            f"{source}: its record has {len(text)} bytes; expected at most {MAX_RECORD_BYTES}"
-        )
+        raise ImageFileError("picture-record-too-large", file=source, size=len(text), most=MAX_RECORD_BYTES)
     try:
         return msgspec.json.decode(text, type=Record)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise ImageFileError(f"{source}: its tilemix record is broken: {error}") from error
+        raise ImageFileError("picture-record-broken", file=source, reason=str(error)) from error
 
 
 def parameters_text(record: Record) -> str:

@@ -51,10 +51,7 @@ def compiling() -> Iterator[None]:
         yield
     except (TorchDynamoException, CppCompileError, InvalidCxxCompiler) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise TilemixError(
-            f"TILEMIX_COMPILE is 1, and torch cannot compile here: {reason[:200]}; "
-            "on a CPU it needs a C++ compiler such as g++"
-        ) from error
+        raise TilemixError("settings-cannot-compile", reason=reason[:200]) from error
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def encode_prompt(pipeline: StableDiffusionXLPipeline, positive: str, negative: 
     Raises:
         PromptError: the emphasis in a text cannot be read, or asks for what no SDXL prompt can do.
     """
-    prompts = [parse_emphasis(positive, what="prompt"), parse_emphasis(negative, what="negative_prompt")]
+    prompts = [parse_emphasis(positive, field="prompt"), parse_emphasis(negative, field="negative_prompt")]
     plain = [prompt.words for prompt in prompts]
     with torch.inference_mode():
         if not any(prompt.is_emphasized for prompt in prompts):
@@ -144,17 +144,17 @@ class ParsedText:
     is_emphasized: bool  # or blended, or in several parts
 
 
-def read_plain_words(text: str, *, what: str) -> str:
+def read_plain_words(text: str, *, field: str) -> str:
     """Return `text` without compel's emphasis syntax.
 
     Raises:
         PromptError: the syntax cannot be read, or holds a `.swap()` or a `withLora()`, which compel would drop.
     """
-    return parse_emphasis(text, what=what).words
+    return parse_emphasis(text, field=field).words
 
 
-def parse_emphasis(text: str, *, what: str) -> ParsedText:
-    """Read compel's emphasis in `text`; `what` names the text in messages.
+def parse_emphasis(text: str, *, field: str) -> ParsedText:
+    """Read compel's emphasis in `text`; `field` names the text in messages.
 
     Raises:
         PromptError: as `read_plain_words`.
@@ -171,30 +171,33 @@ def parse_emphasis(text: str, *, what: str) -> ParsedText:
     try:
         conjunction = Compel.parse_prompt_string(text)
     except RecursionError as error:
-        raise PromptError(f"{what}: parentheses nested too deep") from error
+        raise PromptError("prompt-emphasis-nested", field=field) from error
     except (PromptParser.ParsingException, pyparsing.ParseBaseException, IndexError, ValueError) as error:
-        raise PromptError(f"{what}: the emphasis cannot be read: {str(error)[:120]!r}") from error
+        reason = str(error)[:120]
+        raise PromptError("prompt-emphasis-unreadable", field=field, reason=reason) from error
     if conjunction.lora_weights:
-        raise PromptError(f"{what}: withLora() is not supported; lora_scale sets a LoRA's strength")
-    words = " ".join(_list_words(conjunction.prompts, what))
+        raise PromptError("prompt-with-lora", field=field)
+    words = " ".join(_list_words(conjunction.prompts, field))
     weights = [
         [fragment.weight for fragment in getattr(prompt, "children", ())] for prompt in conjunction.prompts
     ]
     return ParsedText(words, is_emphasized=weights != [[1.0]])
 
 
-def _list_words(prompts: Iterable[object], what: str) -> Iterator[str]:
+def _list_words(prompts: Iterable[object], field: str) -> Iterator[str]:
     for prompt in prompts:
         if hasattr(prompt, "prompts"):  # a Blend
-            yield from _list_words(prompt.prompts, what)
+            yield from _list_words(prompt.prompts, field)
             continue
         for fragment in prompt.children:  # type: ignore[attr-defined]
             if not hasattr(fragment, "text"):
-                raise PromptError(f"{what}: .swap() is not supported")
+                raise PromptError("prompt-swap", field=field)
             low, high = WEIGHT_RANGE
             if not low <= fragment.weight <= high:
-                raise PromptError(f"{what}: emphasis of {fragment.weight:g}, expected {low:g} to {high:g}")
+                raise PromptError(
+                    "prompt-emphasis-out-of-range", field=field, weight=fragment.weight, low=low, high=high
+                )
             if fragment.weight != 1 and not fragment.text.strip():
                 # compel's parser takes `("")0.5`, its encoder fails on it.
-                raise PromptError(f"{what}: emphasis on nothing")
+                raise PromptError("prompt-emphasis-of-nothing", field=field)
             yield fragment.text

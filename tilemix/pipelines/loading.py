@@ -151,9 +151,8 @@ def _find_tensors(model: LocalModel, component: str) -> Path:
         if file.path.startswith(f"{component}/") and file.path.endswith(".safetensors")
     ]
     if len(paths) != 1:
-        raise ManifestError(
-            f"{model.name}.model.json: {len(paths)} safetensors files in {component}/, expected 1"
-        )
+        file = f"{model.name}.model.json"
+        raise ManifestError("manifest-wrong-tensor-files", file=file, count=len(paths), component=component)
     return model.base / paths[0]
 
 
@@ -176,6 +175,6 @@ def _load_adapters(ready: ReadyPipeline) -> None:
         if lora.embedding is not None:
             add_tokens(lora.embedding, adapter.tokens)
         elif adapter.tokens:
-            raise AdapterError(f"{path.name}: a LoRA without embeddings; the manifest names tokens for it")
+            raise AdapterError("lora-without-embeddings", file=path.name)
     ready.tokens.install(embeddings)
     ready.set_lora_scale(None)

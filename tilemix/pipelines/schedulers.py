@@ -45,12 +45,12 @@ def make_scheduler(
     import diffusers
 
     if name not in SCHEDULERS:
-        raise ManifestError(f"unknown scheduler {name[:80]!r}; known: {', '.join(SCHEDULERS)}")
+        raise ManifestError("manifest-unknown-scheduler", name=name[:80], known=", ".join(SCHEDULERS))
     class_name, preset = SCHEDULERS[name]
     scheduler_class = getattr(diffusers, class_name)
     known = set(inspect.signature(scheduler_class.__init__).parameters) - {"self"}
     if unknown := sorted(set(config or {}) - known):
-        raise ManifestError(f"scheduler {name!r} has no setting {unknown[0][:80]!r}")
+        raise ManifestError("manifest-unknown-scheduler-setting", name=name, setting=unknown[0][:80])
     # Only what this class knows is handed over: a foreign key would draw a warning and do nothing.
     own = {key: value for key, value in base_config.items() if key in known}
     return scheduler_class.from_config(own | dict(preset) | dict(config or {}))

@@ -58,7 +58,8 @@ def load_base(
             base, variant=variant, add_watermarker=False, **parts, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelFileError(f"{base}: cannot be loaded as an SDXL pipeline: {_shorten(error)}") from error
+        reason = _shorten(error)
+        raise ModelFileError("weights-not-sdxl", file=str(base), part="pipeline", reason=reason) from error
 
 
 def load_unet(folder: Path, tensors: Path, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
@@ -83,12 +84,17 @@ def load_unet(folder: Path, tensors: Path, device: torch.device, dtype: torch.dt
             if found.get(name) != expected.get(name):
                 has, needs = (shapes.get(name, "missing") for shapes in (found, expected))
                 raise ModelFileError(
-                    f"{tensors}: tensor {name[:80]}: {has}, in the UNet of config.json: {needs}"
+                    "weights-wrong-tensor",
+                    file=str(tensors),
+                    tensor=name[:80],
+                    found=str(has),
+                    expected=str(needs),
                 )
         with safe_open(tensors, framework="pt", backend="pread") as file:
             state = {name: file.get_tensor(name).to(device, dtype) for name in header.tensors}
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelFileError(f"{tensors}: cannot be loaded as an SDXL UNet: {_shorten(error)}") from error
+        reason = _shorten(error)
+        raise ModelFileError("weights-not-sdxl", file=str(tensors), part="UNet", reason=reason) from error
     unet.load_state_dict(state, assign=True)
     return unet.eval()
 

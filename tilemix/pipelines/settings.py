@@ -40,7 +40,7 @@ def parse_threads(text: str | None) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise TilemixError(f"TILEMIX_THREADS is {text[:40]!r}; expected a number of threads, 1 or more")
+        raise TilemixError("settings-not-a-count", name="TILEMIX_THREADS", typed=text[:40])
     return int(text)
 
 
@@ -53,7 +53,10 @@ def parse_speed(text: str | None) -> Speed:
     try:
         return Speed(text or Speed.EQUIVALENT)
     except ValueError as error:
-        raise TilemixError(f"TILEMIX_SPEED is {(text or '')[:40]!r}; expected {', '.join(Speed)}") from error
+        typed, known = (text or "")[:40], ", ".join(Speed)
+        raise TilemixError(
+            "settings-unknown-choice", name="TILEMIX_SPEED", typed=typed, known=known
+        ) from error
 
 
 def parse_compile(text: str | None) -> bool:
@@ -63,5 +66,5 @@ def parse_compile(text: str | None) -> bool:
         TilemixError: it is neither 0 nor 1.
     """
     if text not in (None, "", "0", "1"):
-        raise TilemixError(f"TILEMIX_COMPILE is {text[:40]!r}; expected 0 or 1")
+        raise TilemixError("settings-unknown-choice", name="TILEMIX_COMPILE", typed=text[:40], known="0, 1")
     return text == "1"

@@ -16,22 +16,20 @@ PLACEHOLDER_TOKEN = re.compile(r"<[A-Za-z0-9_-]{1,64}>")
 REFUSED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def check_text(text: str, *, what: str) -> None:
+def check_text(text: str, *, field: str) -> None:
     """Refuse text that is too long, or that holds control characters or lone surrogates.
 
-    Empty text passes: an empty negative prompt means something. `what` names the text in the message.
+    Empty text passes: an empty negative prompt means something. `field` names the text in the message.
 
     Raises:
         PromptError: the text cannot be used.
     """
     if len(text) > MAX_PROMPT_CHARACTERS:
-        raise PromptError(f"{what}: {len(text)} characters, expected {MAX_PROMPT_CHARACTERS} at most")
+        raise PromptError("prompt-too-long", field=field, count=len(text), most=MAX_PROMPT_CHARACTERS)
     if match := REFUSED.search(text):
-        code = ord(match[0])
-        kind = "a lone surrogate" if 0xD800 <= code <= 0xDFFF else "a control character"
-        raise PromptError(
-            f"{what}: {kind}, U+{code:04X}, at character {match.start() + 1}; expected plain text"
-        )
+        number, position = ord(match[0]), match.start() + 1
+        code = "prompt-surrogate" if 0xD800 <= number <= 0xDFFF else "prompt-control-character"
+        raise PromptError(code, field=field, character=f"U+{number:04X}", position=position)
 
 
 def check_prompt(text: str) -> None:
@@ -40,6 +38,6 @@ def check_prompt(text: str) -> None:
     Raises:
         PromptError: the prompt cannot be used.
     """
-    check_text(text, what="prompt")
+    check_text(text, field="prompt")
     if not text.strip():
-        raise PromptError(f"prompt: empty, expected 1 to {MAX_PROMPT_CHARACTERS} characters")
+        raise PromptError("prompt-empty", field="prompt", most=MAX_PROMPT_CHARACTERS)

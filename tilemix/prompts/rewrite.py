@@ -21,6 +21,7 @@ from tilemix.prompts.checks import check_prompt, check_text
 from tilemix.prompts.mix import ColorMix, parse_mix
 
 if TYPE_CHECKING:
+    from tilemix.errors import Message
     from tilemix.prompts.template import PromptTemplate
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class Prompt:
     positive: str  # what is sent
     negative: str  # "" is really empty
     mix: ColorMix | None  # None: no share was typed, so there is nothing to measure
-    notes: tuple[str, ...]  # what was read otherwise than typed, one line each
+    notes: tuple[Message, ...]  # what was read otherwise than typed
 
 
 def rewrite(text: str, template: PromptTemplate, *, negative_prompt: str | None = None) -> Prompt:
@@ -50,7 +51,7 @@ def rewrite(text: str, template: PromptTemplate, *, negative_prompt: str | None 
     if negative_prompt is None:
         negative_prompt = template.negative_prompt
     else:
-        check_text(negative_prompt, what="negative_prompt")
+        check_text(negative_prompt, field="negative_prompt")
     marker = template.find_marker(text)
     if marker is not None:
         logger.info("prompt holds %r: sent untouched", marker)

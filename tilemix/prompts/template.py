@@ -67,7 +67,7 @@ def find_template(name: str, root: Path = ROOT) -> PromptTemplate:
     """
     known = sorted(path.stem for path in (root / "prompt_templates").glob("*.json"))
     if name not in known:
-        raise TemplateError(f"unknown prompt template {name[:80]!r}; known: {', '.join(known) or 'none'}")
+        raise TemplateError("template-unknown", name=name[:80], known=", ".join(known) or "none")
     return load_template(root / "prompt_templates" / f"{name}.json")
 
 
@@ -81,34 +81,32 @@ def load_template(path: Path) -> PromptTemplate:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise TemplateError(f"{path}: cannot be read: {error.strerror}") from error
+        raise TemplateError("file-unreadable", file=str(path), reason=str(error.strerror)) from error
     if len(data) > MAX_FILE_BYTES:
-        raise TemplateError(f"{path}: more than {MAX_FILE_BYTES} bytes, expected a prompt template")
+        raise TemplateError("template-too-large", file=str(path), most=MAX_FILE_BYTES)
     try:
         template = msgspec.json.decode(data, type=PromptTemplate)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TemplateError(f"{path}: {error}") from error
-    problem = _find_problem(template, path.stem)
-    if problem is not None:
-        raise TemplateError(f"{path}: {problem}")
+        raise TemplateError("template-broken", file=str(path), reason=str(error)) from error
+    _check(template, path)
     return template
 
 
-def _find_problem(template: PromptTemplate, stem: str) -> str | None:
-    if template.name != stem:
-        return f"name {template.name!r}, expected {stem!r} as the file is named"
+def _check(template: PromptTemplate, path: Path) -> None:
+    file = str(path)
+    if template.name != path.stem:
+        raise TemplateError("template-bad-name", file=file, found=template.name, expected=path.stem)
     names = [match["named"] for match in Template.pattern.finditer(template.text)]
     if names != ["prompt"]:
-        return f"text {template.text[:80]!r}: expected $prompt once and no other $"
+        raise TemplateError("template-bad-text", file=file, found=template.text[:80])
     for word in template.trigger_words:
         if not word.strip() or word not in template.text:
-            return f"trigger word {word!r}, expected a word of the text"
+            raise TemplateError("template-bad-trigger-word", file=file, found=word)
     for token in template.placeholder_tokens:
         if not PLACEHOLDER_TOKEN.fullmatch(token) or token not in template.text:
-            return f"placeholder token {token!r}, expected one such as '<s0>' that stands in the text"
+            raise TemplateError("template-bad-token", file=file, found=token)
     try:
-        check_text(template.text, what="text")
-        check_text(template.negative_prompt, what="negative_prompt")
+        check_text(template.text, field="text")
+        check_text(template.negative_prompt, field="negative_prompt")
     except PromptError as error:
-        return str(error)
-    return None
+        raise TemplateError("template-broken", file=file, reason=str(error)) from error

@@ -17,12 +17,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tilemix.errors import MixError
 from tilemix.prompts.checks import check_text
 from tilemix.prompts.mix.naming import shorten
 from tilemix.prompts.mix.shares import TRIMMINGS, TypedMix, TypedShare, read_shares, refuse_misspelt_rest
+
+if TYPE_CHECKING:
+    from tilemix.errors import Message
 
 MOST_DIGITS = 8  # in a percent as typed
 MOST_SHOWN = 12  # shares in a message
@@ -61,7 +64,7 @@ class ParsedText:
 
     mix: ColorMix | None  # None: the text holds no share
     text: str  # the mix in its canonical spelling, the rest as typed; all as typed where there is no mix
-    notes: tuple[str, ...]  # what was read otherwise than typed, one line each
+    notes: tuple[Message, ...]  # what was read otherwise than typed
 
 
 def parse_mix(text: str) -> ParsedText:
@@ -71,7 +74,7 @@ def parse_mix(text: str) -> ParsedText:
         MixError: a share is not clear, a color is misspelt, an RAL number does not exist, the total is not 100.
         PromptError: the text is too long or holds control characters.
     """
-    check_text(text, what="prompt")
+    check_text(text, field="prompt")
     typed = read_shares(text)
     if not typed.shares:
         return ParsedText(None, text, ())
@@ -92,11 +95,7 @@ def _read_amount(share: TypedShare) -> Decimal | None:
         return None
     typed = amount.value.translate(DECIMAL_POINTS)
     if typed.count(".") > 1 or len(typed) > MOST_DIGITS:
-        position = amount.start + 1
-        raise MixError(
-            f"percent {shorten(amount.value)} at character {position}: expected a number such as 30 or 12.5",
-            position=position,
-        )
+        raise MixError("mix-bad-percent", typed=shorten(amount.value), position=amount.start + 1)
     return Decimal(typed)
 
 
@@ -110,17 +109,17 @@ def _total(text: str, typed: TypedMix) -> ColorMix:
     is_equal = typed.shares[0].amount is None
     if not is_equal:
         if amounts.count(None) > 1:
-            raise MixError("two shares say 'rest', expected one")
+            raise MixError("mix-two-rests")
         if not LOWEST_TOTAL <= total <= HIGHEST_TOTAL:
             refuse_misspelt_rest(text)
             read = [
                 f"{_format(percent)}% {share.color[:40]}"
                 for share, percent in zip(typed.shares, percents, strict=True)
             ]
-            more = f" and {len(read) - MOST_SHOWN} more" if len(read) > MOST_SHOWN else ""
-            raise MixError(
-                f"shares total {_format(total)}%, expected 100%: read {', '.join(read[:MOST_SHOWN])}{more}"
-            )
+            shown, more = ", ".join(read[:MOST_SHOWN]), len(read) - MOST_SHOWN
+            if more > 0:
+                raise MixError("mix-total-of-many", total=float(total), mix=shown, more=more)
+            raise MixError("mix-total", total=float(total), mix=shown)
 
     merged: dict[str, Decimal] = {}
     spelled: dict[str, str] = {}

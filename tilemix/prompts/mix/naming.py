@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tilemix.colors.nearest import Match, match_hex, match_ral
-from tilemix.errors import MixError
+from tilemix.errors import LIST_SEPARATOR, Message, MixError, Value
 from tilemix.prompts.mix.spelling import find_near_words
 
 if TYPE_CHECKING:
@@ -19,11 +19,11 @@ SHOWN = 40  # characters of a typed text in a message
 
 
 def shorten(text: str) -> str:
-    """Return `text` for a message: in quotes, on one line, cut where it is long."""
-    return repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
+    """Return `text` for a message, cut where it is long."""
+    return text if len(text) <= SHOWN else text[:SHOWN] + "..."
 
 
-def name_color(text: str, token: Token, notes: list[str]) -> str:
+def name_color(text: str, token: Token, notes: list[Message]) -> str:
     """Return the trade name of the color that `token`, one of COLORS, stands for; add a note if it is the nearest.
 
     Raises:
@@ -37,20 +37,21 @@ def name_color(text: str, token: Token, notes: list[str]) -> str:
     if token.kind == "ral":
         match = match_ral(token.value)
         if match is None:
-            raise MixError(
-                f"{shorten(typed)} at character {position}: RAL Classic has no such number", position=position
-            )
+            raise MixError("mix-unknown-ral", typed=shorten(typed), position=position)
     else:
         match = match_hex(token.value)
     if match.delta_e > 0:
-        notes.append(
-            f"{shorten(typed)} at character {position} is no granule color; read as {match.name!r}, "
-            f"the nearest (delta E 2000: {match.delta_e:.1f})"
-        )
+        values: dict[str, Value] = {
+            "typed": shorten(typed),
+            "position": position,
+            "nearest": match.name,
+            "delta_e": match.delta_e,
+        }
+        notes.append(Message("mix-read-as-nearest", values, "prompt"))
     return match.name
 
 
-def name_pair(text: str, first: Token, second: Token, notes: list[str]) -> str:
+def name_pair(text: str, first: Token, second: Token, notes: list[Message]) -> str:
     """Return the trade name of a color that is named twice: "red (RAL 3016)".
 
     Where one of the two is only near a granule color, the other one says which.
@@ -58,7 +59,7 @@ def name_pair(text: str, first: Token, second: Token, notes: list[str]) -> str:
     Raises:
         MixError: they are two colors, or an RAL number does not exist.
     """
-    only_near: list[str] = []
+    only_near: list[Message] = []
     names = set()
     exact = []
     for token in (first, second):
@@ -70,14 +71,14 @@ def name_pair(text: str, first: Token, second: Token, notes: list[str]) -> str:
     if len(names) == 1:
         return names.pop()
     if len(exact) == 1:
-        notes.extend(f"{note}; the share says {exact[0]!r}" for note in only_near)
+        notes.extend(
+            Message("mix-read-beside", {**note.values, "color": exact[0]}, "prompt") for note in only_near
+        )
         return exact[0]
-    position = first.start + 1
-    quoted = " and ".join(repr(name) for name in sorted(names))
-    raise MixError(f"share at character {position} names two colors, {quoted}", position=position)
+    raise MixError("mix-two-colors", colors=LIST_SEPARATOR.join(sorted(names)), position=first.start + 1)
 
 
-def name_unknown(text: str, words: Sequence[Token], notes: list[str]) -> str:
+def name_unknown(text: str, words: Sequence[Token], notes: list[Message]) -> str:
     """Return a color that is in no chart as typed, and add a note.
 
     Raises:
@@ -86,12 +87,8 @@ def name_unknown(text: str, words: Sequence[Token], notes: list[str]) -> str:
     typed = " ".join(text[words[0].start : words[-1].end].split())
     position = words[0].start + 1
     if typed.startswith("#"):
-        raise MixError(
-            f"color value {shorten(typed)} at character {position}: "
-            "expected '#' and three or six hexadecimal digits",
-            position=position,
-        )
-    notes.append(f"unknown color {shorten(typed)} at character {position} is sent as typed")
+        raise MixError("mix-bad-hex", typed=shorten(typed), position=position)
+    notes.append(Message("mix-sent-as-typed", {"typed": shorten(typed), "position": position}, "prompt"))
     return typed
 
 
@@ -110,10 +107,7 @@ def refuse_misspelt(text: str, words: Sequence[Token], *, is_last_first: bool) -
             continue
         typed = text[piece[0].start : piece[-1].end]
         if near := find_near_words(typed):
-            position = piece[0].start + 1
-            quoted = [repr(word) for word in near]
-            choice = " or ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+            words_near = LIST_SEPARATOR.join(near)
             raise MixError(
-                f"unknown color {shorten(typed)} at character {position}; did you mean {choice}?",
-                position=position,
+                "mix-unknown-color", typed=shorten(typed), position=piece[0].start + 1, words=words_near
             )

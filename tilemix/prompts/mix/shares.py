@@ -19,6 +19,7 @@ from tilemix.prompts.mix.tokens import tokenize
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tilemix.errors import Message
     from tilemix.prompts.mix.tokens import Token
 
 AMOUNTS = frozenset({"percent", "fraction", "rest"})
@@ -43,7 +44,7 @@ class TypedMix:
 
     shares: list[TypedShare] = field(default_factory=list)  # in the order typed; empty: mere text
     between: list[str] = field(default_factory=list)  # text inside the mix that belongs to no share
-    notes: list[str] = field(default_factory=list)
+    notes: list[Message] = field(default_factory=list)
     start: int = 0
     end: int = 0
 
@@ -202,7 +203,7 @@ def _is_color_first(part: Sequence[Token], first_amount: int) -> bool:
 
 
 def _read_side(
-    text: str, amount: Token, span: Sequence[Token], notes: list[str], *, is_color_first: bool
+    text: str, amount: Token, span: Sequence[Token], notes: list[Message], *, is_color_first: bool
 ) -> _Side:
     """Read the color that belongs to `amount` from the tokens between it and the next amount or the part's end."""
     inner = _trim(span)
@@ -215,9 +216,8 @@ def _read_side(
         ]
         words = inner if inner and is_color_first else [*lead, *inner]
         if not words:
-            position = amount.start + 1
             typed = shorten(text[amount.start : amount.end])
-            raise MixError(f"share {typed} at character {position} has no color", position=position)
+            raise MixError("mix-no-color", typed=typed, position=amount.start + 1)
         return _Side(name_unknown(text, words, notes), words, [])
     solid = [place for place, token in enumerate(outward) if token.kind not in SOFT]
     second = outward[solid[1]] if len(solid) > 1 else None
@@ -259,8 +259,7 @@ def _refuse_bare_color(text: str, tokens: Sequence[Token]) -> None:
     solid = _trim(tokens)
     if solid and all(token.kind in COLORS | SOFT for token in solid):
         typed = shorten(text[solid[0].start : solid[0].end])
-        position = solid[0].start + 1
-        raise MixError(f"color {typed} at character {position} has no percent", position=position)
+        raise MixError("mix-no-percent", typed=typed, position=solid[0].start + 1)
 
 
 def _refuse_range(text: str, part: Sequence[Token], places: Sequence[int]) -> None:
@@ -271,7 +270,4 @@ def _refuse_range(text: str, part: Sequence[Token], places: Sequence[int]) -> No
         is_range = text[low.start].isdecimal() and text[dash.start] in DASHES
         if is_range and low.end == dash.start and dash.end == high.start:
             typed = shorten(text[low.start : high.end])
-            position = low.start + 1
-            raise MixError(
-                f"{typed} at character {position} is a range, expected one percent", position=position
-            )
+            raise MixError("mix-range", typed=typed, position=low.start + 1)

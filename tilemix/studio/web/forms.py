@@ -42,21 +42,21 @@ def read_form(fields: Iterable[tuple[str, object]], *, model: str) -> Generation
     given: dict[str, str] = {}
     for name, value in fields:
         if name not in FORM_FIELDS:
-            raise RequestError(f"unknown field {name[:40]!r}; known: {', '.join(FORM_FIELDS)}")
+            raise RequestError("input-unknown", name=name[:40], known=", ".join(FORM_FIELDS))
         if not isinstance(value, str):
-            raise RequestError(f"field {name} is a file; expected text")
+            raise RequestError("input-is-file", field=name)
         if name in given:
-            raise RequestError(f"field {name} stands twice; expected once")
+            raise RequestError("input-twice", field=name)
         given[name] = value
     if given.get("task") and given["task"] != model:
-        raise RequestError(f"unknown task {given['task'][:40]!r}; this studio serves {model!r}")
-    inputs: dict[str, Any] = {name: _read_integer(name, given[name]) for name in INTEGERS if given.get(name)}
+        raise RequestError("input-unknown-model", field="task", typed=given["task"][:40], model=model)
+    inputs: dict[str, Any] = {name: read_integer(given[name]) for name in INTEGERS if given.get(name)}
     if given.get("lora_alpha"):
-        inputs["lora_scale"] = _read_number("lora_alpha", given["lora_alpha"])
+        inputs["lora_scale"] = read_number(given["lora_alpha"])
     if "negative_prompt" in given:
         inputs["negative_prompt"] = given["negative_prompt"]
     if "prompt" not in given:
-        raise RequestError("field prompt is missing")
+        raise RequestError("input-missing", field="prompt")
     return GenerationRequest(prompt=given["prompt"], **inputs)
 
 
@@ -70,24 +70,22 @@ def read_inputs(body: bytes) -> GenerationRequest:
     try:
         inputs = msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise RequestError(f"the body is no JSON object: {error}") from error
+        raise RequestError("input-not-json", reason=str(error)) from error
     known = GenerationRequest.__dataclass_fields__
     for name in inputs:
         if name not in known:
-            raise RequestError(f"unknown input {name[:40]!r}; known: {', '.join(known)}")
+            raise RequestError("input-unknown", name=name[:40], known=", ".join(known))
     given = {name: value for name, value in inputs.items() if value is not None}
     if "prompt" not in given:
-        raise RequestError("input prompt is missing")
+        raise RequestError("input-missing", field="prompt")
     return GenerationRequest(**given)
 
 
-def _read_integer(name: str, text: str) -> int:
-    if not INTEGER.fullmatch(text):
-        raise RequestError(f"{name} {text[:40]!r} is no integer")
-    return int(text)
+def read_integer(text: str) -> int | str:
+    """Return a field's integer, or its text, which the request refuses by its name."""
+    return int(text) if INTEGER.fullmatch(text) else text
 
 
-def _read_number(name: str, text: str) -> float:
-    if not NUMBER.fullmatch(text):
-        raise RequestError(f"{name} {text[:40]!r} is no number")
-    return float(text)
+def read_number(text: str) -> float | str:
+    """Return a field's number, or its text, which the request refuses by its name."""
+    return float(text) if NUMBER.fullmatch(text) else text

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from tilemix.errors import MixError, PromptError, RequestError
+from tilemix.errors import Message, MixError, PromptError, RequestError, TilemixError
 from tilemix.prompts.mix import parse_mix
 from tilemix.request import GenerationRequest
-from tilemix.studio.web.forms import INTEGER, NUMBER
+from tilemix.studio.web.forms import NUMBER, read_integer, read_number
 from tilemix.studio.web.palette import write_mix
 
 if TYPE_CHECKING:
@@ -35,17 +35,11 @@ class PageForm:
     """The form's fields as texts, "" for what is left out, and what is wrong with them."""
 
     values: dict[str, str] = field(default_factory=dict)
-    error: str | None = None
-    error_field: str | None = None
+    error: Message | None = None
 
-    def blame(self, error: Exception) -> None:
-        """Show an error at the field that it is about."""
-        self.error = str(error)
-        words = [
-            word.rstrip(":") for word in self.error.split()[:2]
-        ]  # "seed -1 is ...", "unknown output_format ..."
-        named = next((word for word in words if word in FIELDS), None)
-        self.error_field = named or ("prompt" if isinstance(error, PromptError) else None)
+    def blame(self, error: TilemixError) -> None:
+        """Show an error, at the field that it is about."""
+        self.error = error.message
 
 
 def mark_position(text: str, position: int | None) -> tuple[str, str]:
@@ -57,10 +51,6 @@ def mark_position(text: str, position: int | None) -> tuple[str, str]:
     cut = at - SHOWN_BEFORE
     before = f"…{text[cut:at]}" if cut > 0 else text[:at]
     return before, word[0] if word else text[at : at + 1]
-
-
-class BothChangedError(RequestError):
-    """Text and table were both changed; the text is kept."""
 
 
 def form_of_inputs(inputs: dict[str, Any]) -> PageForm:
@@ -76,13 +66,11 @@ def read_page_form(data: FormData, language: str) -> tuple[PageForm, GenerationR
         typed = _read_table(data)
         if typed is not None and typed != data.get("table_was", ""):
             if form.values["prompt"] != str(data.get("prompt_was", "")).strip():
-                raise BothChangedError("prompt: the text and the table were both changed; the text is kept")
+                raise MixError("mix-both-changed")
             form.values["prompt"] = _replace_mix(form.values["prompt"], _total(typed, data), language)
         return form, _read_request(form.values)
     except (PromptError, RequestError) as error:
         form.blame(error)
-        if isinstance(error, BothChangedError):
-            form.error_field = "both"
         return form, None
 
 
@@ -127,13 +115,13 @@ def _total(table: str, data: FormData) -> str:
     for entry in filter(None, table.split(";")):
         color, _, percent = entry.rpartition("=")
         if not NUMBER.fullmatch(percent.replace(",", ".")):
-            raise MixError(f"share {percent[:40]!r} of {color[:40]} is no number; expected 0 to 100")
+            raise MixError("mix-bad-share", typed=percent[:40], color=color[:40])
         shares[color] = shares.get(color, Decimal(0)) + Decimal(percent.replace(",", "."))
     if isinstance(keeper, str) and keeper in shares:
         shares[keeper] += max(HUNDRED - sum(shares.values()), -shares[keeper])
     mix = ", ".join(f"{share.normalize():f}% {color}" for color, share in shares.items() if share)
     if not mix:
-        raise MixError("the table of colors is empty; expected shares that total 100%")
+        raise MixError("mix-table-empty")
     return mix
 
 
@@ -150,15 +138,7 @@ def _replace_mix(text: str, mix: str, language: str) -> str:
 
 def _read_request(values: dict[str, str]) -> GenerationRequest:
     given: dict[str, Any] = {}
-    for names, pattern, kind, make in (
-        (INTEGERS, INTEGER, "integer", int),
-        (NUMBERS, NUMBER, "number", float),
-    ):
-        for name in names:
-            text = values.get(name, "").strip()
-            if text and not pattern.fullmatch(text):
-                raise RequestError(f"{name} {text[:40]!r} is no {kind}")
-            if text:
-                given[name] = make(text)
+    for names, read in ((INTEGERS, read_integer), (NUMBERS, read_number)):
+        given |= {name: read(text) for name in names if (text := values.get(name, "").strip())}
     given |= {name: values[name] for name in TEXTS if values.get(name)}
     return GenerationRequest(prompt=values.get("prompt", ""), **given)

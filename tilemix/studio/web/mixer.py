@@ -9,9 +9,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from tilemix.errors import MixError, PromptError
+from tilemix.errors import Message, MixError, PromptError
 from tilemix.request import MAX_SEED
-from tilemix.studio.web.complaints import explain
+from tilemix.studio.web.messages import explain
 from tilemix.studio.web.mix_form import (
     FIELDS,
     MAX_ROWS,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 MAX_FIELDS = 80
 MAX_FIELD_BYTES = 16 * 2**10
+NO_MIX = Message("mix-not-found", {}, "prompt")
 FIRST_PRESET = 0  # what an empty form shows
 
 
@@ -111,9 +112,9 @@ class MixerPage:
         words = self._renderer.words(request)
         preview = self._preview(form.values.get("prompt", ""), words)
         if form.error is not None:
-            form.error = explain(form.error, words)
-        elif preview["error"] is not None:
-            form.error, form.error_field = preview["error"], "prompt"
+            error, error_field = explain(form.error, words), form.error.field
+        else:
+            error, error_field = preview["error"], preview["error"] and "prompt"
         mix = {share["color"]: share["percent"] for share in preview["mix"]}
         script = {
             **chart_for_script(words.code),
@@ -128,6 +129,8 @@ class MixerPage:
             "mixer.html",
             status=status,
             form=form,
+            error=error,
+            error_field=error_field,
             mix=mix,
             table_was=write_table(mix),
             preview=preview,
@@ -162,7 +165,7 @@ class MixerPage:
         except PromptError as error:
             position = error.position if isinstance(error, MixError) else None
             before, marked = mark_position(text, position)
-            return {**empty, "error": explain(str(error), words), "before": before, "marked": marked}
+            return {**empty, "error": explain(error.message, words), "before": before, "marked": marked}
         shares = [
             {"color": color, "percent": share, "word": find_swatch(color, words.code).word}
             for color, share in mix.items()
@@ -172,7 +175,7 @@ class MixerPage:
             "head": head,
             "tail": tail,
             "sent_prompt": prompt.positive,
-            "notes": [explain(note, words) for note in prompt.notes] if mix else [words("note_no_mix")],
+            "notes": [explain(note, words) for note in (prompt.notes if mix else [NO_MIX])],
             "error": None,
             "before": "",
             "marked": "",

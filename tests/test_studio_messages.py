@@ -1,0 +1,99 @@
+"""What the library says of a text or a setting, in the reader's words: every kind, brought about for real."""
+
+import pytest
+
+from tests.test_studio_page import table
+from tilemix.errors import Message, PromptError, RequestError
+from tilemix.prompts.rewrite import rewrite
+from tilemix.prompts.template import find_template
+from tilemix.request import GenerationRequest
+from tilemix.studio.web.messages import explain
+from tilemix.studio.web.mix_form import read_page_form
+from tilemix.studio.web.words import LANGUAGES, load_words
+
+TEXTS = {
+    "mix-unknown-color": "50% schwrz, 50% red",
+    "mix-total": "50% red, 20.5% dark green",
+    "mix-total-of-many": "1% red, " * 20,
+    "mix-no-color": "50% red, 50%",
+    "mix-no-percent": "red, 50% black, 20%",
+    "mix-bad-percent": "1.2.3% red, 50% black",
+    "mix-range": "20-30% red, 70% black",
+    "mix-unknown-ral": "50% red, 50% RAL 9999",
+    "mix-bad-hex": "50% #12345, 50% red",
+    "mix-two-colors": "50% red (RAL 9005), 50% black",
+    "mix-two-rests": "20% white, rest red, rest black",
+    "prompt-empty": " ",
+    "prompt-too-long": "x" * 2001,
+    "prompt-control-character": "50% red\a, 50% black",
+    "prompt-surrogate": "50% red\ud800, 50% black",
+}
+SETTINGS = {
+    "input-not-multiple": {"width": "257"},
+    "input-out-of-range": {"guidance_scale": "99"},
+    "input-not-integer": {"seed": "1.5"},
+    "input-not-number": {"lora_scale": "much"},
+    "input-unknown-choice": {"output_format": "gif"},
+}
+TABLES = {
+    "mix-table-empty": ("50% red, 50% black", [("", "")]),
+    "mix-bad-share": ("50% red, 50% black", [("red", "x"), ("black", "50")]),
+    "mix-both-changed": ("100% blue", [("red", "60"), ("black", "40")]),
+}
+NOTES = {
+    "mix-sent-as-typed": "50% red, 50% vermillion",
+    "mix-read-beside": "50% bright red (RAL 3001), 50% black",
+    "mix-read-as-nearest": "50% RAL 3001, 50% black",
+}
+
+
+def bring_about(code: str) -> Message:
+    template = find_template("rubber_tile")
+    if code in NOTES:
+        (note,) = rewrite(NOTES[code], template).notes
+        return note
+    if code in TEXTS:
+        with pytest.raises((PromptError, RequestError)) as raised:
+            rewrite(GenerationRequest(prompt=TEXTS[code]).prompt, template)
+        return raised.value.message
+    if code in SETTINGS:
+        given = table("red=50;black=50", "50% red, 50% black", [("red", "50"), ("black", "50")])
+        form, _ = read_page_form(type(given)([*given.multi_items(), *SETTINGS[code].items()]), "en")
+    else:
+        text, rows = TABLES[code]
+        form, _ = read_page_form(table("red=50;black=50", text, rows, None, "50% red, 50% black"), "en")
+    assert form.error is not None
+    return form.error
+
+
+@pytest.mark.parametrize("code", [*TEXTS, *SETTINGS, *TABLES, *NOTES])
+def test_every_kind_is_said_in_every_language(code):
+    """They were shown in English, whatever the reader's language was."""
+    message = bring_about(code)
+    assert message.code == code
+    said = {language: explain(message, words) for language, words in load_words().items()}
+    assert str(message) not in said.values()
+    assert len(set(said.values())) >= len(LANGUAGES) - 1  # Russian and Ukrainian share a short one
+    assert not any(" at character " in text or "{" in text for text in said.values())
+
+
+def test_numbers_and_colors_in_them_are_the_readers():
+    words = load_words()
+    total = bring_about("mix-total")
+    assert explain(total, words["en"]) == (
+        "The shares add up to 70.5% and not to 100%. Read: 50% red, 20.5% dark green."
+    )
+    assert explain(total, words["de"]).replace("\xa0", " ") == (
+        "Die Anteile ergeben 70,5 % statt 100 %. Gelesen: 50 % rot, 20,5 % dunkelgrün."
+    )
+    color = bring_about("mix-unknown-color")
+    assert explain(color, words["ru"]) == "Цвета «schwrz» нет в карте. Возможно, «schwarz»?"
+    assert explain(bring_about("mix-two-colors"), words["uk"]) == (
+        "В одній частці два кольори: чорний, червоний."
+    )
+    assert explain(bring_about("input-out-of-range"), words["de"]) == "Erwartet: 1 bis 20."
+
+
+def test_english_is_the_librarys_own_line_where_the_page_has_no_other():
+    message = Message("input-missing", {}, "prompt")
+    assert explain(message, load_words()["en"]) == str(message) == "input prompt is missing"

@@ -1,0 +1,79 @@
+"""Messages of the library in the reader's language: `pages/messages/LANGUAGE.json`, a text for each code.
+
+English is the library's own line, except for the codes in `en.json`, which the page words otherwise. A value is
+written as the language does, by its name or its type.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tilemix.errors import LIST_SEPARATOR, Composer
+from tilemix.studio.web.palette import find_swatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tilemix.errors import Message, Value
+    from tilemix.studio.web.words import Words
+
+FOLDER = Path(__file__).parent / "pages" / "messages"
+
+
+@cache
+def load_texts(language: str) -> Mapping[str, str]:
+    """Return the texts of a language by code, with the values' names in braces."""
+    return msgspec.json.decode((FOLDER / f"{language}.json").read_bytes(), type=dict[str, str])
+
+
+def explain(message: Message, words: Words) -> str:
+    """Return a message in the reader's language."""
+    text = load_texts(words.code).get(message.code)
+    if text is None:
+        return str(message)
+    values = {name: _localize(name, value, words) for name, value in message.values.items()}
+    return Composer().vformat(text, (), {"field": message.field, **values})
+
+
+def _localize(name: str, value: Value, words: Words) -> str:
+    if name in BY_NAME:
+        return BY_NAME[name](str(value), words)
+    return value if isinstance(value, str) else words.number(value, 2)
+
+
+def _write_color(color: str, words: Words) -> str:
+    return find_swatch(color, words.code).word
+
+
+def _write_colors(colors: str, words: Words) -> str:
+    return LIST_SEPARATOR.join(_write_color(color, words) for color in colors.split(LIST_SEPARATOR))
+
+
+def _write_percent(percent: str, words: Words) -> str:
+    return words.percent(float(percent))
+
+
+def _write_mix(mix: str, words: Words) -> str:
+    """Write "50% red, 20% black"."""
+    shares = (share.partition("% ") for share in mix.split(LIST_SEPARATOR))
+    return LIST_SEPARATOR.join(
+        f"{_write_percent(percent, words)} {_write_color(color, words)}" for percent, _, color in shares
+    )
+
+
+def _write_choice(names: str, _: Words) -> str:
+    return names.replace(LIST_SEPARATOR, " / ")
+
+
+BY_NAME: Mapping[str, Callable[[str, Words], str]] = {
+    "color": _write_color,
+    "colors": _write_colors,
+    "mix": _write_mix,
+    "nearest": _write_color,
+    "total": _write_percent,
+    "words": _write_choice,
+}
