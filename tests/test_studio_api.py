@@ -22,7 +22,7 @@ from tilemix.request import GenerationRequest
 from tilemix.studio import api
 from tilemix.studio.__main__ import MaskingFormatter
 from tilemix.studio.app import create_app
-from tilemix.studio.backends import REPLICATE_URL, ReplicateBackend
+from tilemix.studio.backends import ReplicateBackend, replicate_client
 from tilemix.studio.guard import BURST, RateLimit
 from tilemix.studio.inbox import MAX_BODY_BYTES
 from tilemix.studio.service import Studio
@@ -571,10 +571,8 @@ def test_no_secret_reaches_the_log_or_an_answer_whatever_fails(tmp_path, cog, ca
         seen.append(sent)
         return httpx.Response(401, json={"detail": f"the token {sent} is not valid"})
 
-    backend = ReplicateBackend(token=Secret(replicate_token), version="ab" * 32, slots=1)
-    backend._client = httpx.Client(
-        base_url=REPLICATE_URL, headers=backend._client.headers, transport=httpx.MockTransport(refuse)
-    )
+    api = replicate_client(Secret(replicate_token), transport=httpx.MockTransport(refuse))
+    backend = ReplicateBackend(api, version="ab" * 32, slots=1)
     changes = {"token": Secret(token), "backend": "replicate", "replicate_token": Secret(replicate_token)}
     answers = []
     with run(tmp_path, cog, studio_backend=backend, **changes) as client:

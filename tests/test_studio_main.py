@@ -12,7 +12,7 @@ import time
 import httpx
 import pytest
 
-from tilemix.studio.__main__ import MaskingFormatter, _place_server
+from tilemix.studio.__main__ import MaskingFormatter, place_server
 from tilemix.studio.settings import Settings
 from tilemix.system.project import ROOT
 
@@ -82,10 +82,10 @@ def test_beside_another_server_its_own_gets_a_free_port(caplog):
         other.listen()
         url = f"http://127.0.0.1:{other.getsockname()[1]}"
         settings = dataclasses.replace(Settings.from_environment({}), cog_url=url)
-        placed = _place_server(settings, is_chosen=False)
+        placed = place_server(settings, is_chosen=False)
     assert placed.cog_url != url
     assert placed.cog_url.removeprefix("http://127.0.0.1:") in caplog.text
-    assert _place_server(placed, is_chosen=False) == placed
+    assert place_server(placed, is_chosen=False) == placed
 
 
 def test_a_port_that_is_in_use_is_one_line_and_exit_status_1(tmp_path):

@@ -16,7 +16,7 @@ from tests.studio_parts import body, data_uri, picture
 from tests.test_studio_api import MIX, NoLimit, run, wait_for
 from tilemix.colors.chart import load_colors
 from tilemix.prompts.mix import parse_mix
-from tilemix.studio.model_files import ModelFiles
+from tilemix.studio.model_files import ModelFiles, ask_command_line
 from tilemix.studio.negotiation import choose_language
 from tilemix.studio.settings import Secret
 from tilemix.studio.web.mix_form import read_page_form, split_text
@@ -647,13 +647,14 @@ def test_the_model_page_shows_what_inspect_says(shared):
         assert text in page.text
 
 
-def test_the_answers_about_model_files_are_kept_until_a_file_changes(tiny_project, tmp_path, monkeypatch):
-    from tilemix.studio import model_files
-
+def test_the_answers_about_model_files_are_kept_until_a_file_changes(tiny_project, tmp_path):
     asked = []
-    real = model_files._inspect
-    monkeypatch.setattr(model_files, "_inspect", lambda path, stamp: asked.append(path) or real(path, stamp))
-    files = ModelFiles("tiny", tmp_path / "cache.json", tiny_project)
+
+    def inspect(path, stamp):
+        asked.append(path)
+        return ask_command_line(path, stamp)
+
+    files = ModelFiles("tiny", tmp_path / "cache.json", tiny_project, inspect=inspect)
     first = files.list_entries()
     assert [(entry.role, entry.is_here, entry.inspected["kind"]) for entry in first] == [
         ("base", True, "diffusers")
@@ -666,10 +667,8 @@ def test_the_answers_about_model_files_are_kept_until_a_file_changes(tiny_projec
 
 
 def test_a_model_file_that_cannot_be_read_says_why(tmp_path):
-    from tilemix.studio.model_files import _inspect
-
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"no model at all")
-    answer = _inspect(path, "stamp")
+    answer = ask_command_line(path, "stamp")
     assert answer.inspected is None
     assert "x.safetensors" in answer.refused

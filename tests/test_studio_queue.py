@@ -10,7 +10,7 @@ from tests.studio_parts import Clock, get_prediction
 from tilemix.prompts.rewrite import rewrite
 from tilemix.prompts.template import find_template
 from tilemix.request import GenerationRequest
-from tilemix.studio.backends import CogBackend
+from tilemix.studio.backends import CogBackend, cog_client
 from tilemix.studio.queue import Queue
 
 TEMPLATE = find_template("rubber_tile")
@@ -23,7 +23,7 @@ def cog():
 
 
 def make_queue(database, cog, clock=None) -> Queue:
-    return Queue(database, CogBackend(cog.url), deadline_seconds=60, clock=clock or Clock())
+    return Queue(database, CogBackend(cog_client(cog.url)), deadline_seconds=60, clock=clock or Clock())
 
 
 def add(queue: Queue, text: str = "50% red, 50% black", **inputs) -> str:
@@ -85,7 +85,7 @@ def test_nothing_is_submitted_to_a_server_that_is_not_ready(database, cog, healt
 
 
 def test_a_server_that_is_not_there_is_waited_for(database, cog):
-    gone = Queue(database, CogBackend("http://127.0.0.1:1"), deadline_seconds=60, clock=Clock())
+    gone = Queue(database, CogBackend(cog_client("http://127.0.0.1:1")), deadline_seconds=60, clock=Clock())
     identity = add(gone)
     assert not gone.step()
     assert get_prediction(database, identity).status == "queued"
@@ -168,10 +168,17 @@ def test_what_is_past_its_deadline_is_ended_here_and_there(database, cog):
 def test_a_studio_that_was_killed_takes_its_prediction_up_again(database, cog):
     """The row says `starting`; nobody waits for the server's answer any more."""
     cog.gate.clear()
-    killed = make_queue(database, cog)
+
+    class Killed(CogBackend):
+        def submit(self, *_, **__):
+            raise SystemExit
+
+    killed = Queue(database, Killed(cog_client(cog.url)), deadline_seconds=60, clock=Clock())
     identity = add(killed, seed=7)
-    claimed = killed._claim()
-    assert get_prediction(database, identity).status == "starting"
+    with pytest.raises(SystemExit):
+        killed.step()
+    claimed = get_prediction(database, identity)
+    assert claimed.status == "starting"
     again = make_queue(database, cog)
     assert not again.step()  # the slot is taken
     again.recover()

@@ -12,7 +12,7 @@ from tilemix.errors import BackendBusyError, BackendDownError, BackendError, Bac
 from tilemix.prompts.rewrite import rewrite
 from tilemix.prompts.template import find_template
 from tilemix.request import GenerationRequest
-from tilemix.studio.backends import ReplicateBackend
+from tilemix.studio.backends import ReplicateBackend, replicate_client
 from tilemix.studio.queue import Queue
 from tilemix.studio.reconciler import Reconciler
 from tilemix.studio.settings import Secret
@@ -66,13 +66,14 @@ class Replicate:
         return httpx.Response(fault or 201, json=self.predictions[identity])
 
 
+def make_backend(replicate: Replicate, *, slots: int = 2) -> ReplicateBackend:
+    client = replicate_client(Secret(TOKEN), transport=httpx.MockTransport(replicate))
+    return ReplicateBackend(client, version=VERSION, slots=slots)
+
+
 def make(database, *, slots=2, webhook=None):
     clock, replicate = Clock(), Replicate()
-    backend = ReplicateBackend(token=Secret(TOKEN), version=VERSION, slots=slots)
-    headers = backend._client.headers
-    backend._client = httpx.Client(
-        base_url=backend._client.base_url, headers=headers, transport=httpx.MockTransport(replicate)
-    )
+    backend = make_backend(replicate, slots=slots)
     queue = Queue(database, backend, deadline_seconds=600, webhook_url=webhook, clock=clock)
     reconciler = Reconciler(database, backend, has_webhooks=webhook is not None, clock=clock)
     return queue, reconciler, replicate, clock
@@ -212,21 +213,23 @@ def test_cancel_and_deadline_reach_replicate(database):
         (httpx.ReadTimeout("x"), BackendUncertainError),
     ],
 )
-def test_what_went_wrong_with_a_create_is_told_apart(database, fault, error, caplog):
+def test_what_went_wrong_with_a_create_is_told_apart(fault, error, caplog):
     caplog.set_level(logging.DEBUG)
-    queue, _, replicate, _ = make(database)
+    replicate = Replicate()
+    backend = make_backend(replicate)
     replicate.fault = fault
     with pytest.raises(error) as caught:
-        queue._backend.submit("a", {"prompt": "red"}, webhook=None, seconds=60)
-    assert TOKEN not in str(caught.value) + caplog.text + repr(queue._backend.__dict__)
+        backend.submit("a", {"prompt": "red"}, webhook=None, seconds=60)
+    assert TOKEN not in str(caught.value) + caplog.text + repr(vars(backend))
 
 
-def test_the_signing_secret_is_had_and_an_answer_without_one_shows_nothing(database):
-    queue, _, replicate, _ = make(database)
-    assert queue._backend.fetch_signing_secret().reveal() == SECRET
+def test_the_signing_secret_is_had_and_an_answer_without_one_shows_nothing():
+    replicate = Replicate()
+    backend = make_backend(replicate)
+    assert backend.fetch_signing_secret().reveal() == SECRET
     replicate.refusal = 401
     with pytest.raises(BackendError, match=r"^Replicate gives no signing secret \(401\)$"):
-        queue._backend.fetch_signing_secret()
+        backend.fetch_signing_secret()
 
 
 def test_a_replicate_that_cannot_be_had_is_a_fault_until_it_takes_one(database):

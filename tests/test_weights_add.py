@@ -566,7 +566,7 @@ def test_stopped_between_the_file_and_its_sidecar_the_next_run_writes_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sys.modules["tilemix.weights.add"], "_write_sidecar", stop)
+        patch.setattr(sys.modules["tilemix.weights.add"], "write_sidecar", stop)
         with pytest.raises(KeyboardInterrupt):
             add(url, "tiny", Wish(replaces=True), root=project, web=server.web())
     assert files(project) == ["web-lora.safetensors"]  # no sidecar rather than one of another file

@@ -19,7 +19,7 @@ import uvicorn
 
 from tilemix.errors import SettingsError, TilemixError
 from tilemix.studio.app import create_app
-from tilemix.studio.backends import CogBackend
+from tilemix.studio.backends import CogBackend, cog_client
 from tilemix.studio.server_keeper import ServerKeeper, start_process
 from tilemix.studio.service import Studio
 from tilemix.studio.settings import Secret, Settings, mask
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings = dataclasses.replace(settings, port=port)  # webhooks are sent there
         is_wanted = options.with_server and settings.backend == "cog"
         if is_wanted:
-            settings = _place_server(settings, is_chosen=bool(os.environ.get("TILEMIX_COG_URL")))
+            settings = place_server(settings, is_chosen=bool(os.environ.get("TILEMIX_COG_URL")))
         studio = Studio(settings)
         # The studio ends first, and so lets go of what the server draws: the next start takes it up again.
         with _server(settings, is_wanted=is_wanted), studio:
@@ -110,7 +110,7 @@ def _server(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
     command = (sys.executable, "-m", "cog.server.http", "--host", SERVER_HOST)
     keeper = ServerKeeper(
         lambda: start_process(command, folder=ROOT, environment=environment),
-        CogBackend(settings.cog_url).health,
+        CogBackend(cog_client(settings.cog_url)).health,
         longest_prediction_seconds=settings.deadline_seconds + EXTRA_BUSY_SECONDS,
     )
 
@@ -128,7 +128,7 @@ def _server(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
         keeper.stop()
 
 
-def _place_server(settings: Settings, *, is_chosen: bool) -> Settings:
+def place_server(settings: Settings, *, is_chosen: bool) -> Settings:
     """Return the settings with the address that a server of ours shall have; one that was chosen stays.
 
     Raises:

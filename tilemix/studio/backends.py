@@ -100,6 +100,17 @@ class Backend(Protocol):
         """Give its connections back."""
 
 
+def cog_client(url: str) -> httpx.Client:
+    """Return a client for a Cog server, which no proxy stands before."""
+    return httpx.Client(base_url=url, timeout=CALL_SECONDS, trust_env=False)
+
+
+def replicate_client(token: Secret, *, transport: httpx.BaseTransport | None = None) -> httpx.Client:
+    """Return a client for Replicate's API that sends the token."""
+    headers = {"Authorization": f"Bearer {token.reveal()}"}
+    return httpx.Client(base_url=REPLICATE_URL, headers=headers, timeout=CALL_SECONDS, transport=transport)
+
+
 class CogBackend:
     """A Cog server on this machine, which draws one picture at a time.
 
@@ -111,8 +122,8 @@ class CogBackend:
     slots = 1
     is_synchronous = True
 
-    def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=CALL_SECONDS, trust_env=False)
+    def __init__(self, client: httpx.Client) -> None:
+        self._client = client
 
     def close(self) -> None:
         """Give its connections back."""
@@ -192,11 +203,10 @@ class ReplicateBackend:
     name = "replicate"
     is_synchronous = False
 
-    def __init__(self, *, token: Secret, version: str, slots: int, url: str = REPLICATE_URL) -> None:
+    def __init__(self, client: httpx.Client, *, version: str, slots: int) -> None:
         self.slots = slots
         self._version = version
-        headers = {"Authorization": f"Bearer {token.reveal()}"}
-        self._client = httpx.Client(base_url=url, headers=headers, timeout=CALL_SECONDS)
+        self._client = client
 
     def close(self) -> None:
         """Give its connections back."""

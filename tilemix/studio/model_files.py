@@ -20,6 +20,7 @@ from tilemix.weights import load_manifest
 from tilemix.weights.local import find_adapter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 INSPECT_SECONDS = 600  # a large file is hashed once
@@ -53,10 +54,18 @@ class ModelEntry(msgspec.Struct, frozen=True):
 class ModelFiles:
     """Looks at the files of one packaged model; thread-safe."""
 
-    def __init__(self, model: str, cache: Path, root: Path = ROOT) -> None:
+    def __init__(
+        self,
+        model: str,
+        cache: Path,
+        root: Path = ROOT,
+        *,
+        inspect: Callable[[Path, str], Answer] | None = None,
+    ) -> None:
         self._model = model
         self._cache = cache
         self._root = root
+        self._inspect = inspect or ask_command_line
         self._turn = threading.Lock()
 
     def list_entries(self) -> list[ModelEntry]:
@@ -90,7 +99,9 @@ class ModelFiles:
                 stamp = _stamp(path, [name for name, _, _ in files])
                 if stamp is not None:
                     before = known.get(str(path))
-                    answers[str(path)] = before if before and before.stamp == stamp else _inspect(path, stamp)
+                    answers[str(path)] = (
+                        before if before and before.stamp == stamp else self._inspect(path, stamp)
+                    )
             if answers != known:
                 write_atomically(self._cache, msgspec.json.encode(answers))
         return [
@@ -122,7 +133,8 @@ def _stamp(path: Path, names: list[str]) -> str | None:
     return " ".join(f"{state.st_size}:{state.st_mtime_ns}" for state in states)
 
 
-def _inspect(path: Path, stamp: str) -> Answer:
+def ask_command_line(path: Path, stamp: str) -> Answer:
+    """Return what `tilemix inspect` says of a file or folder; `stamp` is kept with it."""
     command = [sys.executable, "-m", "tilemix", "inspect", "--json", str(path)]
     try:
         done = subprocess.run(  # noqa: S603 (no shell, and the path is the manifest's)

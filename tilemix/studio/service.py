@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from tilemix.prompts.rewrite import Prompt, rewrite
 from tilemix.prompts.template import find_template
-from tilemix.studio.backends import CogBackend, ReplicateBackend
+from tilemix.studio.backends import CogBackend, ReplicateBackend, cog_client, replicate_client
 from tilemix.studio.inbox import Arrival, Inbox
 from tilemix.studio.outputs import OutputTaker
 from tilemix.studio.queue import Queue
@@ -134,12 +134,11 @@ class Studio:
 def make_backend(settings: Settings) -> Backend:
     """Return the back end that the settings name."""
     if settings.backend == "cog":
-        return CogBackend(settings.cog_url)
+        return CogBackend(cog_client(settings.cog_url))
     assert settings.replicate_token is not None
     assert settings.replicate_version is not None
-    return ReplicateBackend(
-        token=settings.replicate_token, version=settings.replicate_version, slots=settings.slots
-    )
+    client = replicate_client(settings.replicate_token)
+    return ReplicateBackend(client, version=settings.replicate_version, slots=settings.slots)
 
 
 def _webhook_url(settings: Settings, *, is_replicate: bool) -> str | None:
