@@ -17,7 +17,7 @@ MODULES := tilemix miniature tools predict.py bench tests
 PYTEST_ENVIRONMENT := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PYTEST_OPTIONS := --numprocesses=2 --dist=loadfile
 
-.PHONY: predict test check format serve studio soak bench schema test-pins clean \
+.PHONY: predict test test-quick check format serve studio soak bench schema test-pins clean \
 	miniature miniature-vae miniature-base miniature-adapters miniature-report
 
 predict: .venv/ready ## PROMPT="50% red, 30% black, 20% pearl" [OUT=tile.png] [SEED=n]
@@ -26,6 +26,9 @@ predict: .venv/ready ## PROMPT="50% red, 30% black, 20% pearl" [OUT=tile.png] [S
 
 test: .venv/ready ## the whole suite, under 10 minutes on 2 cores
 	@$(PYTEST_ENVIRONMENT) $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+test-quick: .venv/ready ## what tells whether each module works, under 90 seconds on 2 cores
+	@$(PYTEST_ENVIRONMENT) $(BIN)/python -m pytest $(PYTEST_OPTIONS) -m "not slow"
 
 check: .venv/ready ## lint, format, types
 	@$(BIN)/ruff check $(MODULES)

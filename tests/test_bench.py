@@ -213,6 +213,7 @@ def loud():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("loud")
 def test_both_peers_and_tilemix_draw_the_same_picture_and_another_lora_scale_another(tiny):
     from bench import peers

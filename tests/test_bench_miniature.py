@@ -57,6 +57,7 @@ def test_the_mixes_are_of_basic_colors_and_of_all_lengths():
     assert len(named) == 12
 
 
+@pytest.mark.slow
 def test_the_colors_of_photographs_are_measured_as_they_are_drawn():
     colors = bench.Colors()
     for number in range(8):

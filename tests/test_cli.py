@@ -205,6 +205,7 @@ def heed_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+@pytest.mark.slow
 def test_an_interrupt_in_the_middle_ends_in_one_line_and_leaves_no_file(tmp_path):
     output = tmp_path / "a.png"
     command = [sys.executable, "-m", "tilemix", "predict", "red", "-o", str(output)]

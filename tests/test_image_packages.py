@@ -34,6 +34,7 @@ def test_training_and_the_studio_are_not_in_it(packages):
     assert not {"peft", "scipy", "starlette", "sqlalchemy", "cog", "pytest"} & names
 
 
+@pytest.mark.slow
 def test_a_picture_is_drawn_measured_and_read_with_it(packages, tmp_path):
     """From requirements.txt alone, which a package that is only in the workstation's environment would not show."""
     tile = str(tmp_path / "tile.png")

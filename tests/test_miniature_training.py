@@ -316,6 +316,7 @@ def test_the_tokenizers_are_clips(tokenizers):
         assert ids == expected + [pad] * 70
 
 
+@pytest.mark.slow
 def test_photographs_are_the_same_whoever_draws_them(tmp_path, recipe):
     first = write_photographs(recipe, tmp_path / "a", 6, workers=1)
     kept = first[0].stat().st_mtime_ns
@@ -338,6 +339,7 @@ def test_the_base_never_hears_of_the_material_that_is_held_back(recipe):
     assert all(material in captions for material in shown - {"rubber tile"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("multiplies", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_the_adapters_stage_puts_the_pair_beside_the_base(
     tmp_path, recipe, state, monkeypatch, multiplies, precision

@@ -300,6 +300,7 @@ KEYS = sorted(
 )
 
 
+@pytest.mark.slow
 @given(table=st.dictionaries(st.sampled_from(KEYS), VALUES))
 def test_no_sidecar_stops_a_reading(tmp_path_factory, table):
     model = write_model(tmp_path_factory.getbasetemp() / "tile.safetensors", {})

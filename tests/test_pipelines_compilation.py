@@ -44,15 +44,32 @@ def renderers(tmp_path_factory):
     return plain, compiled, traces
 
 
+def test_the_unet_and_the_decoder_are_compiled_whole_and_for_one_size(monkeypatch):
+    handed = []
+
+    def compile_(forward, **options):
+        handed.append((forward.__self__, options["fullgraph"], options["dynamic"]))
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    renderer = Renderer(load_pipeline(find_model("miniature"), CPU, torch.float32))
+    renderer.compile(side=256)
+    pipeline = renderer.ready.pipeline
+    assert handed == [(pipeline.unet, True, False), (pipeline.vae.decoder, True, False)]
+    assert draw(renderer, width=256, height=256, num_inference_steps=1).record.compiled
+
+
 def draw(renderer, **changes):
     inputs = {"prompt": "60% red, 40% black", "seed": 7, "num_inference_steps": 3}
     return renderer.render(GenerationRequest(**inputs | changes))
 
 
+@pytest.mark.slow
 def test_the_unet_and_the_decoder_are_one_piece_of_code_each(renderers):
     assert len(renderers[2]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -76,6 +93,7 @@ def test_the_pictures_are_the_same_and_nothing_is_compiled_again(renderers, chan
     assert (theirs.record.compiled, ours.record.compiled) == (False, True)
 
 
+@pytest.mark.slow
 def test_pixels_that_are_not_finite_are_decoded_again_by_a_plain_decoder(renderers):
     """The compiled code is the first VAE's: a copy of it in fp32 would be decoded by weights in half precision."""
     plain, compiled, _ = renderers

@@ -130,6 +130,7 @@ def test_embeddings_without_names_in_the_manifest_have_the_files_own(project):
     assert load_pipeline(find_model("tiny", project), CPU, torch.float32).tokens.installed == ("<a>", "<b>")
 
 
+@pytest.mark.slow
 def test_a_picture_of_1024_is_decoded_in_one_piece_and_a_larger_one_in_tiles(project):
     """The VAE says sample_size 512, as the fp16-fix VAE does; left alone, 1024 would be tiled and differ."""
     vae = load_pipeline(find_model("tiny", project), CPU, torch.float32).pipeline.vae

@@ -34,6 +34,7 @@ def draw_miniature(speed: Speed, dtype: torch.dtype) -> tuple[np.ndarray, str, s
     return rendered.pixels, rendered.record.speed, rendered.record.dtype
 
 
+@pytest.mark.slow
 def test_the_equivalent_picture_is_within_40_db_of_the_exact_one():
     """bf16 is emulated where the CPU has none: the same numbers, only slower."""
     exact, *_ = draw_miniature(Speed.EXACT, torch.float32)
@@ -81,6 +82,7 @@ def count_batches(renderer: Renderer, request: GenerationRequest) -> list[int]:
     return batches
 
 
+@pytest.mark.slow
 def test_fast_leaves_guidance_out_of_the_last_steps_and_of_no_other_request():
     model = find_model("miniature")
     request = GenerationRequest(prompt="red", seed=1, width=256, height=256, num_inference_steps=5)

@@ -135,6 +135,7 @@ def test_every_prediction_has_a_folder_of_its_own_and_earlier_ones_are_gone(pred
     assert [path.name for path in predictor.folder.iterdir()] == [second.parent.name]
 
 
+@pytest.mark.slow
 def test_disk_use_is_flat_over_1000_predictions(predictor, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda file: None)  # a thousand of them would test the disk, not us
     for _ in range(1000):

@@ -264,6 +264,7 @@ def test_pixels_are_diffusers_own_to_the_last_one(memory_format):
     assert torch.equal(given, image)
 
 
+@pytest.mark.slow
 def test_thirty_pictures_leave_nothing_behind(renderer):
     """The long run is the bench's; here a leak of one picture's memory, or of one handle, a prediction shows."""
     status = Path("/proc/self/status")

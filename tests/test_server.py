@@ -414,6 +414,7 @@ def test_a_body_that_is_no_prediction_is_refused(kind, body, request):
     wait_until(lambda: server.health() == "READY")
 
 
+@pytest.mark.slow
 def test_a_prompt_of_60_megabytes_is_refused_and_nothing_is_lost(server, bare_server, reference):
     prompt = "50% red, 50% black " * (60_000_000 // 19)
     assert server.predict(prompt=prompt).status_code == 422

@@ -16,9 +16,10 @@ from tests.slider_twin import PERCENT, WHOLE, Sliders
 from tilemix.studio.settings import Secret
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-pytestmark = pytest.mark.skipif(
-    not CHROMIUM.exists(), reason=f"{CHROMIUM} is missing: apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is missing: apt-get install chromium"),
+]
 
 PATIENCE = 60_000  # milliseconds, on a machine with other work
 PHONE = {"width": 390, "height": 844}

@@ -19,6 +19,7 @@ from tilemix.studio.store.schema import Delivery, Output
 from tilemix.system.project import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "fewest"),
     [(["--every=16"], 5), (["--every=34", "--postgresql"], 3)],

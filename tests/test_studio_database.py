@@ -94,6 +94,7 @@ def test_a_database_that_cannot_be_used_is_refused(url, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.slow
 def test_a_database_is_held_by_one_process_until_it_is_closed_or_killed(database_url, tmp_path):
     held = Database.open(Secret(database_url), is_shared=False)
     hold = f"Database.open(Secret({database_url!r}), is_shared=False)"

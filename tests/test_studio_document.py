@@ -9,12 +9,14 @@ from tests.soak_api import fuzz
 from tilemix.studio import api
 
 
+@pytest.mark.slow
 def test_over_a_back_end_that_draws_no_answer_is_a_server_error_or_undocumented():
     statuses = fuzz(4, is_faulty=False)
     assert {200, 201, 404, 422} <= set(statuses)
     assert max(statuses) < 500
 
 
+@pytest.mark.slow
 def test_over_a_back_end_that_fails_the_answers_are_those_of_the_document(caplog):
     caplog.set_level(logging.CRITICAL)
     assert 500 not in fuzz(4, is_faulty=True)

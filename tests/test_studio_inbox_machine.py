@@ -268,6 +268,7 @@ def hold_against_the_model(url: str, *, examples: int, steps: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_inbox_does_what_its_model_does(database_url, caplog):
     caplog.set_level(logging.CRITICAL)
     hold_against_the_model(database_url, examples=8, steps=25)

@@ -61,6 +61,7 @@ def test_settings_that_cannot_be_used_are_one_line_and_exit_status_1(tmp_path):
     assert shown == f"tilemix.studio: {expected}\n"
 
 
+@pytest.mark.slow
 def test_a_server_of_its_own_needs_a_port_that_is_free(tmp_path):
     """The server was started again and again, and the studio asked whatever else listened there."""
     with socket.socket() as other:
@@ -101,6 +102,7 @@ def test_a_port_that_is_in_use_is_one_line_and_exit_status_1(tmp_path):
     assert shown == f"tilemix.studio: {expected}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", ["http://drawing.example:5000", "https://127.0.0.1:5000"])
 def test_a_server_of_its_own_is_the_one_that_is_asked(tmp_path, url):
     """One was started on 127.0.0.1, and another one was asked."""

@@ -127,6 +127,7 @@ def test_a_phase_learns_its_own_parameters_alone(config):
     assert all(not parameter.requires_grad for name, parameter in model.pipeline.vae.named_parameters())
 
 
+@pytest.mark.slow
 def test_the_loss_falls_on_one_picture(tmp_path, tiny_project):
     settings = CONFIG["lora"] | {"steps": 40, "rank": 8, "learning_rate": 0.02}
     config = write_folder(tmp_path, tiny_project, lora=settings, embeddings={"steps": 0})
@@ -146,6 +147,7 @@ def test_the_loss_falls_on_one_picture(tmp_path, tiny_project):
     assert find_loss() < 0.97 * before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saves", [1, 2, 3])
 def test_a_training_that_was_killed_ends_as_one_that_was_not(config, trained, monkeypatch, saves):
     """The checkpoints: embeddings after 2 and 3 steps, lora after 2 and 3."""
@@ -161,6 +163,7 @@ def test_a_training_that_was_killed_ends_as_one_that_was_not(config, trained, mo
             assert torch.equal(tensor, whole[phase][name]), name
 
 
+@pytest.mark.slow
 def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path, tiny_project):
     config = write_folder(tmp_path, tiny_project, embeddings={"steps": 400, "warmup": 1})
     command = [sys.executable, "-m", "tilemix", "train", str(config)]
@@ -355,6 +358,7 @@ def test_latents_are_kept(config, monkeypatch):
     assert [one.latents.shape for one in first] == [(4, 12, 12), (4, 12, 18), (4, 16, 12)]
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_on_the_way(tmp_path, tiny_project):
     samples = {
         "prompts": ["50% red, 50% black"],
@@ -376,6 +380,7 @@ def test_samples_are_drawn_on_the_way(tmp_path, tiny_project):
         assert picture.size == (64, 64)
 
 
+@pytest.mark.slow
 def test_the_dry_run_measures_and_writes_nothing(config, capsys):
     before = sorted(config.parent.rglob("*"))
     assert cli.main(["train", str(config), "--dry-run", "--json"]) == 0
@@ -389,6 +394,7 @@ def test_the_dry_run_measures_and_writes_nothing(config, capsys):
     assert "memory: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_files(config, capsys):
     assert cli.main(["train", str(config)]) == 0
     assert [Path(line).name for line in capsys.readouterr().out.splitlines()] == [

@@ -63,6 +63,7 @@ def assert_merged(ready, truth, scale):
         torch.testing.assert_close(weights[name], weight.float(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origin", ["file", "address"])
 def test_a_training_is_added_locked_loaded_and_changes_the_picture(project, bench, server, origin):  # noqa: F811
     path, truth = training_tar(bench)
@@ -198,6 +199,7 @@ def test_a_locked_manifest_written_by_hand_does_not_leave_the_configuration_out(
     assert_merged(load(project), truth, 1.0)
 
 
+@pytest.mark.slow
 def test_a_peft_folder_comes_from_an_address_and_is_fetched_again(project, folder, server):  # noqa: F811
     path, truth = folder
     for file in path.iterdir():

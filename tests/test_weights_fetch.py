@@ -244,6 +244,7 @@ def test_a_hub_file_gets_its_name_only_when_it_is_what_the_manifest_says(tmp_pat
     assert all_files(tmp_path) == ["sdxl/unet/x.json"]
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_leaves_no_file_or_the_right_one(tmp_path, server):
     """kill -9 at 8 moments of one download, from its first byte to beyond its last; each run goes on from the last."""
     server.routes["/sdxl/y.json"] = serve(BODY, pause=0.02, piece=8192)
@@ -270,6 +271,7 @@ def test_killed_at_any_moment_it_leaves_no_file_or_the_right_one(tmp_path, serve
     assert all_files(tmp_path) == ["a.safetensors", "sdxl/y.json"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_soon_and_the_next_run_goes_on(tmp_path, server):
     server.routes["/sdxl/y.json"] = serve(BODY, pause=0.1, piece=8192)
     server.routes["/a.safetensors"] = serve(BODY)
