@@ -45,12 +45,14 @@ def load(root: Path, name: str, options: list[str]) -> dict[str, float]:
     from tilemix.request import GenerationRequest
     from tilemix.weights import local
 
-    if "--give-back" in options:
-        render.keep_freed_memory = bool
-    if "--late" in options:
-        local.read_ahead = bool
-    if "--mapped" in options:
-        loading.load_unet = lambda *_: None
+    undone = {
+        "--give-back": (render, "keep_freed_memory"),
+        "--late": (local, "read_ahead"),
+        "--mapped": (loading, "load_unet"),
+    }
+    for option, (module, name_there) in undone.items():
+        if option in options:
+            setattr(module, name_there, lambda *_: None)
     # The peak from here on is the load's own: 5 sets VmHWM back, see proc_pid_clear_refs(5).
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = read_memory("VmRSS")

@@ -19,10 +19,11 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import save_file
 
 from tilemix.adapters import LoraMerger
+from tilemix.pipelines.parts import move
 
 RANK = 16
 DEPTHS = (1, 2, 10)  # transformer blocks in each attention of a resolution; the first has none
@@ -68,7 +69,7 @@ def measure_merging(folder: Path, runs: int) -> None:
     threads = torch.get_num_threads()
     files = {method: write_adapter(folder, method, layers) for method in METHODS}
     for dtype in (torch.float32, torch.float16):
-        unet = unet.to(dtype)
+        move(unet, dtype=dtype)
         merger = LoraMerger({"unet": unet}, {"unet": base})
         for method, path in files.items():
             merger.load(method, path)
@@ -103,7 +104,7 @@ def measure(merger: LoraMerger, method: str, runs: int) -> tuple[float, float]:
 def build(depths: tuple[int, int, int]) -> UNet2DConditionModel:
     """Return SDXL's UNet without numbers, with so many transformer blocks."""
     with torch.device("meta"):
-        return UNet2DConditionModel(
+        unet: UNet2DConditionModel = UNet2DConditionModel(
             sample_size=128,
             block_out_channels=(320, 640, 1280),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -117,15 +118,16 @@ def build(depths: tuple[int, int, int]) -> UNet2DConditionModel:
             projection_class_embeddings_input_dim=2816,
             use_linear_projection=True,
         )
+    return unet
 
 
 def fill(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Give it random fp16 numbers, four millions of them again and again."""
-    unet = unet.half().to_empty(device="cpu")
+    move(unet, dtype=torch.float16).to_empty(device="cpu")
     numbers = (torch.randn(2**22, generator=torch.Generator().manual_seed(0)) * 0.02).half()
     with torch.no_grad():
         for parameter in unet.parameters():
-            for part in parameter.view(-1).split(len(numbers)):
+            for part in torch.split(parameter.view(-1), len(numbers)):
                 part.copy_(numbers[: len(part)])
     return unet
 

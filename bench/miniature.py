@@ -18,6 +18,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+if not __package__:
+    # Run as a file, this module's own folder stands first in the path and would hide the package `miniature`.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import numpy as np
 import torch
 from PIL import Image
@@ -140,10 +144,20 @@ class Bench:
         sys.stdout.flush()
         self.lines.append(line)
 
-    def draw(self, prompt: str, seed: int, **inputs: object) -> Pixels:
-        """Return one picture of 512x512 unless `inputs` say otherwise."""
-        sizes = {"width": SIDE, "height": SIDE} | inputs
-        return self.renderer.render(GenerationRequest(prompt=prompt, seed=seed, **sizes)).pixels
+    def draw(
+        self,
+        prompt: str,
+        seed: int,
+        *,
+        width: int = SIDE,
+        height: int = SIDE,
+        lora_scale: float | None = None,
+    ) -> Pixels:
+        """Return one picture."""
+        request = GenerationRequest(
+            prompt=prompt, seed=seed, width=width, height=height, lora_scale=lora_scale
+        )
+        return self.renderer.render(request).pixels
 
     def report_vae(self) -> None:
         """PSNR on unseen photographs: those of the recipe, and tiles alone."""

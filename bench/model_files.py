@@ -20,13 +20,16 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from bench.merging import measure_merging
+from bench.processes import evict, read_through
 from tilemix import modelfile
 from tilemix.adapters import LoraMerger
 from tilemix.modelfile.hashes import BLOCK, compute_hashes
@@ -83,7 +86,7 @@ def measure_hashing(folder: Path, size: int, runs: int) -> None:
     size = path.stat().st_size
     print_line(f"\nfile of {size / 1e9:.2f} GB, blocks of {BLOCK >> 10} KiB")
     ways: dict[str, Callable[[], object]] = {
-        "plain reading": lambda: read_through(path),
+        "plain reading": lambda: read_through(path, block=BLOCK),
         "SHA256": lambda: compute_hashes(path),
         "all six hashes": lambda: compute_hashes(path, every=True),
         "SHA256 of memory": lambda: hash_memory(block, size),
@@ -93,7 +96,7 @@ def measure_hashing(folder: Path, size: int, runs: int) -> None:
         for _ in range(runs):
             for name, way in ways.items():
                 if state == "cold":
-                    forget_pages(path)
+                    evict([path])
                 seconds[name].append(measure(way))
         plain, memory = min(seconds["plain reading"]), min(seconds["SHA256 of memory"])
         for name, measured in seconds.items():
@@ -155,7 +158,7 @@ def measure_loading(folder: Path, runs: int) -> None:
 
 def make_unet(widths: tuple[int, ...], context: int) -> UNet2DConditionModel:
     """Return a random UNet with SDXL's blocks, depths and key names, but these widths."""
-    return UNet2DConditionModel(
+    unet: UNet2DConditionModel = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=widths,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -169,21 +172,30 @@ def make_unet(widths: tuple[int, ...], context: int) -> UNet2DConditionModel:
         projection_class_embeddings_input_dim=32 + 6 * 8,
         use_linear_projection=True,
         norm_num_groups=8,
-    ).eval()
+    )
+    unet.eval()
+    return unet
 
 
 def make_pipeline(unet: UNet2DConditionModel) -> StableDiffusionXLPipeline:
     """Return a pipeline round `unet` whose other parts are as small as can be."""
-    config = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 1}
-    text = CLIPTextConfig(vocab_size=64, projection_dim=32, **config)
+    text = CLIPTextConfig(
+        vocab_size=64,
+        projection_dim=32,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+    )
+    absent: Any = None  # the pipeline is never called, so these parts are not needed
     return StableDiffusionXLPipeline(
-        vae=None,
+        vae=absent,
         text_encoder=CLIPTextModel(text),
         text_encoder_2=CLIPTextModelWithProjection(text),
-        tokenizer=None,
-        tokenizer_2=None,
+        tokenizer=absent,
+        tokenizer_2=absent,
         unet=unet,
-        scheduler=None,
+        scheduler=absent,
         add_watermarker=False,
     )
 
@@ -216,20 +228,13 @@ def predict(unet: UNet2DConditionModel, context: int) -> torch.Tensor:
     """Return the UNet's prediction for one fixed random input."""
     generator = torch.Generator().manual_seed(2)
     conditions = {"text_embeds": torch.randn((1, 32), generator=generator), "time_ids": torch.ones((1, 6))}
-    return unet(
+    predicted: torch.Tensor = unet(
         torch.randn((1, 4, 16, 16), generator=generator),
         500,
         torch.randn((1, 8, context), generator=generator),
         added_cond_kwargs=conditions,
     ).sample
-
-
-def read_through(path: Path) -> None:
-    """Read a file to its end with the hashing's block size and nothing else."""
-    buffer = bytearray(BLOCK)
-    with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
+    return predicted
 
 
 def hash_memory(block: bytes, size: int) -> None:
@@ -237,15 +242,6 @@ def hash_memory(block: bytes, size: int) -> None:
     digest, part = hashlib.sha256(), block[:BLOCK]  # which stays in the caches, as the buffers of hashing do
     for _ in range(size // BLOCK):
         digest.update(part)
-
-
-def forget_pages(path: Path) -> None:
-    """Ask the kernel to drop a file from the page cache."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(handle)
 
 
 def best(way: Callable[[], object], runs: int) -> float:

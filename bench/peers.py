@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from compel import CompelForSDXL
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ class PeerFiles:
     embeddings: Path | None = None  # of both text encoders: clip_l and clip_g
     tokens: tuple[str, ...] = ()  # one for each row of them
     karras: bool = True  # DPM++ 2M with Karras sigmas, or with the base's own spacing of its steps
+
+    @property
+    def only_lora(self) -> Path:
+        """The LoRA of a model that has one."""
+        assert self.lora is not None
+        return self.lora
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +90,7 @@ class Peer:
                 return tensors
 
             options |= {"callback_on_step_end": after_step, "callback_on_step_end_tensor_inputs": []}
-        return self.pipe(
+        images: list[Image.Image] = self.pipe(
             **self.encode(order),
             width=order.side,
             height=order.side,
@@ -91,7 +98,8 @@ class Peer:
             guidance_scale=order.guidance_scale,
             generator=torch.Generator("cpu").manual_seed(order.seed),
             **options,
-        ).images[0]
+        ).images
+        return images[0]
 
     def predict(self, order: Order) -> bytes:
         """Return the picture as the bytes of a PNG file."""
@@ -130,9 +138,9 @@ def load_strong(
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.vae.to(memory_format=torch.channels_last)
     if compiled:
-        options = {"fullgraph": True} | ({"mode": "max-autotune"} if device == "cuda" else {})
-        pipe.unet = torch.compile(pipe.unet, **options)
-        pipe.vae.decode = torch.compile(pipe.vae.decode, **options)
+        mode = "max-autotune" if device == "cuda" else None
+        pipe.unet = torch.compile(pipe.unet, fullgraph=True, mode=mode)
+        pipe.vae.decode = torch.compile(pipe.vae.decode, fullgraph=True, mode=mode)
     return Peer(pipe, CompelForSDXL(pipe))
 
 
@@ -155,7 +163,10 @@ def load_base(
             ("clip_g", pipe.text_encoder_2, pipe.tokenizer_2),
         ):
             pipe.load_textual_inversion(
-                rows[key], token=list(files.tokens), text_encoder=encoder, tokenizer=tokenizer
+                rows[key],  # type: ignore[arg-type]  # a tensor is taken, too
+                token=list(files.tokens),
+                text_encoder=encoder,
+                tokenizer=tokenizer,
             )
     return pipe
 

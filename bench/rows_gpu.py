@@ -15,7 +15,7 @@ from bench import peers
 from bench.figures import Figure, Row, interleave
 from bench.ours import Ours, find_peer_files, load_ours
 from bench.pictures import order_topology
-from bench.rows_whole import run_module
+from bench.processes import run_module
 from bench.topology import MODEL, REAL, Shape, write_project
 from tilemix.pipelines.speed import Speed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -22,8 +23,8 @@ def measure_modes(mixes: int = 20, *, side: int = 256, steps: int = 25) -> list[
     modes = {mode: load_ours("miniature", ROOT, mode) for mode in (Speed.EXACT, Speed.EQUIVALENT, Speed.FAST)}
     guidance_scale = modes[Speed.EXACT].ready.model.manifest.defaults.guidance_scale
     colors = {mode: Colors() for mode in modes}
-    psnrs: dict[str, list[float]] = {mode: [] for mode in modes}
-    seconds: dict[str, list[float]] = {mode: [] for mode in modes}
+    psnrs: dict[Speed, list[float]] = {mode: [] for mode in modes}
+    seconds: dict[Speed, list[float]] = {mode: [] for mode in modes}
     for number in range(mixes):
         mix = draw_basic_mix(number)
         prompt = f"ohwx_rubber_tile <s0><s1>, {mix}, {TILE_WORDS}"
@@ -44,10 +45,10 @@ def measure_modes(mixes: int = 20, *, side: int = 256, steps: int = 25) -> list[
 
 
 def _make_row(
-    mode: str,
+    mode: Speed,
     psnrs: list[float],
-    errors: dict[str, float],
-    seconds: dict[str, list[float]],
+    errors: Mapping[Speed, float],
+    seconds: Mapping[Speed, list[float]],
     mixes: int,
     size: str,
 ) -> Row:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from tilemix.pipelines.speed import Speed
 from tilemix.render import decode_latents
 
 if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
     from tilemix.pictures.record import Record
 
 SAME_EMBEDDING = 1e-4  # of an embedding's standard deviation
@@ -47,7 +49,7 @@ def measure_tail(record: Record, rounds: int = 12) -> Row:
         def naive(_: int, decoded: torch.Tensor = decoded, files: dict[str, bytes] = files) -> None:
             files["N"] = peers.save_png(processor.postprocess(decoded, output_type="pil")[0])
 
-        def ours(_: int, vae: object = vae, files: dict[str, bytes] = files) -> None:
+        def ours(_: int, vae: AutoencoderKL = vae, files: dict[str, bytes] = files) -> None:
             pixels = decode_latents(vae, torch.zeros(1, 4, 1, 1))
             files["ours"] = encode_image(pixels, record, output_format="png")
 
@@ -57,17 +59,20 @@ def measure_tail(record: Record, rounds: int = 12) -> Row:
             Figure(f"{name}: ours", 1e3 * timings["ours"].best, "ms"),
             Figure(f"{name}: file", len(files["ours"]) / len(files["N"]), "x", at_most=1.05),
         ]
-        pictures = [np.asarray(Image.open(BytesIO(file))) for file in files.values()]
-        gates.append(equal_gate(f"{name}: pixels", is_equal=np.array_equal(*pictures)))
+        theirs, own = (np.asarray(Image.open(BytesIO(files[one]))) for one in ("N", "ours"))
+        gates.append(equal_gate(f"{name}: pixels", is_equal=np.array_equal(theirs, own)))
     return Row("1", "Tail: decoded tensor to PNG bytes, 1024x1024", tuple(figures), tuple(gates))
 
 
-def hand_over(decoded: torch.Tensor) -> SimpleNamespace:
+def hand_over(decoded: torch.Tensor) -> AutoencoderKL:
     """Return a VAE that decodes everything to `decoded`, at no cost."""
-    return SimpleNamespace(
-        dtype=torch.float32,
-        config=SimpleNamespace(scaling_factor=1.0),
-        decode=lambda *_, **__: SimpleNamespace(sample=decoded),
+    return cast(
+        "AutoencoderKL",
+        SimpleNamespace(
+            dtype=torch.float32,
+            config={"scaling_factor": 1.0},
+            decode=lambda *_, **__: SimpleNamespace(sample=decoded),
+        ),
     )
 
 
@@ -135,11 +140,12 @@ def measure_prompts(rounds: int = 12) -> Row:
         )["N"].best
         best = {kind: min(taken[1:]) for kind, taken in seconds.items()}
         order = order_topology(1000, steps=1)
-        with count_encoder_runs(peer.pipe) as theirs:
+        with count_encoder_runs(peer.pipe.text_encoder, peer.pipe.text_encoder_2) as theirs:
             embeddings = peer.encode(order)
-        with count_encoder_runs(ours.ready.pipeline) as own:
+        pipeline = ours.ready.pipeline
+        with count_encoder_runs(pipeline.text_encoder, pipeline.text_encoder_2) as own:
             ours.draw(order)
-        conditioning = encode_prompt(ours.ready.pipeline, order.prompt, order.negative_prompt)
+        conditioning = encode_prompt(pipeline, order.prompt, order.negative_prompt)
         difference = max(
             float((getattr(conditioning, name) - tensor).abs().max() / tensor.std())
             for name, tensor in embeddings.items()
@@ -160,12 +166,12 @@ def measure_prompts(rounds: int = 12) -> Row:
 
 
 @contextmanager
-def count_encoder_runs(pipeline: object) -> Iterator[list[int]]:
+def count_encoder_runs(*encoders: torch.nn.Module) -> Iterator[list[int]]:
     """Yield a list that grows by one with every run of a text encoder."""
     runs: list[int] = []
     hooks = [
         module.register_forward_hook(lambda *_: runs.append(1))
-        for encoder in (pipeline.text_encoder, pipeline.text_encoder_2)
+        for encoder in encoders
         for name, module in encoder.named_modules()
         if name.endswith("encoder.layers.0")
     ]
@@ -185,14 +191,14 @@ def measure_lora(root: Path, rounds: int = 3) -> Row:
     loras = ours.ready.loras
 
     def naive(_: int) -> None:
-        peers.load_lora(pipes["N"], files.lora)
+        peers.load_lora(pipes["N"], files.only_lora)
 
     def strong(_: int) -> None:
-        peers.load_lora(pipes["S"], files.lora)
+        peers.load_lora(pipes["S"], files.only_lora)
         peers.fuse_lora(pipes["S"], LORA_SCALE)  # on and on into the same weights: these are never drawn with
 
     def own(_: int) -> None:
-        loras.load(name, files.lora)
+        loras.load(name, files.only_lora)
         loras.apply({name: LORA_SCALE})
 
     best: dict[str, float] = {}
@@ -235,13 +241,13 @@ def find_merge_error(ours: Ours, files: peers.PeerFiles) -> float:
     of the sum where the terms cancel each other. Source: Higham, Accuracy and Stability of Numerical Algorithms, 3.1.
     """
     base = load_file(files.base / "unet" / "diffusion_pytorch_model.safetensors")
-    lora = load_file(files.lora)
+    lora = load_file(files.only_lora)
     worst = 0.0
     for key in lora:
         if not key.endswith(".lora_A.weight"):
             continue
         module = key.removeprefix("unet.").removesuffix(".lora_A.weight")
-        weight = ours.ready.pipeline.unet.get_submodule(module).weight.detach()
+        weight = ours.ready.pipeline.unet.get_parameter(f"{module}.weight").detach()
         before = base[f"{module}.weight"].double()
         up, down = lora[key.replace("lora_A", "lora_B")].double(), lora[key].double()
         merged = (before + files.lora_scale * up @ down).to(weight.dtype).double()

@@ -26,7 +26,16 @@ from pathlib import Path
 
 import torch
 
-from bench import peers, rows_gpu, rows_levers, rows_modes, rows_parts, rows_whole
+from bench import (
+    peers,
+    rows_gpu,
+    rows_levers,
+    rows_modes,
+    rows_parts,
+    rows_process,
+    rows_step_levers,
+    rows_whole,
+)
 from bench.figures import Row
 from bench.machine import Machine, read_machine
 from bench.ours import load_ours
@@ -73,7 +82,7 @@ class Workshop:
         """Row 9, on its way from the first look on: it times nothing, so it runs beside what row 7 compiles."""
         beside = ThreadPoolExecutor(max_workers=1)
         root = write_project(self.make_folder("steady"), TINY)
-        steadiness = beside.submit(rows_whole.measure_steadiness, root)
+        steadiness = beside.submit(rows_process.measure_steadiness, root)
         beside.shutdown(wait=False)
         return steadiness
 
@@ -90,14 +99,14 @@ ROWS: Mapping[tuple[str, ...], Measure] = {
     ("2", "3"): lambda shop: rows_parts.measure_steps(shop.topology),
     ("4",): lambda _: rows_parts.measure_prompts(),
     ("5",): lambda shop: rows_parts.measure_lora(shop.topology),
-    ("6", "L14"): lambda shop: rows_whole.measure_cold_start(shop.topology, shop.make_folder("image")),
-    ("6w", "L16", "L17"): lambda shop: rows_whole.measure_weights(
+    ("6", "L14"): lambda shop: rows_process.measure_cold_start(shop.topology, shop.make_folder("image")),
+    ("6w", "L16", "L17"): lambda shop: rows_process.measure_weights(
         shop.make_folder("wide"), shop.make_folder("narrow")
     ),
     ("7", "L15", "8", "8r"): lambda shop: rows_whole.measure_predictions(shop.steadiness),
     ("9",): lambda shop: shop.steadiness.result(),
     ("M-exact", "M-equivalent", "M-fast"): lambda shop: rows_modes.measure_modes(shop.mixes),
-    ("L1", "L2", "L3", "L4", "L13"): lambda shop: rows_levers.measure_step_levers(shop.topology),
+    ("L1", "L2", "L3", "L4", "L13"): lambda shop: rows_step_levers.measure_step_levers(shop.topology),
     ("L5", "L6"): lambda shop: rows_levers.measure_tail_levers(shop.record),
     ("L7", "L8"): lambda _: rows_levers.measure_prompt_levers(),
     ("L9",): lambda _: rows_levers.measure_import_lever(),

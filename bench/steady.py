@@ -4,10 +4,11 @@ python -m bench.steady PROJECT MODEL COUNT
 """
 
 import hashlib
-import json
 import os
 import sys
 from pathlib import Path
+
+import msgspec
 
 from bench.cold_ours import read_memory
 from bench.ours import load_ours
@@ -18,6 +19,22 @@ from tilemix.pipelines.speed import Speed
 
 LORA_SCALES = (None, 0.35, None, 1.0)
 SAMPLES = 20
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """What the process held after some predictions."""
+
+    predictions: int
+    memory_bytes: int
+    files: int
+    threads: int
+
+
+class Steadiness(msgspec.Struct, frozen=True):
+    """What is printed."""
+
+    samples: list[Sample]
+    hashes: list[str]  # of the first and of the last picture, which are asked for alike
 
 
 def main() -> None:
@@ -43,14 +60,14 @@ def main() -> None:
             hashes.append(hashlib.sha256(rendered.pixels.tobytes()).hexdigest())
         if (number + 1) % max(1, count // SAMPLES) == 0:
             samples.append(
-                {
-                    "predictions": number + 1,
-                    "memory_bytes": read_memory("VmRSS"),
-                    "files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208
-                    "threads": len(os.listdir("/proc/self/task")),  # noqa: PTH208
-                }
+                Sample(
+                    predictions=number + 1,
+                    memory_bytes=read_memory("VmRSS"),
+                    files=len(os.listdir("/proc/self/fd")),  # noqa: PTH208
+                    threads=len(os.listdir("/proc/self/task")),  # noqa: PTH208
+                )
             )
-    sys.stdout.write(json.dumps({"samples": samples, "hashes": hashes}) + "\n")
+    sys.stdout.write(msgspec.json.encode(Steadiness(samples, hashes)).decode() + "\n")
 
 
 if __name__ == "__main__":

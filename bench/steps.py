@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -19,7 +20,7 @@ class OperationCounter(TorchDispatchMode):
     """Counts what reaches a kernel: operations that compute. Views are counted apart."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.computing = 0
         self.views = 0
 
@@ -68,8 +69,12 @@ def time_steps(draws: Mapping[str, Draw], rounds: int) -> dict[str, float]:
     for number in range(rounds + 1):
         for name, draw in draws.items():
             ends: list[float] = []
-            draw(lambda ends=ends: ends.append(time.perf_counter()))
+            draw(partial(_mark, ends))
             steps = [after - before for before, after in pairwise(ends)]
             if number:  # the first picture warms up
                 best[name] = min(best[name], *steps)
     return best
+
+
+def _mark(ends: list[float]) -> None:
+    ends.append(time.perf_counter())

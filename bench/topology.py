@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
+from tilemix.pipelines.parts import move
 from tilemix.system.project import ROOT
 
 MODEL = "topology"
@@ -56,10 +59,10 @@ REAL = Shape(
 )
 
 
-def build_parts(shape: Shape, *, seed: int = 0) -> dict[str, torch.nn.Module]:
+def build_parts(shape: Shape, *, seed: int = 0) -> dict[str, ModelMixin | PreTrainedModel]:
     """Build the four networks with random weights, on the default device in the default dtype."""
     torch.manual_seed(seed)
-    vae = AutoencoderKL(
+    vae: AutoencoderKL = AutoencoderKL(
         block_out_channels=shape.vae_widths,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -73,10 +76,8 @@ def build_parts(shape: Shape, *, seed: int = 0) -> dict[str, torch.nn.Module]:
     return {
         "unet": _build_unet(shape),
         "vae": vae,
-        "text_encoder": CLIPTextModel(CLIPTextConfig(hidden_act="quick_gelu", **_text_config(*shape.text))),
-        "text_encoder_2": CLIPTextModelWithProjection(
-            CLIPTextConfig(hidden_act="gelu", eos_token_id=2, **_text_config(*shape.text_2))
-        ),
+        "text_encoder": CLIPTextModel(_text_config(shape.text, act="quick_gelu", eos_token_id=49407)),
+        "text_encoder_2": CLIPTextModelWithProjection(_text_config(shape.text_2, act="gelu", eos_token_id=2)),
     }
 
 
@@ -93,7 +94,8 @@ def write_project(
     folder = root / "weights" / name
     parts = build_parts(shape)
     for part, module in parts.items():
-        module.eval().to(dtype).save_pretrained(folder / part, safe_serialization=True)
+        move(module, dtype=dtype).eval()
+        module.save_pretrained(folder / part)
     for shared in ("tokenizer", "tokenizer_2", "scheduler"):
         shutil.copytree(MINIATURE / shared, folder / shared)
     shutil.copy(MINIATURE / "model_index.json", folder)
@@ -130,7 +132,7 @@ def draw_lora(unet: torch.nn.Module, *, rank: int = LORA_RANK) -> dict[str, torc
     generator = torch.Generator("cpu").manual_seed(1)
     tensors = {}
     for module in list_attention_modules(unet):
-        weight = unet.get_submodule(module).weight
+        weight = unet.get_parameter(f"{module}.weight")
         rows, columns = weight.shape
         size = LORA_SHARE * float(weight.detach().float().std()) / rank**0.5
         tensors[f"unet.{module}.lora_A.weight"] = torch.randn(
@@ -151,7 +153,7 @@ def list_attention_modules(unet: torch.nn.Module) -> list[str]:
 def _build_unet(shape: Shape) -> UNet2DConditionModel:
     pooled_width = shape.text_2[0]
     time_width = 256
-    return UNet2DConditionModel(
+    unet: UNet2DConditionModel = UNet2DConditionModel(
         sample_size=128,
         block_out_channels=shape.widths,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -166,15 +168,19 @@ def _build_unet(shape: Shape) -> UNet2DConditionModel:
         use_linear_projection=True,
         norm_num_groups=shape.norm_groups,
     )
+    return unet
 
 
-def _text_config(width: int, layers: int, heads: int) -> dict[str, int]:
-    return {
-        "vocab_size": 49408,
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "projection_dim": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "max_position_embeddings": 77,
-    }
+def _text_config(size: tuple[int, int, int], *, act: str, eos_token_id: int) -> CLIPTextConfig:
+    width, layers, heads = size
+    return CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=77,
+        hidden_act=act,
+        eos_token_id=eos_token_id,
+    )

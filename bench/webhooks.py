@@ -114,7 +114,7 @@ def measure(url: str, folder: Path, *, rate: int, seconds: int) -> Load:
     taken = [seconds for status, seconds in answers if status == 200]
     milliseconds = sorted(1000 * seconds for seconds in taken)
     p50, p99 = (milliseconds[int(len(milliseconds) * part)] for part in (0.5, 0.99))
-    lost = len(taken) - stored
+    lost = len(taken) - (stored or 0)
     return Load(len(answers), len(taken), lost, p50, p99, milliseconds[-1], 1000 * used / len(answers))
 
 

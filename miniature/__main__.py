@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.stage == "vae":
             vae = train_vae(recipe, options.state, workers=options.threads, device=device)
             logger.info(
-                "VAE: %.2f dB, scaling factor %s", measure_psnr(vae, recipe, 32), vae.config.scaling_factor
+                "VAE: %.2f dB, scaling factor %s", measure_psnr(vae, recipe, 32), vae.config["scaling_factor"]
             )
         elif options.stage == "decoder":
             vae = train_decoder(recipe, options.state, workers=options.threads, device=device)

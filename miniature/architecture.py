@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.models.upsampling import Upsample2D
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tilemix.errors import MissingFilesError
@@ -65,7 +67,7 @@ def build_vae(recipe: Recipe) -> AutoencoderKL:
     """Return an untrained VAE whose weights follow from the recipe's seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        vae = AutoencoderKL(**recipe.vae_architecture)
+        vae: AutoencoderKL = AutoencoderKL(**recipe.vae_architecture)
     _start_as_a_blur(vae)
     return vae
 
@@ -79,19 +81,29 @@ def _start_as_a_blur(vae: AutoencoderKL) -> None:
     """
     line = torch.tensor([1.0, 2.0, 1.0])
     blur = torch.outer(line, line) / 16
-    channels = vae.config.latent_channels
+    channels = vae.config["latent_channels"]
     with torch.no_grad():
         for module in vae.modules():
             if isinstance(module, ResnetBlock2D):
-                module.conv2.weight.zero_()
-                module.conv2.bias.zero_()
+                weight, bias = take_weights(module.conv2)
+                weight.zero_()
+                bias.zero_()
             elif isinstance(module, (Downsample2D, Upsample2D)):
-                module.conv.weight.zero_()
-                module.conv.bias.zero_()
-                for channel in range(module.conv.weight.shape[0]):
-                    module.conv.weight[channel, channel] = blur
-        vae.quant_conv.weight[channels:] = 0.0
-        vae.quant_conv.bias[channels:] = -6.0
+                weight, bias = take_weights(module.conv)
+                weight.zero_()
+                bias.zero_()
+                for channel in range(weight.shape[0]):
+                    weight[channel, channel] = blur
+        weight, bias = take_weights(vae.quant_conv)
+        weight[channels:] = 0.0
+        bias[channels:] = -6.0
+
+
+def take_weights(layer: torch.nn.Module | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weight and the bias of a convolution that the architecture has."""
+    assert isinstance(layer, torch.nn.Conv2d)
+    assert layer.bias is not None
+    return layer.weight, layer.bias
 
 
 def build_miniature(recipe: Recipe) -> Miniature:

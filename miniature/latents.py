@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,12 @@ import torch
 from miniature.dataset import shard_count, write_photographs
 from miniature.stages.vae import encode, to_tensor
 from tilemix.tuning.checkpoints import save_array
+from tilemix.tuning.data import digest_encoder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     from miniature.recipe import Recipe
 
@@ -30,11 +30,7 @@ def write_latents(
 
     They are kept in `state/latents-HASH`, by the encoder that made them, so another VAE makes new ones.
     """
-    digest = hashlib.sha256()
-    for part in (vae.encoder, vae.quant_conv):
-        for tensor in part.state_dict().values():
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    folder = state / f"latents-{digest.hexdigest()[:12]}"
+    folder = state / f"latents-{digest_encoder(vae)}"
     folder.mkdir(parents=True, exist_ok=True)
     photographs = write_photographs(recipe, state / "photographs", recipe.photographs.count, workers)
     shards: list[np.ndarray] = []
@@ -50,4 +46,4 @@ def write_latents(
             logger.info("latents of shard %d", number)
         shards.append(np.load(path))
     latents = torch.from_numpy(np.concatenate(shards)[: recipe.photographs.count])
-    return latents * vae.config.scaling_factor, photographs
+    return latents * vae.config["scaling_factor"], photographs

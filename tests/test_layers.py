@@ -25,7 +25,9 @@ TIERS = (
     {"tilemix.studio", "tilemix.tuning"},
     {"tilemix.cli"},
     {"tilemix.__main__", "predict", "miniature", "tools"},
+    {"bench"},
 )
+BESIDE_THE_IMAGE = {"tilemix.tuning", "tilemix.studio", "miniature", "tools", "bench"}
 TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
 WITHOUT_TORCH = (
     "tilemix.colors.nearest",
@@ -57,7 +59,7 @@ def name_of(path: Path) -> str:
 
 PATHS = {
     name_of(path): path
-    for place in ("tilemix", "miniature", "tools")
+    for place in ("tilemix", "miniature", "tools", "bench")
     for path in sorted((ROOT / place).rglob("*.py"))
 } | {"predict": ROOT / "predict.py"}
 
@@ -116,17 +118,19 @@ def test_only_training_imports_what_the_image_does_not_have():
     image = (ROOT / "requirements.txt").read_text()
     for name, path in PATHS.items():
         found = set(re.findall(r"^\s*(?:from|import) (peft|scipy)\b", path.read_text(), re.MULTILINE))
-        assert not found or room_of(name) in {"tilemix.tuning", "miniature"}, f"{name} imports {found}"
+        assert not found or room_of(name) in {"tilemix.tuning", "miniature", "bench"}, (
+            f"{name} imports {found}"
+        )
         assert not any(f"{name}==" in image for name in found)
 
 
 def test_what_the_image_leaves_out_is_not_imported_by_what_serves():
     """.dockerignore keeps the studio and the training out of the image; only their own verbs may ask for them."""
     for name in PATHS:
-        if room_of(name) in {"tilemix.tuning", "tilemix.studio", "miniature", "tools"}:
+        if room_of(name) in BESIDE_THE_IMAGE:
             continue
         for imported in imports_of(name, only_at_load=True):
-            assert room_of(imported) not in {"tilemix.tuning", "tilemix.studio", "miniature", "tools"}
+            assert room_of(imported) not in BESIDE_THE_IMAGE
 
 
 @pytest.mark.parametrize("module", WITHOUT_TORCH)

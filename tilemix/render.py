@@ -30,6 +30,7 @@ from tilemix.pictures.record import Record
 from tilemix.pipelines.compilation import WARM_UP_STEPS, compile_networks, compiling, plain_where_not_compiled
 from tilemix.pipelines.conditioning import Conditioning, PromptEncoder
 from tilemix.pipelines.loading import ReadyPipeline, choose_device, load_pipeline
+from tilemix.pipelines.parts import move
 from tilemix.pipelines.sdxl import import_libraries
 from tilemix.pipelines.settings import Settings
 from tilemix.pipelines.speed import GUIDED_PART, Speed
@@ -41,8 +42,10 @@ from tilemix.system.project import ROOT
 from tilemix.weights import check_files, locate_model
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from numpy.typing import NDArray
+
+    from tilemix.pipelines.parts import SdxlPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +210,7 @@ class Renderer:
         cutoff = SDXLCFGCutoffCallback(GUIDED_PART) if self.ready.speed is Speed.FAST else None
 
         def after_step(
-            of: StableDiffusionXLPipeline, step: int, timestep: object, tensors: dict[str, torch.Tensor]
+            of: SdxlPipeline, step: int, timestep: object, tensors: dict[str, torch.Tensor]
         ) -> dict[str, torch.Tensor]:
             # A cancellation reaches Python code only: this call is also where it takes effect.
             if on_step is not None:
@@ -235,7 +238,7 @@ class Renderer:
         assert request.width is not None
         assert request.height is not None
         factor = self.ready.pipeline.vae_scale_factor
-        channels = self.ready.pipeline.unet.config.in_channels
+        channels = self.ready.pipeline.unet.config["in_channels"]
         shape = (1, channels, request.height // factor, request.width // factor)
         return torch.randn(shape, generator=generator).to(self.ready.device)
 
@@ -290,7 +293,7 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> NDArray[np.uint
         if not _is_finite(image):
             logger.warning("pixels decoded in %s are not finite; decoding again in float32", vae.dtype)
             # A copy: changed in place, a cancellation could leave the VAE half in one dtype, half in another.
-            plain = copy.deepcopy(vae).to(dtype=torch.float32)
+            plain = move(copy.deepcopy(vae), dtype=torch.float32)
             vars(plain.decoder).pop("forward", None)  # compiled code belongs to the VAE that it was made for
             image = _decode(plain, latents)
         if not _is_finite(image):
@@ -316,7 +319,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    image: torch.Tensor = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample
+    image: torch.Tensor = vae.decode(latents.to(vae.dtype) / vae.config["scaling_factor"]).sample
     return image
 
 

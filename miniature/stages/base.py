@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors.torch import load_file
 
 from miniature.architecture import Miniature, build_miniature
@@ -23,6 +23,7 @@ from miniature.stages.decoder import load_decoder
 from miniature.stages.vae import load_vae
 from miniature.stages.words import train_words
 from tilemix.errors import MissingFilesError, ModelFileError, TrainingError
+from tilemix.pipelines.parts import lay_channels_last, move
 from tilemix.tuning.checkpoints import load_checkpoint, save_checkpoint
 from tilemix.tuning.denoising import Batch, draw_noise, prediction_loss, spread_timesteps
 from tilemix.tuning.encoding import encode_captions, plain_attention, tokenize
@@ -74,7 +75,7 @@ def train_base(
     """
     stage = recipe.base
     vae = load_vae(recipe, state)
-    latents, _ = write_latents(vae.to(device), recipe, state, workers=workers)
+    latents, _ = write_latents(move(vae, device), recipe, state, workers=workers)
     model = build_miniature(recipe)
     model.vae = vae
     for name in TRAINED:
@@ -87,7 +88,7 @@ def train_base(
         encoder.get_input_embeddings().requires_grad_(False)
     if compiled:
         # Both together: alone, neither pays on a CPU.
-        model.unet.to(memory_format=torch.channels_last)
+        lay_channels_last(model.unet)
         model.unet.compile(dynamic=False)  # two shapes: crops and whole photographs
     trained = _trained_parameters(model)
     average = {name: parameter.detach().clone() for name, parameter in trained.items()}

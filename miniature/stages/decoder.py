@@ -13,19 +13,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from miniature.architecture import take_weights
 from miniature.latents import write_latents
 from miniature.stages.vae import load_vae, measure_psnr, picture_loss, to_tensor
 from tilemix.colors.chart import basic_colors
 from tilemix.colors.cielab import EPSILON, KAPPA, RGB_TO_XYZ, WHITE, parse_hex, srgb_to_lab
 from tilemix.errors import MissingFilesError
 from tilemix.pictures.measure import LIGHTNESS_WEIGHT
+from tilemix.pipelines.parts import move
 from tilemix.tuning.checkpoints import load_checkpoint, save_checkpoint
 from tilemix.tuning.loop import mixed_precision, run_steps
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     from miniature.recipe import Recipe
 
@@ -41,10 +43,10 @@ def train_decoder(recipe: Recipe, state: Path, *, workers: int, device: torch.de
         MissingFilesError: the VAE's stage has not ended.
     """
     stage = recipe.decoder
-    vae = load_vae(recipe, state).to(device)
+    vae = move(load_vae(recipe, state), device)
     latents, paths = write_latents(vae, recipe, state, workers=workers)
     shards = [np.load(path, mmap_mode="r") for path in paths]
-    parameters = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    parameters = [*vae.decoder.parameters(), *take_weights(vae.post_quant_conv)]
     optimizer = torch.optim.AdamW(
         parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
     )

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from miniature.architecture import build_vae
+from miniature.architecture import build_vae, take_weights
 from miniature.dataset import UNSEEN, describe, draw_example, write_photographs
 from tilemix.errors import MissingFilesError
+from tilemix.pipelines.parts import move
 from tilemix.tuning.checkpoints import load_checkpoint, save_checkpoint
 from tilemix.tuning.loop import mixed_precision, run_steps
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from numpy.typing import NDArray
 
     from miniature.recipe import DecoderRecipe, Recipe, VaeRecipe
@@ -37,7 +38,7 @@ def train_vae(recipe: Recipe, state: Path, *, workers: int, device: torch.device
     stage = recipe.vae
     paths = write_photographs(recipe, state / "photographs", stage.photographs, workers)
     shards = [np.load(path, mmap_mode="r") for path in paths]
-    vae = build_vae(recipe).to(device)
+    vae = move(build_vae(recipe), device)
     optimizer = torch.optim.AdamW(
         vae.parameters(), lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
     )
@@ -151,16 +152,17 @@ def whiten_latents(vae: AutoencoderKL, recipe: Recipe) -> None:
     back = torch.linalg.inv(turn)
     with torch.no_grad():
         variance = vae.encode(pictures[0]).latent_dist.var.mean(dim=(0, 2, 3)).double()
-        given, taken = vae.quant_conv, vae.post_quant_conv
+        weight, bias = take_weights(vae.quant_conv)
         channels = len(mean)
-        weight, bias = given.weight[:channels, :, 0, 0].double(), given.bias[:channels].double()
-        given.weight[:channels, :, 0, 0] = (turn @ weight).float()
-        given.bias[:channels] = (turn @ (bias - mean)).float()
-        given.weight[channels:] = 0.0
-        given.bias[channels:] = (turn.square() @ variance).log().float()
-        weight = taken.weight[:, :, 0, 0].double()
-        taken.bias += (weight @ mean).float()
-        taken.weight[:, :, 0, 0] = (weight @ back).float()
+        matrix, shift = weight[:channels, :, 0, 0].double(), bias[:channels].double()
+        weight[:channels, :, 0, 0] = (turn @ matrix).float()
+        bias[:channels] = (turn @ (shift - mean)).float()
+        weight[channels:] = 0.0
+        bias[channels:] = (turn.square() @ variance).log().float()
+        weight, bias = take_weights(vae.post_quant_conv)
+        matrix = weight[:, :, 0, 0].double()
+        bias += (matrix @ mean).float()
+        weight[:, :, 0, 0] = (matrix @ back).float()
 
 
 def _unseen(vae: AutoencoderKL, recipe: Recipe, photographs: int) -> list[torch.Tensor]:

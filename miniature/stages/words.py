@@ -44,7 +44,10 @@ def train_words(
     stage = recipe.words
     device = model.text_encoder.device
     colors, materials = len(load_colors()), known_materials(recipe)
-    width, pooled_width = model.text_encoder.config.hidden_size, model.text_encoder_2.config.projection_dim
+    width, pooled_width = (
+        model.text_encoder.config.hidden_size,
+        model.text_encoder_2.text_projection.out_features,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 2)
         heads = nn.ModuleList(
@@ -77,7 +80,7 @@ def train_words(
         told = [head(view) for head, view in zip(heads, views, strict=True)]
         loss = torch.stack([_telling_loss(one, shares, kinds) for one in told]).sum()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         losses.append(loss.item())

@@ -14,16 +14,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
     from diffusers.models.attention_processor import Attention
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 TEXT_PARTS = (("text_key", "to_k"), ("text_value", "to_v"))  # a buffer, and the projection that fills it
+
+
+class SpedAttention(Protocol):
+    """What is touched of diffusers' `Attention`, with the buffers that stand beside its weights here."""
+
+    heads: int
+    to_q: torch.nn.Linear
+    to_out: torch.nn.ModuleList
+    qkv_weight: torch.Tensor  # (3 * width, width), in self-attention
+    text_key: torch.Tensor  # (n, heads, tokens, width / heads), in cross-attention
+    text_value: torch.Tensor
 
 
 class SelfAttention:
@@ -31,7 +42,7 @@ class SelfAttention:
 
     def __call__(
         self,
-        attn: Attention,
+        attn: SpedAttention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -51,7 +62,7 @@ class CrossAttention:
 
     def __call__(
         self,
-        attn: Attention,
+        attn: SpedAttention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,  # noqa: ARG002 diffusers' interface
         attention_mask: torch.Tensor | None = None,
@@ -108,7 +119,7 @@ def speed_attention(unet: UNet2DConditionModel) -> TextKeys:
     Its weights may be changed in place afterwards, but not moved; nor copied by copy.deepcopy, which takes the
     joined weights apart.
     """
-    attentions = {name: unet.get_submodule(name.removesuffix(".processor")) for name in unet.attn_processors}
+    attentions = {name: _find_attention(unet, name) for name in unet.attn_processors}
     crossing = [one for name, one in attentions.items() if name.endswith("attn2.processor")]
     for attention in attentions.values():
         if attention in crossing:
@@ -116,15 +127,22 @@ def speed_attention(unet: UNet2DConditionModel) -> TextKeys:
                 attention.register_buffer(buffer, torch.empty(0), persistent=False)
         else:
             _join_weights(attention)
-    unet.set_attn_processor(
-        {
-            name: CrossAttention() if attention in crossing else SelfAttention()
-            for name, attention in attentions.items()
-        }
-    )
+    processors: dict[str, Any] = {  # diffusers takes any callable, and names its own in the annotation
+        name: CrossAttention() if attention in crossing else SelfAttention()
+        for name, attention in attentions.items()
+    }
+    unet.set_attn_processor(processors)
     keys = TextKeys(crossing)
     unet.register_forward_pre_hook(keys.see_text, with_kwargs=True)
     return keys
+
+
+def _find_attention(unet: UNet2DConditionModel, processor: str) -> Attention:
+    from diffusers.models.attention_processor import Attention
+
+    attention = unet.get_submodule(processor.removesuffix(".processor"))
+    assert isinstance(attention, Attention)
+    return attention
 
 
 def _join_weights(attention: Attention) -> None:
@@ -146,7 +164,7 @@ def _fill(attention: Attention, buffer: str, value: torch.Tensor) -> None:
 
 
 def _attend(
-    attention: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    attention: SpedAttention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
     attended = F.scaled_dot_product_attention(query, key, value)
     # to_out[1] is a dropout, which does nothing in inference.

@@ -19,12 +19,12 @@ import torch
 from tilemix.errors import TilemixError
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
+    from tilemix.pipelines.parts import SdxlPipeline
 
 WARM_UP_STEPS = 4  # both batches of `fast` are among them, and what a CUDA graph needs before it is recorded
 
 
-def compile_networks(pipeline: StableDiffusionXLPipeline) -> None:
+def compile_networks(pipeline: SdxlPipeline) -> None:
     """Let the UNet and the VAE's decoder of `pipeline` be compiled when they are next called.
 
     Their hooks stay outside of the compiled code: they cast, and they fill the buffers that it reads.
@@ -32,9 +32,10 @@ def compile_networks(pipeline: StableDiffusionXLPipeline) -> None:
     on_gpu = pipeline.unet.device.type == "cuda"
     for network in (pipeline.unet, pipeline.vae.decoder):
         # dynamic=False: code for any size is slower code, and a CUDA graph has one size.
-        network.forward = torch.compile(
+        compiled = torch.compile(
             network.forward, fullgraph=True, dynamic=False, mode="max-autotune" if on_gpu else None
         )
+        network.forward = compiled  # type: ignore[method-assign]
 
 
 @contextmanager

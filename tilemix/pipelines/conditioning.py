@@ -21,7 +21,7 @@ import torch
 from tilemix.errors import PromptError
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
+    from tilemix.pipelines.parts import SdxlPipeline
 
 WEIGHT_RANGE = (0.0, 5.0)  # of emphasis; beyond it nothing but noise comes out
 TOKENS = 77  # that a text encoder takes at a time
@@ -54,7 +54,7 @@ class PromptEncoder:
             state is not used.
     """
 
-    def __init__(self, pipeline: StableDiffusionXLPipeline, read_state: Callable[[], Hashable]) -> None:
+    def __init__(self, pipeline: SdxlPipeline, read_state: Callable[[], Hashable]) -> None:
         self._pipeline = pipeline
         self._read_state = read_state
         self._kept: OrderedDict[Hashable, Conditioning] = OrderedDict()
@@ -74,7 +74,7 @@ class PromptEncoder:
         return self._kept[key]
 
 
-def encode_prompt(pipeline: StableDiffusionXLPipeline, positive: str, negative: str) -> Conditioning:
+def encode_prompt(pipeline: SdxlPipeline, positive: str, negative: str) -> Conditioning:
     """Encode a prompt and a negative prompt with both text encoders of `pipeline`.
 
     An empty negative prompt is encoded like any other text, as cog-sdxl does; it is not all zeros.
@@ -92,7 +92,7 @@ def encode_prompt(pipeline: StableDiffusionXLPipeline, positive: str, negative: 
         return encode_with_compel(pipeline, [positive, negative], plain)
 
 
-def _tokenize(pipeline: StableDiffusionXLPipeline, texts: Sequence[str]) -> list[torch.Tensor] | None:
+def _tokenize(pipeline: SdxlPipeline, texts: Sequence[str]) -> list[torch.Tensor] | None:
     """Return the texts' tokens for each encoder, (n, 77); None where a text has more."""
     batch = []
     for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
@@ -103,7 +103,7 @@ def _tokenize(pipeline: StableDiffusionXLPipeline, texts: Sequence[str]) -> list
     return batch
 
 
-def _encode_tokens(pipeline: StableDiffusionXLPipeline, batch: Sequence[torch.Tensor]) -> Conditioning:
+def _encode_tokens(pipeline: SdxlPipeline, batch: Sequence[torch.Tensor]) -> Conditioning:
     """Encode a prompt and a negative prompt, (2, 77) tokens for each encoder, in one pass each."""
     first, second = (
         encoder(tokens.to(encoder.device), output_hidden_states=True)
@@ -115,9 +115,7 @@ def _encode_tokens(pipeline: StableDiffusionXLPipeline, batch: Sequence[torch.Te
     return Conditioning(embeds[:1], pooled[:1], embeds[1:], pooled[1:])
 
 
-def encode_with_compel(
-    pipeline: StableDiffusionXLPipeline, texts: Sequence[str], plain: Sequence[str]
-) -> Conditioning:
+def encode_with_compel(pipeline: SdxlPipeline, texts: Sequence[str], plain: Sequence[str]) -> Conditioning:
     """Encode a prompt and a negative prompt through compel.
 
     Args:

@@ -13,6 +13,7 @@ import torch
 from tilemix.adapters import EmbeddingFile, LoraMerger, TokenInstaller, check_fit, read_embedding
 from tilemix.errors import AdapterError, ManifestError
 from tilemix.pipelines.attention import TextKeys, speed_attention
+from tilemix.pipelines.parts import lay_channels_last, move
 from tilemix.pipelines.schedulers import make_scheduler
 from tilemix.pipelines.sdxl import (
     MERGED_COMPONENTS,
@@ -25,9 +26,7 @@ from tilemix.pipelines.speed import Speed, choose_dtype
 from tilemix.weights import LocalModel
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
-    from diffusers.schedulers import DPMSolverMultistepScheduler
-
+    from tilemix.pipelines.parts import Scheduler, SdxlPipeline
 logger = logging.getLogger(__name__)
 
 TILE_PIXELS = 1024  # the VAE decodes up to this side length in one piece
@@ -37,7 +36,7 @@ TILE_PIXELS = 1024  # the VAE decodes up to this side length in one piece
 class ReadyPipeline:
     """A loaded model. Its adapters are changed through `set_lora_scale` alone."""
 
-    pipeline: StableDiffusionXLPipeline
+    pipeline: SdxlPipeline
     model: LocalModel
     device: torch.device
     dtype: torch.dtype  # of the UNet
@@ -61,7 +60,7 @@ class ReadyPipeline:
         self.loras.apply(scales)
         return scales
 
-    def make_scheduler(self) -> DPMSolverMultistepScheduler:
+    def make_scheduler(self) -> Scheduler:
         """Make the manifest's scheduler anew from the base's own configuration."""
         scheduler = self.model.manifest.scheduler
         return make_scheduler(scheduler.name, self.scheduler_config, scheduler.config)
@@ -96,7 +95,7 @@ def load_pipeline(
 
 
 def prepare_pipeline(
-    pipeline: StableDiffusionXLPipeline,
+    pipeline: SdxlPipeline,
     model: LocalModel,
     device: torch.device,
     dtype: torch.dtype,
@@ -111,11 +110,11 @@ def prepare_pipeline(
     Raises:
         AdapterError, ManifestError: see `load_pipeline`.
     """
-    if dtype == torch.float16 and pipeline.vae.config.force_upcast:
-        pipeline.vae.to(torch.bfloat16)  # this VAE overflows in fp16; bf16 has the range of fp32
+    if dtype == torch.float16 and pipeline.vae.config["force_upcast"]:
+        move(pipeline.vae, dtype=torch.bfloat16)  # this VAE overflows in fp16; bf16 has the range of fp32
     for component in (pipeline.unet, pipeline.vae):
         # Convolutions read all channels of a place: the VAE takes 0.8 of its time, in bf16 half of it.
-        component.to(device, memory_format=torch.channels_last)
+        lay_channels_last(move(component, device))
     pipeline.to(device)
     if dtype != torch.float32:
         take_and_give_fp32(pipeline.unet)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tilemix.errors import ManifestError
 
 if TYPE_CHECKING:
-    from diffusers import SchedulerMixin
+    from tilemix.pipelines.parts import Scheduler
 
 # name -> (diffusers class, what goes over the base's configuration)
 SCHEDULERS: Mapping[str, tuple[str, Mapping[str, bool | int | float | str]]] = {
@@ -36,7 +36,7 @@ def make_scheduler(
     name: str,
     base_config: Mapping[str, object],
     config: Mapping[str, bool | int | float | str] | None = None,
-) -> SchedulerMixin:
+) -> Scheduler:
     """Make the scheduler `name` from the base's own configuration, with `config` over it.
 
     Raises:
@@ -53,4 +53,5 @@ def make_scheduler(
         raise ManifestError("manifest-unknown-scheduler-setting", name=name, setting=unknown[0][:80])
     # Only what this class knows is handed over: a foreign key would draw a warning and do nothing.
     own = {key: value for key, value in base_config.items() if key in known}
-    return scheduler_class.from_config(own | dict(preset) | dict(config or {}))
+    scheduler: Scheduler = scheduler_class.from_config(own | dict(preset) | dict(config or {}))
+    return scheduler

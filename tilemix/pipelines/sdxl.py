@@ -14,7 +14,9 @@ from tilemix.modelfile.header import read_header
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    from tilemix.pipelines.parts import SdxlPipeline
 
 MERGED_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
@@ -37,7 +39,7 @@ def load_base(
     vae: Path | None = None,
     unet: UNet2DConditionModel | None = None,
     variant: str | None = None,
-) -> StableDiffusionXLPipeline:
+) -> SdxlPipeline:
     """Load an SDXL folder in diffusers' layout, with its own VAE or the one in the folder `vae`, and so the UNet.
 
     `dtype` may name one for each component, and "default" for the rest; `variant` is the "fp16" in the
@@ -46,7 +48,8 @@ def load_base(
     Raises:
         ModelFileError: it cannot be loaded as an SDXL pipeline.
     """
-    from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 
     options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     try:
@@ -54,12 +57,13 @@ def load_base(
         parts = {} if vae is None else {"vae": AutoencoderKL.from_pretrained(vae, **options | {"dtype": own})}
         if unet is not None:
             parts["unet"] = unet
-        return StableDiffusionXLPipeline.from_pretrained(
+        pipeline: SdxlPipeline = StableDiffusionXLPipeline.from_pretrained(
             base, variant=variant, add_watermarker=False, **parts, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = _shorten(error)
         raise ModelFileError("weights-not-sdxl", file=str(base), part="pipeline", reason=reason) from error
+    return pipeline
 
 
 def load_unet(folder: Path, tensors: Path, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
@@ -71,14 +75,16 @@ def load_unet(folder: Path, tensors: Path, device: torch.device, dtype: torch.dt
     Raises:
         ModelFileError: the two do not fit together, or one of them cannot be read.
     """
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from safetensors import SafetensorError, safe_open
 
     header = read_header(tensors)
     found: dict[str, object] = {name: info.shape for name, info in header.tensors.items()}
     try:
         with torch.device("meta"):
-            unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder))
+            unet: UNet2DConditionModel = UNet2DConditionModel.from_config(
+                UNet2DConditionModel.load_config(folder)
+            )
         expected = {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
         for name in sorted(expected.keys() | found.keys()):
             if found.get(name) != expected.get(name):
@@ -96,7 +102,8 @@ def load_unet(folder: Path, tensors: Path, device: torch.device, dtype: torch.dt
         reason = _shorten(error)
         raise ModelFileError("weights-not-sdxl", file=str(tensors), part="UNet", reason=reason) from error
     unet.load_state_dict(state, assign=True)
-    return unet.eval()
+    unet.eval()
+    return unet
 
 
 def take_and_give_fp32(unet: UNet2DConditionModel) -> None:

@@ -17,7 +17,7 @@ from tilemix.tuning.pictures import read_picture
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from numpy.typing import NDArray
 
     from tilemix.tuning.config import TuningConfig
@@ -40,9 +40,18 @@ def encode_picture(vae: AutoencoderKL, pixels: NDArray[np.uint8]) -> NDArray[np.
     picture = torch.tensor(pixels).permute(2, 0, 1)[None].to(vae.device, vae.dtype) / 127.5 - 1.0
     with torch.no_grad():
         latents = vae.encode(picture).latent_dist.mean[0]
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    scaled: NDArray[np.float32] = ((latents - shift) * vae.config.scaling_factor).float().cpu().numpy()
+    shift = vae.config.get("shift_factor") or 0.0
+    scaled: NDArray[np.float32] = ((latents - shift) * vae.config["scaling_factor"]).float().cpu().numpy()
     return scaled
+
+
+def digest_encoder(vae: AutoencoderKL) -> str:
+    """Return a name for the latents that a VAE makes: 12 hex digits of its encoder's hash."""
+    digest = hashlib.sha256()
+    for part in (vae.encoder, vae.quant_conv):
+        for tensor in part.state_dict().values() if part is not None else ():
+            digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def write_examples(
@@ -57,7 +66,7 @@ def write_examples(
     Raises:
         TrainingError: a picture is none, or the latents cannot be written.
     """
-    encoder = _digest_encoder(vae)
+    encoder = digest_encoder(vae)
     examples = []
     for number, (picture, prompt) in enumerate(zip(pictures, prompts, strict=True)):
         stem = f"{picture.sha256[:16]}-{config.resolution}-{encoder}"
@@ -104,11 +113,3 @@ def draw_batch(examples: list[Example], config: TuningConfig, *, phase: int, ste
         timesteps=spread_timesteps(random, count, levels),
         noise=draw_noise(random, latents),
     )
-
-
-def _digest_encoder(vae: AutoencoderKL) -> str:
-    digest = hashlib.sha256()
-    for part in (vae.encoder, vae.quant_conv):
-        for tensor in part.state_dict().values() if part is not None else ():
-            digest.update(tensor.cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]

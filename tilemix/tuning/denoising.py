@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,10 @@ def prediction_loss(
     """
     device = unet.device
     latents, noise, steps = (one.to(device) for one in (batch.latents, batch.noise, batch.timesteps))
-    noisy = scheduler.add_noise(latents, noise, steps)
-    if scheduler.config.prediction_type == "v_prediction":
-        target = scheduler.get_velocity(latents, noise, steps)
+    # Annotated as IntTensor; both take int64.
+    noisy = scheduler.add_noise(latents, noise, steps)  # type: ignore[arg-type]
+    if scheduler.config["prediction_type"] == "v_prediction":
+        target = scheduler.get_velocity(latents, noise, steps)  # type: ignore[arg-type]
     else:
         target = noise
     conditions = {"text_embeds": pooled, "time_ids": batch.time_ids.to(device)}

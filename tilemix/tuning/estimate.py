@@ -53,7 +53,7 @@ def estimate(plan: Plan, device: torch.device) -> Estimate:
                 if step == 1:
                     began = time.perf_counter()
                 optimizer.zero_grad(set_to_none=True)
-                tuning.find_loss([example], phase, step).backward()  # type: ignore[no-untyped-call]
+                tuning.find_loss([example], phase, step).backward()
                 optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -49,9 +49,12 @@ def write_adapters(tuning: Tuning) -> tuple[Path, Path, Path]:
     record = plan.output / f"{name}_sdxl_training.json"
     _write_tensors(lora, _lora_tensors(tuning), _lora_metadata(tuning))
     _write_tensors(embeddings, _embedding_tensors(tuning), _metadata(tuning, "textual-inversion"))
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
     # In the shape that the predictor knows: plain modules, without the LoRA's wrappers. Shapes are enough.
     with torch.device("meta"):
-        bare = {"unet": type(tuning.pipeline.unet).from_config(tuning.pipeline.unet.config)}
+        unet: torch.nn.Module = UNet2DConditionModel.from_config(tuning.pipeline.unet.config)
+        bare = {"unet": unet}
     bare |= {encoder: getattr(tuning.pipeline, encoder) for encoder in ENCODERS}
     read_lora(lora, find_weights(bare), spell_modules(bare))
     widths = {encoder: rows.rows.shape[1] for encoder, rows in tuning.rows.items()}
@@ -97,7 +100,7 @@ def _metadata(tuning: Tuning, kind: str) -> dict[str, str]:
         "modelspec.title": plan.config.name,
         "modelspec.resolution": f"{side}x{side}",
         "modelspec.date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "modelspec.prediction_type": PREDICTIONS[tuning.scheduler.config.prediction_type],
+        "modelspec.prediction_type": PREDICTIONS[tuning.scheduler.config["prediction_type"]],
         "modelspec.trigger_phrase": " ".join(
             [*plan.template.trigger_words, "".join(plan.template.placeholder_tokens)]
         ),

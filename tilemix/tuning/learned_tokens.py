@@ -16,7 +16,7 @@ from tilemix.errors import TrainingError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from diffusers import StableDiffusionXLPipeline
+    from tilemix.pipelines.parts import SdxlPipeline
 
 ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
@@ -48,7 +48,7 @@ class LearnedRows(nn.Module):
 
 
 def add_tokens(
-    pipeline: StableDiffusionXLPipeline, tokens: Sequence[str], initial_words: Mapping[str, str], seed: int
+    pipeline: SdxlPipeline, tokens: Sequence[str], initial_words: Mapping[str, str], seed: int
 ) -> dict[str, LearnedRows]:
     """Put `tokens` into both vocabularies of the pipeline and return what is learned of each encoder.
 

@@ -70,7 +70,7 @@ def run_steps(
             group["lr"] = rate * learning_rate_factor(step, steps, warmup)
         loss = find_loss(step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         losses.append(loss.item())
         if not np.isfinite(losses[-1]):
             raise TrainingError(

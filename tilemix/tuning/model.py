@@ -19,7 +19,7 @@ from tilemix.tuning.loop import emulates_bf16
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from diffusers import DDPMScheduler
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     from tilemix.tuning.data import Example
     from tilemix.tuning.learned_tokens import LearnedRows
@@ -45,7 +45,7 @@ class Tuning:
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
-        from diffusers import DDPMScheduler
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
         config = plan.config
         self.plan, self.device = plan, device
@@ -67,10 +67,9 @@ class Tuning:
             getattr(self.pipeline, name).requires_grad_(False).eval()
         # The base's own noise levels and its own kind of prediction, in the order of training.
         self.scheduler: DDPMScheduler = DDPMScheduler.from_config(self.pipeline.scheduler.config)
-        if self.scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
-            raise TrainingError(
-                f"{plan.base}: predicts {self.scheduler.config.prediction_type!r}, expected epsilon or v_prediction"
-            )
+        kind = self.scheduler.config["prediction_type"]
+        if kind not in ("epsilon", "v_prediction"):
+            raise TrainingError(f"{plan.base}: predicts {kind!r}, expected epsilon or v_prediction")
         self.rows: dict[str, LearnedRows] = add_tokens(
             self.pipeline, plan.template.placeholder_tokens, config.initial_words, config.seed
         )
@@ -89,7 +88,7 @@ class Tuning:
             self.pipeline.unet.add_adapter(
                 LoraConfig(
                     r=phase.rank,
-                    lora_alpha=phase.alpha * phase.scale,
+                    lora_alpha=phase.alpha * phase.scale,  # type: ignore[arg-type]  # a fraction is as good
                     init_lora_weights="gaussian",
                     target_modules=targets,
                 )
@@ -127,7 +126,7 @@ class Tuning:
 
     def draw(self, examples: list[Example], phase: str, step: int) -> Batch:
         """Return the batch of one step of a phase."""
-        levels = self.scheduler.config.num_train_timesteps
+        levels: int = self.scheduler.config["num_train_timesteps"]
         return draw_batch(examples, self.plan.config, phase=PHASES.index(phase), step=step, levels=levels)
 
     def encode(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

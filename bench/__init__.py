@@ -1,0 +1,1 @@
+"""The measurements behind the reports: speed against peers, and the miniature's figures. Not part of the product."""
