@@ -53,8 +53,9 @@ soak: .venv/ready ## the long kill, load and fuzz runs; their figures go into do
 bench: .venv/ready ## speed against two peers, under 15 minutes on 2 quiet cores; writes bench/REPORT.md
 	@TRANSFORMERS_VERBOSITY=error exec $(BIN)/python -m bench.speed
 
-schema: .venv/ready ## rewrite .cog/openapi_schema.json from predict.py
+schema: .venv/ready ## rewrite .cog/openapi_schema.json from predict.py, and the inputs in tilemix/studio/openapi.json
 	@$(BIN)/python -m tools.cog_schema
+	@$(BIN)/python -m tools.studio_schema
 
 test-pins: .venv-pins/ready ## the suite in the container's environment: 5.6 GB
 	@$(PYTEST_ENVIRONMENT) .venv-pins/bin/python -m pytest $(PYTEST_OPTIONS)

@@ -9,8 +9,8 @@ import pytest
 
 from tests.adapter_formats import render_table
 from tests.test_cli import EXAMPLE
-from tilemix import request
 from tilemix.cli import main, make_parser
+from tilemix.inputs import ChoiceInput, TextInput, load_inputs
 from tilemix.prompts.mix import parse_mix
 from tilemix.system.project import ROOT
 from tilemix.tuning.config import TuningConfig
@@ -102,19 +102,17 @@ def test_the_answers_of_rewrite_are_those_shown(block, capsys):
 
 def test_the_inputs_are_the_requests():
     table = {row[0].strip("`"): row[1:] for row in rows(section("docs/api.md", "Inputs"))}
-    assert list(table) == list(request.GenerationRequest.__dataclass_fields__)
-    assert table["seed"][1] == f"0 to {request.MAX_SEED}"
-    low, high = request.SIZE_RANGE
-    assert (
-        table["width"][1] == table["height"][1] == f"{low} to {high}, a multiple of {request.SIZE_MULTIPLE}"
-    )
-    for name, (low, high) in {
-        "num_inference_steps": request.STEPS_RANGE,
-        "guidance_scale": request.GUIDANCE_RANGE,
-        "lora_scale": request.LORA_SCALE_RANGE,
-    }.items():
-        assert table[name][1].startswith(f"{low:g} to {high:g}"), name
-    assert table["output_format"][1:] == [", ".join(request.OUTPUT_FORMATS), "png"]
+    assert list(table) == list(load_inputs())
+    for name, row in load_inputs().items():
+        limits = table[name][1]
+        if isinstance(row, ChoiceInput):
+            assert table[name][1:] == [", ".join(row.choices), row.default]
+        elif isinstance(row, TextInput):
+            assert limits.startswith((f"{row.min_length} to {row.max_length} ", f"up to {row.max_length} "))
+        else:
+            multiple = getattr(row, "multiple", 1)
+            assert limits.startswith(f"{row.minimum} to {row.maximum}"), name
+            assert limits.endswith(f", a multiple of {multiple}") or multiple == 1, name
     product, miniature = (load_manifest(name).defaults for name in ("rubber-tile", "miniature"))
     assert table["width"][2] == str(product.width) == str(miniature.width)
     assert table["height"][2] == str(product.height) == str(miniature.height)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up. What stands in one tier does not import from another member of it.
 TIERS = (
     {"tilemix.errors"},
-    {"tilemix.system"},
+    {"tilemix.inputs", "tilemix.system"},
     {"tilemix.colors"},
     {"tilemix.prompts"},
     {"tilemix.modelfile", "tilemix.pictures", "tilemix.request"},
@@ -34,6 +34,7 @@ WITHOUT_TORCH = (
     "tilemix.prompts.mix",
     "tilemix.prompts.template",
     "tilemix.prompts.rewrite",
+    "tilemix.inputs",
     "tilemix.request",
     "tilemix.weights",
     "tilemix.modelfile",

@@ -63,11 +63,12 @@ def test_a_lora_and_its_tokens_are_in_place_after_loading(project, caplog):
     torch.testing.assert_close(weight, before + 0.7 * delta)
     assert ready.pipeline.tokenizer_2("<s0><s1>").input_ids[1:3] == [49408, 49409]
     lora = "tile_sdxl_lora.safetensors"
-    assert ready.set_lora_scale(1.2) == {lora: 1.2}
+    assert ready.lora_scales == {lora: 0.7}
+    ready.loras.apply({lora: 1.2})
     torch.testing.assert_close(weight, before + 1.2 * delta)
-    assert ready.set_lora_scale(0) == {lora: 0}
+    ready.loras.apply({lora: 0})
     assert torch.equal(weight, before)
-    assert ready.set_lora_scale(None) == {lora: 0.7}
+    ready.loras.apply(ready.lora_scales)
     torch.testing.assert_close(weight, before + 0.7 * delta)
 
 
@@ -115,7 +116,8 @@ def test_the_archive_of_a_training_is_one_adapter(project):
     assert plain.tokens.installed == ("<s0>", "<s1>")
     weight = plain.pipeline.unet.get_submodule(QUERY.removeprefix("unet.")).weight
     merged = weight.clone()
-    assert plain.set_lora_scale(0) == {"trained_model.tar": 0}
+    assert plain.lora_scales == {"trained_model.tar": 0.7}
+    plain.loras.apply({"trained_model.tar": 0})
     torch.testing.assert_close(merged - weight, torch.full((32, 32), 0.7 * 4))
 
 

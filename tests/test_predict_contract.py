@@ -6,11 +6,19 @@ import re
 import subprocess
 import sys
 
+import msgspec
 import pytest
 import yaml
 
-from tilemix import request as limits
-from tilemix.errors import PromptError
+from tilemix.errors import PromptError, RequestError
+from tilemix.inputs import (
+    ChoiceInput,
+    IntegerInput,
+    NumberInput,
+    TextInput,
+    describe,
+    load_inputs,
+)
 from tilemix.request import GenerationRequest
 from tilemix.system.project import ROOT
 
@@ -268,35 +276,60 @@ def test_the_inputs_are_those_of_the_table_in_its_order():
     assert found == TABLE
 
 
+COG_TYPES = {TextInput: "str", IntegerInput: "int", NumberInput: "float", ChoiceInput: "str"}
+COG_LIMITS = {"minimum": "ge", "maximum": "le", "max_length": "max_length"}
+
+
+def write_input(row, left_out):
+    """The annotation and the arguments of Input() that a row of data/inputs.json asks for."""
+    fields = msgspec.structs.asdict(row)
+    values = {"description": describe(row, left_out=left_out)}
+    values |= {COG_LIMITS[name]: value for name, value in fields.items() if name in COG_LIMITS}
+    if fields.get("min_length"):
+        values["min_length"] = row.min_length
+    if isinstance(row, ChoiceInput):
+        values["description"] = f"{row.description}."  # the form shows the default beside the choices
+        return "str", values | {"choices": list(row.choices), "default": row.default}
+    if row.required:
+        return COG_TYPES[type(row)], values
+    return f"Optional[{COG_TYPES[type(row)]}]", values | {"default": None}
+
+
+def test_the_literals_are_those_of_the_table_of_inputs():
+    """With what the packaged model gets where the manifest decides."""
+    manifest = json.loads((ROOT / "weights" / "rubber-tile.model.json").read_text(encoding="utf-8"))
+    scales = [adapter["scale"] for adapter in manifest["adapters"] if adapter["kind"] == "lora"]
+    defaults = {**manifest["defaults"], "lora_scale": scales[0]}
+    expected = {
+        name: write_input(row, f"{defaults[name]:g}" if name in defaults else None)
+        for name, row in load_inputs().items()
+    }
+    assert read_inputs() == expected
+    assert list(read_inputs()) == list(expected)
+
+
 def test_the_limits_are_the_requests_own():
     inputs = {name: values for name, (_, values) in read_inputs().items()}
     assert list(inputs) == [field.name for field in GenerationRequest.__dataclass_fields__.values()]
-    assert (inputs["seed"]["ge"], inputs["seed"]["le"]) == (0, limits.MAX_SEED)
+    for name, values in inputs.items():
+        for limit, step in (("ge", -1), ("le", 1)):
+            if limit in values:
+                inside = {"prompt": "red", name: values[limit]}
+                assert getattr(GenerationRequest(**inside), name) == values[limit]
+                with pytest.raises(RequestError, match=f"^{name} .* is out of range"):
+                    GenerationRequest(**inside | {name: values[limit] + step})
     for name in ("width", "height"):
-        assert (inputs[name]["ge"], inputs[name]["le"]) == limits.SIZE_RANGE
-        assert f"multiple of {limits.SIZE_MULTIPLE}" in inputs[name]["description"]
-    for name, allowed in {
-        "num_inference_steps": limits.STEPS_RANGE,
-        "guidance_scale": limits.GUIDANCE_RANGE,
-        "lora_scale": limits.LORA_SCALE_RANGE,
-    }.items():
-        assert (inputs[name]["ge"], inputs[name]["le"]) == allowed
-    assert tuple(inputs["output_format"]["choices"]) == limits.OUTPUT_FORMATS
+        assert "multiple of 8" in inputs[name]["description"]
+        with pytest.raises(RequestError, match="a multiple of 8$"):
+            GenerationRequest(**{"prompt": "red", name: 516})
+    for choice in inputs["output_format"]["choices"]:
+        assert GenerationRequest(prompt="red", output_format=choice).output_format == choice
     longest = inputs["prompt"]["max_length"]
     assert GenerationRequest(prompt="x" * longest, negative_prompt="x" * longest).prompt
     with pytest.raises(PromptError):
         GenerationRequest(prompt="x" * (longest + 1))
     with pytest.raises(PromptError):
         GenerationRequest(prompt="x", negative_prompt="x" * (inputs["negative_prompt"]["max_length"] + 1))
-
-
-def test_the_descriptions_tell_the_defaults_of_the_packaged_model():
-    manifest = json.loads((ROOT / "weights" / "rubber-tile.model.json").read_text(encoding="utf-8"))
-    scales = [adapter["scale"] for adapter in manifest["adapters"] if adapter["kind"] == "lora"]
-    defaults = {**manifest["defaults"], "lora_scale": scales[0]}
-    inputs = {name: values for name, (_, values) in read_inputs().items()}
-    for name, default in defaults.items():
-        assert inputs[name]["description"].endswith(f"Left out: {default:g}."), name
 
 
 def test_predict_py_is_under_150_lines():

@@ -28,7 +28,7 @@ from tilemix.studio.inbox import MAX_BODY_BYTES
 from tilemix.studio.service import Studio
 from tilemix.studio.settings import Secret, Settings
 from tilemix.studio.store.schema import Delivery
-from tilemix.studio.web.forms import FORM_FIELDS
+from tilemix.studio.web.forms import FORM_INPUTS
 
 MIX = "50% red, 50% black"
 BASE = "http://127.0.0.1:8000"
@@ -164,7 +164,7 @@ def test_the_answer_is_what_accept_asks_for(shared, accept, media_type):
         ({"prompt": MIX, "lora_alpha": "nan"}, "lora_scale 'nan' is not a number; expected 0 to 1.5"),
         ({"prompt": MIX, "lora_alpha": "2"}, "lora_scale 2.0 is out of range; expected 0 to 1.5"),
         ({"prompt": MIX, "task": "flux"}, "unknown task 'flux'; this studio serves 'miniature'"),
-        ({"prompt": MIX, "steps": "4"}, f"unknown input 'steps'; known: {', '.join(FORM_FIELDS)}"),
+        ({"prompt": MIX, "steps": "4"}, f"unknown input 'steps'; known: {', '.join(FORM_INPUTS)}"),
     ],
 )
 def test_a_form_that_predict_would_refuse_is_refused_before_the_queue(shared, fields, error):
@@ -175,7 +175,7 @@ def test_a_form_that_predict_would_refuse_is_refused_before_the_queue(shared, fi
 
 
 def test_a_body_that_is_no_form_is_refused_by_its_type(shared):
-    """JSON was answered with "field prompt is missing", although it was there."""
+    """JSON was answered with "input prompt is missing", although it was there."""
     answer = shared.post("/api/generate-image", json={"prompt": MIX})
     expected = "the body is application/json; expected multipart/form-data"
     assert (answer.status_code, answer.json()["error"]) == (422, expected)
@@ -195,7 +195,7 @@ def test_a_broken_form_a_file_and_a_field_given_twice_are_refused(shared):
     assert shared.post("/api/generate-image", content=b"x" * 300_000, headers=headers).status_code == 413
 
 
-@pytest.mark.parametrize("name", FORM_FIELDS)
+@pytest.mark.parametrize("name", FORM_INPUTS)
 def test_every_field_given_twice_or_too_large_is_refused_by_its_name(shared, name):
     twice = [("prompt", (None, MIX)), (name, (None, "1")), (name, (None, "1"))]
     answer = shared.post("/api/generate-image", files=twice)
@@ -553,7 +553,7 @@ def test_the_document_describes_the_routes_and_the_inputs(client):
     }
     assert {(path, verb) for path, verbs in document["paths"].items() for verb in verbs} == routes
     schemas = document["components"]["schemas"]
-    assert tuple(schemas["Form"]["properties"]) == FORM_FIELDS
+    assert list(schemas["Form"]["properties"]) == list(FORM_INPUTS)
     assert list(schemas["Inputs"]["properties"]) == list(GenerationRequest.__dataclass_fields__)
     made = client.post("/api/predictions", json={"prompt": MIX}).json()
     assert list(made) == list(schemas["Prediction"]["properties"]) == schemas["Prediction"]["required"]

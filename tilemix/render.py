@@ -8,7 +8,6 @@ on every device. Nothing of a request stays behind, whether it ends well, badly 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import gc
 import logging
 import os
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 from tilemix import __version__
-from tilemix.errors import ManifestError, RenderError, RequestError
+from tilemix.errors import ManifestError, RenderError
 from tilemix.pictures.record import Record
 from tilemix.pipelines.compilation import WARM_UP_STEPS, compile_networks, compiling, plain_where_not_compiled
 from tilemix.pipelines.conditioning import Conditioning, PromptEncoder
@@ -36,7 +35,7 @@ from tilemix.pipelines.settings import Settings
 from tilemix.pipelines.speed import GUIDED_PART, Speed
 from tilemix.prompts.rewrite import Prompt, rewrite
 from tilemix.prompts.template import load_template
-from tilemix.request import GenerationRequest
+from tilemix.request import GenerationRequest, ResolvedRequest
 from tilemix.system.machine import keep_freed_memory
 from tilemix.system.project import ROOT
 from tilemix.weights import check_files, locate_model
@@ -74,12 +73,6 @@ class Renderer:
         self._is_compiled = False
         self._encoder = PromptEncoder(ready.pipeline, lambda: (ready.loras.state, ready.tokens.state))
         self._template = load_template(ready.model.template)
-        self._defaults = ready.model.manifest.defaults
-        try:
-            self._resolve(GenerationRequest(prompt="-"))
-        except RequestError as error:
-            file = f"{ready.model.name}.model.json"
-            raise ManifestError("manifest-bad-defaults", file=file, reason=str(error)) from error
         missing = [
             token for token in self._template.placeholder_tokens if token not in self.placeholder_tokens
         ]
@@ -165,39 +158,35 @@ class Renderer:
             PromptError: the text cannot be used.
             RenderError: the model gave numbers that are no picture.
         """
-        request = self._resolve(request.with_seed())
-        logger.info("Using seed: %d", request.seed)
-        prompt = rewrite(request.prompt, self._template, negative_prompt=request.negative_prompt)
+        resolved = self._resolve(request)
+        logger.info("Using seed: %d", resolved.seed)
+        prompt = rewrite(resolved.prompt, self._template, negative_prompt=resolved.negative_prompt)
         logger.info("Prompt: %s", prompt.positive)
-        lora_scales = self.ready.set_lora_scale(request.lora_scale)
-        if not lora_scales and request.lora_scale is not None:
-            logger.warning("lora_scale %g has no effect: the model has no LoRA", request.lora_scale)
+        self.ready.loras.apply(resolved.lora_scales)
         seconds: dict[str, float] = {}
         with _timed(seconds, "encode_prompt"):
             conditioning = self._encoder.encode(prompt.positive, prompt.negative)
         with plain_where_not_compiled(is_compiled=self._is_compiled):
             with _timed(seconds, "denoise"):
-                latents = self._denoise(request, conditioning, on_step)
+                latents = self._denoise(resolved, conditioning, on_step)
             with _timed(seconds, "decode"):
                 pixels = decode_latents(self.ready.pipeline.vae, latents)
-        return Rendered(pixels, prompt, self._make_record(request, prompt, lora_scales), seconds)
+        return Rendered(pixels, prompt, self._make_record(resolved, prompt), seconds)
 
-    def _resolve(self, request: GenerationRequest) -> GenerationRequest:
-        """Fill what the request leaves out from the manifest's defaults; lora_scale has one per LoRA."""
-        defaults = self._defaults
-        return dataclasses.replace(
-            request,
-            width=defaults.width if request.width is None else request.width,
-            height=defaults.height if request.height is None else request.height,
-            num_inference_steps=request.num_inference_steps or defaults.num_inference_steps,
-            guidance_scale=(
-                defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
-            ),
+    def _resolve(self, request: GenerationRequest) -> ResolvedRequest:
+        """Fill in what the request leaves out: from the manifest, from the template, or drawn."""
+        resolved = request.resolve(
+            self.ready.model.manifest.defaults,
+            negative_prompt=self._template.negative_prompt,
+            lora_scales=self.ready.lora_scales,
         )
+        if request.lora_scale is not None and not resolved.lora_scales:
+            logger.warning("lora_scale %g has no effect: the model has no LoRA", request.lora_scale)
+        return resolved
 
     def _denoise(
         self,
-        request: GenerationRequest,
+        request: ResolvedRequest,
         conditioning: Conditioning,
         on_step: Callable[[int, int], None] | None,
     ) -> torch.Tensor:
@@ -205,7 +194,7 @@ class Renderer:
         from diffusers.callbacks import SDXLCFGCutoffCallback
 
         pipeline.scheduler = self.ready.make_scheduler()
-        total = request.num_inference_steps or 0
+        total = request.num_inference_steps
 
         cutoff = SDXLCFGCutoffCallback(GUIDED_PART) if self.ready.speed is Speed.FAST else None
 
@@ -217,7 +206,7 @@ class Renderer:
                 on_step(step + 1, total)
             return tensors if cutoff is None else cutoff(of, step, timestep, tensors)
 
-        generator = torch.Generator("cpu").manual_seed(request.seed or 0)
+        generator = torch.Generator("cpu").manual_seed(request.seed)
         with torch.inference_mode(), self.ready.text_keys.kept():
             latents: torch.Tensor = pipeline(
                 **conditioning.tensors,
@@ -233,23 +222,14 @@ class Renderer:
             ).images
         return latents
 
-    def _draw_noise(self, request: GenerationRequest, generator: torch.Generator) -> torch.Tensor:
+    def _draw_noise(self, request: ResolvedRequest, generator: torch.Generator) -> torch.Tensor:
         """Return the starting latents (1, 4, h/8, w/8), in fp32 whatever the UNet computes in."""
-        assert request.width is not None
-        assert request.height is not None
         factor = self.ready.pipeline.vae_scale_factor
         channels = self.ready.pipeline.unet.config["in_channels"]
         shape = (1, channels, request.height // factor, request.width // factor)
         return torch.randn(shape, generator=generator).to(self.ready.device)
 
-    def _make_record(
-        self, request: GenerationRequest, prompt: Prompt, lora_scales: dict[str, float]
-    ) -> Record:
-        assert request.seed is not None
-        assert request.width is not None
-        assert request.height is not None
-        assert request.num_inference_steps is not None
-        assert request.guidance_scale is not None
+    def _make_record(self, request: ResolvedRequest, prompt: Prompt) -> Record:
         return Record(
             prompt=prompt.typed,
             sent_prompt=prompt.positive,
@@ -260,8 +240,8 @@ class Renderer:
             height=request.height,
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
-            lora_scale=next(iter(lora_scales.values()), None),
-            lora_scales=lora_scales,
+            lora_scale=next(iter(request.lora_scales.values()), None),
+            lora_scales=dict(request.lora_scales),
             scheduler=self.ready.model.manifest.scheduler.name,
             scheduler_config=dict(self.ready.model.manifest.scheduler.config),
             dtype=str(self.ready.dtype).removeprefix("torch."),

@@ -12,6 +12,8 @@ from tilemix.errors import TilemixError
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
 
+MOST_CHARACTERS = 80  # of a text, in an error
+
 
 def add_measure(verbs: Verbs) -> None:
     """Add `measure`."""
@@ -34,11 +36,9 @@ def _measure(options: argparse.Namespace) -> None:
     text = options.mix if options.mix is not None else read_record(options.file).prompt
     mix = parse_mix(text).mix
     if mix is None:
-        raise TilemixError(f"no color mix in {text[:80]!r}; expected one such as '50% red, 50% black'")
+        raise TilemixError("mix-missing", typed=text[:MOST_CHARACTERS])
     if not has_swatch(mix):
-        raise TilemixError(
-            f"no color of {str(mix)[:80]!r} is on the chart, so there is nothing to measure by"
-        )
+        raise TilemixError("mix-not-on-chart", mix=str(mix)[:MOST_CHARACTERS])
     measured = measure_shares(pixels, mix)
     if options.json:
         sys.stdout.write(msgspec.json.encode(measured).decode() + "\n")

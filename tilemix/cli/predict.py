@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilemix.cli.measure import list_shares
-from tilemix.errors import TilemixError
+from tilemix.errors import LIST_SEPARATOR, TilemixError
+from tilemix.inputs import ChoiceInput, Input, IntegerInput, NumberInput, describe, load_inputs
 from tilemix.system.garbage import uncollected
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "miniature"
+OUTPUT_FORMAT = "output_format"  # the file's suffix can say it
 SUFFIXES = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 
@@ -26,17 +28,12 @@ def add_predict(verbs: Verbs) -> None:
     """Add `predict`."""
     predict = verbs.add_parser("predict", help="draw a tile")
     predict.set_defaults(run=_predict)
-    predict.add_argument("prompt", help='the colors of the tile: "50%% red, 30%% black, 20%% pearl"')
     predict.add_argument(
         "-o", "--output", type=Path, default=Path("tile.png"), metavar="FILE", help="default: tile.png"
     )
-    predict.add_argument("--negative-prompt", metavar="TEXT", help="what to avoid (default: the template's)")
-    predict.add_argument("--seed", type=int, metavar="N", help="0 to 4294967295 (default: a fresh draw)")
-    predict.add_argument("--width", type=int, metavar="N", help="256 to 1536 pixels, a multiple of 8")
-    predict.add_argument("--height", type=int, metavar="N", help="256 to 1536 pixels, a multiple of 8")
-    predict.add_argument("--num-inference-steps", type=int, metavar="N", help="1 to 100")
-    predict.add_argument("--guidance-scale", type=float, metavar="X", help="1 to 20")
-    predict.add_argument("--lora-scale", type=float, metavar="X", help="0 to 1.5; 1 is as trained")
+    for row in load_inputs().values():
+        if row.name != OUTPUT_FORMAT:
+            _add_input(predict, row)
     predict.add_argument(
         "--output-format", choices=sorted(set(SUFFIXES.values())), help="default: FILE's suffix"
     )
@@ -46,27 +43,34 @@ def add_predict(verbs: Verbs) -> None:
     )
 
 
+def _add_input(parser: argparse.ArgumentParser, row: Input) -> None:
+    """Add the argument for one input of predict()."""
+    text = describe(row, left_out="the model's own", with_limits=True).replace("%", "%%")
+    option = f"--{row.name.replace('_', '-')}"
+    if row.required:
+        parser.add_argument(row.name, help=text)
+    elif isinstance(row, IntegerInput):
+        parser.add_argument(option, type=int, metavar="N", help=text)
+    elif isinstance(row, NumberInput):
+        parser.add_argument(option, type=float, metavar="X", help=text)
+    elif isinstance(row, ChoiceInput):
+        parser.add_argument(option, choices=row.choices, default=row.default, help=text)
+    else:
+        parser.add_argument(option, metavar="TEXT", help=text)
+
+
 def _predict(options: argparse.Namespace) -> None:
     from tilemix.request import GenerationRequest
 
     output_format = options.output_format or SUFFIXES.get(options.output.suffix.lower())
     if output_format is None:
-        raise TilemixError(
-            f"{options.output.name!r} has no suffix of {', '.join(SUFFIXES)}; use --output-format"
-        )
-    if not options.output.parent.is_dir():
-        raise TilemixError(f"{options.output}: folder {str(options.output.parent)!r} does not exist")
-    request = GenerationRequest(
-        prompt=options.prompt,
-        negative_prompt=options.negative_prompt,
-        seed=options.seed,
-        width=options.width,
-        height=options.height,
-        num_inference_steps=options.num_inference_steps,
-        guidance_scale=options.guidance_scale,
-        lora_scale=options.lora_scale,
-        output_format=output_format,
-    )
+        known = LIST_SEPARATOR.join(SUFFIXES)
+        raise TilemixError("picture-unknown-suffix", file=options.output.name, known=known)
+    folder = options.output.parent
+    if not folder.is_dir():
+        raise TilemixError("file-no-folder", file=str(options.output), folder=str(folder))
+    given = {name: getattr(options, name) for name in load_inputs()}
+    request = GenerationRequest(**given | {OUTPUT_FORMAT: output_format})
     with uncollected():
         from tilemix.drawing import draw_to_file
         from tilemix.pipelines.settings import read_settings

@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 TILE_PIXELS = 1024  # the VAE decodes up to this side length in one piece
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class ReadyPipeline:
-    """A loaded model. Its adapters are changed through `set_lora_scale` alone."""
+    """A loaded model, and its state: what `loras` has merged, which tokens are installed, `pipeline.scheduler`."""
 
     pipeline: SdxlPipeline
     model: LocalModel
@@ -46,19 +46,14 @@ class ReadyPipeline:
     tokens: TokenInstaller
     text_keys: TextKeys
 
-    def set_lora_scale(self, lora_scale: float | None) -> dict[str, float]:
-        """Merge the manifest's LoRAs at `lora_scale`, or each at its own scale for None.
-
-        Returns the scale of each LoRA by its file.
-        """
-        own = {
+    @property
+    def lora_scales(self) -> dict[str, float]:
+        """The scale that the manifest gives each LoRA, by its file."""
+        return {
             adapter.file: 1.0 if adapter.scale is None else adapter.scale
             for adapter in self.model.manifest.adapters
             if adapter.kind == "lora"
         }
-        scales = own if lora_scale is None else dict.fromkeys(own, lora_scale)
-        self.loras.apply(scales)
-        return scales
 
     def make_scheduler(self) -> Scheduler:
         """Make the manifest's scheduler anew from the base's own configuration."""
@@ -176,4 +171,4 @@ def _load_adapters(ready: ReadyPipeline) -> None:
         elif adapter.tokens:
             raise AdapterError("lora-without-embeddings", file=path.name)
     ready.tokens.install(embeddings)
-    ready.set_lora_scale(None)
+    ready.loras.apply(ready.lora_scales)

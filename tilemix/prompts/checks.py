@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from tilemix.errors import PromptError
+from tilemix.inputs import TextInput, find_input
 
-MAX_PROMPT_CHARACTERS = 2000
+MAX_PROMPT_CHARACTERS = find_input("prompt", TextInput).max_length
 
 # In angle brackets: a tokenizer would find a bare word inside of other words ("TOK" in "stoked").
 PLACEHOLDER_TOKEN = re.compile(r"<[A-Za-z0-9_-]{1,64}>")

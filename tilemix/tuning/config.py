@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 
 from tilemix.errors import TrainingError
-from tilemix.request import MAX_SEED, SIZE_MULTIPLE
+from tilemix.inputs import IntegerInput, find_input
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+MAX_SEED = find_input("seed", IntegerInput).maximum
+SIZE_MULTIPLE = find_input("width", IntegerInput).multiple  # the VAE makes one latent of 8 x 8 pixels
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 Steps = Annotated[int, msgspec.Meta(ge=0)]

@@ -22,7 +22,6 @@ from tilemix.weights.local import (
 from tilemix.weights.lock import lock
 from tilemix.weights.manifest import (
     Adapter,
-    Defaults,
     ManifestFile,
     ModelManifest,
     Scheduler,
@@ -35,7 +34,6 @@ from tilemix.weights.web import Web, make_web
 __all__ = [
     "Adapter",
     "Added",
-    "Defaults",
     "FileState",
     "LocalModel",
     "ManifestFile",

@@ -22,8 +22,10 @@ from typing import Literal
 
 import msgspec
 
-from tilemix.errors import ManifestError
+from tilemix.errors import ManifestError, RequestError
+from tilemix.inputs import NumberInput, find_input
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN
+from tilemix.request import Defaults
 from tilemix.system.atomic import write_atomically
 from tilemix.system.project import ROOT
 from tilemix.weights.address import find_fault
@@ -31,7 +33,7 @@ from tilemix.weights.address import find_fault
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-MAX_SCALE = 1.5  # of a LoRA, as in requests
+MAX_SCALE = find_input("lora_scale", NumberInput).maximum
 
 
 class ManifestFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,15 +77,6 @@ class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     config: dict[str, bool | int | float | str] = {}
-
-
-class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a request that leaves an input out gets."""
-
-    width: int
-    height: int
-    num_inference_steps: int
-    guidance_scale: float
 
 
 class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -157,6 +150,10 @@ def check_manifest(name: str, manifest: ModelManifest) -> None:
         _check_source(name, source)
     for adapter in manifest.adapters:
         _check_adapter(name, adapter)
+    try:
+        manifest.defaults.check()
+    except RequestError as error:
+        raise ManifestError("manifest-bad-defaults", file=name, reason=str(error)) from error
     if not MODEL_NAME.fullmatch(manifest.prompt_template):  # templates are named as models are
         raise ManifestError(f"{name}: prompt_template {manifest.prompt_template[:80]!r} is no template name")
 

@@ -12,18 +12,14 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from tilemix.errors import Message, MixError, PromptError, RequestError, TilemixError
+from tilemix.inputs import NUMBER, TextInput, load_inputs
 from tilemix.prompts.mix import parse_mix
 from tilemix.request import GenerationRequest
-from tilemix.studio.web.forms import NUMBER, read_integer, read_number
 from tilemix.studio.web.palette import write_mix
 
 if TYPE_CHECKING:
     from starlette.datastructures import FormData
 
-INTEGERS = ("seed", "width", "height", "num_inference_steps")
-NUMBERS = ("guidance_scale", "lora_scale")
-TEXTS = ("negative_prompt", "output_format")
-FIELDS = ("prompt", *INTEGERS, *NUMBERS, *TEXTS)
 MAX_ROWS = 12
 HUNDRED = Decimal(100)
 WORD = re.compile(r"[^\s,;，；、+]{1,40}")
@@ -55,12 +51,12 @@ def mark_position(text: str, position: int | None) -> tuple[str, str]:
 
 def form_of_inputs(inputs: dict[str, Any]) -> PageForm:
     """Return the form filled with a prediction's inputs."""
-    return PageForm({name: f"{inputs[name]}" for name in FIELDS if inputs.get(name) is not None})
+    return PageForm({name: f"{inputs[name]}" for name in load_inputs() if inputs.get(name) is not None})
 
 
 def read_page_form(data: FormData, language: str) -> tuple[PageForm, GenerationRequest | None]:
     """Return the form as it was sent, and the request in it; None, with the error in the form, where it has none."""
-    form = PageForm({name: value for name in FIELDS if isinstance(value := data.get(name, ""), str)})
+    form = PageForm({name: value for name in load_inputs() if isinstance(value := data.get(name, ""), str)})
     form.values["prompt"] = form.values.get("prompt", "").strip()
     try:
         typed = _read_table(data)
@@ -137,8 +133,11 @@ def _replace_mix(text: str, mix: str, language: str) -> str:
 
 
 def _read_request(values: dict[str, str]) -> GenerationRequest:
-    given: dict[str, Any] = {}
-    for names, read in ((INTEGERS, read_integer), (NUMBERS, read_number)):
-        given |= {name: read(text) for name in names if (text := values.get(name, "").strip())}
-    given |= {name: values[name] for name in TEXTS if values.get(name)}
-    return GenerationRequest(prompt=values.get("prompt", ""), **given)
+    given: dict[str, Any] = {"prompt": ""}
+    for name, row in load_inputs().items():
+        text = values.get(name, "")
+        if not isinstance(row, TextInput):
+            text = text.strip()
+        if text:
+            given[name] = row.read(text)
+    return GenerationRequest(**given)

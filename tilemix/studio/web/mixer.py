@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from tilemix.errors import Message, MixError, PromptError
-from tilemix.request import MAX_SEED
+from tilemix.inputs import IntegerInput, NumberInput, load_inputs
 from tilemix.studio.web.messages import explain
 from tilemix.studio.web.mix_form import (
-    FIELDS,
     MAX_ROWS,
     PageForm,
     form_of_inputs,
@@ -49,10 +49,11 @@ class MixerPage:
         self._gallery = gallery
         self._renderer = renderer
         manifest = load_manifest(studio.settings.model)
-        self._defaults = manifest.defaults
-        self._lora_scale = next(
-            (adapter.scale for adapter in manifest.adapters if adapter.kind == "lora"), None
-        )
+        scales = [adapter.scale for adapter in manifest.adapters if adapter.kind == "lora"]
+        self._defaults = {
+            **msgspec.structs.asdict(manifest.defaults),
+            "lora_scale": scales[0] if scales else None,
+        }
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -71,7 +72,7 @@ class MixerPage:
         if view is not None:
             form = form_of_inputs(view.inputs)
         else:
-            form = PageForm({name: query[name] for name in FIELDS if name in query})
+            form = PageForm({name: query[name] for name in load_inputs() if name in query})
         if not form.values.get("prompt"):
             form.values["prompt"] = write_mix(load_presets()[FIRST_PRESET].mix, words.code)
         is_given = "from" in query or "prompt" in query
@@ -121,7 +122,9 @@ class MixerPage:
             "words": words.for_script(),
             "is_given": is_given,
             "preview": preview,
-            "max_seed": MAX_SEED,
+            "numbers": [
+                name for name, row in load_inputs().items() if isinstance(row, IntegerInput | NumberInput)
+            ],
             "max_colors": MAX_ROWS,
         }
         return self._renderer.render(
@@ -146,12 +149,11 @@ class MixerPage:
                 }
                 for preset in load_presets()
             ],
+            inputs=load_inputs(),
             placeholders={
-                "width": self._defaults.width,
-                "height": self._defaults.height,
-                "num_inference_steps": self._defaults.num_inference_steps,
-                "guidance_scale": words.number(self._defaults.guidance_scale, 2),
-                "lora_scale": words.number(self._lora_scale, 2) if self._lora_scale is not None else "",
+                name: words.number(value, 2) if isinstance(value, float) else value
+                for name, value in self._defaults.items()
+                if value is not None
             },
             row_count=min(max(len(mix) + 2, 5), MAX_ROWS),
             script_data=json.dumps(script, ensure_ascii=False),

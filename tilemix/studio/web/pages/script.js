@@ -320,7 +320,7 @@ class Mixer {
     this.form.addEventListener("change", () => this.store());
     find("#result").addEventListener("submit", (event) => this.again(event));
     find("#reroll").addEventListener("click", () => {
-      this.seed.value = crypto.getRandomValues(new Uint32Array(1))[0] % (this.data.max_seed + 1);
+      this.seed.value = crypto.getRandomValues(new Uint32Array(1))[0] % (Number(this.seed.dataset.max) + 1);
       this.lockSeed(true);
     });
     this.seedLock.addEventListener("click", () => this.lockSeed(this.seedLock.getAttribute("aria-pressed") !== "true"));
@@ -584,12 +584,16 @@ class Mixer {
     return findAll("input[name], select[name]", this.form).filter((field) => !field.closest("noscript"));
   }
 
+  /** The value of an input of predict(), from its text in a form. */
+  readInput(name, text) {
+    return this.data.numbers.includes(name) ? Number(text) : text;
+  }
+
   /** The inputs of predict() in the form; a field left empty is left out. */
   get inputs() {
     const inputs = { prompt: this.prompt.value.trim() };
     for (const field of this.settings) {
-      const isText = ["negative_prompt", "output_format"].includes(field.name);
-      if (field.value !== "") inputs[field.name] = isText ? field.value : Number(field.value);
+      if (field.value !== "") inputs[field.name] = this.readInput(field.name, field.value);
     }
     if (this.seedLock.getAttribute("aria-pressed") !== "true") delete inputs.seed;
     return inputs;
@@ -605,8 +609,7 @@ class Mixer {
   async again(event) {
     if (!event.target.matches("[data-again]")) return;
     event.preventDefault();
-    const numbers = new Set(["width", "height", "num_inference_steps", "guidance_scale", "lora_scale"]);
-    const entries = [...new FormData(event.target)].map(([name, value]) => [name, numbers.has(name) ? Number(value) : value]);
+    const entries = [...new FormData(event.target)].map(([name, value]) => [name, this.readInput(name, value)]);
     await this.generate(Object.fromEntries(entries), { isChecked: true });
   }
 
