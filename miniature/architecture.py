@@ -141,7 +141,9 @@ def write_tokenizers(folder: Path, wheel: Path) -> None:
     pieces += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     if len(vocabulary) != VOCABULARY_SIZE:
-        raise MissingFilesError(f"{wheel.name}: {len(vocabulary)} pieces, expected {VOCABULARY_SIZE}")
+        raise MissingFilesError(
+            "recipe-vocabulary-size", file=wheel.name, count=len(vocabulary), expected=VOCABULARY_SIZE
+        )
     for name, pad in zip(TOKENIZER_FOLDERS, ("<|endoftext|>", "!"), strict=True):
         target = folder / name
         target.mkdir(parents=True, exist_ok=True)
@@ -170,9 +172,7 @@ def load_tokenizers(folder: Path) -> tuple[CLIPTokenizer, CLIPTokenizer]:
     """
     for name in TOKENIZER_FOLDERS:
         if not (folder / name / "vocab.json").is_file():
-            raise MissingFilesError(
-                f"{folder / name}: no vocab.json; `miniature build --wheel FILE` writes it"
-            )
+            raise MissingFilesError("recipe-vocabulary-missing", folder=str(folder / name))
     first, second = (CLIPTokenizer.from_pretrained(folder / name) for name in TOKENIZER_FOLDERS)
     return first, second
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from tilemix.prompts.mix import ColorMix
 
 
+LEAST_SIDE = 16  # pixels
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where the pieces lie and how they are lit; every array is (h, w)."""
@@ -50,13 +53,15 @@ def draw_photograph(mix: ColorMix, material: str, size: tuple[int, int], seed: i
         RequestError: the material is unknown, or a side is under 16 pixels.
     """
     if material not in MATERIALS:
-        raise RequestError(f"material {material!r}: expected one of {', '.join(MATERIALS)}")
+        raise RequestError(
+            "input-unknown-choice", field="material", typed=material, known=", ".join(MATERIALS)
+        )
     width, height = size
-    if min(size) < 16:
-        raise RequestError(f"size {width}x{height}: a photograph has 16 pixels a side or more")
+    if min(size) < LEAST_SIDE:
+        raise RequestError("recipe-photograph-too-small", width=width, height=height, least=LEAST_SIDE)
     random = np.random.default_rng(seed)
     layout = MATERIALS[material](width, height, random)
-    return _paint(layout, _piece_colors(mix, layout, random), random)
+    return _paint(layout, draw_piece_colors(mix, layout, random), random)
 
 
 def count_pieces(shares: list[float], total: int) -> list[int]:
@@ -69,13 +74,13 @@ def count_pieces(shares: list[float], total: int) -> list[int]:
     return counts
 
 
-def _piece_colors(mix: ColorMix, layout: Layout, random: np.random.Generator) -> Floats:
+def draw_piece_colors(mix: ColorMix, layout: Layout, random: np.random.Generator) -> Floats:
     """Return a color (sRGB 0..255) for each piece number, (n, 3)."""
     palette = []
     for share in mix.shares:
         color = get_color(share.color)
         if color is None:
-            raise MixError(f"color {share.color!r}: not in colors.json")
+            raise MixError("recipe-color-not-in-chart", color=share.color)
         palette.append(parse_hex(color.as_seen))
     seen = np.unique(layout.pieces)
     counts = count_pieces([float(share.percent) / 100 for share in mix.shares], len(seen))

@@ -121,5 +121,7 @@ def load_recipe(path: Path = RECIPE_FILE) -> Recipe:
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Recipe)
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise TilemixError(f"{path.name}: {error}") from error
+    except OSError as error:
+        raise TilemixError("file-unreadable", file=path.name, reason=str(error.strerror)) from error
+    except (UnicodeDecodeError, msgspec.DecodeError) as error:
+        raise TilemixError("training-config-broken", file=path.name, reason=str(error)) from error

@@ -164,33 +164,34 @@ def test_the_sdk_reads_the_same_inputs_out_of_the_running_class(monkeypatch):
 @pytest.mark.parametrize(
     ("parameter", "message"),
     [
-        ("a: int = Input(default=2**3)", "input 'a' has default=2 ** 3; expected a literal"),
-        ("a: int = Input(5)", "input 'a' has the default Input(5); expected Input(name=value, ...)"),
-        ("a: int = 5", "input 'a' has the default 5; expected Input(name=value, ...)"),
-        ("a: int", "input 'a' has the default nothing; expected Input(name=value, ...)"),
+        (
+            "a: int = Input(default=2**3)",
+            "predict.py: found `a = Input(default=2 ** 3)`, expected default=1, 'a', ['a', 'b'], ...",
+        ),
+        ("a: int = Input(5)", "predict.py: found `a = Input(5)`, expected Input(name=value, ...)"),
+        ("a: int = 5", "predict.py: found `a = 5`, expected Input(name=value, ...)"),
+        ("a: int", "predict.py: found `a = ?`, expected Input(name=value, ...)"),
         (
             "a: list[int] = Input()",
-            "input 'a' is annotated with list[int]; "
-            "known: str, int, float, bool, Path, each plain or Optional",
+            "predict.py: found `a: list[int]`, expected str, int, float, bool, Path, Optional[...]",
         ),
         (
             "a: Optional[Optional[int]] = Input()",
-            "input 'a' is annotated with Optional[Optional[int]]; "
-            "known: str, int, float, bool, Path, each plain or Optional",
+            "predict.py: found `a: Optional[Optional[int]]`, expected str, int, float, bool, Path, Optional[...]",
         ),
         (
             "a=Input()",
-            "input 'a' is annotated with nothing; known: str, int, float, bool, Path, each plain or Optional",
+            "predict.py: found `a: ?`, expected str, int, float, bool, Path, Optional[...]",
         ),
         (
             "a: int = Input(**limits)",
-            "input 'a' has **limits; "
-            "known: default, description, choices, ge, le, min_length, max_length, regex",
+            "predict.py: found `a = Input(**limits)`, "
+            "expected default, description, choices, ge, le, min_length, max_length, regex",
         ),
         (
             "a: int = Input(default=1), *, b: int = Input()",
-            "predict() takes (self, a: int=Input(default=1), *, b: int=Input()); "
-            "expected plain parameters alone",
+            "predict.py: found `predict(self, a: int=Input(default=1), *, b: int=Input())`, "
+            "expected predict(self, name, ...)",
         ),
     ],
 )
@@ -205,8 +206,11 @@ def test_a_signature_that_is_not_known_is_an_error(parameter, message):
     ("source", "message"),
     [
         ("def predict() -> Path: ...", "no method predict() in a class Predictor at the top level"),
-        ("class Predictor:\n    def predict(self): ...", "predict() returns nothing; expected Path"),
-        ("class Predictor:\n    def predict(self) -> str: ...", "predict() returns str; expected Path"),
+        ("class Predictor:\n    def predict(self): ...", "predict.py: found `predict() -> ?`, expected Path"),
+        (
+            "class Predictor:\n    def predict(self) -> str: ...",
+            "predict.py: found `predict() -> str`, expected Path",
+        ),
     ],
 )
 def test_a_file_without_the_expected_method_is_an_error(source, message):

@@ -24,9 +24,6 @@ NOT_CONVERTED = (
     "tilemix/weights",
     "tilemix/cli",
     "tilemix/studio",
-    "tilemix/tuning",
-    "miniature",
-    "tools",
 )
 CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")
 ERRORS = {

@@ -55,7 +55,7 @@ def test_pieces_are_counted_by_largest_remainders(shares, total, expected):
 def test_the_shares_are_exact_by_the_number_of_pieces_seen(material):
     random = np.random.default_rng(3)
     layout = MATERIALS[material](256, 256, random)
-    colors = photographs._piece_colors(THREE, layout, random)
+    colors = photographs.draw_piece_colors(THREE, layout, random)
     seen = np.unique(layout.pieces)
     palette = np.array([parse_hex(get_color(share.color).as_seen) for share in THREE.shares], float)
     nearest = np.linalg.norm(colors[seen][:, None] - palette[None], axis=2).argmin(axis=1)
@@ -83,7 +83,7 @@ def test_a_rubber_tile_has_dark_gaps_and_granules_near_their_color():
 
 def test_an_unknown_material_is_refused():
     with pytest.raises(
-        RequestError, match=r"^material 'wood': expected one of rubber tile, smooth terrazzo, "
+        RequestError, match=r"^unknown material 'wood'; known: rubber tile, smooth terrazzo, "
     ):
         draw_photograph(THREE, "wood", (64, 64), 0)
 

@@ -24,8 +24,9 @@ from miniature.stages import decoder as decoder_stage
 from miniature.stages import vae as vae_stage
 from miniature.stages.adapters import draw_tile, train_adapters
 from miniature.stages.base import draw_batch, import_model, load_base, train_base
-from miniature.stages.decoder import _to_lab, load_decoder, swatch_loss, texture_loss, train_decoder
+from miniature.stages.decoder import load_decoder, swatch_loss, texture_loss, to_lab, train_decoder
 from miniature.stages.vae import load_vae, train_vae
+from miniature.stages.words import train_words
 from tilemix.colors.chart import get_color
 from tilemix.colors.cielab import parse_hex, srgb_to_lab
 from tilemix.errors import MissingFilesError, ModelFileError, TilemixError, TrainingError
@@ -178,7 +179,7 @@ def test_the_swatch_loss_has_a_slope_at_every_color():
 
 def test_cielab_in_torch_is_cielab():
     colors = np.random.default_rng(0).integers(0, 256, (200, 3))
-    ours = _to_lab(torch.from_numpy(colors / 255).float()).numpy()
+    ours = to_lab(torch.from_numpy(colors / 255).float()).numpy()
     assert np.abs(ours - srgb_to_lab(colors)).max() < 1e-3
 
 
@@ -221,7 +222,7 @@ def test_a_decoder_of_another_vae_is_refused(recipe, state):
 def test_the_finished_latents_are_white_and_the_pictures_stay(recipe, state):
     plain, white = build_vae(recipe), load_vae(recipe, state)
     plain.load_state_dict(load_checkpoint(state / "vae.pt")["vae"])
-    pictures = torch.cat(vae_stage._unseen(white, recipe, 64))
+    pictures = torch.cat(vae_stage.draw_unseen(white, recipe, 64))
     points = vae_stage.encode(white, pictures).transpose(0, 1).flatten(1)
     assert torch.allclose(points.mean(dim=1), torch.zeros(4), atol=0.05)
     assert torch.allclose(torch.cov(points), torch.eye(4), atol=0.1)
@@ -243,6 +244,15 @@ def test_training_moves_the_unet_and_both_encoders_and_keeps_the_word_vectors(re
         moved = {key for key in trained if not torch.equal(trained[key], before[key])}
         assert moved
         assert not any("token_embedding" in key for key in moved)
+
+
+def test_the_first_lesson_ends_at_a_loss_that_is_no_number(tmp_path, recipe, tokenizers):
+    model = build_miniature(recipe)
+    with torch.no_grad():
+        model.text_encoder_2.text_projection.weight.fill_(torch.nan)
+    with pytest.raises(TrainingError, match="words: the loss of step 1 is nan"):
+        train_words(model, tokenizers, recipe, tmp_path)
+    assert not (tmp_path / "words.pt").exists()
 
 
 def test_a_finished_model_can_be_trained_on(tmp_path, recipe, state, tokenizers):

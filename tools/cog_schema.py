@@ -58,9 +58,9 @@ def make_schema(source: str) -> JsonObject:
         TilemixError: there is no `Predictor.predict()`, or it is written in a way that is not known here.
     """
     predict = _find_predict(ast.parse(source))
-    output = ast.unparse(predict.returns) if predict.returns else "nothing"
+    output = ast.unparse(predict.returns) if predict.returns else "?"
     if output != "Path":
-        raise TilemixError(f"predict() returns {output}; expected Path")
+        raise TilemixError("schema-unsupported", found=f"predict() -> {output}", expected="Path")
     properties: JsonObject = {}
     required: list[Json] = []
     choices: JsonObject = {}
@@ -103,14 +103,18 @@ def _find_predict(module: ast.Module) -> ast.FunctionDef:
             for member in node.body:
                 if isinstance(member, ast.FunctionDef) and member.name == "predict":
                     return member
-    raise TilemixError("no method predict() in a class Predictor at the top level")
+    raise TilemixError("schema-no-predict")
 
 
 def _read_parameters(predict: ast.FunctionDef) -> list[tuple[ast.arg, ast.expr | None]]:
     """Return the parameters after self, each with its default."""
     parameters = predict.args
     if parameters.posonlyargs or parameters.kwonlyargs or parameters.vararg or parameters.kwarg:
-        raise TilemixError(f"predict() takes ({ast.unparse(parameters)}); expected plain parameters alone")
+        raise TilemixError(
+            "schema-unsupported",
+            found=f"predict({ast.unparse(parameters)})",
+            expected="predict(self, name, ...)",
+        )
     arguments = parameters.args[1:]
     missing = [None] * (len(arguments) - len(parameters.defaults))
     return list(zip(arguments, [*missing, *parameters.defaults], strict=True))
@@ -118,29 +122,37 @@ def _read_parameters(predict: ast.FunctionDef) -> list[tuple[ast.arg, ast.expr |
 
 def _read_annotation(name: str, annotation: ast.expr | None) -> tuple[JsonObject, bool]:
     """Return the JSON type that an annotation stands for, and whether None is allowed."""
-    text = ast.unparse(annotation) if annotation else "nothing"
+    text = ast.unparse(annotation) if annotation else "?"
     nullable = text.startswith("Optional[")
     json_type = JSON_TYPES.get(text.removeprefix("Optional[").removesuffix("]") if nullable else text)
     if json_type is None:
-        known = ", ".join(JSON_TYPES)
-        raise TilemixError(f"input {name!r} is annotated with {text}; known: {known}, each plain or Optional")
+        raise TilemixError(
+            "schema-unsupported", found=f"{name}: {text}", expected=", ".join([*JSON_TYPES, "Optional[...]"])
+        )
     return dict(json_type), nullable
 
 
 def _read_input(name: str, default: ast.expr | None) -> JsonObject:
     """Return the arguments of the `Input()` that is a parameter's default."""
     if not isinstance(default, ast.Call) or ast.unparse(default.func) != "Input" or default.args:
-        found = ast.unparse(default) if default else "nothing"
-        raise TilemixError(f"input {name!r} has the default {found}; expected Input(name=value, ...)")
+        found = ast.unparse(default) if default else "?"
+        raise TilemixError("schema-unsupported", found=f"{name} = {found}", expected="Input(name=value, ...)")
     known = ("default", "description", "choices", *LIMITS)
     values: JsonObject = {}
     for keyword in default.keywords:
         if keyword.arg not in known:
-            raise TilemixError(f"input {name!r} has {ast.unparse(keyword)}; known: {', '.join(known)}")
+            raise TilemixError(
+                "schema-unsupported",
+                found=f"{name} = Input({ast.unparse(keyword)})",
+                expected=", ".join(known),
+            )
         try:
             values[keyword.arg] = ast.literal_eval(keyword.value)
         except ValueError as error:
-            raise TilemixError(f"input {name!r} has {ast.unparse(keyword)}; expected a literal") from error
+            found = f"{name} = Input({ast.unparse(keyword)})"
+            raise TilemixError(
+                "schema-unsupported", found=found, expected=f"{keyword.arg}=1, 'a', ['a', 'b'], ..."
+            ) from error
     return values
 
 

@@ -58,7 +58,7 @@ def train_adapters(
     try:
         return [shutil.copyfile(one, model / one.name) for one in written]
     except OSError as error:
-        raise TrainingError(f"{model}: cannot be written: {error.strerror}") from error
+        raise TrainingError("file-unwritable", file=str(model), reason=str(error.strerror)) from error
 
 
 def draw_tile(recipe: Recipe, number: int) -> Example:

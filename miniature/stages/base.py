@@ -145,17 +145,19 @@ def import_model(recipe: Recipe, state: Path, folder: Path) -> None:
     """
     names = ("vae_finished.pt", "words.pt", "unet.pt", "base.pt")
     if found := [name for name in names if (state / name).exists()]:
-        raise TrainingError(f"{state}: holds {found[0]} already; remove it, or name another state folder")
+        raise TrainingError("recipe-state-not-empty", folder=str(state), found=found[0])
     model = build_miniature(recipe)
     for name, part in model.parts().items():
         paths = list((folder / name).glob("*.safetensors"))
         if len(paths) != 1:
-            raise ModelFileError(f"{folder / name}: {len(paths)} safetensors files, expected 1")
+            raise ModelFileError(
+                "manifest-wrong-tensor-files", file=str(folder), count=len(paths), component=name
+            )
         try:
             part.load_state_dict(load_file(paths[0]))
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
-            raise ModelFileError(f"{paths[0]}: not of the recipe's architecture: {reason}") from error
+            raise ModelFileError("recipe-other-architecture", file=str(paths[0]), reason=reason) from error
     encoders = {name: getattr(model, name).state_dict() for name in ("text_encoder", "text_encoder_2")}
     save_checkpoint(state / "unet.pt", {"unet": model.unet.state_dict()})
     save_checkpoint(state / "words.pt", encoders)
@@ -175,7 +177,8 @@ def load_base(recipe: Recipe, state: Path) -> tuple[Miniature, int]:
     load_decoder(model.vae, state)
     words, base, imported = (load_checkpoint(state / f"{name}.pt") for name in ("words", "base", "unet"))
     if words is None or (base is None and imported is None):
-        raise MissingFilesError(f"{state}: words.pt or base.pt is missing: the base stage has not run")
+        missing = state / ("words.pt" if words is None else "base.pt")
+        raise MissingFilesError("recipe-stage-unfinished", file=str(missing), stage="base")
     model.text_encoder.load_state_dict(words["text_encoder"])
     model.text_encoder_2.load_state_dict(words["text_encoder_2"])
     for encoder in (model.text_encoder, model.text_encoder_2):

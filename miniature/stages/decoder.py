@@ -128,12 +128,12 @@ def _swatch_distances(pictures: torch.Tensor) -> torch.Tensor:
     swatches = torch.tensor(
         srgb_to_lab([parse_hex(color.as_seen) for color in basic_colors()]), device=pictures.device
     ).float()
-    lab = _to_lab(pictures.movedim(1, -1).clamp(-1, 1) / 2 + 0.5)
+    lab = to_lab(pictures.movedim(1, -1).clamp(-1, 1) / 2 + 0.5)
     differences = (lab[..., None, :] - swatches) * weights
     return differences.square().sum(dim=-1).movedim(-1, 1)
 
 
-def _to_lab(srgb: torch.Tensor) -> torch.Tensor:
+def to_lab(srgb: torch.Tensor) -> torch.Tensor:
     """Return the CIELAB of sRGB (..., 3), 0..1, as `srgb_to_lab` does, with a slope everywhere."""
     matrix, white = (torch.tensor(one, device=srgb.device).float() for one in (RGB_TO_XYZ, WHITE))
     linear = torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb.clamp(min=0.04) + 0.055) / 1.055) ** 2.4)
@@ -169,5 +169,5 @@ def _take_decoder(vae: AutoencoderKL, checkpoint: dict[str, dict[str, torch.Tens
         for name in own
         if name.startswith(("encoder.", "quant_conv."))
     ):
-        raise MissingFilesError("decoder.pt: trained on the latents of another VAE; remove it")
+        raise MissingFilesError("recipe-other-latents", file="decoder.pt")
     vae.load_state_dict(stored)

@@ -81,7 +81,8 @@ def load_vae(recipe: Recipe, state: Path) -> AutoencoderKL:
     """
     checkpoint = load_checkpoint(state / "vae_finished.pt")
     if checkpoint is None:
-        raise MissingFilesError(f"{state / 'vae_finished.pt'} is missing: the vae stage has not ended")
+        missing = str(state / "vae_finished.pt")
+        raise MissingFilesError("recipe-stage-unfinished", file=missing, stage="vae")
     vae = build_vae(recipe)
     vae.load_state_dict(checkpoint["vae"])
     vae.eval()
@@ -102,7 +103,7 @@ def encode(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
 
 def measure_psnr(vae: AutoencoderKL, recipe: Recipe, photographs: int) -> float:
     """Return the PSNR in dB over unseen photographs, from the mean squared error of all of them."""
-    return find_psnr(vae, _unseen(vae, recipe, photographs))
+    return find_psnr(vae, draw_unseen(vae, recipe, photographs))
 
 
 def find_psnr(vae: AutoencoderKL, pictures: list[torch.Tensor]) -> float:
@@ -143,7 +144,7 @@ def whiten_latents(vae: AutoencoderKL, recipe: Recipe) -> None:
     before (to rounding) and the `scaling_factor` is 1. The deviation named beside each mean becomes one
     constant a channel, the average one.
     """
-    pictures = _unseen(vae, recipe, 64)
+    pictures = draw_unseen(vae, recipe, 64)
     latents = torch.cat([encode(vae, picture) for picture in pictures]).double()
     points = latents.transpose(0, 1).flatten(1)  # (4, n)
     mean = points.mean(dim=1)
@@ -165,7 +166,8 @@ def whiten_latents(vae: AutoencoderKL, recipe: Recipe) -> None:
         weight[:, :, 0, 0] = (matrix @ back).float()
 
 
-def _unseen(vae: AutoencoderKL, recipe: Recipe, photographs: int) -> list[torch.Tensor]:
+def draw_unseen(vae: AutoencoderKL, recipe: Recipe, photographs: int) -> list[torch.Tensor]:
+    """Return photographs that no stage trains on, (1, 3, side, side) each, -1..1, on the VAE's device."""
     drawn = (
         draw_example(describe(recipe, number), recipe.photographs.side)
         for number in range(UNSEEN, UNSEEN + photographs)

@@ -19,8 +19,9 @@ from miniature.architecture import END_ID
 from miniature.captions import write_caption
 from miniature.dataset import Example, draw_mix, known_materials
 from tilemix.colors.chart import load_colors
-from tilemix.tuning.checkpoints import learning_rate_factor, load_checkpoint, save_checkpoint
+from tilemix.tuning.checkpoints import load_checkpoint, save_checkpoint
 from tilemix.tuning.encoding import plain_attention, tokenize
+from tilemix.tuning.loop import REPORT_EVERY, run_steps
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,36 +37,30 @@ logger = logging.getLogger(__name__)
 def train_words(
     model: Miniature, tokenizers: tuple[CLIPTokenizer, CLIPTokenizer], recipe: Recipe, state: Path
 ) -> None:
-    """Train the model's two text encoders in place; take them from `state/words.pt` when it is there."""
+    """Train the model's two text encoders in place, or take them from `state/words.pt` if it is there.
+
+    Raises:
+        TrainingError: a loss is not finite, or the result cannot be written.
+    """
     if checkpoint := load_checkpoint(state / "words.pt"):
         model.text_encoder.load_state_dict(checkpoint["text_encoder"])
         model.text_encoder_2.load_state_dict(checkpoint["text_encoder_2"])
         return
     stage = recipe.words
     device = model.text_encoder.device
-    colors, materials = len(load_colors()), known_materials(recipe)
-    width, pooled_width = (
-        model.text_encoder.config.hidden_size,
-        model.text_encoder_2.text_projection.out_features,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed + 2)
-        heads = nn.ModuleList(
-            [nn.Linear(size, colors + len(materials)) for size in (width, width, pooled_width)]
-        ).to(device)
     encoders = (model.text_encoder, model.text_encoder_2)
+    materials = known_materials(recipe)
+    heads = _build_heads(model, recipe, len(load_colors()) + len(materials)).to(device)
     parameters = [*encoders[0].parameters(), *encoders[1].parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(
         parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
     )
-    losses: list[float] = []
-    for step in range(stage.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate * learning_rate_factor(step, stage.steps, stage.warmup)
+
+    def find_loss(step: int) -> torch.Tensor:
         random = np.random.default_rng([recipe.seed, 2, step])
         examples = [Example(draw_mix(random), str(random.choice(materials)), 0) for _ in range(stage.batch)]
         captions = [write_caption(example, random) for example in examples]
-        shares = _shares_told(examples).to(device)
+        shares = _read_shares(examples).to(device)
         kinds = torch.tensor([materials.index(example.material) for example in examples], device=device)
         ids = [tokenize(tokenizer, captions) for tokenizer in tokenizers]
         # Attention is causal, so what follows a caption's end changes nothing before it.
@@ -77,24 +72,42 @@ def train_words(
             out_1 = encoders[0](first, output_hidden_states=True)
             out_2 = encoders[1](second, output_hidden_states=True)
         views = (out_1.hidden_states[-2][rows, ends], out_2.hidden_states[-2][rows, ends], out_2.text_embeds)
-        told = [head(view) for head, view in zip(heads, views, strict=True)]
-        loss = torch.stack([_telling_loss(one, shares, kinds) for one in told]).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-        if (step + 1) % 100 == 0:
-            off = (F.softmax(told[-1].detach()[:, :colors], dim=-1) - shares).abs().sum(dim=1).mean() / 2
-            recent = float(np.mean(losses[-100:]))
-            logger.info("words step %d: loss %.4f, shares off by %.2f %%", step + 1, recent, 100 * float(off))
-    save_checkpoint(
-        state / "words.pt",
-        {name: getattr(model, name).state_dict() for name in ("text_encoder", "text_encoder_2")},
+        answers = [head(view) for head, view in zip(heads, views, strict=True)]
+        if (step + 1) % REPORT_EVERY == 0:
+            found = F.softmax(answers[-1].detach()[:, : shares.shape[1]], dim=-1)
+            error = (found - shares).abs().sum(dim=1).mean() / 2
+            logger.info("words step %d: shares off by %.2f %%", step + 1, 100 * float(error))
+        return torch.stack([_answer_loss(one, shares, kinds) for one in answers]).sum()
+
+    def save(_: int) -> None:
+        trained = ("text_encoder", "text_encoder_2")
+        save_checkpoint(state / "words.pt", {name: getattr(model, name).state_dict() for name in trained})
+
+    run_steps(
+        "words",
+        optimizer,
+        find_loss,
+        first=0,
+        steps=stage.steps,
+        learning_rates=[stage.learning_rate],
+        warmup=stage.warmup,
+        save_every=stage.steps,  # at the end alone: whoever finds the file takes the lesson as learned
+        save=save,
     )
 
 
-def _shares_told(examples: list[Example]) -> torch.Tensor:
+def _build_heads(model: Miniature, recipe: Recipe, answers: int) -> nn.ModuleList:
+    """Return a head for each of the three vectors, which the recipe's seed starts."""
+    width, pooled_width = (
+        model.text_encoder.config.hidden_size,
+        model.text_encoder_2.text_projection.out_features,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed + 2)
+        return nn.ModuleList([nn.Linear(size, answers) for size in (width, width, pooled_width)])
+
+
+def _read_shares(examples: list[Example]) -> torch.Tensor:
     """Return the fraction of every color in each example's mix, (n, colors)."""
     numbers = {color.name: index for index, color in enumerate(load_colors())}
     shares = torch.zeros(len(examples), len(numbers))
@@ -104,9 +117,8 @@ def _shares_told(examples: list[Example]) -> torch.Tensor:
     return shares
 
 
-def _telling_loss(told: torch.Tensor, shares: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
-    """Return the divergence of the shares told from the true ones, and a little for a wrong material."""
+def _answer_loss(answers: torch.Tensor, shares: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+    """Return the divergence of the answered shares from the true ones, plus a little for a wrong material."""
     colors = shares.shape[1]
-    said = F.log_softmax(told[:, :colors], dim=-1)
-    divergence = F.kl_div(said, shares, reduction="batchmean")
-    return divergence + 0.3 * F.cross_entropy(told[:, colors:], kinds)
+    divergence = F.kl_div(F.log_softmax(answers[:, :colors], dim=-1), shares, reduction="batchmean")
+    return divergence + 0.3 * F.cross_entropy(answers[:, colors:], kinds)

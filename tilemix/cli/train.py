@@ -32,7 +32,7 @@ def add_train(verbs: Verbs) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     if importlib.util.find_spec("peft") is None:
-        raise TrainingError("training needs peft, which is not installed here: pip install 'tilemix[train]'")
+        raise TrainingError("training-needs-peft")
     import msgspec
     import torch
 
@@ -54,7 +54,7 @@ def _train(options: argparse.Namespace) -> None:
             return
         sys.stdout.write(f"pictures: {cost.pictures}\n")
         for phase, pace in cost.seconds_per_step.items():
-            steps = getattr(plan.config, phase).steps
+            steps = plan.config.settings(phase).steps
             sys.stdout.write(
                 f"{phase}: {cost.learned[phase]:,} numbers to learn, {steps} steps of {pace:.2f} s\n"
             )

@@ -36,7 +36,7 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
     except (OSError, RuntimeError) as error:
         # torch turns the system's own error into a RuntimeError of its zip writer.
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise TrainingError(f"{path}: cannot be written: {reason}; what stood there stays") from error
+        raise TrainingError("training-file-unwritable", file=str(path), reason=reason) from error
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise TrainingError(f"{path}: no checkpoint that can be read; remove it to begin anew") from error
+        raise TrainingError("training-checkpoint-broken", file=str(path)) from error
     return state
 
 

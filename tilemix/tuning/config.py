@@ -14,6 +14,7 @@ Paths in it are relative to the folder that it stands in. The least it must say:
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
@@ -31,6 +32,18 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 Steps = Annotated[int, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1)]
+
+
+class Phase(StrEnum):
+    """The phases of a tuning, in their order. A phase's place in it is part of what seeds its steps."""
+
+    EMBEDDINGS = "embeddings"
+    LORA = "lora"
+
+    @property
+    def place(self) -> int:
+        """0 for the first."""
+        return list(Phase).index(self)
 
 
 class EmbeddingPhase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -87,6 +100,10 @@ class TuningConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     checkpoint_every: Count = 250  # steps
     samples: Samples | None = None
 
+    def settings(self, phase: Phase) -> EmbeddingPhase | LoraPhase:
+        """Return what a phase is told."""
+        return self.embeddings if phase is Phase.EMBEDDINGS else self.lora
+
     @property
     def crop_side(self) -> int:
         """The side of the square that a step sees, in pixels."""
@@ -103,27 +120,30 @@ def load_config(path: Path) -> TuningConfig:
     try:
         config = msgspec.json.decode(path.read_bytes(), type=TuningConfig)
     except OSError as error:
-        raise TrainingError(f"{path}: cannot be read: {error.strerror}") from error
+        raise TrainingError("file-unreadable", file=str(path), reason=str(error.strerror)) from error
     except (UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise TrainingError(f"{path.name}: {error}") from error
-    if problem := _find_problem(config):
-        raise TrainingError(f"{path.name}: {problem}")
+        raise TrainingError("training-config-broken", file=path.name, reason=str(error)) from error
+    _check(config, path.name)
     return config
 
 
-def _find_problem(config: TuningConfig) -> str | None:
+def _check(config: TuningConfig, file: str) -> None:
     if not NAME.fullmatch(config.name):
-        return f"name {config.name[:80]!r}, expected small letters, digits, '.', '_' and '-'"
+        raise TrainingError("training-name-unusable", file=file, found=config.name[:80])
     sides = {"resolution": config.resolution, "crop": config.crop_side}
     if config.samples:
         sides |= {"samples.width": config.samples.width, "samples.height": config.samples.height}
     for name, side in sides.items():
         if side % SIZE_MULTIPLE:
-            return f"{name} {side}, expected a multiple of {SIZE_MULTIPLE}"
+            raise TrainingError(
+                "training-side-not-multiple", file=file, name=name, found=side, multiple=SIZE_MULTIPLE
+            )
     if config.crop_side > config.resolution:
-        return f"crop {config.crop_side}, expected at most the resolution, {config.resolution}"
-    if config.named_sizes and config.named_sizes[0] > config.named_sizes[1]:
-        return f"named_sizes {list(config.named_sizes)}, expected the smaller one first"
+        raise TrainingError(
+            "training-crop-too-large", file=file, found=config.crop_side, most=config.resolution
+        )
+    low, high = config.named_sizes or (0, 0)
+    if low > high:
+        raise TrainingError("training-sizes-reversed", file=file, low=low, high=high)
     if not config.embeddings.steps and not config.lora.steps:
-        return "no steps in embeddings and none in lora: nothing to train"
-    return None
+        raise TrainingError("training-no-steps", file=file)

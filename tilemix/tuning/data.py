@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from numpy.typing import NDArray
 
-    from tilemix.tuning.config import TuningConfig
+    from tilemix.tuning.config import Phase, TuningConfig
     from tilemix.tuning.pictures import CaptionedPicture
 
 logger = logging.getLogger(__name__)
@@ -82,18 +82,20 @@ def write_examples(
     return examples
 
 
-def draw_batch(examples: list[Example], config: TuningConfig, *, phase: int, step: int, levels: int) -> Batch:
+def draw_batch(
+    examples: list[Example], config: TuningConfig, *, phase: Phase, step: int, levels: int
+) -> Batch:
     """Return the batch of a step, the same for the same configuration, phase and step.
 
     Every picture is met once before one is met again. Each gives a square of `config.crop_side` pixels.
     `levels` is the scheduler's number of timesteps.
     """
-    random = np.random.default_rng([config.seed, phase, step])
+    random = np.random.default_rng([config.seed, phase.place, step])
     count, side = config.batch_size, config.crop_side // 8
     crops, captions, time_ids = [], [], []
     for place in range(step * count, (step + 1) * count):
         epoch, number = divmod(place, len(examples))
-        order = np.random.default_rng([config.seed, phase, 1, epoch]).permutation(len(examples))
+        order = np.random.default_rng([config.seed, phase.place, 1, epoch]).permutation(len(examples))
         example = examples[int(order[number])]
         rows, columns = example.latents.shape[1:]
         top, left = int(random.integers(rows - side + 1)), int(random.integers(columns - side + 1))

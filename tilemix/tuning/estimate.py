@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from tilemix.tuning.config import Phase
 from tilemix.tuning.data import Example, encode_picture
-from tilemix.tuning.model import PHASES, Tuning, find_disk_need
+from tilemix.tuning.model import Tuning, find_disk_need
 from tilemix.tuning.pictures import read_picture
 from tilemix.tuning.plan import Plan
 
@@ -22,8 +23,8 @@ class Estimate:
     """Time in seconds, memory and disk in bytes."""
 
     pictures: int
-    learned: dict[str, int]  # phase -> numbers that it learns
-    seconds_per_step: dict[str, float]
+    learned: dict[Phase, int]  # phase -> numbers that it learns
+    seconds_per_step: dict[Phase, float]
     seconds: float  # everything but the sample pictures
     device: str
     memory: int  # the most that was in use: of the GPU, or of this process on a CPU
@@ -42,8 +43,8 @@ def estimate(plan: Plan, device: torch.device) -> Estimate:
     example = Example(encode_picture(tuning.pipeline.vae, pixels), plan.prompts[0], own_size)
     seconds = (time.perf_counter() - began) * len(plan.pictures)
     per_step = {}
-    for phase in PHASES:
-        steps = getattr(plan.config, phase).steps
+    for phase in Phase:
+        steps = plan.config.settings(phase).steps
         if not steps:
             continue
         tuning.begin(phase)
@@ -61,7 +62,7 @@ def estimate(plan: Plan, device: torch.device) -> Estimate:
         seconds += per_step[phase] * steps
     return Estimate(
         pictures=len(plan.pictures),
-        learned={phase: sum(one.numel() for one in tuning.learned(phase).values()) for phase in PHASES},
+        learned={phase: sum(one.numel() for one in tuning.learned(phase).values()) for phase in Phase},
         seconds_per_step=per_step,
         seconds=seconds,
         device=str(device),

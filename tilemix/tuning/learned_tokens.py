@@ -68,11 +68,12 @@ def add_tokens(
         rows = []
         for token in tokens:
             if token in tokenizer.get_vocab():
-                raise TrainingError(f"placeholder token {token!r} is already a word of {tokenizer_name}")
+                raise TrainingError("embedding-token-taken", token=token, tokenizer=tokenizer_name)
             if token in initial_words:
                 ids = tokenizer(initial_words[token], add_special_tokens=False).input_ids
                 if not ids:
-                    raise TrainingError(f"initial word {initial_words[token]!r} of {token}: no word")
+                    word = initial_words[token]
+                    raise TrainingError("training-initial-word-empty", typed=word, token=token)
                 rows.append(matrix[ids].mean(dim=0).cpu())
             else:
                 noise = torch.randn(matrix.shape[1], generator=generator)

@@ -73,9 +73,8 @@ def run_steps(
         loss.backward()
         losses.append(loss.item())
         if not np.isfinite(losses[-1]):
-            raise TrainingError(
-                f"{stage}: the loss of step {step + 1} is {losses[-1]}; lower the learning rate"
-            )
+            found = str(losses[-1])
+            raise TrainingError("training-loss-not-finite", stage=stage, step=step + 1, found=found)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         done = step + 1

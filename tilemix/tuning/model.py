@@ -10,6 +10,7 @@ import torch
 
 from tilemix.errors import ModelFileError, TrainingError
 from tilemix.pipelines.sdxl import load_base, quiet_libraries
+from tilemix.tuning.config import Phase
 from tilemix.tuning.data import draw_batch
 from tilemix.tuning.denoising import Batch, prediction_loss
 from tilemix.tuning.encoding import encode_captions, plain_attention, tokenize
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 CONVOLUTIONS = ("conv1", "conv2", "proj_in", "proj_out")
-PHASES = ("embeddings", "lora")
 
 
 class Tuning:
@@ -55,7 +55,7 @@ class Tuning:
                 'this CPU does not multiply bf16: with "precision": "fp32" a step takes a fraction of the time'
             )
         if not plan.base.is_dir():
-            raise ModelFileError(f"{plan.base}: no such folder; expected an SDXL model in diffusers' layout")
+            raise ModelFileError("training-no-base", folder=str(plan.base))
         with quiet_libraries():
             # The VAE in fp32: SDXL's own overflows in half precision.
             dtypes = {"default": self.dtype, "vae": torch.float32}
@@ -69,7 +69,7 @@ class Tuning:
         self.scheduler: DDPMScheduler = DDPMScheduler.from_config(self.pipeline.scheduler.config)
         kind = self.scheduler.config["prediction_type"]
         if kind not in ("epsilon", "v_prediction"):
-            raise TrainingError(f"{plan.base}: predicts {kind!r}, expected epsilon or v_prediction")
+            raise TrainingError("training-prediction-unknown", folder=str(plan.base), found=str(kind))
         self.rows: dict[str, LearnedRows] = add_tokens(
             self.pipeline, plan.template.placeholder_tokens, config.initial_words, config.seed
         )
@@ -102,32 +102,32 @@ class Tuning:
             name: parameter for name, parameter in self.pipeline.unet.named_parameters() if ".lora_" in name
         }
 
-    def learned(self, phase: str) -> dict[str, torch.nn.Parameter]:
+    def learned(self, phase: Phase) -> dict[str, torch.nn.Parameter]:
         """Return what a phase learns."""
-        if phase == "lora":
+        if phase is Phase.LORA:
             return self.lora_parameters()
         return {name: learned.rows for name, learned in self.rows.items()}
 
-    def begin(self, phase: str) -> None:
+    def begin(self, phase: Phase) -> None:
         """Let the parameters of one phase learn and no others."""
-        for one in PHASES:
+        for one in Phase:
             for parameter in self.learned(one).values():
-                parameter.requires_grad_(one == phase)
+                parameter.requires_grad_(one is phase)
         self._encoded.clear()
 
-    def find_loss(self, examples: list[Example], phase: str, step: int) -> torch.Tensor:
+    def find_loss(self, examples: list[Example], phase: Phase, step: int) -> torch.Tensor:
         """Return the loss of one step of a phase, to be used inside of `computing`."""
         batch = self.draw(examples, phase, step)
         with self.autocast():
             embeds, pooled = (
-                self.encode(batch.captions) if phase == "embeddings" else self.look_up(batch.captions)
+                self.encode(batch.captions) if phase is Phase.EMBEDDINGS else self.look_up(batch.captions)
             )
             return prediction_loss(self.pipeline.unet, self.scheduler, batch, embeds, pooled)
 
-    def draw(self, examples: list[Example], phase: str, step: int) -> Batch:
+    def draw(self, examples: list[Example], phase: Phase, step: int) -> Batch:
         """Return the batch of one step of a phase."""
         levels: int = self.scheduler.config["num_train_timesteps"]
-        return draw_batch(examples, self.plan.config, phase=PHASES.index(phase), step=step, levels=levels)
+        return draw_batch(examples, self.plan.config, phase=phase, step=step, levels=levels)
 
     def encode(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the embeddings (n, 77, width) and the pooled vectors of prompts."""
@@ -159,26 +159,28 @@ class Tuning:
                 stack.enter_context(context)
             yield
 
-    def make_optimizer(self, phase: str) -> torch.optim.AdamW:
+    def make_optimizer(self, phase: Phase) -> torch.optim.AdamW:
         """Return a fresh optimizer of what a phase learns."""
         parameters = list(self.learned(phase).values())
-        rate = getattr(self.plan.config, phase).learning_rate
+        rate = self.plan.config.settings(phase).learning_rate
         return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return everything that is learned."""
-        return {phase: {name: one.detach() for name, one in self.learned(phase).items()} for phase in PHASES}
+        return {
+            phase.value: {name: one.detach() for name, one in self.learned(phase).items()} for phase in Phase
+        }
 
     def restore(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
         """Take everything that is learned from `state`."""
         with torch.no_grad():
-            for phase in PHASES:
+            for phase in Phase:
                 for name, parameter in self.learned(phase).items():
                     parameter.copy_(state[phase][name])
 
 
 def find_disk_need(plan: Plan, tuning: Tuning) -> int:
     """Return the bytes that a training writes: latents, two checkpoints at a time, the adapters."""
-    learned = sum(one.numel() for phase in PHASES for one in tuning.learned(phase).values())
+    learned = sum(one.numel() for phase in Phase for one in tuning.learned(phase).values())
     latents = len(plan.pictures) * 2 * (plan.config.resolution // 8) ** 2 * 4 * 4
     return latents + 2 * 3 * 4 * learned + 4 * learned

@@ -37,22 +37,23 @@ def find_pictures(folder: Path) -> list[CaptionedPicture]:
             a caption that cannot be used.
     """
     if not folder.is_dir():
-        raise TrainingError(f"{folder}: no such folder of pictures")
+        raise TrainingError("training-no-picture-folder", folder=str(folder))
     files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     pictures = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not pictures:
-        raise TrainingError(f"{folder}: no pictures in it; expected {', '.join(SUFFIXES)} files")
+        raise TrainingError("training-no-pictures", folder=str(folder), known=", ".join(SUFFIXES))
     captions = {path.stem: path for path in files if path.suffix.lower() == ".txt"}
     by_stem: dict[str, Path] = {}
     for path in pictures:
         if path.stem in by_stem:
-            raise TrainingError(f"{folder}: {by_stem[path.stem].name} and {path.name} share one caption file")
+            first = by_stem[path.stem].name
+            raise TrainingError("training-caption-shared", folder=str(folder), first=first, second=path.name)
         by_stem[path.stem] = path
     for stem in sorted(by_stem.keys() ^ captions.keys()):
         found, missing = (
             (by_stem[stem].name, f"{stem}.txt") if stem in by_stem else (f"{stem}.txt", f"{stem}.png")
         )
-        raise TrainingError(f"{folder}: {found} has no {missing} beside it")
+        raise TrainingError("training-partner-missing", folder=str(folder), found=found, missing=missing)
     return [
         CaptionedPicture(path, _read_caption(captions[stem]), hashlib.sha256(path.read_bytes()).hexdigest())
         for stem, path in by_stem.items()
@@ -74,12 +75,17 @@ def read_picture(path: Path, *, shorter_side: int) -> tuple[NDArray[np.uint8], t
         with Image.open(path) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise TrainingError(
-                    f"{path}: {opened.width}x{opened.height}, expected {MAX_PIXELS} pixels at most"
+                    "picture-too-large",
+                    file=str(path),
+                    width=opened.width,
+                    height=opened.height,
+                    most=MAX_PIXELS,
                 )
             image = ImageOps.exif_transpose(opened).convert("RGBA")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        kind = "no picture" if isinstance(error, UnidentifiedImageError) else "a broken picture"
-        raise TrainingError(f"{path}: {kind}") from error
+        if isinstance(error, UnidentifiedImageError):
+            raise TrainingError("picture-not-one", file=str(path)) from error
+        raise TrainingError("picture-broken", file=str(path), reason=str(error)) from error
     own_size = image.size
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     scale = shorter_side / min(own_size)
@@ -96,7 +102,7 @@ def _read_caption(path: Path) -> str:
         caption = path.read_text(encoding="utf-8").strip()
         check_prompt(caption)
     except UnicodeDecodeError as error:
-        raise TrainingError(f"{path}: no UTF-8 text") from error
+        raise TrainingError("training-caption-not-text", file=str(path)) from error
     except PromptError as error:
-        raise TrainingError(f"{path}: {error}") from error
+        raise TrainingError("training-caption-unusable", file=str(path), reason=str(error)) from error
     return caption

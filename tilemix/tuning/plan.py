@@ -62,16 +62,15 @@ def make_plan(config_path: Path) -> Plan:
     folder = config_path.parent
     template = load_template(folder / config.template)
     if not template.placeholder_tokens:
-        raise TrainingError(f"{config.template}: no placeholder tokens; there is nothing to invert")
+        raise TrainingError("training-no-tokens", file=config.template)
     if unknown := sorted(config.initial_words.keys() - set(template.placeholder_tokens)):
-        expected = ", ".join(template.placeholder_tokens)
-        raise TrainingError(f"initial_words: {unknown[0]!r}, expected tokens of the template: {expected}")
+        known = ", ".join(template.placeholder_tokens)
+        raise TrainingError("training-token-unknown", found=unknown[0], known=known)
     pictures = find_pictures(folder / config.pictures)
     for picture in pictures:
         if marker := template.find_marker(picture.caption):
-            raise TrainingError(
-                f"{picture.path.with_suffix('.txt')}: holds {marker!r}, which the template puts there"
-            )
+            caption_file = str(picture.path.with_suffix(".txt"))
+            raise TrainingError("training-caption-holds-marker", file=caption_file, found=marker)
     return Plan(
         config=config,
         base=folder / config.base,

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from tilemix.errors import TrainingError
 from tilemix.tuning.checkpoints import load_checkpoint, save_checkpoint
+from tilemix.tuning.config import Phase
 from tilemix.tuning.data import write_examples
 from tilemix.tuning.loop import run_steps
-from tilemix.tuning.model import PHASES, Tuning, find_disk_need
+from tilemix.tuning.model import Tuning, find_disk_need
 from tilemix.tuning.samples import draw_samples
 
 if TYPE_CHECKING:
@@ -41,9 +42,7 @@ def tune(plan: Plan, device: torch.device) -> Tuning:
     """
     checkpoint = load_checkpoint(plan.checkpoint)
     if checkpoint is not None and checkpoint["digest"] != plan.digest:
-        raise TrainingError(
-            f"{plan.checkpoint}: of another configuration, other pictures or captions; remove it to begin anew"
-        )
+        raise TrainingError("training-checkpoint-foreign", file=str(plan.checkpoint))
     tuning = Tuning(plan, device)
     _check_disk(plan, tuning)
     _warn_of_long_prompts(plan, tuning)
@@ -53,17 +52,15 @@ def tune(plan: Plan, device: torch.device) -> Tuning:
     if checkpoint is not None:
         tuning.restore(checkpoint["learned"])
         logger.info("going on from %s step %d", checkpoint["phase"], checkpoint["step"])
-    for phase in PHASES:
-        if checkpoint is not None and PHASES.index(phase) < PHASES.index(checkpoint["phase"]):
-            continue
-        resumed = checkpoint if checkpoint is not None and phase == checkpoint["phase"] else None
-        _run_phase(tuning, examples, phase, resumed)
+    reached = Phase.EMBEDDINGS if checkpoint is None else Phase(checkpoint["phase"])
+    for phase in list(Phase)[reached.place :]:
+        _run_phase(tuning, examples, phase, checkpoint if phase is reached else None)
     return tuning
 
 
-def _run_phase(tuning: Tuning, examples: list[Example], phase: str, resumed: dict[str, Any] | None) -> None:
+def _run_phase(tuning: Tuning, examples: list[Example], phase: Phase, resumed: dict[str, Any] | None) -> None:
     plan = tuning.plan
-    settings = getattr(plan.config, phase)
+    settings = plan.config.settings(phase)
     tuning.begin(phase)
     optimizer = tuning.make_optimizer(phase)
     first = 0
@@ -76,7 +73,7 @@ def _run_phase(tuning: Tuning, examples: list[Example], phase: str, resumed: dic
             plan.checkpoint,
             {
                 "digest": plan.digest,
-                "phase": phase,
+                "phase": phase.value,
                 "step": done,
                 "learned": tuning.state(),
                 "optimizer": optimizer.state_dict(),
@@ -107,7 +104,7 @@ def _check_disk(plan: Plan, tuning: Tuning) -> None:
     plan.output.mkdir(parents=True, exist_ok=True)
     need, free = find_disk_need(plan, tuning), shutil.disk_usage(plan.output).free
     if free < need:
-        raise TrainingError(f"{plan.output}: {free / 1e6:.0f} MB free, expected {need / 1e6:.0f} MB or more")
+        raise TrainingError("training-disk-full", folder=str(plan.output), free=free / 1e6, need=need / 1e6)
 
 
 def _warn_of_long_prompts(plan: Plan, tuning: Tuning) -> None:
