@@ -49,6 +49,7 @@ WITHOUT_TORCH = (
     "tilemix.studio.__main__",
     "tilemix.studio.web.page",
     "tilemix.studio.store.migrations.versions.first_tables",
+    "tilemix.studio.store.migrations.versions.errors_as_data",
     "tools.cog_schema",
 )
 

@@ -170,17 +170,29 @@ def test_the_answer_is_what_accept_asks_for(shared, accept, media_type):
 def test_a_form_that_predict_would_refuse_is_refused_before_the_queue(shared, fields, error):
     before = shared.get("/api/predictions").json()
     answer = form(shared, **fields) if fields else shared.post("/api/generate-image", data={"seed": "1"})
-    assert (answer.status_code, answer.json()["error"]) == (422, error)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (422, error)
     assert shared.get("/api/predictions").json() == before
+
+
+def test_a_refusal_names_the_code_the_field_and_the_place(shared):
+    answer = form(shared, prompt="50% rad, 50% black")
+    assert answer.json() == {
+        "error": {
+            "code": "mix-unknown-color",
+            "field": "prompt",
+            "message": "unknown color 'rad' at character 5; did you mean 'red'?",
+            "values": {"typed": "rad", "position": 5, "words": "red"},
+        }
+    }
 
 
 def test_a_body_that_is_no_form_is_refused_by_its_type(shared):
     """JSON was answered with "input prompt is missing", although it was there."""
     answer = shared.post("/api/generate-image", json={"prompt": MIX})
     expected = "the body is application/json; expected multipart/form-data"
-    assert (answer.status_code, answer.json()["error"]) == (422, expected)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (422, expected)
     answer = shared.post("/api/generate-image")
-    assert answer.json()["error"] == "the body is of no type; expected multipart/form-data"
+    assert answer.json()["error"]["message"] == "the body is of no type; expected multipart/form-data"
 
 
 def test_a_broken_form_a_file_and_a_field_given_twice_are_refused(shared):
@@ -189,9 +201,14 @@ def test_a_broken_form_a_file_and_a_field_given_twice_are_refused(shared):
     for files in ({"prompt": ("a.txt", b"red")}, {"task": ("a.txt", b"miniature"), "prompt": (None, "red")}):
         answer = shared.post("/api/generate-image", files=files)
         expected = f"field {next(iter(files))} is a file; expected text"
-        assert (answer.status_code, answer.json()["error"]) == (422, expected)
+        assert (answer.status_code, answer.json()["error"]["message"]) == (422, expected)
     twice = shared.post("/api/generate-image", files=[("prompt", (None, "red")), ("prompt", (None, "blue"))])
-    assert twice.json() == {"error": "field prompt is given twice; expected once"}
+    assert twice.json()["error"] == {
+        "code": "input-twice",
+        "field": "prompt",
+        "message": "field prompt is given twice; expected once",
+        "values": {},
+    }
     assert shared.post("/api/generate-image", content=b"x" * 300_000, headers=headers).status_code == 413
 
 
@@ -199,12 +216,15 @@ def test_a_broken_form_a_file_and_a_field_given_twice_are_refused(shared):
 def test_every_field_given_twice_or_too_large_is_refused_by_its_name(shared, name):
     twice = [("prompt", (None, MIX)), (name, (None, "1")), (name, (None, "1"))]
     answer = shared.post("/api/generate-image", files=twice)
-    assert (answer.status_code, answer.json()["error"]) == (
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
         422,
         f"field {name} is given twice; expected once",
     )
     large = shared.post("/api/generate-image", files={"prompt": (None, MIX), name: (None, "1" * 70_000)})
-    assert (large.status_code, large.json()["error"]) == (400, "Part exceeded maximum size of 64KB.")
+    assert (large.status_code, large.json()["error"]["message"]) == (
+        400,
+        "the form cannot be read: Part exceeded maximum size of 64KB.",
+    )
 
 
 @pytest.mark.parametrize("value", ["", "true", "false", "anything at all", "x" * 60_000])
@@ -220,15 +240,15 @@ def test_use_model_manager_is_taken_and_means_nothing(shared, value):
 def test_only_the_served_model_is_a_task(shared, task, status):
     answer = form(shared, prompt=MIX, task=task)
     assert answer.status_code == status
-    assert status == 200 or len(answer.json()["error"]) < 120
+    assert status == 200 or len(answer.json()["error"]["message"]) < 120
 
 
 def test_a_urlencoded_form_is_taken_too_and_too_many_fields_are_not(shared):
     assert shared.post("/api/generate-image", data={"prompt": MIX}).status_code == 200
     many = shared.post("/api/generate-image", files=[("prompt", (None, MIX))] * 30)
-    assert (many.status_code, many.json()["error"]) == (
+    assert (many.status_code, many.json()["error"]["message"]) == (
         400,
-        "Too many fields. Maximum number of fields is 20.",
+        "the form cannot be read: Too many fields. Maximum number of fields is 20.",
     )
     many = shared.post("/api/generate-image", data={f"a{number}": "1" for number in range(30)})
     assert many.status_code in {400, 422}
@@ -240,7 +260,7 @@ def test_a_prediction_that_failed_says_why(client, cog):
     cog.outcome = {"status": "failed", "error": "out of memory"}
     answer = form(client, prompt=MIX)
     assert answer.status_code == 502
-    assert (answer.json()["status"], answer.json()["error"]) == ("failed", "out of memory")
+    assert (answer.json()["status"], answer.json()["error"]["message"]) == ("failed", "out of memory")
 
 
 @pytest.mark.parametrize(
@@ -255,7 +275,7 @@ def test_a_back_end_that_stays_away_is_a_503_and_the_prediction_is_taken_back(
     answer = form(client, prompt=MIX)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, str(api.RETRY_SECONDS))
     found = answer.json()
-    assert (found["status"], found["is_done"], found["error"]) == ("canceled", True, fault)
+    assert (found["status"], found["is_done"], found["error"]["message"]) == ("canceled", True, fault)
     cog.health = None
     assert form(client, prompt=MIX).status_code == 200  # asked again, it is drawn, once
     assert [identity.partition("-")[0] for identity, _ in cog.asked] != [found["id"]]
@@ -293,7 +313,7 @@ def test_a_picture_that_cannot_be_taken_says_why(client, cog):
     cog.outcome = {"status": "succeeded", "output": "data:image/png;base64,AAAA"}
     answer = form(client, prompt=MIX, accept="image/png")
     assert answer.status_code == 502
-    assert answer.json()["error"] == "the output: not a picture; expected a PNG, WebP or JPEG file"
+    assert answer.json()["error"]["message"] == "the output: not a picture; expected a PNG, WebP or JPEG file"
     assert client.get(f"/files/{answer.json()['id']}").status_code == 404
 
 
@@ -340,7 +360,7 @@ def test_a_running_prediction_is_canceled(client, cog):
 def test_json_that_cannot_be_used_is_refused(shared, content, error):
     answer = shared.post("/api/predictions", content=content)
     assert answer.status_code == 422
-    assert answer.json()["error"].startswith(error)
+    assert answer.json()["error"]["message"].startswith(error)
 
 
 def test_predictions_are_found_by_color_and_by_text_a_page_at_a_time(client):
@@ -371,7 +391,7 @@ def test_predictions_are_found_by_color_and_by_text_a_page_at_a_time(client):
 def test_what_is_not_there_is_a_404_in_json(shared, path):
     answer = shared.get(path)
     assert answer.status_code == 404
-    assert answer.json()["error"]
+    assert answer.json()["error"]["message"]
     assert shared.post("/api/predictions/x/cancel").status_code == 404
 
 
@@ -596,7 +616,7 @@ def test_no_secret_reaches_the_log_or_an_answer_whatever_fails(tmp_path, cog, ca
             assert time.monotonic() < deadline
             time.sleep(0.02)
         answers.append(found)
-    assert "the token Bearer r8_*** is not valid" in found.json()["error"]
+    assert "the token Bearer r8_*** is not valid" in found.json()["error"]["message"]
     assert f"Bearer {replicate_token}" in seen
     formatter = MaskingFormatter("%(message)s")
     formatter.secrets = client.studio.settings.secrets

@@ -6,14 +6,16 @@ import time
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import select, text, update
 
 from tests.studio_parts import START, add_prediction, get_prediction
 from tilemix.errors import SettingsError
 from tilemix.studio.settings import Secret
-from tilemix.studio.store.database import Database
+from tilemix.studio.store.database import MIGRATIONS, Database
 from tilemix.studio.store.schema import Base, Prediction
 
 
@@ -29,6 +31,23 @@ def test_opening_it_again_keeps_what_it_holds(database_url):
     database.close()
     again = Database.open(Secret(database_url))
     assert get_prediction(again, identity).prompt == "50% red, 50% black"
+    again.close()
+
+
+def test_an_error_of_an_earlier_studio_becomes_data(database_url):
+    database = Database.open(Secret(database_url))
+    identity = add_prediction(database)
+    line = "out of memory; 'quoted'"
+    with database.engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+        connection.execute(text("UPDATE predictions SET error = :line"), {"line": line})
+    database.close()
+    again = Database.open(Secret(database_url))
+    error = {"code": "prediction-failed", "field": None, "message": line, "values": {"reason": line}}
+    assert get_prediction(again, identity).error == error
     again.close()
 
 
@@ -82,7 +101,7 @@ def test_a_database_of_a_later_studio_is_refused(database_url):
     ("url", "message"),
     [
         ("mysql://root:secret@host/name", "unknown database 'mysql'; known: sqlite, postgresql"),
-        ("nonsense", "the database's URL is none; expected sqlite:////path or postgresql://host/name"),
+        ("nonsense", "the database's URL cannot be read; expected sqlite:////path or postgresql://host/name"),
         ("sqlite://", "the database's URL names no file; expected sqlite:////path"),
         ("sqlite:///:memory:", "the database's URL names no file; expected sqlite:////path"),
         ("sqlite:////no/such/folder/a", "the database cannot be opened: unable to open database file"),

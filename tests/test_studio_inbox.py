@@ -187,7 +187,7 @@ def test_many_are_read_at_once_and_one_that_the_database_refuses_is_set_aside(da
 
     def refuse_third(session, prediction, report, *, now):
         if len(report.logs) == 3:
-            prediction.error = "half done"
+            prediction.error = {"code": "half-done"}
             session.flush()
             raise DataError("UPDATE", {}, ValueError("a value out of range"))
         return apply_report(session, prediction, report, now=now)

@@ -81,8 +81,8 @@ def test_the_record_in_the_picture_is_kept_beside_it(database, tmp_path):
     ("source", "error"),
     [
         ("data:image/png;base64,AAAA", "the output: not a picture; expected a PNG, WebP or JPEG file"),
-        ("data:image/png;base64,A A", "the output's data: URI is no base64"),
-        ("data:text/html,<script>", "the output is no data: URI in base64"),
+        ("data:image/png;base64,A A", "the output's data: URI is not base64"),
+        ("data:text/html,<script>", "the output is not a data: URI in base64"),
         (data_uri(picture()[:60]), "the output: a broken picture, perhaps cut off: "),
         ("http://replicate.delivery/a.png", "the output's URL is of 'http' and host 'replicate.delivery'; "),
         ("file:///etc/passwd", "the output's URL is of 'file' and host ''; "),
@@ -96,7 +96,7 @@ def test_the_record_in_the_picture_is_kept_beside_it(database, tmp_path):
             "the output's URL is of 'https' and host 'replicate.delivery'; ",
         ),
         ("https://replicate.delivery:22/a", "the output's URL is of 'https' and host 'replicate.delivery'; "),
-        ("https://[::1/a", "the output's URL is none"),
+        ("https://[::1/a", "the output's URL cannot be read"),
     ],
 )
 def test_what_is_no_picture_of_ours_is_refused_for_good(tmp_path, source, error):
@@ -110,8 +110,8 @@ def test_what_is_no_picture_of_ours_is_refused_for_good(tmp_path, source, error)
     output = get_prediction(database, identity).output
     database.close()
     assert (output.state, output.source) == ("failed", None)
-    assert output.error.startswith(error)
-    assert str(tmp_path) not in output.error
+    assert output.error["message"].startswith(error)
+    assert str(tmp_path) not in output.error["message"]
     assert list((tmp_path / "pictures").iterdir()) == []
 
 
@@ -148,7 +148,7 @@ def test_a_fetch_that_failed_is_tried_again_ever_later_and_for_an_hour(database,
     assert waits[:7] == [2, 4, 8, 16, 32, 64, 120]
     assert 3600 < sum(waits[:-1]) < 3600 + 121
     output = get_prediction(database, identity).output
-    assert (output.state, output.error) == ("failed", "the output's host answers 503")
+    assert (output.state, output.error["message"]) == ("failed", "the output's host answers 503")
 
 
 @pytest.mark.parametrize(

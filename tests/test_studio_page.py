@@ -632,7 +632,10 @@ def test_errors_are_pages_for_browsers_and_json_for_programs(shared):
     assert "<!doctype html>" in shared.get("/nothing").text
     for path, headers in (("/nothing", {"Accept": "*/*"}), ("/api/predictions/x", {}), ("/files/x", {})):
         answer = shared.get(path, headers=headers)
-        assert (answer.status_code, set(answer.json())) == (404, {"error"})
+        assert (answer.status_code, set(answer.json()["error"])) == (
+            404,
+            {"code", "field", "message", "values"},
+        )
     assert "<!doctype html>" in shared.get("/", headers={"Host": "evil.example"}).text
 
 

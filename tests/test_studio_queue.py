@@ -7,11 +7,14 @@ import pytest
 
 from tests.cog_stand_in import run_cog_stand_in
 from tests.studio_parts import Clock, get_prediction
+from tilemix.errors import Message
 from tilemix.prompts.rewrite import rewrite
 from tilemix.prompts.template import find_template
 from tilemix.request import GenerationRequest
 from tilemix.studio.backends import CogBackend, cog_client
 from tilemix.studio.queue import Queue
+
+NO_REASON = Message("studio-refused", {"reason": "no reason"})
 
 TEMPLATE = find_template("rubber_tile")
 
@@ -57,7 +60,7 @@ def test_a_failure_of_the_model_is_the_predictions_end(database, cog):
     identity = add(queue)
     assert queue.step()
     prediction = get_prediction(database, identity)
-    assert (prediction.status, prediction.error) == ("failed", "Prediction failed: MixError")
+    assert (prediction.status, prediction.error["message"]) == ("failed", "Prediction failed: MixError")
     assert prediction.output is None
 
 
@@ -68,8 +71,8 @@ def test_inputs_that_the_server_refuses_fail_at_once(database, cog):
     assert queue.step()
     prediction = get_prediction(database, identity)
     assert prediction.status == "failed"
-    assert "refuses the inputs (422)" in prediction.error
-    assert "1536 is too wide" in prediction.error
+    assert "refuses the inputs (422)" in prediction.error["message"]
+    assert "1536 is too wide" in prediction.error["message"]
 
 
 @pytest.mark.parametrize("health", ["BUSY", "STARTING", "UNHEALTHY", "SETUP_FAILED"])
@@ -103,7 +106,7 @@ def test_a_prediction_whose_server_is_lost_starts_anew_under_another_id_and_thre
     queue.step()
     prediction = get_prediction(database, identity)
     assert prediction.status == "failed"
-    assert prediction.error == "the back end was lost 3 times while it drew this"
+    assert prediction.error["message"] == "the back end was lost 3 times while it drew this"
     ids = [asked for asked, _ in cog.asked]
     assert ids == [f"{identity}-{attempt}" for attempt in (1, 2, 3)]
     assert len({body["input"]["seed"] for _, body in cog.asked}) == 1
@@ -162,7 +165,7 @@ def test_what_is_past_its_deadline_is_ended_here_and_there(database, cog):
         prediction = get_prediction(database, identity)
         assert prediction.status in {"failed", "canceled"}
         if prediction.status == "failed":
-            assert prediction.error == f"not ended within 60 seconds, in status {status}"
+            assert prediction.error["message"] == f"not ended within 60 seconds, in status {status}"
 
 
 def test_a_studio_that_was_killed_takes_its_prediction_up_again(database, cog):
@@ -227,13 +230,15 @@ def test_a_fault_is_told_when_it_lasts_and_forgotten_when_nothing_waits(database
     assert queue.find_fault(lasting=timedelta(seconds=10)) is None
     clock.go_on(10)
     assert not queue.step()
-    assert queue.find_fault(lasting=timedelta(seconds=10)) == "the Cog server is UNHEALTHY"
+    assert queue.find_fault(lasting=timedelta(seconds=10)) == Message(
+        "backend-unhealthy", {"health": "UNHEALTHY"}
+    )
     cog.health = "BUSY"  # with another program's prediction: that is no fault
     assert not queue.step()
     assert queue.find_fault(lasting=timedelta(0)) is None
     cog.health = "STARTING"
     assert not queue.step()
-    assert queue.find_fault(lasting=timedelta(0)) == "the Cog server is STARTING"
+    assert queue.find_fault(lasting=timedelta(0)) == Message("backend-unhealthy", {"health": "STARTING"})
     queue.cancel(identity)
     assert not queue.step()
     assert queue.find_fault(lasting=timedelta(0)) is None
@@ -243,7 +248,7 @@ def test_only_a_prediction_that_has_not_begun_is_taken_back(database, cog):
     queue = make_queue(database, cog)
     drawn, waiting = add(queue), add(queue)
     assert queue.step()
-    assert [queue.withdraw(identity, "no reason") for identity in (drawn, waiting, waiting, "nobody")] == [
+    assert [queue.withdraw(identity, NO_REASON) for identity in (drawn, waiting, waiting, "nobody")] == [
         False,
         True,
         False,
@@ -251,5 +256,5 @@ def test_only_a_prediction_that_has_not_begun_is_taken_back(database, cog):
     ]
     assert not queue.step()
     prediction = get_prediction(database, waiting)
-    assert (prediction.status, prediction.error) == ("canceled", "no reason")
+    assert (prediction.status, prediction.error) == ("canceled", NO_REASON.describe())
     assert get_prediction(database, drawn).status == "succeeded"

@@ -175,7 +175,10 @@ def test_a_prediction_that_replicate_has_forgotten_ends(database):
     clock.go_on(4)
     reconciler.step()
     prediction = get_prediction(database, identity)
-    assert (prediction.status, prediction.error) == ("failed", "Replicate does not know the prediction (404)")
+    assert (prediction.status, prediction.error["message"]) == (
+        "failed",
+        "Replicate does not know the prediction (404)",
+    )
 
 
 def test_an_outage_ends_nothing(database):
@@ -200,7 +203,9 @@ def test_cancel_and_deadline_reach_replicate(database):
     clock.go_on(600)
     queue.end_late()
     assert replicate.predictions["p1"]["status"] == "canceled"
-    assert get_prediction(database, late).error == "not ended within 600 seconds, in status starting"
+    assert (
+        get_prediction(database, late).error["message"] == "not ended within 600 seconds, in status starting"
+    )
 
 
 @pytest.mark.parametrize(
@@ -239,7 +244,7 @@ def test_a_replicate_that_cannot_be_had_is_a_fault_until_it_takes_one(database):
     assert not queue.step()
     clock.go_on(10)
     assert not queue.step()
-    assert queue.find_fault(lasting=timedelta(seconds=10)) == "Replicate answers 503"
+    assert queue.find_fault(lasting=timedelta(seconds=10)).values == {"backend": "Replicate", "status": 503}
     replicate.refusal = None
     assert queue.step()
     assert queue.find_fault(lasting=timedelta(0)) is None

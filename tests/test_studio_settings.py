@@ -72,15 +72,15 @@ def test_no_secret_shows_in_the_settings():
         ),
         (
             {"TILEMIX_STUDIO_TOKEN": "short"},
-            "TILEMIX_STUDIO_TOKEN is no token; expected 16 to 512 printable ASCII characters",
+            "TILEMIX_STUDIO_TOKEN is not a token; expected 16 to 512 printable ASCII characters",
         ),
         (
             {"TILEMIX_STUDIO_PUBLIC_URL": "http://example.com"},
-            "TILEMIX_STUDIO_PUBLIC_URL is no URL of https, without user, query and fragment",
+            "TILEMIX_STUDIO_PUBLIC_URL is not a URL with 'https', without user, query and fragment",
         ),
         (
             {"TILEMIX_COG_URL": "file:///etc/passwd"},
-            "TILEMIX_COG_URL is no URL of http or https, without user, query and fragment",
+            "TILEMIX_COG_URL is not a URL with 'http' or 'https', without user, query and fragment",
         ),
     ],
 )

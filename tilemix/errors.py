@@ -19,7 +19,8 @@ The tree, so that a caller can catch exactly as much as it can handle:
     * ImageFileError           a picture file cannot be read or written
     * StudioError              the studio cannot do what it was asked
         * SettingsError        its environment, or the database it was given, cannot be used
-        * DeliveryError        a webhook delivery is refused
+        * RefusalError         a request to the studio is refused
+            * DeliveryError    a webhook delivery is refused
         * BackendError         the back end did not take a prediction
             * BackendBusyError       it has no free slot now; wait
             * BackendDownError       it cannot be reached, or is broken; surely nothing was begun
@@ -40,6 +41,7 @@ from functools import cache
 from pathlib import Path
 from string import Formatter
 from types import MappingProxyType
+from typing import Any
 
 import msgspec
 
@@ -80,6 +82,15 @@ class Message:
         if line is None:  # until every error has a code, a whole line stands in its place
             return self.code
         return Composer().vformat(line, (), {"field": self.field, **self.values})
+
+    def describe(self) -> dict[str, Any]:
+        """Return the message as JSON values: code, field, message (the English line) and values."""
+        return {
+            "code": self.code,
+            "field": self.field,
+            "message": str(self),
+            "values": dict(self.values),
+        }
 
 
 class TilemixError(Exception):
@@ -187,12 +198,16 @@ class SettingsError(StudioError):
     """The studio's environment, or the database that it names, cannot be used."""
 
 
-class DeliveryError(StudioError):
-    """A webhook delivery is refused; `status` is the HTTP status that says so to its sender."""
+class RefusalError(StudioError):
+    """A request to the studio is refused; `status` is the HTTP status of the answer."""
 
     def __init__(self, code: str, *, status: int, field: str | None = None, **values: Value) -> None:
         super().__init__(code, field=field, **values)
         self.status = status
+
+
+class DeliveryError(RefusalError):
+    """A webhook delivery is refused."""
 
 
 class BackendError(StudioError):

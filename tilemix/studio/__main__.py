@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
         formatter.secrets = settings.secrets
         port, fault = _try_port(settings.host, settings.port)
         if fault is not None:
-            raise SettingsError(f"TILEMIX_STUDIO_PORT is {port} at {settings.host[:80]}: {fault}")
+            raise SettingsError(
+                "settings-port-unusable", port=str(port), host=settings.host[:80], reason=fault
+            )
         settings = dataclasses.replace(settings, port=port)  # webhooks are sent there
         is_wanted = options.with_server and settings.backend == "cog"
         if is_wanted:
@@ -136,9 +138,7 @@ def place_server(settings: Settings, *, is_chosen: bool) -> Settings:
     """
     parts = urlsplit(settings.cog_url)
     if parts.scheme != "http" or parts.hostname not in {SERVER_HOST, "localhost"}:
-        raise SettingsError(
-            f"TILEMIX_COG_URL is {settings.cog_url[:80]!r}; with --with-server expected http://{SERVER_HOST}:PORT"
-        )
+        raise SettingsError("settings-cog-not-local", url=settings.cog_url[:80])
     port = parts.port or 80
     deadline = time.monotonic() + PORT_SECONDS
     while (fault := _try_port(SERVER_HOST, port)[1]) is not None:
@@ -147,7 +147,7 @@ def place_server(settings: Settings, *, is_chosen: bool) -> Settings:
             logger.info("port %d: %s; the Cog server gets port %d", port, fault, free)
             return dataclasses.replace(settings, cog_url=f"http://{SERVER_HOST}:{free}")
         if time.monotonic() > deadline:
-            raise SettingsError(f"TILEMIX_COG_URL is {settings.cog_url[:80]!r}: {fault}")
+            raise SettingsError("settings-cog-port-unusable", url=settings.cog_url[:80], reason=fault)
         time.sleep(0.1)
     return settings
 

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from tilemix.errors import InputError, MixError, RequestError
+from tilemix.errors import Message, RefusalError, RequestError
 from tilemix.studio.gallery import MOST_ON_A_PAGE, Gallery
 from tilemix.studio.negotiation import prefers
 from tilemix.studio.predictions import CANCELED
@@ -38,6 +36,7 @@ FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
 MAX_FIELDS = 20
 MAX_FIELD_BYTES = 64 * 2**10
 MAX_SEARCH_CHARACTERS = 200
+CANCELED_ERROR = Message("prediction-canceled", {}).describe()
 # A back end may be away for so long, being started again for one, before callers hear of it.
 GRACE = timedelta(seconds=10)
 EXTRA_SECONDS = 30  # over the deadline, for the picture to be taken
@@ -50,7 +49,9 @@ def api_routes(studio: Studio) -> list[Route]:
     async def generate_image(request: Request) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in FORM_TYPES:
-            raise RequestError(f"the body is {kind[:40] or 'of no type'}; expected {FORM_TYPES[0]}")
+            if not kind:
+                raise RequestError("input-without-type", expected=FORM_TYPES[0])
+            raise RequestError("input-not-form", type=kind[:40], expected=FORM_TYPES[0])
         async with request.form(
             max_files=MAX_FIELDS, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
         ) as form:
@@ -62,7 +63,9 @@ def api_routes(studio: Studio) -> list[Route]:
         if not found["is_done"]:
             return JSONResponse(found, 202, headers={"Location": f"/api/predictions/{identity}"})
         if found["url"] is None:
-            return JSONResponse(found, 409 if found["status"] == CANCELED else 502)
+            if found["status"] == CANCELED:
+                return JSONResponse({**found, "error": found["error"] or CANCELED_ERROR}, 409)
+            return JSONResponse(found, 502)
         if prefers(request.headers.get("accept", ""), "image/png"):
             return await _send_file(identity)
         return JSONResponse(found)
@@ -79,7 +82,7 @@ def api_routes(studio: Studio) -> list[Route]:
     async def cancel(request: Request) -> Response:
         identity = request.path_params["identity"]
         if not await run_in_threadpool(studio.queue.cancel, identity):
-            raise HTTPException(404, "no such prediction")
+            raise RefusalError("studio-no-such-prediction", status=404)
         return JSONResponse(await _find(identity))
 
     async def search(request: Request) -> Response:
@@ -99,7 +102,7 @@ def api_routes(studio: Studio) -> list[Route]:
     async def _find(identity: str) -> dict[str, Any]:
         found = await run_in_threadpool(gallery.find, identity)
         if found is None:
-            raise HTTPException(404, "no such prediction")
+            raise RefusalError("studio-no-such-prediction", status=404)
         return found
 
     async def _wait(identity: str) -> bool:
@@ -118,11 +121,11 @@ def api_routes(studio: Studio) -> list[Route]:
     async def _send_file(identity: str) -> Response:
         found = await run_in_threadpool(gallery.find_file, identity)
         if found is None:
-            raise HTTPException(404, "no such picture")
+            raise RefusalError("studio-no-such-picture", status=404)
         name, media_type = found
         path = studio.pictures / name
         if not path.is_file():
-            raise HTTPException(410, "the picture's file has been removed")
+            raise RefusalError("studio-picture-removed", status=410)
         # The name is of our own making; the id is in the URL, so what stands there never changes.
         return FileResponse(
             path,
@@ -146,36 +149,15 @@ def api_routes(studio: Studio) -> list[Route]:
     ]
 
 
-async def refuse_input(_: Request, error: Exception) -> JSONResponse:
-    """Answer 422 to what `predict()` would refuse."""
-    assert isinstance(error, InputError)
-    position = {"position": error.position} if isinstance(error, MixError) and error.position else {}
-    return JSONResponse({"error": str(error), **position}, 422)
-
-
-async def refuse_form(_: Request, error: Exception) -> JSONResponse:
-    """Answer 400 to a form that cannot be read."""
-    return JSONResponse({"error": str(error)}, 400)
-
-
-async def refuse(_: Request, error: Exception) -> JSONResponse:
-    """Answer a refusal of ours as JSON."""
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
-
-
-HANDLERS = {InputError: refuse_input, MultiPartException: refuse_form, HTTPException: refuse}
-
-
 def _read_limit(text: str | None) -> int:
     if text is None:
         return PAGE_SIZE
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_ON_A_PAGE):
-        raise RequestError(f"limit {text[:40]!r} is no integer from 1 to {MOST_ON_A_PAGE}")
+        raise RequestError("input-not-integer", field="limit", typed=text[:40], low=1, high=MOST_ON_A_PAGE)
     return int(text)
 
 
 def _read_search(name: str, text: str | None) -> str | None:
     if text is not None and ("\0" in text or len(text) > MAX_SEARCH_CHARACTERS):
-        raise RequestError(f"{name}: expected at most {MAX_SEARCH_CHARACTERS} characters of plain text")
+        raise RequestError("input-bad-search", field=name, most=MAX_SEARCH_CHARACTERS)
     return text

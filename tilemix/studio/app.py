@@ -13,7 +13,8 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tilemix.studio.api import HANDLERS, api_routes
+from tilemix.errors import InputError, Message, RefusalError
+from tilemix.studio.api import api_routes
 from tilemix.studio.guard import Guard, RateLimit
 from tilemix.studio.web.page import page_routes
 from tilemix.studio.web.rendering import Renderer
@@ -44,8 +45,11 @@ def create_app(studio: Studio, *, rate_limit: RateLimit | None = None) -> Starle
     renderer = Renderer(model=studio.settings.model, is_guarded=studio.settings.token is not None)
 
     async def refuse(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return renderer.refuse(request, error.status_code, error.detail, error.headers)
+        if isinstance(error, RefusalError | InputError):
+            status = error.status if isinstance(error, RefusalError) else 422
+            return renderer.refuse(request, error.message, status)
+        assert isinstance(error, HTTPException)  # of Starlette: its router and its form parser
+        return renderer.refuse(request, _name_refusal(error), error.status_code, error.headers)
 
     guard = Middleware(
         Guard, settings=studio.settings, rate_limit=rate_limit or RateLimit(), refuse=renderer.refuse
@@ -58,5 +62,13 @@ def create_app(studio: Studio, *, rate_limit: RateLimit | None = None) -> Starle
             *page_routes(studio, renderer),
         ],
         middleware=[guard],
-        exception_handlers={**HANDLERS, HTTPException: refuse},
+        exception_handlers=dict.fromkeys((InputError, RefusalError, HTTPException), refuse),
+    )
+
+
+def _name_refusal(error: HTTPException) -> Message:
+    if error.status_code == 404:
+        return Message("studio-nothing-here", {})
+    return Message(
+        "input-bad-form" if error.status_code == 400 else "studio-refused", {"reason": error.detail}
     )

@@ -28,6 +28,7 @@ from tilemix.errors import (
     BackendRefusedError,
     BackendUncertainError,
     DeliveryError,
+    Message,
 )
 from tilemix.studio.predictions import FAILED, parse_report
 from tilemix.studio.settings import Secret, mask
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REPLICATE_URL = "https://api.replicate.com/v1"
+COG, REPLICATE = "the Cog server", "Replicate"  # in messages
 CALL_SECONDS = 10  # for every call but a synchronous prediction
 DRAWING = frozenset({"READY", "BUSY"})  # a Cog server's health while nothing is wrong
 COG_EVENTS = ("start", "logs")  # the end comes with the answer
@@ -61,7 +63,7 @@ class Backend(Protocol):
     def is_ready(self) -> bool:
         """Return whether a prediction may be submitted now."""
 
-    def find_fault(self) -> str | None:
+    def find_fault(self) -> Message | None:
         """Return why nothing can be drawn for now; None if it can, later perhaps, or if only submit() tells."""
 
     def submit(
@@ -139,9 +141,9 @@ class CogBackend:
             answer = self._client.get("/health-check")
             status = msgspec.json.decode(answer.content, type=dict[str, Any]).get("status")
         except (httpx.HTTPError, msgspec.DecodeError) as error:
-            raise BackendDownError(f"the Cog server does not tell its health: {_name(error)}") from error
+            raise BackendDownError("backend-no-health", reason=_name(error)) from error
         if not isinstance(status, str):
-            raise BackendDownError("the Cog server does not tell its health: no status in its answer")
+            raise BackendDownError("backend-no-health", reason="no status in its answer")
         return status
 
     def is_ready(self) -> bool:
@@ -151,13 +153,13 @@ class CogBackend:
         except BackendDownError:
             return False
 
-    def find_fault(self) -> str | None:
+    def find_fault(self) -> Message | None:
         """Return what the server's health is where that is neither READY nor BUSY."""
         try:
             health = self.health()
         except BackendDownError as error:
-            return str(error)
-        return None if health in DRAWING else f"the Cog server is {health[:40]}"
+            return error.message
+        return None if health in DRAWING else Message("backend-unhealthy", {"health": health[:40]})
 
     def submit(
         self, attempt_id: str, inputs: Mapping[str, Any], *, webhook: str | None, seconds: float
@@ -170,22 +172,22 @@ class CogBackend:
         try:
             answer = self._client.put(f"/predictions/{attempt_id}", json=body, timeout=timeout)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise BackendDownError(f"the Cog server cannot be reached: {_name(error)}") from error
+            raise BackendDownError("backend-unreachable", backend=COG, reason=_name(error)) from error
         except httpx.HTTPError as error:
-            raise BackendUncertainError(f"the Cog server was lost: {_name(error)}") from error
+            raise BackendUncertainError("backend-answer-lost", backend=COG, reason=_name(error)) from error
         if answer.status_code == httpx.codes.CONFLICT:
             health = self.health()
             if health in DRAWING:  # READY: it has become free since
-                raise BackendBusyError("the Cog server is drawing another picture")
-            raise BackendDownError(f"the Cog server takes nothing: its health is {health[:40]}")
-        report = _read_answer(answer, "the Cog server")
+                raise BackendBusyError("backend-busy")
+            raise BackendDownError("backend-takes-nothing", health=health[:40])
+        report = _read_answer(answer, COG)
         if report.status == FAILED and any(sign in (report.error or "") for sign in DEAD_WORKER):
-            raise BackendUncertainError(f"the Cog server has lost its worker: {report.error}")
+            raise BackendUncertainError("backend-lost-worker", reason=str(report.error))
         return report
 
     def cancel(self, remote_id: str) -> None:
         """Ask for the end within one step."""
-        _call(self._client, "POST", f"/predictions/{remote_id}/cancel", "the Cog server")
+        _call(self._client, "POST", f"/predictions/{remote_id}/cancel", COG)
 
     def look_up(self, remote_id: str) -> None:
         """Return None: the server has no such call."""
@@ -235,34 +237,36 @@ class ReplicateBackend:
         try:
             answer = self._client.post("/predictions", json=body, headers=headers)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise BackendDownError(f"Replicate cannot be reached: {_name(error)}") from error
+            raise BackendDownError("backend-unreachable", backend=REPLICATE, reason=_name(error)) from error
         except httpx.HTTPError as error:
-            raise BackendUncertainError(f"Replicate's answer was lost: {_name(error)}") from error
+            raise BackendUncertainError(
+                "backend-answer-lost", backend=REPLICATE, reason=_name(error)
+            ) from error
         if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
-            raise BackendBusyError("Replicate takes no more predictions for now (429)")
-        return _read_answer(answer, "Replicate")
+            raise BackendBusyError("backend-throttled")
+        return _read_answer(answer, REPLICATE)
 
     def cancel(self, remote_id: str) -> None:
         """Ask for the end."""
-        _call(self._client, "POST", f"/predictions/{remote_id}/cancel", "Replicate")
+        _call(self._client, "POST", f"/predictions/{remote_id}/cancel", REPLICATE)
 
     def look_up(self, remote_id: str) -> Report:
         """Return how a prediction stands."""
-        answer = _call(self._client, "GET", f"/predictions/{remote_id}", "Replicate")
+        answer = _call(self._client, "GET", f"/predictions/{remote_id}", REPLICATE)
         if answer.is_client_error:
-            raise BackendRefusedError(f"Replicate does not know the prediction ({answer.status_code})")
-        return _read_answer(answer, "Replicate")
+            raise BackendRefusedError("backend-unknown-prediction", status=answer.status_code)
+        return _read_answer(answer, REPLICATE)
 
     def find(self, inputs: Mapping[str, Any]) -> Report | None:
         """Look through the latest hundred for one with these inputs; a drawn seed tells them apart."""
-        answer = _call(self._client, "GET", "/predictions", "Replicate")
+        answer = _call(self._client, "GET", "/predictions", REPLICATE)
         try:
             for raw in msgspec.json.decode(answer.content, type=_Page).results:
                 theirs = msgspec.json.decode(raw, type=_Listed).input or {}
                 if all(theirs.get(name) == value for name, value in inputs.items()):
                     return parse_report(bytes(raw))
         except (msgspec.DecodeError, DeliveryError) as error:
-            raise BackendError(f"Replicate's list cannot be read ({answer.status_code})") from error
+            raise BackendError("backend-unreadable-list", status=answer.status_code) from error
         return None
 
     def fetch_signing_secret(self) -> Secret:
@@ -271,12 +275,12 @@ class ReplicateBackend:
         Raises:
             BackendError: it cannot be had.
         """
-        answer = _call(self._client, "GET", "/webhooks/default/secret", "Replicate")
+        answer = _call(self._client, "GET", "/webhooks/default/secret", REPLICATE)
         try:
             return Secret(msgspec.json.decode(answer.content, type=dict[str, str])["key"])
         except (msgspec.DecodeError, KeyError):
             # Not "from": the text that could not be read may hold the key.
-            raise BackendError(f"Replicate gives no signing secret ({answer.status_code})") from None
+            raise BackendError("backend-no-signing-secret", status=answer.status_code) from None
 
 
 class _Page(msgspec.Struct):
@@ -287,17 +291,17 @@ class _Listed(msgspec.Struct):
     input: dict[str, Any] | None = None
 
 
-def _call(client: httpx.Client, method: str, path: str, who: str) -> httpx.Response:
+def _call(client: httpx.Client, method: str, path: str, backend: str) -> httpx.Response:
     try:
         answer = client.request(method, path)
     except httpx.HTTPError as error:
-        raise BackendDownError(f"{who} cannot be reached: {_name(error)}") from error
+        raise BackendDownError("backend-unreachable", backend=backend, reason=_name(error)) from error
     if answer.is_server_error or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
-        raise BackendDownError(f"{who} answers {answer.status_code}")
+        raise BackendDownError("backend-answers", backend=backend, status=answer.status_code)
     return answer
 
 
-def _read_answer(answer: httpx.Response, who: str) -> Report:
+def _read_answer(answer: httpx.Response, backend: str) -> Report:
     """Return the prediction in an answer; the errors are those of `Backend.submit()`."""
     if answer.is_server_error:
         kind = (
@@ -305,14 +309,18 @@ def _read_answer(answer: httpx.Response, who: str) -> Report:
             if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE
             else BackendUncertainError
         )
-        raise kind(f"{who} answers {answer.status_code}")
+        raise kind("backend-answers", backend=backend, status=answer.status_code)
     if not answer.is_success:
         reason = mask(answer.text[:MAX_REASON_CHARACTERS].replace("\0", ""))  # it may repeat what was sent
-        raise BackendRefusedError(f"{who} refuses the inputs ({answer.status_code}): {reason}")
+        raise BackendRefusedError(
+            "backend-refuses", backend=backend, status=answer.status_code, reason=reason
+        )
     try:
         return parse_report(answer.content)
     except DeliveryError as error:
-        raise BackendUncertainError(f"{who}'s answer cannot be read: {error}") from error
+        raise BackendUncertainError(
+            "backend-unreadable-answer", backend=backend, reason=str(error)
+        ) from error
 
 
 def _name(error: Exception) -> str:

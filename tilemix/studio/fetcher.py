@@ -59,18 +59,14 @@ class Fetcher:
                 if answer.status != 200:
                     # 404: it has been deleted. A redirect is not followed.
                     is_final = 300 <= answer.status < 500 and answer.status not in (408, 425, 429)
-                    raise OutputError(f"the output's host answers {answer.status}", is_final=is_final)
+                    raise OutputError("output-host-answers", is_final=is_final, status=answer.status)
                 data = bytearray()
                 for piece in answer.iter_stream():
                     data += piece
                     if len(data) > MAX_PICTURE_BYTES:
-                        raise OutputError(
-                            f"the output has more than {MAX_PICTURE_BYTES} bytes", is_final=True
-                        )
+                        raise OutputError("output-too-large", is_final=True, most=MAX_PICTURE_BYTES)
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
-            raise OutputError(
-                f"the output cannot be fetched: {type(error).__name__}", is_final=False
-            ) from error
+            raise OutputError("output-unreachable", is_final=False, reason=type(error).__name__) from error
         return bytes(data)
 
     def _check(self, url: str) -> None:
@@ -78,14 +74,16 @@ class Fetcher:
             parts = urlsplit(url)
             host, port = parts.hostname or "", parts.port
         except ValueError:
-            raise OutputError("the output's URL is none", is_final=True) from None
+            raise OutputError("output-bad-url", is_final=True) from None
         is_known = any(host == known or host.endswith(f".{known}") for known in self._hosts)
         is_plain = parts.username is None and parts.password is None and port in (None, 443)
         if parts.scheme != "https" or not is_known or not is_plain:
             raise OutputError(
-                f"the output's URL is of {parts.scheme[:16]!r} and host {host[:80]!r}; "
-                f"expected https and {' or '.join(self._hosts)}",
+                "output-foreign-url",
                 is_final=True,
+                scheme=parts.scheme[:16],
+                host=host[:80],
+                hosts=", ".join(self._hosts),
             )
 
 
@@ -99,13 +97,13 @@ def read_data_uri(uri: str) -> bytes:
     """
     head = DATA_URI.match(uri[:200])
     if head is None:
-        raise OutputError("the output is no data: URI in base64", is_final=True)
+        raise OutputError("output-not-data-uri", is_final=True)
     if len(uri) > MAX_PICTURE_BYTES * 4 // 3 + 200:
-        raise OutputError(f"the output has more than {MAX_PICTURE_BYTES} bytes", is_final=True)
+        raise OutputError("output-too-large", is_final=True, most=MAX_PICTURE_BYTES)
     try:
         return base64.b64decode(uri[head.end() :], validate=True)
     except ValueError as error:
-        raise OutputError("the output's data: URI is no base64", is_final=True) from error
+        raise OutputError("output-not-base64", is_final=True) from error
 
 
 def is_public(address: str) -> bool:
@@ -145,5 +143,5 @@ class _GuardedNetwork(httpcore.NetworkBackend):
         peer = stream.get_extra_info("server_addr")
         if not peer or not self._is_allowed(peer[0]):
             stream.close()
-            raise OutputError("the output's host is at an address that is not public", is_final=True)
+            raise OutputError("output-private-address", is_final=True)
         return stream

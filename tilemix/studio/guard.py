@@ -17,18 +17,19 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import MutableHeaders
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse
+from starlette.responses import RedirectResponse
 
+from tilemix.errors import Message, RefusalError
 from tilemix.studio.negotiation import prefers
 from tilemix.studio.sessions import SESSION_COOKIE, is_session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from starlette.responses import Response
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Message as Event
 
     from tilemix.studio.settings import Settings
 
@@ -80,11 +81,6 @@ class RateLimit:
             return True
 
 
-def refuse_as_json(_: Request, status: int, error: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return a refusal for a program."""
-    return JSONResponse({"error": error}, status, headers=headers)
-
-
 class Guard:
     """The middleware; `refuse` makes the answer to a request that does not pass."""
 
@@ -94,7 +90,7 @@ class Guard:
         *,
         settings: Settings,
         rate_limit: RateLimit,
-        refuse: Callable[..., Response] = refuse_as_json,
+        refuse: Callable[..., Response],
     ) -> None:
         self._app = app
         self._make_refusal = refuse
@@ -112,7 +108,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
-        async def send_with_headers(message: Message) -> None:
+        async def send_with_headers(message: Event) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
@@ -130,7 +126,7 @@ class Guard:
         headers, path = request.headers, scope["path"]
         host = headers.get("host", "")
         if self._hosts is not None and _hostname(host) not in self._hosts:
-            return self._make_refusal(request, 421, f"this studio is not {host[:80]!r}")
+            return self._make_refusal(request, Message("studio-wrong-host", {"host": host[:80]}), 421)
         is_open = path.startswith(OPEN_PATHS)
         if not (is_open or path.startswith(LOGIN_PATHS) or self._is_known(request)):
             return self._ask_for_token(request)
@@ -139,11 +135,11 @@ class Guard:
         origin = headers.get("origin")
         is_foreign = origin is not None and urlsplit(origin).netloc not in self._netlocs | {host}
         if is_foreign or headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
-            return self._make_refusal(request, 403, "changes are taken from the studio's own pages only")
+            return self._make_refusal(request, Message("studio-foreign-origin", {}), 403)
         address = scope["client"][0] if scope.get("client") else ""
         if not self._rate_limit.take(address):
-            error = f"more than {CHANGES_A_MINUTE} changes a minute"
-            return self._make_refusal(request, 429, error, {"Retry-After": "5"})
+            message = Message("studio-too-many-changes", {"most": CHANGES_A_MINUTE})
+            return self._make_refusal(request, message, 429, {"Retry-After": "5"})
         return None
 
     def _is_known(self, request: Request) -> bool:
@@ -160,8 +156,8 @@ class Guard:
             query = request.scope["query_string"].decode("latin-1")
             goal = quote(request.scope["path"]) + (f"?{query}" if query else "")
             return RedirectResponse(f"/login?next={quote(goal, safe='')}", 303)
-        error = "the bearer token is missing or is not ours"
-        return self._make_refusal(request, 401, error, {"WWW-Authenticate": "Bearer"})
+        message = Message("studio-unauthorized", {})
+        return self._make_refusal(request, message, 401, {"WWW-Authenticate": "Bearer"})
 
 
 def _hostname(host: str) -> str | None:
@@ -174,12 +170,12 @@ def _hostname(host: str) -> str | None:
 def _limit(receive: Receive, most: int) -> Receive:
     count = 0
 
-    async def receive_limited() -> Message:
+    async def receive_limited() -> Event:
         nonlocal count
         message = await receive()
         count += len(message.get("body", b""))
         if count > most:
-            raise HTTPException(413, f"the body has more than {most} bytes")
+            raise RefusalError("studio-body-too-large", status=413, most=most)
         return message
 
     return receive_limited

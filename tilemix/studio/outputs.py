@@ -113,7 +113,7 @@ class OutputTaker:
         now = self._clock()
         with self._database.write() as session:
             output = session.get_one(Output, number, with_for_update=True)
-            output.error = str(error)
+            output.error = error.message.describe()
             output.attempts += 1
             wait = min(FIRST_WAIT * 2 ** min(output.attempts - 1, 10), LONGEST_WAIT)
             output.next_attempt_at = now + wait
@@ -130,7 +130,7 @@ def keep_picture(folder: Path, identity: str, data: bytes) -> Picture:
     try:
         picture = decode_picture(data, source="the output")
     except ImageFileError as error:
-        raise OutputError(str(error), is_final=True) from error
+        raise OutputError("output-unusable", is_final=True, reason=str(error)) from error
     record = None
     with contextlib.suppress(ImageFileError):  # another model's picture has no record of ours
         record = record_json(record_of(picture, source="the output"))
@@ -139,7 +139,7 @@ def keep_picture(folder: Path, identity: str, data: bytes) -> Picture:
     try:
         write_atomically(folder / name, data)
     except OSError as error:
-        raise OutputError(f"the picture cannot be written: {error.strerror}", is_final=False) from error
+        raise OutputError("output-unwritable", is_final=False, reason=str(error.strerror)) from error
     return Picture(
         file=name,
         media_type=media_type,

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from tilemix.errors import DeliveryError
+from tilemix.errors import DeliveryError, Message
 from tilemix.studio.store.schema import Output
 
 if TYPE_CHECKING:
@@ -89,11 +89,11 @@ def parse_report(body: bytes) -> Report:
     try:
         parsed = msgspec.json.decode(body, type=_Body)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as problem:
-        raise DeliveryError(f"the body is no prediction: {problem}", status=400) from problem
+        raise DeliveryError("delivery-not-a-prediction", status=400, reason=str(problem)) from problem
     if not REMOTE_ID.fullmatch(parsed.id):
-        raise DeliveryError(f"the prediction's id {parsed.id[:40]!r} is none", status=400)
+        raise DeliveryError("delivery-bad-prediction-id", status=400, found=parsed.id[:40])
     if not STATUS.fullmatch(parsed.status):
-        raise DeliveryError(f"the prediction's status {parsed.status[:40]!r} is none", status=400)
+        raise DeliveryError("delivery-bad-status", status=400, found=parsed.status[:40])
     output = (
         parsed.output[0] if isinstance(parsed.output, list) and len(parsed.output) == 1 else parsed.output
     )
@@ -140,10 +140,11 @@ def apply_report(session: Session, prediction: Prediction, report: Report, *, no
     return has_moved
 
 
-def finish(prediction: Prediction, status: str, *, error: str | None, now: datetime) -> None:
+def finish(prediction: Prediction, status: str, *, error: Message | None, now: datetime) -> None:
     """End a prediction by ourselves; one that has ended stays as it is."""
     if not is_terminal(prediction.status):
-        prediction.status, prediction.error, prediction.completed_at = status, error, now
+        prediction.status, prediction.completed_at = status, now
+        prediction.error = None if error is None else error.describe()
 
 
 def read_progress(logs: str) -> Progress | None:
@@ -154,12 +155,13 @@ def read_progress(logs: str) -> Progress | None:
 
 def _end(session: Session, prediction: Prediction, report: Report, now: datetime) -> None:
     prediction.completed_at = now
-    prediction.error = report.error
+    if report.error is not None:
+        prediction.error = Message("prediction-failed", {"reason": report.error}).describe()
     if report.status != SUCCEEDED:
         return
     output = Output(prediction=prediction.number, created_at=now, next_attempt_at=now, attempts=0)
     if report.output is None:
-        output.state, output.error = "failed", "the back end reported a success without one picture's URI"
+        output.state, output.error = "failed", Message("output-missing", {}).describe()
     else:
         output.state, output.source = "pending", report.output
     session.add(output)

@@ -21,6 +21,7 @@ from tilemix.errors import (
     BackendError,
     BackendRefusedError,
     BackendUncertainError,
+    Message,
 )
 from tilemix.studio import predictions
 from tilemix.studio.predictions import CANCELED, FAILED, QUEUED, STARTING, TERMINAL
@@ -63,7 +64,7 @@ class Queue:
         self._clock = clock
         self._runner = secrets.token_hex(16)
         self._is_stopping = False
-        self._fault: tuple[str, datetime] | None = None  # why nothing can be drawn, and since when
+        self._fault: tuple[Message, datetime] | None = None  # why nothing can be drawn, and since when
 
     def add(self, request: GenerationRequest, prompt: Prompt) -> str:
         """Commit a new prediction; return its id. The seed is drawn now, so that a repetition draws the same."""
@@ -102,7 +103,7 @@ class Queue:
         self.send_cancels()
         return True
 
-    def withdraw(self, identity: str, reason: str) -> bool:
+    def withdraw(self, identity: str, reason: Message) -> bool:
         """End a prediction that has not begun; return whether it had not."""
         with self._database.write() as session:
             prediction = _lock(session, Prediction.id == identity)
@@ -111,7 +112,7 @@ class Queue:
             predictions.finish(prediction, CANCELED, error=reason, now=self._clock())
             return True
 
-    def find_fault(self, *, lasting: timedelta) -> str | None:
+    def find_fault(self, *, lasting: timedelta) -> Message | None:
         """Return why nothing has been drawn for so long although something waits; None if that is not so."""
         fault = self._fault
         return fault[0] if fault is not None and self._clock() - fault[1] >= lasting else None
@@ -148,12 +149,12 @@ class Queue:
             report = self._backend.submit(attempt_id, prediction.inputs, webhook=webhook, seconds=seconds)
         except (BackendBusyError, BackendDownError) as error:
             logger.info("prediction %s waits again: %s", prediction.id, error)
-            self._note_fault(str(error) if isinstance(error, BackendDownError) else None)
+            self._note_fault(error.message if isinstance(error, BackendDownError) else None)
             self._change(prediction, queue_again)
             return False
         except BackendRefusedError as error:
             self._note_fault(None)
-            self._change(prediction, _end_with(str(error)))
+            self._change(prediction, _end_with(error.message))
         except BackendUncertainError as error:
             logger.warning("prediction %s: %s", prediction.id, error)
             if self._backend.is_synchronous and not self._is_stopping:
@@ -192,7 +193,7 @@ class Queue:
             late = select(Prediction).where(Prediction.status.not_in(TERMINAL), Prediction.deadline_at < now)
             for prediction in session.scalars(late.with_for_update(skip_locked=True)):
                 seconds = (prediction.deadline_at - prediction.created_at).total_seconds()
-                error = f"not ended within {seconds:.0f} seconds, in status {prediction.status}"
+                error = Message("prediction-late", {"seconds": round(seconds), "status": prediction.status})
                 predictions.finish(prediction, FAILED, error=error, now=now)
 
     def stop(self) -> None:
@@ -213,7 +214,7 @@ class Queue:
             except BackendError as error:
                 logger.info("cancel %s: %s", remote_id, error)
 
-    def _note_fault(self, fault: str | None) -> None:
+    def _note_fault(self, fault: Message | None) -> None:
         since = self._clock() if self._fault is None else self._fault[1]
         self._fault = None if fault is None else (fault, since)
 
@@ -286,13 +287,13 @@ def queue_again(prediction: Prediction, now: datetime) -> None:
 def _lose(prediction: Prediction, now: datetime) -> None:
     prediction.losses += 1
     if prediction.losses >= MAX_LOSSES:
-        error = f"the back end was lost {prediction.losses} times while it drew this"
+        error = Message("prediction-lost", {"count": prediction.losses})
         predictions.finish(prediction, FAILED, error=error, now=now)
     else:
         queue_again(prediction, now)
 
 
-def _end_with(error: str) -> Callable[[Prediction, datetime], None]:
+def _end_with(error: Message) -> Callable[[Prediction, datetime], None]:
     def end(prediction: Prediction, now: datetime) -> None:
         predictions.finish(prediction, FAILED, error=error, now=now)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
+    from tilemix.errors import Message
     from tilemix.studio.backends import Backend
     from tilemix.studio.predictions import Report
     from tilemix.studio.store.database import Database
@@ -76,14 +77,16 @@ class Reconciler:
         try:
             report = self._backend.find(inputs) if remote_id is None else self._backend.look_up(remote_id)
         except BackendRefusedError as error:
-            self._settle(number, remote_id, None, str(error))
+            self._settle(number, remote_id, None, error.message)
         except BackendError as error:
             logger.warning("asking about prediction %s: %s", remote_id or number, error)
         else:
             self._settle(number, remote_id, report, None)
         return True
 
-    def _settle(self, number: int, remote_id: str | None, report: Report | None, error: str | None) -> None:
+    def _settle(
+        self, number: int, remote_id: str | None, report: Report | None, error: Message | None
+    ) -> None:
         now = self._clock()
         with self._database.write() as session:
             prediction = session.get_one(Prediction, number, with_for_update=True)

@@ -105,7 +105,10 @@ class Settings:
         backend = given.get("TILEMIX_STUDIO_BACKEND", "cog")
         if backend not in BACKENDS:
             raise SettingsError(
-                f"TILEMIX_STUDIO_BACKEND is {backend[:40]!r}; expected one of {', '.join(BACKENDS)}"
+                "settings-unknown-choice",
+                name="TILEMIX_STUDIO_BACKEND",
+                typed=backend[:40],
+                known=", ".join(BACKENDS),
             )
         settings = cls(
             folder=folder,
@@ -152,17 +155,12 @@ class Settings:
 
     def _check_together(self) -> None:
         if not self.is_loopback and self.token is None:
-            raise SettingsError(
-                f"TILEMIX_STUDIO_HOST is {self.host[:80]!r}, which others can reach: set TILEMIX_STUDIO_TOKEN"
-            )
+            raise SettingsError("settings-host-without-token", host=self.host[:80])
         if self.backend == "replicate":
             if self.replicate_token is None:
-                raise SettingsError("TILEMIX_STUDIO_BACKEND is 'replicate': set REPLICATE_API_TOKEN")
+                raise SettingsError("settings-replicate-without-token")
             if self.replicate_version is None or not VERSION.fullmatch(self.replicate_version):
-                raise SettingsError(
-                    "TILEMIX_STUDIO_BACKEND is 'replicate': "
-                    "set TILEMIX_REPLICATE_VERSION to the 64 hex digits of the model's version"
-                )
+                raise SettingsError("settings-replicate-without-version")
 
 
 def _read_integer(given: Mapping[str, str], name: str, default: int, limits: tuple[int, int]) -> int:
@@ -171,7 +169,7 @@ def _read_integer(given: Mapping[str, str], name: str, default: int, limits: tup
         return default
     low, high = limits
     if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-        raise SettingsError(f"{name} is {text[:40]!r}; expected an integer from {low} to {high}")
+        raise SettingsError("settings-not-an-integer", name=name, typed=text[:40], low=low, high=high)
     return int(text)
 
 
@@ -180,7 +178,7 @@ def _read_token(given: Mapping[str, str], name: str) -> Secret | None:
     if text is None:
         return None
     if not TOKEN.fullmatch(text):
-        raise SettingsError(f"{name} is no token; expected 16 to 512 printable ASCII characters")
+        raise SettingsError("settings-bad-token", name=name)
     return Secret(text)
 
 
@@ -197,5 +195,5 @@ def _read_url(given: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> 
     except ValueError:
         is_good = False
     if not is_good:
-        raise SettingsError(f"{name} is no URL of {' or '.join(schemes)}, without user, query and fragment")
+        raise SettingsError("settings-bad-url", name=name, schemes=", ".join(schemes))
     return text.rstrip("/")

@@ -64,16 +64,16 @@ class SignedHeaders:
                 found[name].append(raw_value.decode("latin-1"))
         for name, values in found.items():
             if len(values) != 1:
-                raise DeliveryError(f"{len(values)} headers {name}; expected exactly one", status=400)
+                raise DeliveryError("delivery-wrong-headers", status=400, name=name, count=len(values))
         (identity,), (timestamp,), (signature,) = (found[name] for name in HEADERS)
         if not ID.fullmatch(identity):
-            raise DeliveryError("header webhook-id: expected 1 to 128 letters, digits, - and _", status=400)
+            raise DeliveryError("delivery-bad-id", status=400)
         if not TIMESTAMP.fullmatch(timestamp):
-            raise DeliveryError("header webhook-timestamp: expected ten digits", status=400)
+            raise DeliveryError("delivery-bad-timestamp", status=400)
         tokens = signature.split(" ")
         is_short = len(signature) <= MAX_SIGNATURE_CHARACTERS and len(tokens) <= MAX_SIGNATURES
         if not is_short or not all(SIGNATURE.fullmatch(token) for token in tokens):
-            raise DeliveryError("header webhook-signature: expected entries such as v1,BASE64", status=400)
+            raise DeliveryError("delivery-bad-signature", status=400)
         return cls(identity, timestamp, signature)
 
 
@@ -105,7 +105,7 @@ class Keyring:
         """
         if self._fits(headers, body) or (self._add_present_key() and self._fits(headers, body)):
             return
-        raise DeliveryError("no key of ours signed this delivery in the last 300 seconds", status=401)
+        raise DeliveryError("delivery-not-signed", status=401)
 
     def _fits(self, headers: SignedHeaders, body: bytes) -> bool:
         given = dict(zip(HEADERS, (headers.id, headers.timestamp, headers.signature), strict=True))
@@ -140,7 +140,7 @@ def check_bearer(headers: Iterable[tuple[bytes, bytes]], token: Secret | None) -
     given = [value for name, value in headers if name.lower() == b"authorization"]
     expected = b"Bearer " + (token.reveal().encode() if token is not None else b"")
     if token is None or len(given) != 1 or not hmac.compare_digest(given[0], expected):
-        raise DeliveryError("the bearer token is missing or is not ours", status=401)
+        raise DeliveryError("studio-unauthorized", status=401)
 
 
 def _make_verifier(secret: Secret) -> Webhook:
@@ -148,8 +148,8 @@ def _make_verifier(secret: Secret) -> Webhook:
     try:
         key = base64.b64decode(text.removeprefix(PREFIX), validate=True)
     except ValueError:
-        raise SettingsError("a webhook secret is no base64; expected whsec_ and base64 digits") from None
+        raise SettingsError("settings-secret-not-base64") from None
     low, high = KEY_BYTES
     if not text.startswith(PREFIX) or not low <= len(key) <= high:
-        raise SettingsError(f"a webhook secret is no whsec_ with a key of {low} to {high} bytes")
+        raise SettingsError("settings-bad-secret", low=low, high=high)
     return Webhook(key)

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from tilemix.errors import DeliveryError
+from tilemix.errors import DeliveryError, Message
 from tilemix.studio.inbox import MAX_BODY_BYTES, Arrival
 from tilemix.studio.signatures import SignedHeaders, check_bearer
 
@@ -71,14 +71,13 @@ async def _answer(request: Request, endpoint: Endpoint) -> JSONResponse:
         return await endpoint(request)
     except DeliveryError as error:
         logger.warning("%s: refused: %s", request.url.path, error)
-        return JSONResponse({"error": str(error)}, error.status)
+        return JSONResponse({"error": error.message.describe()}, error.status)
     except ClientDisconnect:
         raise
     except Exception:  # the edge: the sender must try again, whatever it was
         logger.exception("%s: a delivery could not be stored", request.url.path)
-        return JSONResponse(
-            {"error": "not stored; try again"}, 503, headers={"Retry-After": str(RETRY_SECONDS)}
-        )
+        message = Message("delivery-not-stored", {})
+        return JSONResponse({"error": message.describe()}, 503, headers={"Retry-After": str(RETRY_SECONDS)})
 
 
 async def _read_body(request: Request, most: int) -> bytes:
@@ -92,4 +91,4 @@ async def _read_body(request: Request, most: int) -> bytes:
                 break
         else:
             return bytes(body)
-    raise DeliveryError(f"the body has more than {most} bytes", status=413)
+    raise DeliveryError("studio-body-too-large", status=413, most=most)

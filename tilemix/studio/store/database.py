@@ -71,11 +71,11 @@ class Database:
                 with engine.begin() as connection:
                     update_tables(connection)
             except CommandError as error:
-                raise SettingsError(f"the database is of another version of the studio: {error}") from error
+                raise SettingsError("settings-database-of-another-version", reason=str(error)) from error
             except SQLAlchemyError as error:
                 # The driver's first line, without the statement and without the URL, which may hold a password.
                 reason = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()[0]
-                raise SettingsError(f"the database cannot be opened: {reason}") from error
+                raise SettingsError("settings-database-unreachable", reason=reason) from error
             undo.pop_all()
         return cls(engine, lock)
 
@@ -111,14 +111,12 @@ def _make_engine(secret: Secret) -> Engine:
     try:
         url = make_url(secret.reveal())
     except ArgumentError:
-        raise SettingsError(
-            "the database's URL is none; expected sqlite:////path or postgresql://host/name"
-        ) from None
+        raise SettingsError("settings-database-bad-url") from None
     kind = url.drivername.partition("+")[0]
     if kind not in DRIVERS:
-        raise SettingsError(f"unknown database {kind[:40]!r}; known: sqlite, postgresql")
+        raise SettingsError("settings-unknown-database", typed=kind[:40], known="sqlite, postgresql")
     if kind == "sqlite" and url.database in (None, "", ":memory:"):
-        raise SettingsError("the database's URL names no file; expected sqlite:////path")
+        raise SettingsError("settings-database-without-file")
     engine = create_engine(
         url.set(drivername=DRIVERS[kind]),
         pool_size=CONNECTIONS,

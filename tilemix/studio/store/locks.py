@@ -35,9 +35,9 @@ def lock_file(path: Path, what: str) -> Lock:
             file = stack.enter_context(path.open("w"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise SettingsError(f"{what}: another studio works here") from error
+            raise SettingsError("settings-in-use", place=what) from error
         except OSError as error:
-            raise SettingsError(f"{what}: cannot be locked: {error.strerror}") from error
+            raise SettingsError("settings-unlockable", place=what, reason=str(error.strerror)) from error
         stack.pop_all()
         return file
 
@@ -60,5 +60,5 @@ def lock_database(engine: Engine) -> Lock:
     connection.detach()  # not of the pool: closing it ends it, and the lock with it
     if not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": POSTGRES_KEY}):
         connection.close()
-        raise SettingsError("the database: another studio works here")
+        raise SettingsError("settings-in-use", place="the database")
     return connection

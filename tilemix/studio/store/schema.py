@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
+import msgspec
 from sqlalchemy import (
     JSON,
     DateTime,
@@ -44,6 +45,21 @@ class UtcTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class ErrorData(TypeDecorator[dict[str, Any]]):
+    """An error as `tilemix.errors.Message.describe` gives it, in JSON."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: dict[str, Any] | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """Return the JSON."""
+        return None if value is None else msgspec.json.encode(value).decode()
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> dict[str, Any] | None:  # noqa: ARG002
+        """Return what the JSON says."""
+        return None if value is None else msgspec.json.decode(value, type=dict[str, Any])
 
 
 class Base(DeclarativeBase):
@@ -83,7 +99,7 @@ class Prediction(Base):
     completed_at: Mapped[datetime | None]
     logs: Mapped[str] = mapped_column(Text, default="")
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    error: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[dict[str, Any] | None] = mapped_column(ErrorData)
 
     shares: Mapped[list[Share]] = relationship(order_by="Share.place")
     output: Mapped[Output | None] = relationship()
@@ -113,7 +129,7 @@ class Output(Base):
     created_at: Mapped[datetime]
     attempts: Mapped[int] = mapped_column(default=0)
     next_attempt_at: Mapped[datetime]
-    error: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[dict[str, Any] | None] = mapped_column(ErrorData)
 
     taken_at: Mapped[datetime | None]
     file: Mapped[str | None] = mapped_column(String(64), unique=True)  # a plain name in the pictures' folder

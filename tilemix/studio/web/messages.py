@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -32,11 +32,16 @@ def load_texts(language: str) -> Mapping[str, str]:
 
 def explain(message: Message, words: Words) -> str:
     """Return a message in the reader's language."""
-    text = load_texts(words.code).get(message.code)
+    return explain_data(message.describe(), words)
+
+
+def explain_data(error: Mapping[str, Any], words: Words) -> str:
+    """Return what `Message.describe` gave in the reader's language; its English line where there is no text."""
+    text = load_texts(words.code).get(error["code"])
     if text is None:
-        return str(message)
-    values = {name: _localize(name, value, words) for name, value in message.values.items()}
-    return Composer().vformat(text, (), {"field": message.field, **values})
+        return str(error["message"])
+    values = {name: _localize(name, value, words) for name, value in error["values"].items()}
+    return Composer().vformat(text, (), {"field": error["field"], **values})
 
 
 def _localize(name: str, value: Value, words: Words) -> str:
@@ -69,7 +74,12 @@ def _write_choice(names: str, _: Words) -> str:
     return names.replace(LIST_SEPARATOR, " / ")
 
 
+def _write_backend(name: str, _: Words) -> str:
+    return name.removeprefix("the ")
+
+
 BY_NAME: Mapping[str, Callable[[str, Words], str]] = {
+    "backend": _write_backend,
     "color": _write_color,
     "colors": _write_colors,
     "mix": _write_mix,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from tilemix.errors import RefusalError, RequestError
 from tilemix.studio.sessions import SESSION_COOKIE, SESSION_SECONDS, is_token, make_session
 from tilemix.studio.web.rendering import IMMUTABLE
 
@@ -48,7 +48,12 @@ class ReaderPages:
             for name, known in (("language", self._renderer.languages), ("theme", THEMES)):
                 if (value := data.get(name)) is not None:
                     if value not in known:
-                        raise HTTPException(422, f"unknown {name}")
+                        raise RequestError(
+                            "input-unknown-choice",
+                            field=name,
+                            typed=str(value)[:40],
+                            known=", ".join(known),
+                        )
                     self._set_cookie(request, answer, name, str(value), seconds=YEAR_SECONDS, samesite="lax")
         return answer
 
@@ -83,7 +88,7 @@ class ReaderPages:
         """The style sheet, the script and the icons; their addresses hold their hashes."""
         file = self._renderer.assets.get(request.path_params["name"])
         if file is None:
-            raise HTTPException(404, "no such file")
+            raise RefusalError("studio-nothing-here", status=404)
         return Response(file.content, media_type=file.media_type, headers=IMMUTABLE)
 
     def _set_cookie(

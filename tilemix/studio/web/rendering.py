@@ -12,12 +12,15 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from tilemix import __version__
 from tilemix.studio.negotiation import choose_language, prefers
+from tilemix.studio.web.messages import explain
 from tilemix.studio.web.words import LANGUAGES, Words, load_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from starlette.requests import Request
+
+    from tilemix.errors import Message
 
 PAGES = Path(__file__).parent / "pages"
 ASSETS = {
@@ -85,12 +88,13 @@ class Renderer:
         return HTMLResponse(content, status, headers=headers)
 
     def refuse(
-        self, request: Request, status: int, error: str, headers: Mapping[str, str] | None = None, **more: Any
+        self, request: Request, message: Message, status: int, headers: Mapping[str, str] | None = None
     ) -> Response:
         """Return an error as the caller reads it: a page for a browser, JSON for a program."""
         is_program = request.scope["path"].startswith(PROGRAM_PATHS)
         if is_program or not prefers(request.headers.get("accept", ""), "text/html"):
-            return JSONResponse({"error": error, **more}, status, headers=headers)
+            return JSONResponse({"error": message.describe()}, status, headers=headers)
+        error = explain(message, self.words(request))
         answer = self.render(request, "error.html", status=status, code=status, error=error)
         answer.headers.update(headers or {})
         return answer

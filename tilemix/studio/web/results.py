@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from tilemix.errors import RefusalError
 from tilemix.studio.thumbnails import find_thumbnail
 from tilemix.studio.web.palette import load_swatches
 from tilemix.studio.web.rendering import IMMUTABLE
@@ -62,7 +62,7 @@ class ResultPages:
         """The record of a picture as a file."""
         view = await self._need(request)
         if view.found["record"] is None:
-            raise HTTPException(404, "no such record")
+            raise RefusalError("studio-no-such-record", status=404)
         headers = {"Content-Disposition": f'attachment; filename="tile-{view.id}.json"'}
         content = json.dumps(view.found["record"], ensure_ascii=False, indent=2) + "\n"
         return Response(content, media_type="application/json", headers=headers)
@@ -71,19 +71,19 @@ class ResultPages:
         """Cancel, and lead back to the result."""
         identity = request.path_params["identity"]
         if not await run_in_threadpool(self._studio.queue.cancel, identity):
-            raise HTTPException(404, "no such prediction")
+            raise RefusalError("studio-no-such-prediction", status=404)
         return RedirectResponse(f"/results/{identity}", 303)
 
     async def thumbnail(self, request: Request) -> Response:
         """A picture in small."""
         found = await run_in_threadpool(self._gallery.find_file, request.path_params["identity"])
         if found is None:
-            raise HTTPException(404, "no such picture")
+            raise RefusalError("studio-no-such-picture", status=404)
         folder = self._studio.settings.folder / "thumbnails"
         try:
             path = await run_in_threadpool(find_thumbnail, self._studio.pictures / found[0], folder)
         except FileNotFoundError:
-            raise HTTPException(410, "the picture's file has been removed") from None
+            raise RefusalError("studio-picture-removed", status=410) from None
         return FileResponse(path, media_type="image/webp", headers=IMMUTABLE)
 
     async def gallery(self, request: Request) -> Response:
@@ -133,7 +133,7 @@ class ResultPages:
     async def _need(self, request: Request) -> ResultView:
         view = await self._find(request, request.path_params["identity"])
         if view is None:
-            raise HTTPException(404, "no such prediction")
+            raise RefusalError("studio-no-such-prediction", status=404)
         return view
 
 

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from tilemix.pictures.metrics import NOT_ASKED, share_metric
 from tilemix.studio.predictions import CANCELED, PROCESSING, QUEUED, STARTING, SUCCEEDED
 from tilemix.studio.store.database import utc_now
+from tilemix.studio.web.messages import explain_data
 from tilemix.studio.web.palette import Swatch, find_swatch
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class ResultView:
         ]
         self.not_asked = _percent(metrics.get(share_metric(NOT_ASKED)))
         self.seed = self.inputs.get("seed")
+        self.error = found["error"] and explain_data(found["error"], words)
         self.seconds = _percent(metrics.get("predict_time"))
 
     @property

@@ -636,7 +636,7 @@ class Mixer {
       }
       const found = await answer.json();
       if (!answer.ok) {
-        this.complain(answer.status === 429 ? this.data.words.slower : found.error);
+        this.complain(answer.status === 429 ? this.data.words.slower : found.error.message);
         return;
       }
       history.replaceState(null, "", `/?result=${found.id}`);
