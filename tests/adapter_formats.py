@@ -270,13 +270,13 @@ LORA_FORMATS = (
         "SD 1.5",
         "lora_unet_down_blocks_1_..._attn2_to_k.lora_down.weight (4, 768)",
         half_pairs("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", 640, 768),
-        "x.safetensors: made for SD 1.5, 768 wide; this model is 80 wide",
+        "x.safetensors: made for SD 1, 768 wide; this model is 80 wide",
     ),
     Format(
         "SD 1.5 or SD 2, self-attention alone",
         "lora_unet_down_blocks_0_attentions_0_...",
         half_pairs("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q", 320, 320),
-        "x.safetensors: made for SD 1.5 or SD 2, which have attention where SDXL has none",
+        "x.safetensors: made for SD 1 or SD 2, which have attention where SDXL has none",
     ),
     Format(
         "SD 2",
@@ -288,7 +288,7 @@ LORA_FORMATS = (
         "SDXL refiner",
         "lora_unet_input_blocks_4_1_..._attn2_to_k.lora_down.weight (4, 1280)",
         half_pairs("lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k", 768, 1280),
-        "x.safetensors: made for the SDXL refiner, 1280 wide; this model is 80 wide",
+        "x.safetensors: made for SDXL refiner, 1280 wide; this model is 80 wide",
     ),
     Format(
         "SDXL in its real size, on the miniature",
@@ -306,37 +306,37 @@ LORA_FORMATS = (
         "Flux",
         "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight",
         zeros(lora_unet_double_blocks_0_img_attn_qkv__lora_down__weight=(4, 3072)),
-        f"x.safetensors: a Flux LoRA {NOT_SUPPORTED}",
+        f"x.safetensors: Flux LoRA {NOT_SUPPORTED}",
     ),
     Format(
         "SD 3",
         "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
         zeros(transformer__transformer_blocks__0__attn__to_q__lora_A__weight=(4, 1536)),
-        f"x.safetensors: an SD 3 LoRA {NOT_SUPPORTED}",
+        f"x.safetensors: SD 3 LoRA {NOT_SUPPORTED}",
     ),
     Format(
         "other diffusion transformers",
         "diffusion_model.blocks.0.cross_attn.q.lora_A.weight",
         zeros(diffusion_model__blocks__0__cross_attn__q__lora_A__weight=(4, 1536)),
-        f"x.safetensors: a LoRA for a diffusion transformer {NOT_SUPPORTED}",
+        f"x.safetensors: LoRA for a diffusion transformer {NOT_SUPPORTED}",
     ),
     Format(
         "tucker cores",
         "*.lora_mid.weight, *.hada_t1, *.lokr_t2",
         zeros(**{f"{Q}__lora_mid__weight": (4, 4, 3, 3)}),
-        f"x.safetensors: a tucker core (lora_mid, hada_t, lokr_t2) {NOT_SUPPORTED}",
+        f"x.safetensors: Tucker core (lora_mid) {NOT_SUPPORTED}",
     ),
     Format(
         "full difference",
         "*.diff, *.diff_b",
         zeros(**{f"{Q}__diff": (32, 32)}),
-        f"x.safetensors: a full difference (.diff) {NOT_SUPPORTED}",
+        f"x.safetensors: full difference (.diff) {NOT_SUPPORTED}",
     ),
     Format(
         "norms",
         "*.w_norm, *.b_norm",
         zeros(lora_unet_input_blocks_4_1_norm__w_norm=(32,)),
-        f"x.safetensors: a difference of norms (.w_norm, .b_norm) {NOT_SUPPORTED}",
+        f"x.safetensors: difference of norms (.w_norm, .b_norm) {NOT_SUPPORTED}",
     ),
     Format(
         "IA3",
@@ -360,7 +360,7 @@ LORA_FORMATS = (
         "biases",
         "*.lora_B.bias",
         zeros(unet__conv_in__lora_B__bias=(16,)),
-        f"x.safetensors: a LoRA with biases {NOT_SUPPORTED}",
+        f"x.safetensors: LoRA with biases {NOT_SUPPORTED}",
     ),
     Format(
         "PEFT without its configuration",
@@ -380,13 +380,13 @@ LORA_FORMATS = (
         "half a pair",
         "*.lora_down.weight alone",
         zeros(**{f"{Q}__lora_down__weight": (4, 32)}),
-        f"x.safetensors: half a pair for {ATTENTION}.to_q: only 'down' is there",
+        f"x.safetensors: incomplete LoRA for {ATTENTION}.to_q: only 'down'",
     ),
     Format(
         "unknown tensors",
         "whatever is left over",
         zeros(surprise=(1,)),
-        "x.safetensors: no place in this model for 'surprise'",
+        "x.safetensors: no place in this model for 1 of its tensors: 'surprise'",
     ),
     Format(
         "a bundled embedding for one text encoder",
@@ -408,25 +408,25 @@ LORA_FORMATS = (
         "whole checkpoint",
         "model.diffusion_model.input_blocks.0.0.weight",
         zeros(model__diffusion_model__input_blocks__0__0__weight=(16, 4, 3, 3)),
-        f"x.safetensors: a whole checkpoint {NOT_SUPPORTED}",
+        f"x.safetensors: checkpoint {NOT_SUPPORTED}",
     ),
     Format(
         "ControlNet",
         "lllite_unet_*",
         zeros(lllite_unet_input_blocks_4_1__up__weight=(4, 4)),
-        f"x.safetensors: a ControlNet {NOT_SUPPORTED}",
+        f"x.safetensors: ControlNet {NOT_SUPPORTED}",
     ),
     Format(
         "VAE",
         "decoder.conv_in.weight",
         zeros(decoder__conv_in__weight=(4, 4)),
-        f"x.safetensors: a VAE {NOT_SUPPORTED}",
+        f"x.safetensors: VAE {NOT_SUPPORTED}",
     ),
     Format(
         "hypernetwork",
         "768.0.linear.0.weight",
         zeros(**{"768__0__linear__0__weight": (32, 32)}),
-        f"x.safetensors: a hypernetwork {NOT_SUPPORTED}",
+        f"x.safetensors: hypernetwork {NOT_SUPPORTED}",
     ),
     Format(
         "hypernetwork, pickled",
@@ -454,7 +454,7 @@ LORA_FORMATS = (
     ),
 )
 
-SPELLED = "expected clip_l with clip_g or text_encoders_0 with text_encoders_1"
+SPELLED = "expected 'clip_l with clip_g' or 'text_encoders_0 with text_encoders_1'"
 EMBEDDING_FORMATS = (
     Format(
         "diffusers' advanced trainer, kohya",
@@ -490,7 +490,7 @@ EMBEDDING_FORMATS = (
         "SD 1.5, kohya",
         "emb_params (n, 768)",
         zeros(emb_params=(2, 768)),
-        f"x.safetensors: an embedding for SD 1.5, 768 wide ('emb_params'); {SPELLED}",
+        f"x.safetensors: an embedding for SD 1, 768 wide ('emb_params'); {SPELLED}",
     ),
     Format(
         "SD 2",
@@ -502,7 +502,7 @@ EMBEDDING_FORMATS = (
         "SD 1.5, diffusers' learned_embeds",
         "<token> (768)",
         lambda bench: (bench.write({"<tile>": torch.zeros(768)}), None),
-        f"x.safetensors: an embedding for SD 1.5, 768 wide ('<tile>'); {SPELLED}",
+        f"x.safetensors: an embedding for SD 1, 768 wide ('<tile>'); {SPELLED}",
     ),
     Format(
         "SDXL in its real size, on the miniature",

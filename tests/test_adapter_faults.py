@@ -71,28 +71,32 @@ FAULTS = {
         pair(KOHYA) | {f"{KOHYA}.alpha": torch.ones(2)},
         f"x.safetensors: alpha of {MODULE} has the shape (2,), expected one number",
     ),
-    "an alpha alone": ({f"{KOHYA}.alpha": torch.ones(())}, f"x.safetensors: half a pair for {MODULE}: only 'alpha'"),
+    "an alpha alone": (
+        {f"{KOHYA}.alpha": torch.ones(())},
+        f"x.safetensors: incomplete LoRA for {MODULE}: only 'alpha'",
+    ),
     "rank 0": (pair(KOHYA, rank=0), f"x.safetensors: '{KOHYA}.lora_down.weight' has the shape [0, 32]"),
     "a text encoder that SDXL has not": (
         pair("lora_te3_text_model_encoder_layers_0_mlp_fc1"),
-        "x.safetensors: an SD 3 LoRA is not supported; SDXL's LoRA, LoHa, LoKr, DoRA are",
+        "x.safetensors: SD 3 LoRA is not supported; SDXL's LoRA, LoHa, LoKr, DoRA are",
     ),
     "a layer that the text encoder has not": (
         pair("lora_te1_text_model_encoder_layers_9_mlp_fc1"),
-        "x.safetensors: no place in this model for 'lora_te1_text_model_encoder_layers_9_mlp_fc1.lora_down.weight'",
+        "x.safetensors: no place in this model for 2 of its tensors: "
+        "'lora_te1_text_model_encoder_layers_9_mlp_fc1.lora_down.weight'",
     ),
     "8-bit floats": (
         {name: tensor.to(torch.float8_e4m3fn) for name, tensor in pair(KOHYA).items()},
-        f"x.safetensors: 'down' of {MODULE} is torch.float8_e4m3fn, expected a float of 16 bits or more",
+        f"x.safetensors: 'down' of {MODULE} is float8_e4m3fn, expected a float of 16 bits or more",
     ),
     "whole numbers": (
         pair(KOHYA, dtype=torch.int32),
-        f"x.safetensors: 'down' of {MODULE} is torch.int32, expected a float of 16 bits or more",
+        f"x.safetensors: 'down' of {MODULE} is int32, expected a float of 16 bits or more",
     ),
     "both kinds of DoRA norms": (
         pair(DOTTED, halves=A_B)
         | {f"{DOTTED}.dora_scale": torch.ones(32, 1), f"{DOTTED}.lora_magnitude_vector": torch.ones(32)},
-        f"x.safetensors: {DOTTED} has two kinds of DoRA norms: 'dora_scale', 'magnitude'",
+        f"x.safetensors: {DOTTED} has two kinds of DoRA norms: 'dora_scale' and 'magnitude'",
     ),
     "a kernel of another form": (
         {
@@ -104,7 +108,7 @@ FAULTS = {
     ),
     "a letter of another script": (
         pair(KOHYA) | {"bundle_emb.плитка.clip_l": torch.ones(32)},
-        "x.safetensors: 'bundle_emb.плитка.clip_l' is no tensor name",
+        "x.safetensors: 'bundle_emb.плитка.clip_l' is not a valid tensor name",
     ),
     "a bundled name that no token can have": (
         pair(KOHYA) | {"bundle_emb.a.b.clip_l": torch.ones(32), "bundle_emb.a.b.clip_g": torch.ones(48)},
@@ -156,11 +160,11 @@ def test_dora_without_its_norms_is_refused(read, tmp_path):
         ),
         (
             {"clip_l": torch.ones(2, 32), "clip_g": torch.ones(2, 48), "clip_h": torch.ones(2, 48)},
-            "x.safetensors: holds 'clip_g', 'clip_h', 'clip_l'; expected clip_l with clip_g",
+            "x.safetensors: holds 'clip_g', 'clip_h' and 'clip_l'; expected 'clip_l with clip_g'",
         ),
         (
             {"clip_l": torch.ones(2, 32), "clip_g": torch.ones(2, 48).to(torch.float8_e5m2)},
-            "x.safetensors: the rows of text_encoder_2 are torch.float8_e5m2, expected a float of 16 bits",
+            "x.safetensors: the rows of text_encoder_2 are float8_e5m2, expected a float of 16 bits",
         ),
     ],
 )

@@ -105,8 +105,8 @@ def test_what_is_no_safetensors_file_is_refused_as_the_header_check_does(tmp_pat
     os.mkfifo(pipe)
     for path, message in [
         (tmp_path / "missing", f"{tmp_path}/missing: cannot be read: No such file or directory"),
-        (tmp_path, f"{tmp_path}: no regular file"),
-        (pipe, f"{pipe}: no regular file"),
+        (tmp_path, f"{tmp_path}: not a regular file"),
+        (pipe, f"{pipe}: not a regular file"),
     ]:
         with pytest.raises(ModelFileError) as caught:
             TensorFile(path)

@@ -13,10 +13,10 @@ from tests.adapter_crafts import read_weights as snapshot
 from tests.pace import assert_quick, processor_seconds
 from tests.tiny_sdxl import COMPONENTS, random_pairs
 from tilemix.adapters import LoraMerger, TokenInstaller
-from tilemix.adapters.deltas import Dora, LowRank
 from tilemix.adapters.embedding_file import read_embedding
 from tilemix.adapters.merging import merge
 from tilemix.adapters.peft_alpha import AlphaTable, PeftConfig
+from tilemix.deltas import Dora, LowRank
 from tilemix.errors import AdapterError, ModelFileError
 from tilemix.pipelines.loading import load_pipeline
 from tilemix.weights import find_model
@@ -449,7 +449,7 @@ def test_a_file_that_says_that_it_is_for_another_base_is_quoted(merger, tmp_path
     with pytest.raises(AdapterError) as caught:
         merger.load("x", path)
     assert str(caught.value) == (
-        "x: no place in this model for 'surprise'; the file says that it is for 'lumina-2/lora'"
+        "x: no place in this model for 1 of its tensors: 'surprise'; the file says that it is for 'lumina-2/lora'"
     )
 
 
@@ -502,7 +502,7 @@ def test_another_file_under_the_same_name_is_merged_at_the_same_scale(ready, mer
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({}, "x.safetensors: no tensors in it"),
+        ({}, "x.safetensors: no LoRA tensors in it"),
         (
             {
                 f"{Q}.lora_down.weight": torch.zeros(4, 32),
@@ -527,12 +527,12 @@ def test_another_file_under_the_same_name_is_merged_at_the_same_scale(ready, mer
                 f"{Q}.lora_up.weight": torch.zeros(32, 4, dtype=torch.int8),
             },
             "x.safetensors: 'down' of unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q "
-            "is torch.int8, expected a float of 16 bits or more",
+            "is int8, expected a float of 16 bits or more",
         ),
         (
             {f"{Q}.lora_down.weight": torch.zeros(4, 32)},
-            "x.safetensors: half a pair for unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q: "
-            "only 'down' is there",
+            "x.safetensors: incomplete LoRA for unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q: "
+            "only 'down'",
         ),
         (
             {f"{Q}.lora_down.weight": torch.zeros(4, 640), f"{Q}.lora_up.weight": torch.zeros(640, 4)},
@@ -550,32 +550,33 @@ def test_another_file_under_the_same_name_is_merged_at_the_same_scale(ready, mer
         ),
         (
             {f"{Q}.lora_down.weight": torch.zeros(4, 32), f"{Q}.lora_up.weight": torch.zeros(32, 8)},
-            "x.safetensors: the pair for unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q "
+            "x.safetensors: the LoRA for unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q "
             "does not fit together: down (4, 32), up (32, 8)",
         ),
         (
             lora_of(["lora_unet_input_blocks_99_1_proj_in.lora_down.weight", "surprise"]),
-            "x.safetensors: no place in this model for 'lora_unet_input_blocks_99_1_proj_in.lora_down.weight', "
-            "'surprise'",
+            "x.safetensors: no place in this model for 2 of its tensors: "
+            "'lora_unet_input_blocks_99_1_proj_in.lora_down.weight' and 'surprise'",
         ),
         (
             lora_of([f"key_{i}" for i in range(7)]),
-            "x.safetensors: no place in this model for 'key_0', 'key_1', 'key_2', 'key_3', 'key_4' and 2 more",
+            "x.safetensors: no place in this model for 7 of its tensors: "
+            "'key_0', 'key_1', 'key_2', 'key_3' and 'key_4'",
         ),
         (
             {f"{Q}.hada_w1_a": torch.zeros(32, 4), f"{Q}.hada_w1_b": torch.zeros(4, 32)},
-            "x.safetensors: half a LoHa for unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q: "
-            "only 'hada_w1_a', 'hada_w1_b' is there",
+            "x.safetensors: incomplete LoHa for unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q: "
+            "only 'hada_w1_a' and 'hada_w1_b'",
         ),
         (
             {f"{Q}.lokr_w1": torch.zeros(4, 4), f"{Q}.lokr_w2_b": torch.zeros(2, 8)},
-            "x.safetensors: half a LoKr for unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q: "
-            "only 'lokr_w1', 'lokr_w2_b' is there",
+            "x.safetensors: incomplete LoKr for unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q: "
+            "only 'lokr_w1' and 'lokr_w2_b'",
         ),
         (
             {f"{Q}.dora_scale": torch.zeros(32, 1)},
-            "x.safetensors: half a pair for unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q: "
-            "only 'dora_scale' is there",
+            "x.safetensors: incomplete LoRA for unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q: "
+            "only 'dora_scale'",
         ),
         (
             {
@@ -584,7 +585,7 @@ def test_another_file_under_the_same_name_is_merged_at_the_same_scale(ready, mer
                 f"{Q}.lokr_w1": torch.zeros(4, 4),
             },
             "x.safetensors: unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q is changed in more "
-            "than one way: 'down', 'lokr_w1', 'up'",
+            "than one way: 'down', 'lokr_w1' and 'up'",
         ),
         (
             {
@@ -682,8 +683,8 @@ def test_learned_tokens_are_ids_49408_and_49409_on_both_encoders(ready, tmp_path
         ),
         (
             {"clip_l": torch.zeros(2, 32), "clip_g": torch.zeros(2, 48), "clip_h": torch.zeros(2, 48)},
-            "x.safetensors: holds 'clip_g', 'clip_h', 'clip_l'; "
-            "expected clip_l with clip_g or text_encoders_0 with text_encoders_1",
+            "x.safetensors: holds 'clip_g', 'clip_h' and 'clip_l'; "
+            "expected 'clip_l with clip_g' or 'text_encoders_0 with text_encoders_1'",
         ),
         (
             {"clip_l": torch.zeros(2, 32), "clip_g": torch.full((2, 48), torch.inf)},

@@ -125,7 +125,7 @@ def test_wrong_usage_is_exit_status_2(arguments, capsys):
             ["rewrite", "red", "--template", "../x"],
             "unknown prompt template '../x'; known: miniature, rubber_tile",
         ),
-        (["weights", "verify", "../x"], "model '../x' is no model name; known: miniature, rubber-tile"),
+        (["weights", "verify", "../x"], "'../x' is not a valid model name; known: miniature, rubber-tile"),
     ],
 )
 def test_every_fault_is_named_before_anything_is_drawn(arguments, message, capsys):
@@ -141,7 +141,7 @@ def test_missing_weights_say_where_and_which_command(capsys, monkeypatch):
     error = capsys.readouterr().err
     folder = f"{ROOT}/weights/files/stable-diffusion-xl-base-1.0"
     assert f"{folder}/text_encoder/model.fp16.safetensors" in error
-    assert " and 13 more (get them: " in error
+    assert " lacks 18 of its files: " in error
     assert "tilemix weights fetch rubber-tile" in error
     assert error.count("\n") == 1
 

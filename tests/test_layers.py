@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TIERS = (
     {"tilemix.errors"},
     {"tilemix.inputs", "tilemix.system"},
-    {"tilemix.colors"},
+    {"tilemix.colors", "tilemix.deltas"},
     {"tilemix.prompts"},
     {"tilemix.modelfile", "tilemix.pictures", "tilemix.request"},
     {"tilemix.adapters", "tilemix.weights"},
@@ -31,6 +31,7 @@ BESIDE_THE_IMAGE = {"tilemix.tuning", "tilemix.studio", "miniature", "tools", "b
 TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
 WITHOUT_TORCH = (
     "tilemix.colors.nearest",
+    "tilemix.deltas",
     "tilemix.prompts.mix",
     "tilemix.prompts.template",
     "tilemix.prompts.rewrite",

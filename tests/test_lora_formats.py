@@ -1,6 +1,8 @@
 """Every format of tests/adapter_formats.py, through the project's own path and against weights merged by hand."""
 
 import copy
+from collections import Counter
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -19,6 +21,9 @@ from tilemix.adapters.lora_file import read_lora
 from tilemix.adapters.merging import merge
 from tilemix.adapters.names import find_weights, spell_modules
 from tilemix.errors import AdapterError, ModelFileError
+from tilemix.modelfile import read as inspect_file
+from tilemix.modelfile.companions import PEFT_FILE
+from tilemix.modelfile.training_archive import is_archive, open_training
 from tilemix.pipelines.loading import load_pipeline
 from tilemix.weights import find_model
 
@@ -204,6 +209,20 @@ def test_what_peft_and_diffusers_write_themselves_answers_as_it_did(ready, tmp_p
     ready.loras.apply({})
     assert (ours - plain).abs().max() > 1e-2
     torch.testing.assert_close(ours, run_unet(unet), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", named(LORA_FORMATS, "exact"))
+def test_the_inspector_finds_the_modules_and_tokens_that_the_loader_finds(ready, bench, form):
+    path, _ = form.craft(bench)
+    lora = ready.loras.load("x", path)
+    with open_training(path) if is_archive(path) else nullcontext() as training:
+        file = training.lora if training else path / PEFT_FILE if path.is_dir() else path
+        found = inspect_file(file, hashes="none")
+    assert found.kind == "lora"
+    counts = {component: sum(layers.values()) for component, layers in found.modules.items()}
+    assert counts == Counter(component for component, _ in lora.deltas)
+    if training is None:
+        assert found.tokens == (lora.embedding.tokens if lora.embedding else ())
 
 
 @pytest.mark.parametrize("form", named(LORA_FORMATS, "refused"))

@@ -160,7 +160,7 @@ def test_what_somebody_wrote_stays(site, model):
 def test_a_sidecar_that_cannot_be_read_is_not_overwritten(site, model):
     sidecar_of(model).write_text("my notes, no JSON")
     site.answers = [version(model)]
-    with pytest.raises(ModelFileError, match="is in the way, and no JSON object"):
+    with pytest.raises(ModelFileError, match="is in the way, and not a JSON object"):
         look_up(model)
     assert sidecar_of(model).read_text() == "my notes, no JSON"
     assert site.asked == []
@@ -186,11 +186,11 @@ def test_a_fault_is_asked_once_more(site, model, status):
         ((500, b""), 2, "answered 500"),
         ((403, b"<html>"), 1, "answered 403"),
         ((301, b""), 1, "answered 301"),
-        ((200, b"<!DOCTYPE html>"), 1, "the answer is no model version: JSON is malformed"),
-        ((200, b""), 1, "the answer is no model version: Input data was truncated"),
-        ((200, b"[]"), 1, "the answer is no model version: Expected `object`"),
-        ((200, b'{"id": "x", "modelId": 1}'), 1, "the answer is no model version: Expected `int`"),
-        ((200, b'{"a":' * 200_000), 1, "the answer is no model version: maximum recursion depth"),
+        ((200, b"<!DOCTYPE html>"), 1, "the answer is not a model version: JSON is malformed"),
+        ((200, b""), 1, "the answer is not a model version: Input data was truncated"),
+        ((200, b"[]"), 1, "the answer is not a model version: Expected `object`"),
+        ((200, b'{"id": "x", "modelId": 1}'), 1, "the answer is not a model version: Expected `int`"),
+        ((200, b'{"a":' * 200_000), 1, "the answer is not a model version: maximum recursion depth"),
         ((200, b" " * (5 * 2**20)), 1, "an answer of more than 4194304 bytes"),
     ],
 )

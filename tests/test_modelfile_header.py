@@ -47,7 +47,7 @@ def test_a_file_of_the_library_reads_back(tmp_path):
         ({"a": entry(0, 4)}, bytes(5), "5 bytes of data, the header describes 4"),
         ({"a": entry(0, 4), "b": entry(8, 12)}, bytes(12), "'b' begins at byte 8 of the data, expected 4"),
         ({"a": entry(0, 4), "b": entry(0, 4)}, bytes(4), "'b' begins at byte 0 of the data, expected 4"),
-        ({"../../x": entry(0, 4)}, bytes(4), "'../../x' is no tensor name"),
+        ({"../../x": entry(0, 4)}, bytes(4), "'../../x' is not a valid tensor name"),
         ({"a": entry(0, 4, dtype="F3")}, bytes(4), "'a' has dtype 'F3'; known: F64, F32"),
         ({"a": entry(0, 4, shape=(-1,))}, bytes(4), "'a' has the shape [-1]"),
         ({"a": entry(0, 0, shape=(0,))}, b"", "'a' has the shape [0]"),
@@ -60,7 +60,7 @@ def test_a_file_of_the_library_reads_back(tmp_path):
             "'a' is not described by dtype, shape and data_offsets alone",
         ),
         ({"a": 1}, b"", "'a' is not described by dtype, shape and data_offsets alone"),
-        ({"__metadata__": {"a": 1}}, b"", "__metadata__ is no table of texts"),
+        ({"__metadata__": {"a": 1}}, b"", "__metadata__ is not a table of texts"),
         (
             {"__metadata__": {"a": "x" * 2**21}},
             b"",
@@ -83,7 +83,7 @@ def test_a_broken_header_is_refused_by_its_fault(tmp_path, header, data, message
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "x: 0 bytes are no safetensors file"),
+        (b"", "x: 0 bytes are not a safetensors file"),
         (b"PK\x03\x04" + bytes(60), "x: a zip archive (probably a pickled checkpoint), expected safetensors"),
         (b"\x80\x02}q\x00X\x05\x00\x00\x00", "x: a pickle, expected safetensors"),
         (b"<!DOCTYPE html><html>", "x: an HTML page, expected safetensors"),
@@ -94,7 +94,7 @@ def test_a_broken_header_is_refused_by_its_fault(tmp_path, header, data, message
         (b"\x80\x02}string_to_param", "x: a pickled textual inversion embedding, expected safetensors"),
         (b"\r\n <html lang=en>", "x: an HTML page, expected safetensors"),
         (b"GGUF\x03" + bytes(9), "x: a GGUF file, expected safetensors"),
-        (b"\x1f\x8b\x08" + bytes(9), "x: a gzip archive, expected safetensors"),
+        (b"\x1f\x8b\x08" + bytes(9), "x: a gzip file, expected safetensors"),
         (b"\x89PNG\r\n\x1a\n" + bytes(9), "x: a picture, expected safetensors"),
         (bytes(257) + b"ustar" + bytes(250), "x: a tar archive, expected safetensors"),
         (
@@ -236,7 +236,7 @@ def test_a_checkpoint_may_say_v_prediction_by_an_empty_tensor(tmp_path):
 def test_what_is_no_regular_file_is_refused_unread(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(ModelFileError, match="no regular file"):
+        with pytest.raises(ModelFileError, match="not a regular file"):
             read_header(path)
 
 

@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.model_files import KOHYA, SDXL_LORA, lora, write_model
+from tilemix.deltas import SUFFIXES
 from tilemix.modelfile import Header, TensorInfo, read, read_header
-from tilemix.modelfile.adapter_layout import SUFFIXES, read_layout
+from tilemix.modelfile.adapter_layout import read_layout
 from tilemix.modelfile.base_models import tell_base
 from tilemix.modelfile.kinds import recognize
 from tilemix.modelfile.training_notes import read_notes
@@ -46,6 +47,38 @@ LORAS = {
         lora({"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_v": (320, 1024)}),
         "LoRA (kohya, diffusers blocks)",
         "SD 2",
+    ),
+    "text encoder of SDXL, kohya's, the first alone": (
+        lora({"lora_te1_text_model_encoder_layers_0_self_attn_q_proj": (768, 768)}), "LoRA (kohya)", "SDXL",
+    ),
+    "text encoders of SDXL, ComfyUI's": (
+        ab("text_encoders.clip_l.transformer.text_model.encoder.layers.0.self_attn.q_proj", 768, 768),
+        "LoRA (ComfyUI)",
+        "SDXL",
+    ),
+    "text encoder, diffusers 0.20": (
+        halves("text_encoder.text_model.encoder.layers.0.self_attn", "to_q_lora.down", "to_q_lora.up", 1024, 1024),
+        "LoRA (diffusers)",
+        "SD 2",
+    ),
+    "PEFT's DoRA with an adapter's name left in": (
+        ab(f"{UNET_ATTENTION}.to_k", 640, 2048, middle=".default")
+        | {f"{UNET_ATTENTION}.to_k.lora_magnitude_vector.default.weight": (640,)},
+        "DoRA (diffusers)",
+        "SDXL",
+    ),
+    "PEFT's wrapper behind the component": (
+        ab("unet.base_model.model.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k", 640, 2048),
+        "LoRA (PEFT)",
+        "SDXL",
+    ),
+    "attention at SD 1's highest resolution, on the way up": (
+        lora({"lora_unet_output_blocks_11_1_transformer_blocks_0_attn1_to_q": (320, 320)}),
+        "LoRA (kohya, original blocks)",
+        "SD 1 or SD 2",
+    ),
+    "LoHa, told by its second half": (
+        {f"{KOHYA}.hada_w2_a": (640, 8), f"{KOHYA}.hada_w2_b": (8, 2048)}, "LoHa (kohya, original blocks)", "SDXL",
     ),
     "the refiner": (lora({KOHYA: (768, 1280)}), "LoRA (kohya, original blocks)", "SDXL refiner"),
     "text encoders of SDXL": (
@@ -294,7 +327,7 @@ def test_the_alpha_of_a_peft_folder_stands_in_its_configuration(tmp_path):
         ({"clip_l": (2, 768), "clip_g": (2, 1280)}, ("<s0>", "<s1>"), 2),
         ({"<tile>": (768,)}, ("<tile>",), 1),
         ({"emb_params": (4, 768)}, (), 4),
-        (SDXL_LORA | {"bundle_emb.tile.clip_l": (2, 768)}, ("tile",), None),
+        (SDXL_LORA | {"bundle_emb.tile.clip_l": (2, 768)}, ("<tile_0>", "<tile_1>"), None),
     ],
 )
 def test_the_tokens_of_an_embedding_are_named(tmp_path, shapes, tokens, vectors):

@@ -96,23 +96,23 @@ REFUSED = {
     ),
     "symbolic link": (
         [member("lora.safetensors", type=tarfile.SYMTYPE, linkname="/etc/passwd")],
-        "'lora.safetensors' in the archive is no plain file",
+        "'lora.safetensors' in the archive is not a plain file",
     ),
     "hard link": (
         [member("lora.safetensors", type=tarfile.LNKTYPE, linkname="../x")],
-        "'lora.safetensors' in the archive is no plain file",
+        "'lora.safetensors' in the archive is not a plain file",
     ),
     "device": (
         [member("lora.safetensors", type=tarfile.CHRTYPE, devmajor=1, devminor=5)],
-        "'lora.safetensors' in the archive is no plain file",
+        "'lora.safetensors' in the archive is not a plain file",
     ),
     "pipe": (
         [member("lora.safetensors", type=tarfile.FIFOTYPE)],
-        "'lora.safetensors' in the archive is no plain file",
+        "'lora.safetensors' in the archive is not a plain file",
     ),
     "twice": (
         [member("lora.safetensors", LORA), member("./lora.safetensors", LORA)],
-        "'lora.safetensors' is twice in the archive",
+        "'lora.safetensors' is in the archive twice",
     ),
     "no LoRA": ([member("embeddings.pti", EMBEDDINGS)], "no lora.safetensors in the archive"),
     "whole UNet": (
@@ -131,7 +131,7 @@ REFUSED = {
         # A few bytes that say that they are 4 TiB.
         [member("lora.safetensors", pax_headers={"GNU.sparse.major": "0", "GNU.sparse.minor": "1",
          "GNU.sparse.size": str(2**42), "GNU.sparse.map": f"0,0,{2**42},0", "GNU.sparse.name": "lora.safetensors"})],
-        "'lora.safetensors' in the archive is no plain file",
+        "'lora.safetensors' in the archive is not a plain file",
     ),
 }  # fmt: skip
 
@@ -183,7 +183,7 @@ def test_a_header_that_claims_gigabytes_is_not_read(tmp_path):
 def test_names_that_are_no_tokens_or_too_few_are_refused(read, tmp_path):
     for content, message in (
         (b'{"TOK": "TOK"}', "special_params.json: names the tokens 'TOK', expected such as '<s0><s1>'"),
-        (b'{"TOK": "<s0>"}', "embeddings.pti: 2 rows, special_params.json names 1 tokens"),
+        (b'{"TOK": "<s0>"}', "embeddings.pti: 2 rows, but special_params.json names 1 tokens"),
         (b"[]", "special_params.json: Expected `object`, got `array`"),
     ):
         members = COMPLETE | {"special_params.json": content}
@@ -205,7 +205,7 @@ def test_two_kinds_of_embeddings_in_one_archive_are_refused(read, tmp_path):
     both = save(load(LORA) | bundled)
     path = write(tmp_path / "t.tar", [member("lora.safetensors", both), member("embeddings.pti", EMBEDDINGS)])
     with pytest.raises(
-        AdapterError, match="^t.tar: embeddings of its own, and others bundled with the LoRA$"
+        AdapterError, match="^t.tar: has embeddings of its own, and others bundled with the LoRA$"
     ):
         read(path)
 

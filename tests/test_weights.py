@@ -63,16 +63,19 @@ def test_every_packaged_model_can_be_read_and_the_miniature_is_locked_and_whole(
         ({"defaults": {}}, "tiny.model.json: Object missing required field `width` - at `$.defaults`"),
         (
             {"base": {"folder": "tiny", "files": [{"path": "../hello.txt"}]}},
-            "tiny.model.json: file '../hello.txt' is no name below weights/",
+            "tiny.model.json: file '../hello.txt' is not a name below weights/",
         ),
         (
             {"base": {"folder": "tiny", "files": [{"path": "/etc/passwd"}]}},
-            "tiny.model.json: file '/etc/passwd' is no name below weights/",
+            "tiny.model.json: file '/etc/passwd' is not a name below weights/",
         ),
-        ({"base": {"folder": "..", "files": []}}, "tiny.model.json: folder '..' is no name below weights/"),
+        (
+            {"base": {"folder": "..", "files": []}},
+            "tiny.model.json: folder '..' is not a name below weights/",
+        ),
         (
             {"base": {"folder": "a/../..", "files": []}},
-            "tiny.model.json: folder 'a/../..' is no name below weights/",
+            "tiny.model.json: folder 'a/../..' is not a name below weights/",
         ),
         ({"base": base(size=0)}, "tiny.model.json: hello.txt has size 0, expected at least 1 byte"),
         (
@@ -89,11 +92,11 @@ def test_every_packaged_model_can_be_read_and_the_miniature_is_locked_and_whole(
         ),
         (
             {"adapters": [{"file": "x", "kind": "lora", "scale": 2}]},
-            "tiny.model.json: x is a lora: scale 0 to 1.5 expected",
+            "tiny.model.json: x is a LoRA: expected a scale of 0 to 1.5",
         ),
         (
             {"adapters": [{"file": "x", "kind": "embedding", "scale": 1}]},
-            "tiny.model.json: x is an embedding: no scale expected",
+            "tiny.model.json: x is an embedding, which has no scale",
         ),
         (
             {"adapters": [{"file": "x", "kind": "embedding", "tokens": ["TOK"]}]},
@@ -103,7 +106,7 @@ def test_every_packaged_model_can_be_read_and_the_miniature_is_locked_and_whole(
             {"adapters": [{"file": "x", "kind": "hypernetwork"}]},
             "tiny.model.json: Invalid enum value 'hypernetwork' - at `$.adapters[0].kind`",
         ),
-        ({"prompt_template": "../x"}, "tiny.model.json: prompt_template '../x' is no template name"),
+        ({"prompt_template": "../x"}, "tiny.model.json: prompt_template '../x' is not a valid template name"),
     ],
 )
 def test_a_wrong_manifest_is_refused_by_its_fault(tmp_path, changes, message):
@@ -139,8 +142,9 @@ def test_missing_files_are_named_with_their_places_and_the_command(project):
         find_model("tiny", project)
     weights = project / "weights"
     assert str(caught.value) == (
-        f"model 'tiny' lacks {weights}/files/sdxl/unet/x.json (get them: tilemix weights fetch tiny); "
-        f"{weights}/files/rubber.safetensors or {weights}/rubber.safetensors (the owner's: copy them there)"
+        f"model 'tiny' lacks 1 of its files: {weights}/files/sdxl/unet/x.json "
+        "(get them: tilemix weights fetch tiny), and 1 more: "
+        f"{weights}/files/rubber.safetensors | {weights}/rubber.safetensors (the owner's: copy them there)"
     )
 
 
@@ -153,7 +157,7 @@ def test_of_many_missing_files_the_first_are_named_and_the_others_counted(projec
         find_model("tiny", project)
     named = ", ".join(f"{project}/weights/files/sdxl/unet/{place}.json" for place in range(5))
     assert str(caught.value) == (
-        f"model 'tiny' lacks {named} and 7 more (get them: tilemix weights fetch tiny)"
+        f"model 'tiny' lacks 12 of its files: {named} (get them: tilemix weights fetch tiny)"
     )
 
 
@@ -196,7 +200,7 @@ def test_checking_asks_for_every_byte_ahead_and_leaves_the_unreadable_to_its_rea
     assert asked == [(place * step, step, os.POSIX_FADV_WILLNEED) for place in range(4)]
     model = locate_model("tiny", project)
     path.unlink()
-    with pytest.raises(ModelFileError, match=f"^{path}: missing$"):
+    with pytest.raises(ModelFileError, match=f"^{path}: no such file or folder$"):
         check_files(model)
 
 

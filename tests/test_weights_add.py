@@ -183,7 +183,7 @@ def test_another_file_of_the_same_name_is_refused_unless_it_is_to_replace(projec
     other = write_lora(tmp_path / "other" / "my-lora.safetensors", seed=1)
     there = project / "weights" / "files" / "my-lora.safetensors"
     assert refusal(other, project) == (
-        f"my-lora.safetensors: sha256 {sha256(other)}, but in {there} it is {sha256(lora)}; "
+        f"my-lora.safetensors: sha256 {sha256(other)}, but {there} has {sha256(lora)}; "
         "--replace puts this one there"
     )
     added = add(str(other), "tiny", Wish(replaces=True), root=project)
@@ -191,7 +191,7 @@ def test_another_file_of_the_same_name_is_refused_unless_it_is_to_replace(projec
     assert files(project) == ["my-lora.safetensors"]  # the old one's sidecar has gone with it
     there.unlink()
     assert refusal(lora, project).startswith(
-        f"my-lora.safetensors: sha256 {sha256(lora)}, but in the manifest it is {sha256(other)}; "
+        f"my-lora.safetensors: sha256 {sha256(lora)}, but the manifest has {sha256(other)}; "
     )
     assert files(project) == []
 
@@ -245,7 +245,8 @@ def test_an_entry_that_waits_for_its_file_keeps_its_place_and_its_scale(project,
         (
             "lora",
             Wish(file_name="../x"),
-            "'../x' cannot be a name in weights/files/: letters, digits, . _ - are; give one with --as",
+            "'../x' cannot be a name in weights/files/, which takes letters, digits, '.', '_' and '-'; "
+            "give one with --as",
         ),
     ],
 )
@@ -259,7 +260,7 @@ def test_tokens_of_another_adapter_are_not_given_twice(project, tmp_path):
     add(str(write_embedding(tmp_path / "a.safetensors")), "tiny", root=project)
     second = write_embedding(tmp_path / "b.safetensors", seed=1)
     assert refusal(second, project) == (
-        "b.safetensors: tokens '<s0> <s1>' are a.safetensors's already; name others with --tokens"
+        "b.safetensors: tokens '<s0> <s1>' are already in a.safetensors; name others with --tokens"
     )
     add(str(second), "tiny", Wish(tokens=("<t0>", "<t1>")), root=project)
     assert len(load_manifest("tiny", project).adapters) == 2
@@ -289,7 +290,7 @@ def test_an_embedding_does_not_slip_into_the_place_of_a_lora(project, tmp_path):
             ModelFileError,
             "x.safetensors: a zip archive (probably a pickled checkpoint)",
         ),
-        (b"", ModelFileError, "x.safetensors: 0 bytes are no safetensors file"),
+        (b"", ModelFileError, "x.safetensors: 0 bytes are not a safetensors file"),
     ],
 )
 def test_a_file_that_is_no_model_is_not_added(project, tmp_path, content, error, message):
@@ -452,8 +453,8 @@ def test_a_civitai_link_brings_what_civitai_says(project, server, remote, page):
 @pytest.mark.parametrize(
     ("page", "changes", "message"),
     [
-        ("/models/827184?modelVersionId=x", {}, "no model's page and no download at Civitai"),
-        ("/user/827184", {}, "no model's page and no download at Civitai"),
+        ("/models/827184?modelVersionId=x", {}, "neither a model's page nor a download at Civitai"),
+        ("/user/827184", {}, "neither a model's page nor a download at Civitai"),
         (
             "/api/download/models/2514310",
             {"metadata": {"format": "PickleTensor"}},
@@ -462,7 +463,7 @@ def test_a_civitai_link_brings_what_civitai_says(project, server, remote, page):
         (
             "/api/download/models/2514310?format=GGUF",
             {},
-            "no such file there, expected a file of the format SafeTensor",
+            "no such file there, expected one of the format SafeTensor",
         ),
         (
             "/api/download/models/2514310",
@@ -517,7 +518,7 @@ def test_a_hub_link_is_fixed_to_its_commit(project, server, remote):
     assert (added.path.read_bytes(), added.adapter.url) == (remote, f"{server.url}{pinned}")
     assert server.requests[0][0] == "HEAD"
     assert refusal(f"{server.url}/owner/name", project, web=web) == (
-        f"{server.url}/owner/name: no file of a hub repository; expected .../blob/REVISION/PATH"
+        f"{server.url}/owner/name: not a file of a hub repository; expected .../blob/REVISION/PATH"
     )
     server.routes["/owner/name/resolve/main/x"] = answer(b"")
     assert refusal(f"{server.url}/owner/name/blob/main/x", project, web=web) == (
@@ -599,7 +600,7 @@ def test_a_copy_that_was_stopped_is_no_part_of_a_later_download(project, server,
     "url", ["http://civitai.com/models/1", "https://example.com/x.safetensors", "file:///etc/passwd"]
 )
 def test_an_address_that_is_not_allowed_is_refused_at_once(project, url):
-    assert refusal(url, project).startswith("the address has the ")
+    assert refusal(url, project).startswith(f"{url}: the address has the ")
 
 
 def test_killed_at_any_moment_add_leaves_no_file_or_the_right_one(project, tmp_path, server):
@@ -666,4 +667,4 @@ def test_the_command_line_says_what_was_done(monkeypatch, project, lora, capsys,
     assert capsys.readouterr().out == f"{project}/weights/files/my-lora.safetensors\n"
     assert caplog.messages[-1] == "tiny: added the lora, scale 0.7"
     assert cli.main(["weights", "add", str(lora), "--model", "tiny"]) == 0
-    assert caplog.messages[-1] == "tiny: the file is in its place, and the manifest has it already"
+    assert caplog.messages[-1] == "tiny: the file is in its place and in the manifest already"

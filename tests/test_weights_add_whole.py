@@ -151,7 +151,7 @@ def test_a_changed_configuration_is_refused_before_loading(project, folder):  # 
     assert str(caught.value) == message
     assert [state.fault for state in verify("tiny", project) if state.fault] == [message]
     config.unlink()
-    with pytest.raises(MissingFilesError, match=f"lacks {config} "):
+    with pytest.raises(MissingFilesError, match=f"lacks 1 of its files: {config} "):
         find_model("tiny", project)
     config.write_bytes(kept)
     assert_merged(load(project), truth, 0.7)
@@ -167,7 +167,7 @@ def test_another_configuration_does_not_replace_the_one_here(project, folder):  
     with pytest.raises(AdapterError) as caught:
         add(str(path), "tiny", root=project)
     assert str(caught.value) == (
-        f"{FILE}: adapter_config.json: sha256 {digest(config)}, but in {there} it is "
+        f"{FILE}: adapter_config.json: sha256 {digest(config)}, but {there} has "
         f"{hashlib.sha256(kept).hexdigest()}; --replace puts this one there"
     )
     assert there.read_bytes() == kept
@@ -190,7 +190,7 @@ def test_a_locked_manifest_written_by_hand_does_not_leave_the_configuration_out(
     with pytest.raises(ModelFileError) as caught:
         find_model("tiny", project)
     assert str(caught.value) == (
-        f"{config}: not in the manifest, but adapter_model.safetensors is read with it; "
+        f"{config}: not in the manifest, but adapter_model.safetensors depends on it; "
         "record it: tilemix weights lock tiny"
     )
     lock("tiny", project)

@@ -76,7 +76,7 @@ def test_a_download_goes_on_in_another_process_where_the_first_gave_up(server, t
     server.routes["/a"] = serve(BODY, drops=[100_000, 10, 0])
     message = refusal(server, "/a", target, attempts=3)
     assert message.startswith(
-        f"{server.url}/a: the download stopped after 100010 bytes; the next try goes on from there: "
+        f"{server.url}/a: the download stopped after 100010 bytes; the next try continues from there: "
     )
     assert leftovers(target.parent) == [".a.safetensors.part", ".a.safetensors.part.json"]
     counts = []
@@ -223,7 +223,7 @@ def test_a_redirect_is_followed_on_allowed_hosts_alone(server, target):
     target.unlink()
     asked = len(server.requests)
     assert refusal(server, "/a", target) == (
-        f"{server.url}/a redirects to an address that has the host {server.other_host!r}, "
+        f"{server.url}/a -> https://{server.other_host}/b: the address has the host {server.other_host!r}, "
         f"expected one of {server.host}"
     )
     assert len(server.requests) == asked + 1
@@ -245,7 +245,8 @@ def test_a_redirect_is_followed_on_allowed_hosts_alone(server, target):
 def test_a_redirect_elsewhere_is_refused_before_a_request_is_sent(server, target, location, fault):
     server.routes["/a"] = redirect(location.format(host=server.host))
     message = refusal(server, "/a", target)
-    assert message == f"{server.url}/a redirects to an address that {fault.format(host=server.host)}"
+    shown = describe(location.format(host=server.host))
+    assert message == f"{server.url}/a -> {shown}: the address {fault.format(host=server.host)}"
     assert "s3cret" not in message
     assert len(server.requests) == 1
 
@@ -266,7 +267,7 @@ def test_redirects_in_a_circle_end(server, target):
 
 def test_http_is_refused_even_on_an_allowed_host(server, target):
     message = refusal(server, "", target, url=f"http://{server.host}/a")
-    assert message == "the address has the scheme 'http', expected https"
+    assert message == f"http://{server.host}/a: the address has the scheme 'http', expected https"
     assert server.requests == []
 
 
@@ -297,7 +298,7 @@ def test_a_token_goes_to_its_own_host_and_never_on(server, target, caplog):
     server.routes["/c"] = answer(status=403)
     target.unlink()
     message = refusal(server, "/a", target, hosts=both, tokens={server.host: TOKEN})
-    assert message == f"{server.url}/a: the server answers 403; it did not take the token"
+    assert message == f"{server.url}/a: the server answers 403; it did not take the token of {server.host}"
     assert TOKEN not in caplog.text
 
 
@@ -306,7 +307,7 @@ def test_the_tokens_come_from_the_environment_each_for_its_host():
     assert web.tokens == {"huggingface.co": "h", "civitai.com": "c"}
     assert web.hosts == HOSTS | {"example.com"}
     assert make_web({"HF_TOKEN": ""}).tokens == {}
-    with pytest.raises(WeightsError, match="^CIVITAI_TOKEN holds a character that tokens have not$"):
+    with pytest.raises(WeightsError, match="^CIVITAI_TOKEN holds a character that tokens cannot have$"):
         make_web({"CIVITAI_TOKEN": "a\nb"})
 
 
@@ -333,25 +334,32 @@ def test_the_usual_sites_are_allowed_and_the_rest_is_not():
     [
         ("https://example.com/a", None),
         ("HTTPS://EXAMPLE.com/a?type=Model", None),
-        ("http://example.com/a", "has the scheme 'http', expected https"),
-        ("example.com/a", "has the scheme '', expected https"),
-        ("https:///a", "names no host"),
-        ("https://example.com:99999/a", "is no address"),
-        ("https://example.com/a b", "holds a character that addresses have not"),
-        ("https://exämple.com/a", "holds a character that addresses have not"),
-        ("https://u@example.com/a", "holds a user name or a password; tokens belong into the environment"),
+        ("http://example.com/a", "the address has the scheme 'http', expected https"),
+        ("example.com/a", "the address has the scheme '', expected https"),
+        ("https:///a", "the address names no host"),
+        ("https://example.com:99999/a", "not an address"),
+        ("https://example.com/a b", "the address holds a character that addresses cannot have"),
+        ("https://exämple.com/a", "the address holds a character that addresses cannot have"),
+        (
+            "https://u@example.com/a",
+            "the address holds a user name or a password; tokens belong into the environment",
+        ),
         (
             "https://civitai.com/api/download/models/1?type=Model&Token=abc",
-            "holds a token; tokens belong into the environment: HF_TOKEN, CIVITAI_TOKEN",
+            "the address holds a token; tokens belong into the environment: HF_TOKEN, CIVITAI_TOKEN",
         ),
     ],
 )
 def test_an_address_is_read_and_its_fault_named_without_its_secrets(url, fault):
-    assert find_fault(url) == fault
+    found = find_fault(url)
+    assert (found and str(found)) == (fault and f"{describe(url)}: {fault}")
+    assert not any(secret in str(found) for secret in ("u@", "abc"))
 
 
 def test_a_message_shows_an_address_without_its_query():
     assert describe("https://u:p@example.com:1/a?token=abc#d") == "https://example.com:1/a"
+    assert describe("https://[::1/a?token=abc") == "?"
+    assert describe("https://example.com/\x1b[2J") == r"'https://example.com/\x1b[2J'"
 
 
 @contextlib.contextmanager
@@ -386,7 +394,7 @@ def test_a_file_that_the_disk_has_no_room_for_is_refused_before_it_comes(server,
 def test_two_at_one_file_do_not_mix_their_bytes(server, target):
     with open_part(target), pytest.raises(WeightsError) as caught, open_part(target):
         pass
-    assert str(caught.value) == f"{target}: another process is getting this file just now"
+    assert str(caught.value) == f"{target}: another process is getting this file now"
     server.routes["/a"] = serve(BODY, pause=0.01)
     results = []
 
@@ -402,7 +410,7 @@ def test_two_at_one_file_do_not_mix_their_bytes(server, target):
     for thread in threads:
         thread.join()
     assert SHA256 in results
-    assert set(results) <= {SHA256, f"{target}: another process is getting this file just now"}
+    assert set(results) <= {SHA256, f"{target}: another process is getting this file now"}
     assert target.read_bytes() == BODY
 
 

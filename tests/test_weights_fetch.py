@@ -79,7 +79,7 @@ def test_what_is_missing_is_fetched_and_is_then_a_model(project, server, caplog)
     with pytest.raises(MissingFilesError) as caught:
         find_model("tiny", project)
     assert str(caught.value) == (
-        f"model 'tiny' lacks {weights}/files/sdxl/unet/x.json, {weights}/files/sdxl/y.json, "
+        f"model 'tiny' lacks 3 of its files: {weights}/files/sdxl/unet/x.json, {weights}/files/sdxl/y.json, "
         f"{weights}/files/a.safetensors (get them: tilemix weights fetch tiny)"
     )
     paths = fetch("tiny", project, web=server.web())
@@ -162,7 +162,11 @@ def test_verify_tells_of_every_file_and_counts_its_bytes(project, server):
     assert sum(counts) == 3 * len(BODY)
     path = project / "weights" / "files" / "a.safetensors"
     path.unlink()
-    assert [state.fault for state in verify("tiny", project)] == [None, None, f"{path}: missing"]
+    assert [state.fault for state in verify("tiny", project)] == [
+        None,
+        None,
+        f"{path}: no such file or folder",
+    ]
 
 
 def test_what_has_no_hash_yet_is_fetched_with_a_warning(tmp_path, server, caplog):
@@ -171,7 +175,7 @@ def test_what_has_no_hash_yet_is_fetched_with_a_warning(tmp_path, server, caplog
         server.routes[f"/{name}"] = serve(BODY)
     fetch("tiny", tmp_path, web=server.web())
     assert warnings_of(caplog) == [
-        "not held against a hash: y.json, a.safetensors; record them: tilemix weights lock tiny"
+        "not checked, because the manifest has no hash: y.json, a.safetensors; record them: tilemix weights lock tiny"
     ]
     assert not any(state.is_locked for state in verify("tiny", tmp_path))
     lock("tiny", tmp_path)
@@ -180,7 +184,11 @@ def test_what_has_no_hash_yet_is_fetched_with_a_warning(tmp_path, server, caplog
 
 
 def test_a_host_that_is_not_allowed_is_not_asked(project, server):
-    with pytest.raises(WeightsError, match="^the address has the host '127.0.0.1:[0-9]+', expected one of "):
+    with pytest.raises(
+        WeightsError,
+        match="^https://127.0.0.1:[0-9]+/sdxl/unet/x.json: "
+        "the address has the host '127.0.0.1:[0-9]+', expected one of ",
+    ):
         fetch("tiny", project)
     assert server.requests == []
 
@@ -188,18 +196,18 @@ def test_a_host_that_is_not_allowed_is_not_asked(project, server):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"url": "http://a.example/x"}, "the url of sdxl has the scheme 'http', expected https"),
+        ({"url": "http://a.example/x"}, "sdxl: the address has the scheme 'http', expected https"),
         (
             {"url": "https://a.example/x", "repository": "a/b", "revision": "0" * 40},
             "sdxl has a repository and a url, expected one of them",
         ),
         (
             {"url": "https://a.example/x/"},
-            "the url of sdxl ends in / or has a query: expected a folder's address",
+            "the url of sdxl ends in / or has a query, expected a folder's address",
         ),
         (
             {"url": "https://a.example/x?token=abc"},
-            "the url of sdxl holds a token; tokens belong into the environment: HF_TOKEN, CIVITAI_TOKEN",
+            "sdxl: the address holds a token; tokens belong into the environment: HF_TOKEN, CIVITAI_TOKEN",
         ),
     ],
 )

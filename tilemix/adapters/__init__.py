@@ -1,6 +1,6 @@
 """LoRAs and learned tokens: files in every published format -> a pipeline's weights and vocabulary.
 
-A file is loaded completely, or refused with one line that says why. Needs torch.
+A file is loaded completely or refused with one line that says why. Needs torch.
 """
 
 from tilemix.adapters.embedding_file import EmbeddingFile, check_fit, read_embedding

@@ -1,10 +1,10 @@
 """LoRAs merged into a pipeline's weights.
 
 There is one LoRA path: W = W0 + sum(scale * delta), computed in fp32 and rounded once to the model's
-dtype. W0 is read again from the base's own memory-mapped file each time, so nothing is kept resident,
-every set of scales starts from the pristine weights, and taking adapters away is bit-exact. The modules
-stay plain: no wrappers, no scale arguments, no fuse and unfuse with its drift. DoRA's change is no multiple
-of its scale, and takes the same path: see `tilemix.adapters.deltas.Dora`.
+dtype. W0 is read again from the base's own memory-mapped file each time, so nothing extra stays in memory,
+every set of scales starts from the pristine weights, and removing adapters is bit-exact. The modules stay plain:
+no wrappers, no scale arguments, no fusing and unfusing with its drift. DoRA takes the same path, although its
+change is not proportional to its scale: see `tilemix.deltas.Dora`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tilemix.adapters.deltas import Delta, LowRank
 from tilemix.adapters.lora_file import LoraFile, read_lora
 from tilemix.adapters.names import ModuleKey, find_weights, spell_modules
 from tilemix.adapters.tensor_file import TensorFile
-from tilemix.errors import AdapterError
+from tilemix.deltas import Delta, LowRank
+from tilemix.errors import LIST_SEPARATOR, AdapterError
 
-EXTRA = "text_model."  # what some versions put in front of a text encoder's names
-NUMBERS_FOR_THREADS = 2**23  # of all weights to merge: for fewer, threads are not worth their start
-CACHED_NUMBERS = 2**17  # of a weight, that a thread works on at a time: 512 KiB of fp32
+EXTRA = "text_model."  # in front of a text encoder's names in some versions
+NUMBERS_FOR_THREADS = 2**23  # in all weights to merge; below that, starting threads costs more than it saves
+CACHED_NUMBERS = 2**17  # that a thread works on at a time: 512 KiB of fp32
 
 
 class LoraMerger:
-    """The LoRAs of one pipeline. It alone writes the weights they change.
+    """The LoRAs of one pipeline. Nothing else writes the weights that they change.
 
     Args:
         components: "unet", "text_encoder" and "text_encoder_2" of the pipeline, with the base's weights.
@@ -43,7 +43,7 @@ class LoraMerger:
         self._tensors = {component: _name_tensors(file) for component, file in self._files.items()}
         self._loras: dict[str, LoraFile] = {}
         self._changed: set[ModuleKey] = set()  # modules that may differ from the base
-        self._applied: dict[str, float] | None = {}  # None: a merge did not come to its end
+        self._applied: dict[str, float] | None = {}  # None: a merge did not finish
         self._loads = 0
 
     @property
@@ -53,20 +53,20 @@ class LoraMerger:
 
     @property
     def state(self) -> tuple[int, frozenset[tuple[str, float]] | None]:
-        """What the weights depend on; the same state, the same weights. None stands for no state at all."""
+        """What the weights depend on: equal states mean equal weights. None: they are in no defined state."""
         return self._loads, None if self._applied is None else frozenset(self._applied.items())
 
     def load(self, name: str, path: Path) -> LoraFile:
         """Read a LoRA file completely and keep it as the adapter `name`; the weights stay as they are.
 
-        What is returned may hold embeddings too, which are for `TokenInstaller`.
+        The result may hold embeddings too; they are for `TokenInstaller`.
 
         Raises:
             AdapterError, ModelFileError: see `tilemix.adapters.lora_file.read_lora`.
         """
         lora = read_lora(path, self._weights, self._names)
         if name in self._loras:
-            self._applied = None  # what is merged under this name is another file's
+            self._applied = None  # what is merged under this name came from another file
         self._loras[name] = lora
         self._loads += 1
         return lora
@@ -74,16 +74,16 @@ class LoraMerger:
     def apply(self, scales: Mapping[str, float]) -> None:
         """Make the weights the base's plus the adapters of `scales`; {} gives the base back, bit for bit.
 
-        What is applied is recorded only when all of it is done: an error or a cancellation in the middle
-        means that the next call merges again.
+        The set is recorded as applied only when it is complete: after an error or a cancellation the next call
+        merges again.
 
         Raises:
             AdapterError: an adapter of `scales` is not loaded.
         """
         if unknown := [name for name in scales if name not in self._loras]:
-            raise AdapterError(
-                f"adapter {unknown[0]!r} is not loaded; loaded: {', '.join(self._loras) or 'none'}"
-            )
+            if not self._loras:
+                raise AdapterError("lora-none-loaded", name=unknown[0])
+            raise AdapterError("lora-not-loaded", name=unknown[0], loaded=LIST_SEPARATOR.join(self._loras))
         wanted = {name: scale for name, scale in scales.items() if scale != 0}
         if wanted == self._applied:
             return
@@ -103,7 +103,7 @@ class LoraMerger:
         self._applied = wanted
 
     def _find_place(self, key: ModuleKey) -> tuple[str, int]:
-        """Return where a module's weight stands in its file: a disk reads fastest from the first to the last."""
+        """Return where a module's weight is in its file: a disk is fastest when read in order."""
         component = key[0]
         return component, self._files[component].header.tensors[self._name_base(key)].offsets[0]
 
@@ -130,14 +130,14 @@ class LoraMerger:
 
 
 def merge(weight: torch.Tensor, base: torch.Tensor, changes: Sequence[tuple[Delta, float]]) -> None:
-    """Make `weight` the base's plus each change at its scale: in fp32, rounded once; without changes, the base's.
+    """Make `weight` the base's plus each change at its scale, in fp32, rounded once; without changes, the base's.
 
-    On a CPU this is done for as many rows at a time as stay in its caches, which is twice as fast or more.
+    On a CPU it works on as many rows at a time as fit into its caches, which at least doubles the speed.
 
     Args:
         weight: a module's weight, of any dtype and device.
-        base: the pristine weight, as its file has it.
-        changes: what fits the weight, and scales other than 0.
+        base: the pristine weight, as in its file.
+        changes: changes that fit the weight, with scales other than 0.
     """
     if not changes:
         weight.copy_(base)
@@ -176,13 +176,13 @@ def merge(weight: torch.Tensor, base: torch.Tensor, changes: Sequence[tuple[Delt
 
 
 def _do_each(work: Callable[[ModuleKey], None], keys: Sequence[ModuleKey], count: int) -> None:
-    """Call `work` with each key, in `count` threads that each have one of torch's.
+    """Call `work` with each key, in `count` threads that have one torch thread each.
 
-    All of torch's threads in one module would wait for each other after every one of its short steps: with
-    something else on one of two cores, that took ten times as long (measured 2026-11).
+    With all of torch's threads in one module, each short step would wait for the slowest: with another process on
+    one of two cores that took ten times as long (measured 2026-11).
     """
     own = torch.get_num_threads()
-    queue = iter(keys)  # whose next item only one thread gets
+    queue = iter(keys)  # each item goes to one thread
 
     @torch.inference_mode()
     def work_on() -> None:
@@ -196,14 +196,14 @@ def _do_each(work: Callable[[ModuleKey], None], keys: Sequence[ModuleKey], count
                 for done in [pool.submit(work_on) for _ in range(count)]:
                     done.result()
             finally:
-                for _ in queue:  # after an error or a cancellation no thread begins another one
+                for _ in queue:  # after an error or a cancellation no thread starts another
                     pass
     finally:
-        torch.set_num_threads(own)  # with which anyone's new threads begin
+        torch.set_num_threads(own)  # the setting that new threads start with
 
 
 def _name_tensors(file: TensorFile) -> dict[str, str]:
-    """Return the names of a base file's weights by the module's path, `text_model.` left out of both."""
+    """Return module path -> name of its weight in a base file, without `text_model.` in the paths."""
     names = {}
     for name in file.header.tensors:
         path, _, kind = name.removeprefix(EXTRA).rpartition(".")

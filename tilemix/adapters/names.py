@@ -1,7 +1,7 @@
-"""How LoRA files spell the modules of an SDXL pipeline.
+"""Every spelling that LoRA files use for the modules of a loaded SDXL pipeline.
 
-The spellings are made from the loaded modules, so they hold for every depth and width, and a name in a
-file is looked up, never taken apart: kohya's underscores cannot be split back without guessing.
+The spellings are made from the loaded modules, so they hold for every depth and width. A name in a file is looked up,
+never taken apart: kohya's underscores cannot be split back without guessing.
 """
 
 from __future__ import annotations
@@ -11,22 +11,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from tilemix.modelfile.spellings import BARE, PREFIXES, Blocks, Prefix
+
 if TYPE_CHECKING:
     import torch
 
-ModuleKey = tuple[str, str]  # component ("unet", "text_encoder", "text_encoder_2") and module path in it
+ModuleKey = tuple[str, str]  # component ("unet", "text_encoder", "text_encoder_2"), path of a module in it
 
-# kohya's prefix for each component
-KOHYA_PREFIXES = {
-    "unet": ("lora_unet_",),
-    "text_encoder": ("lora_te1_", "lora_te_"),
-    "text_encoder_2": ("lora_te2_",),
-}
-# The text encoders as ComfyUI names them.
-COMFY_PREFIXES = {
-    "text_encoder": "text_encoders.clip_l.transformer.",
-    "text_encoder_2": "text_encoders.clip_g.transformer.",
-}
 # A resnet's modules in diffusers' and in the original model's names.
 RESNET_NAMES = {
     "conv1": "in_layers.2",
@@ -45,7 +36,7 @@ TOP_NAMES = {
 
 
 def find_weights(components: Mapping[str, nn.Module]) -> dict[ModuleKey, torch.Tensor]:
-    """Return the weights a LoRA can change: those of every linear and convolution module."""
+    """Return the weights that a LoRA can change: those of every linear and convolution module."""
     return {
         (component, name): module.weight
         for component, model in components.items()
@@ -62,35 +53,36 @@ def spell_modules(components: Mapping[str, nn.Module]) -> dict[str, ModuleKey]:
     """
     spellings: dict[str, ModuleKey] = {}
     for component, name in find_weights(components):
-        key = (component, name)
         # The published text encoder files have `text_model.` in front; transformers 5 dropped it for one class.
         bare = name.removeprefix("text_model.")
         paths = [name] if component == "unet" else [bare, f"text_model.{bare}"]
-        for path in paths:
-            spellings[f"{component}.{path}"] = key
-            for prefix in KOHYA_PREFIXES[component]:
-                spellings[prefix + path.replace(".", "_")] = key
-            if component == "unet":
-                spellings[path] = key  # cog-sdxl and PEFT, for whom the UNet is the whole model
-                spellings["lycoris_" + path.replace(".", "_")] = key
-            else:
-                spellings[COMFY_PREFIXES[component] + path] = key
+        for prefix in _find_prefixes(component, "diffusers"):
+            spellings |= {prefix.spell(path): (component, name) for path in paths}
     unet = components["unet"]
     unet_modules = [name for _, name in find_weights({"unet": unet})]
+    prefixes = _find_prefixes("unet", "original")
     for diffusers_name, original_name in _name_original_blocks(unet):
         for name in unet_modules:
             if name == diffusers_name or name.startswith(f"{diffusers_name}."):
                 path = original_name + name[len(diffusers_name) :]
-                spellings[f"diffusion_model.{path}"] = ("unet", name)
-                spellings["lora_unet_" + path.replace(".", "_")] = ("unet", name)
+                spellings |= {prefix.spell(path): ("unet", name) for prefix in prefixes}
     return spellings
+
+
+def _find_prefixes(component: str, blocks: Blocks) -> list[Prefix]:
+    """Return the prefixes of a component's modules that go before these names of its blocks."""
+    return [
+        prefix
+        for prefix in (*PREFIXES, BARE)
+        if prefix.component == component and prefix.blocks in (blocks, "both")
+    ]
 
 
 def _name_original_blocks(unet: nn.Module) -> Iterator[tuple[str, str]]:
     """Yield (diffusers' module path, the original model's) of a UNet's blocks.
 
-    The original counts its input and output blocks in one row, a resampling being a block (down) or the
-    last part of one (up). Source: the released SDXL checkpoint's key names.
+    The original numbers its input and output blocks consecutively. A resampling is a block of its own on the way
+    down, and the last part of a block on the way up. Source: the released SDXL checkpoint's key names.
     """
     yield from TOP_NAMES.items()
     index = 1

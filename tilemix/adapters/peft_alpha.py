@@ -1,8 +1,8 @@
 """alpha / rank of LoRA files that keep alpha in a PEFT configuration instead of in tensors.
 
-The configuration is PEFT's LoraConfig as JSON: `adapter_config.json` beside the file, or, written by
-diffusers, `lora_adapter_metadata` in the header with each field behind its component (`unet.lora_alpha`).
-It has some forty fields; those that change what the tensors mean are read, the others say how the training went.
+The configuration is PEFT's LoraConfig as JSON: `adapter_config.json` beside the file, or, from diffusers,
+`lora_adapter_metadata` in the header, with the component before each field (`unet.lora_alpha`). It has some forty
+fields. Those that change what the tensors mean are read; the others describe the training.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tilemix.adapters.deltas import MAX_ALPHA
+from tilemix.deltas import MAX_ALPHA
 from tilemix.errors import AdapterError
 from tilemix.modelfile import companions
+from tilemix.modelfile.spellings import COMPONENTS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
     from tilemix.adapters.names import ModuleKey
     from tilemix.modelfile import Header
 
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-PLAIN_PATH = re.compile(r"[A-Za-z0-9_.]+")  # a path; its dots, in an expression any character, stand for dots
+PLAIN_PATH = re.compile(
+    r"[A-Za-z0-9_.]+"
+)  # a path; its dots are literal, though as an expression they match any character
 MAX_PATTERN = 200  # characters
-MAX_REPEATS = 3  # `*`, `+` and the like in a pattern: each one multiplies the time that a match can take
-# These write other weights into the base itself, so that the pair alone is not the change.
+MAX_REPEATS = 3  # `*`, `+` and the like in a pattern: each multiplies the time that a match can take
+# These change the base itself too, so the pair alone is not the whole change.
 INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -38,7 +40,7 @@ class PeftConfig(msgspec.Struct, frozen=True):
     peft_type: str = "LORA"
     lora_alpha: float | None = None  # None: the factor is 1
     alpha_pattern: dict[str, float] = {}  # a regular expression for the end of a module's path -> its alpha
-    use_dora: bool = False  # every module has a norm, among the tensors
+    use_dora: bool = False  # every module has a norm among the tensors
     use_rslora: bool = False  # divide by sqrt(rank) instead of rank (arXiv 2312.03732)
     fan_in_fan_out: bool = False  # weights stored as (in, out)
     layer_replication: object = None
@@ -49,7 +51,7 @@ class AlphaTable:
     """The alphas of one file, by component. Ranks are the tensors' own.
 
     Args:
-        source: what the configuration is called in messages.
+        source: the configuration's name in messages.
         configs: the components' configurations.
     """
 
@@ -62,12 +64,12 @@ class AlphaTable:
             self._patterns[component] = _Patterns(source, config.alpha_pattern)
 
     def factor(self, key: ModuleKey, rank: int) -> float:
-        """Return alpha / rank (alpha / sqrt(rank) for rsLoRA) of a module; 1 where nothing is said of it."""
+        """Return alpha / rank (alpha / sqrt(rank) for rsLoRA) of a module; 1 where the configuration is silent."""
         component, module = key
         config = self._configs.get(component)
         if config is None:
             return 1.0
-        # transformers 5 has dropped the `text_model.` that older files have in their patterns.
+        # Older files have a `text_model.` in their patterns that transformers 5 dropped.
         paths = (f"{component}.{module}", f"{component}.text_model.{module}")
         alpha = self._patterns[component].find(paths)
         if alpha is None:
@@ -77,18 +79,16 @@ class AlphaTable:
         return alpha / (math.sqrt(rank) if config.use_rslora else rank)
 
     def refuse_missing_norm(self, key: ModuleKey) -> None:
-        """Refuse a module without DoRA's learned norm where the configuration says that it has one.
+        """Refuse a module without DoRA's learned norm where the configuration promises one.
 
         Raises:
-            AdapterError: it says so.
+            AdapterError: it does.
         """
         if (config := self._configs.get(key[0])) is not None and config.use_dora:
-            raise AdapterError(
-                f"{self._source}: use_dora is set, but {'.'.join(key)} has no magnitude in the file"
-            )
+            raise AdapterError("lora-config-magnitude", file=self._source, module=".".join(key))
 
     def refuse_unused(self) -> None:
-        """Refuse a pattern that fits none of the file's modules: it was meant for one, spelled otherwise.
+        """Refuse a pattern that matches none of the file's modules: it was meant for one, in another spelling.
 
         Raises:
             AdapterError: there is one.
@@ -97,31 +97,26 @@ class AlphaTable:
         for config in self._configs.values():
             for pattern in config.alpha_pattern:
                 if pattern not in used:
-                    raise AdapterError(
-                        f"{self._source}: alpha_pattern {pattern!r} fits no module of the file"
-                    )
+                    raise AdapterError("lora-config-unused", file=self._source, pattern=pattern)
 
     def _check(self, config: PeftConfig) -> None:
         for alpha in (config.lora_alpha, *config.alpha_pattern.values()):
             if alpha is not None and not 0 <= alpha <= MAX_ALPHA:
-                raise AdapterError(f"{self._source}: alpha {alpha:g}, expected 0 to {MAX_ALPHA:g}")
+                raise AdapterError("lora-config-alpha", file=self._source, alpha=alpha, most=MAX_ALPHA)
         if config.peft_type != "LORA":
-            raise AdapterError(f"{self._source}: peft_type {config.peft_type[:40]!r}, expected 'LORA'")
+            raise AdapterError("lora-config-type", file=self._source, found=config.peft_type[:40])
         init = config.init_lora_weights
         if isinstance(init, str) and init.lower().startswith(INITS_THAT_CHANGE_THE_BASE):
-            raise AdapterError(
-                f"{self._source}: init_lora_weights {init[:40]!r} changes the base's own weights, "
-                "which this file does not hold"
-            )
+            raise AdapterError("lora-config-init", file=self._source, found=init[:40])
         if config.fan_in_fan_out or config.layer_replication is not None:
-            field = "fan_in_fan_out" if config.fan_in_fan_out else "layer_replication"
-            raise AdapterError(f"{self._source}: {field} is set, which no SDXL model has")
+            name = "fan_in_fan_out" if config.fan_in_fan_out else "layer_replication"
+            raise AdapterError("lora-config-foreign", file=self._source, name=name)
 
 
 class _Patterns:
-    """PEFT's rule: an expression for the end of a module's path, from the start of a name on; the first counts.
+    """PEFT's rule: an expression matches the end of a module's path, from the start of a name; the first match counts.
 
-    Most are plain names, hundreds of them where every module has its own alpha: these are looked up.
+    Most are plain names, hundreds of them where every module has its own alpha. Those are looked up in a table.
     """
 
     def __init__(self, source: str, alphas: Mapping[str, float]) -> None:
@@ -135,7 +130,7 @@ class _Patterns:
         ]
 
     def find(self, paths: Sequence[str]) -> float | None:
-        """Return the alpha of the first pattern that fits one of the paths; None if none does."""
+        """Return the alpha of the first pattern that matches one of the paths; None if none does."""
         endings = (path[start:] for path in paths for start in _name_starts(path))
         fitting = [ending for ending in endings if ending in self._places]
         fitting += [
@@ -149,18 +144,19 @@ class _Patterns:
         return self._alphas[min(fitting, key=self._places.__getitem__)]
 
     def _compile(self, source: str, pattern: str) -> re.Pattern[str]:
-        # A file must not choose an expression that takes for ever: no groups, few repeats.
+        # A file must not bring an expression that takes forever to match: no groups, few repeats.
         shown = pattern[:80]
         repeats = sum(pattern.count(character) for character in "*+?{")
         if len(pattern) > MAX_PATTERN or "(" in pattern or repeats > MAX_REPEATS:
             raise AdapterError(
-                f"{source}: alpha_pattern {shown!r}, expected at most {MAX_PATTERN} characters, "
-                f"{MAX_REPEATS} repeats and no groups"
+                "lora-config-pattern", file=source, pattern=shown, most=MAX_PATTERN, repeats=MAX_REPEATS
             )
         try:
             return re.compile(rf"(?:.*\.)?(?:{pattern})$")
         except re.error as error:
-            raise AdapterError(f"{source}: alpha_pattern {shown!r}: {error}") from error
+            raise AdapterError(
+                "lora-config-pattern-broken", file=source, pattern=shown, reason=str(error)
+            ) from error
 
 
 def _name_starts(path: str) -> list[int]:
@@ -168,10 +164,10 @@ def _name_starts(path: str) -> list[int]:
 
 
 def read_header_alphas(name: str, header: Header) -> AlphaTable:
-    """Read `lora_adapter_metadata` from a header; without it the table is empty and every factor 1.
+    """Read `lora_adapter_metadata` from a header; without it the table is empty and every factor is 1.
 
     Raises:
-        AdapterError: it is no JSON object, or a field that matters is out of its range.
+        AdapterError: it is not a JSON object, or a field that matters is out of range.
     """
     source = f"{name}: lora_adapter_metadata"
     raw = header.metadata.get("lora_adapter_metadata")
@@ -184,15 +180,15 @@ def read_header_alphas(name: str, header: Header) -> AlphaTable:
             fields.setdefault(component, {})[field] = value
         configs = {component: msgspec.convert(table, PeftConfig) for component, table in fields.items()}
     except (msgspec.DecodeError, RecursionError) as error:
-        raise AdapterError(f"{source}: {str(error)[:120]}") from error
+        raise AdapterError("file-json", file=source, reason=str(error)[:120]) from error
     return AlphaTable(source, configs)
 
 
 def read_peft_config(path: Path) -> AlphaTable:
-    """Read `adapter_config.json`, which holds for every component of the file beside it.
+    """Read `adapter_config.json`, which applies to every component of the file beside it.
 
     Raises:
-        AdapterError: it is missing, too large, no JSON, or a field that matters is out of its range.
+        AdapterError: it is missing, too large, not JSON, or a field that matters is out of range.
     """
     config = companions.decode_peft_config(
         companions.read_peft_config(path, path.name), path.name, PeftConfig

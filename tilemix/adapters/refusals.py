@@ -1,15 +1,27 @@
-"""Which words a LoRA file is refused with: its format, or the base model it was made for.
+"""Why a LoRA file is refused: its format, or the base model it was made for.
 
-What a file says of itself in its metadata is only repeated; the tensors' names and shapes decide.
+What a file's metadata claims is only repeated; the tensors' names and shapes decide.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tilemix.errors import AdapterError
+from tilemix.deltas import FAMILIES, find_width
+from tilemix.errors import LIST_SEPARATOR, AdapterError
+from tilemix.modelfile.base_models import TOP_ATTENTION, name_declared, name_text_base
+from tilemix.modelfile.embedding_names import is_embedding_name
+from tilemix.modelfile.spellings import (
+    COMPONENTS,
+    CROSS_ATTENTION,
+    ENCODERS,
+    TEXT_ATTENTION,
+    find_prefix,
+    split_name,
+)
+from tilemix.modelfile.widths import CONTEXT_WIDTHS
 
 if TYPE_CHECKING:
     import torch
@@ -17,38 +29,22 @@ if TYPE_CHECKING:
     from tilemix.adapters.names import ModuleKey
     from tilemix.modelfile import Header
 
-# What the name of a tensor without a place holds -> the format it gives away. The first that fits is named.
-FORMATS = {
-    r"double_blocks|single_blocks|single_transformer_blocks": "a Flux LoRA",
-    r"joint_blocks|^lora_te3_|^transformer\.transformer_blocks\.|^lora_transformer_": "an SD 3 LoRA",
-    r"^(transformer|diffusion_model)\.(blocks|layers)\.": "a LoRA for a diffusion transformer",
-    r"lora_mid|\.hada_t[12]$|\.lokr_t2$": "a tucker core (lora_mid, hada_t, lokr_t2)",
-    r"oft_blocks|oft_diag|^oft_|\.boft_": "OFT",
-    r"\.on_input$|\.ia3_": "IA3",
-    r"\.diff(_b)?$|\.set_weight$": "a full difference (.diff)",
-    r"\.[wb]_norm$": "a difference of norms (.w_norm, .b_norm)",
-    r"\.[ab][12]\.weight$": "GLoRA",
-    r"\.lora_(B|up)\.bias$|\.lora_bias": "a LoRA with biases",
-    r"^lllite_|controlnet|control_model": "a ControlNet",
-    r"^model\.diffusion_model\.|^first_stage_model\.|^conditioner\.|^cond_stage_model\.": "a whole checkpoint",
-    r"^(encoder|decoder)\.|^(post_)?quant_conv\.": "a VAE",
-    r"^\d+(\.\d+)?\.linear|^linear[12]?\.\d*": "a hypernetwork",
-    r"^(clip_[lg]|text_encoders_[01]|emb_params|string_to_param)": "a textual inversion embedding, not a LoRA; it",
+# What the name of a tensor without a place holds -> the format that it gives away. The first match is named:
+# other architectures, then the parts of families that are not supported, then files that are no LoRAs.
+ARCHITECTURES = {
+    re.compile(r"double_blocks|single_blocks|single_transformer_blocks"): "Flux LoRA",
+    re.compile(r"joint_blocks|^lora_te3_|^transformer\.transformer_blocks\.|^lora_transformer_"): "SD 3 LoRA",
+    re.compile(r"^(transformer|diffusion_model)\.(blocks|layers)\."): "LoRA for a diffusion transformer",
 }
-CROSS_ATTENTION = tuple(f"attn2{dot}to_{letter}" for dot in "._" for letter in "kv")
-# Attention at the highest resolution, which SD 1.5 and SD 2 have and SDXL has not.
-TOP_ATTENTION = re.compile(
-    r"down_blocks[._]0[._]attentions|up_blocks[._]3[._]attentions|input_blocks[._][12][._]1[._]"
-    r"|output_blocks[._](9|10|11)[._]1[._]"
-)
-# The width of the text that the cross-attention reads -> the base model.
-BASES = {768: "SD 1.5", 1024: "SD 2", 1280: "the SDXL refiner", 2048: "SDXL"}
-TEXT_ATTENTION = re.compile(
-    r"(?P<prefix>lora_te1_|lora_te2_|lora_te_|text_encoder\.|text_encoder_2\.).*self_attn[._][qkv]_proj"
-)
-TEXT_BASES = {768: "SD 1.5 or SDXL", 1024: "SD 2", 1280: "SDXL"}
-SDXL_DECLARATIONS = ("sdxl", "stable-diffusion-xl")
-MAX_LOOKED_AT = 500  # tensors without a place that are looked at for their format's name
+REFUSED_PARTS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.refused.values()))
+OTHER_FILES = {
+    re.compile(r"^lllite_|controlnet|control_model"): "ControlNet",
+    re.compile(r"^(model\.diffusion_model|first_stage_model|conditioner|cond_stage_model)\."): "checkpoint",
+    re.compile(r"^(encoder|decoder)\.|^(post_)?quant_conv\."): "VAE",
+    re.compile(r"^\d+(\.\d+)?\.linear|^linear[12]?\.\d*"): "hypernetwork",
+}
+MAX_LOOKED_AT = 500  # tensors without a place that are searched for their format's name
+MAX_SHOWN = 5  # of them in a message
 
 
 def refuse_other_base(
@@ -57,12 +53,12 @@ def refuse_other_base(
     modules: Mapping[str, Mapping[str, str]],
     weights: Mapping[ModuleKey, torch.Tensor],
 ) -> None:
-    """Refuse a file that was made for another base model, told from the widths of its attention layers.
+    """Refuse a file that was made for another base model, told by the widths of its attention layers.
 
     Args:
         name: the file's name.
         header: its header.
-        modules: its modules as it spells them -> part -> tensor.
+        modules: its modules, unwrapped -> part -> tensor.
         weights: the loaded pipeline's.
 
     Raises:
@@ -74,21 +70,23 @@ def refuse_other_base(
         if module.endswith("attn2.to_k" if component == "unet" else "self_attn.q_proj")
     }
     for module, parts in modules.items():
-        text = TEXT_ATTENTION.fullmatch(module) if module.endswith("_proj") else None
-        if not text and not module.endswith(CROSS_ATTENTION):
+        is_text = module.endswith(TEXT_ATTENTION)
+        if not is_text and not module.endswith(CROSS_ATTENTION):
             continue
-        width = _input_width({part: header.tensors[tensor].shape for part, tensor in parts.items()})
-        component = "unet"
-        if text:
-            component = "text_encoder_2" if "2" in text["prefix"] else "text_encoder"
-        if width is None or component not in own or width == own[component]:
+        component = find_prefix(module).component
+        if component not in (ENCODERS if is_text else COMPONENTS[:1]) or component not in own:
             continue
-        base = (TEXT_BASES if text else BASES).get(width, "another model")
-        raise AdapterError(f"{name}: made for {base}, {width} wide; this model is {own[component]} wide")
+        width = find_width({part: header.tensors[tensor].shape for part, tensor in parts.items()})
+        if width is None or width == own[component]:
+            continue
+        base = name_text_base(module, width) if is_text else CONTEXT_WIDTHS.get(width)
+        if base is None:
+            raise AdapterError("lora-other-width", file=name, width=width, expected=own[component])
+        raise AdapterError("lora-other-base", file=name, base=base, width=width, expected=own[component])
 
 
 def refuse_homeless(name: str, header: Header, homeless: Sequence[str]) -> None:
-    """Refuse a file with tensors that have no place in the loaded model, by the best name there is for it.
+    """Refuse a file with tensors that have no place in the loaded model, for the most telling reason.
 
     Raises:
         AdapterError: `homeless` holds any.
@@ -96,27 +94,34 @@ def refuse_homeless(name: str, header: Header, homeless: Sequence[str]) -> None:
     if not homeless:
         return
     looked_at = homeless[:MAX_LOOKED_AT]
-    for pattern, format_name in FORMATS.items():
-        if any(re.search(pattern, tensor) for tensor in looked_at):
-            raise AdapterError(f"{name}: {format_name} is not supported; SDXL's LoRA, LoHa, LoKr, DoRA are")
+    found = _find(ARCHITECTURES, looked_at) or _find_part(looked_at) or _find(OTHER_FILES, looked_at)
+    if found:
+        raise AdapterError("lora-format-unsupported", file=name, format=found)
+    if any(map(is_embedding_name, looked_at)):
+        raise AdapterError("lora-is-embedding", file=name)
     if any(TOP_ATTENTION.search(tensor) for tensor in looked_at):
-        raise AdapterError(f"{name}: made for SD 1.5 or SD 2, which have attention where SDXL has none")
-    shown = ", ".join(repr(tensor) for tensor in homeless[:5])
-    more = f" and {len(homeless) - 5} more" if len(homeless) > 5 else ""
+        raise AdapterError("lora-older-base", file=name)
+    shown = LIST_SEPARATOR.join(homeless[:MAX_SHOWN])
+    count = len(homeless)
     declared = header.metadata.get("modelspec.architecture") or header.metadata.get("ss_base_model_version")
-    hint = ""
-    if declared and not declared.startswith(SDXL_DECLARATIONS):
-        hint = f"; the file says that it is for {declared[:40]!r}"
-    raise AdapterError(f"{name}: no place in this model for {shown}{more}{hint}")
+    if declared and name_declared(declared) != "SDXL":
+        raise AdapterError(
+            "lora-no-place-declared", file=name, tensors=shown, count=count, base=declared[:40]
+        )
+    raise AdapterError("lora-no-place", file=name, tensors=shown, count=count)
 
 
-def _input_width(parts: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Return `in` of the linear module that the parts change; None if they do not tell."""
+def _find(formats: Mapping[re.Pattern[str], str], tensors: Iterable[str]) -> str | None:
+    return next(
+        (name for pattern, name in formats.items() if any(pattern.search(tensor) for tensor in tensors)), None
+    )
 
-    def columns(*names: str) -> int | None:
-        return next((parts[name][1] for name in names if len(parts.get(name, ())) > 1), None)
 
-    if (width := columns("down", "hada_w1_b", "hada_w2_b")) is not None:
-        return width
-    first, second = columns("lokr_w1", "lokr_w1_b"), columns("lokr_w2", "lokr_w2_b")
-    return None if first is None or second is None else first * second
+def _find_part(tensors: Iterable[str]) -> str | None:
+    """Return what the first part that no family can load is called."""
+    found = {
+        part.family.refused[part.part]
+        for tensor in tensors
+        if (part := split_name(tensor)) is not None and part.family is not None and part.is_refused
+    }
+    return next((name for name in REFUSED_PARTS if name in found), None)

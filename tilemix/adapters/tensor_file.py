@@ -1,7 +1,7 @@
-"""The tensors of a safetensors file, memory-mapped: each one is a view of the file's pages, made when it is asked for.
+"""The tensors of a safetensors file, memory-mapped: each is a view of the file's pages, made on request.
 
-The safetensors library takes 25 microseconds for that, of which a LoRA has 1,120 and another scale asks the base
-560 times. What the header says was checked before, so that a view is one call.
+The safetensors library takes 25 microseconds to make one. A LoRA has 1,120 tensors, and each new scale reads 560 of
+the base's. Here the header is checked once, so a view is one call.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "BOOL": torch.bool,
 }  # fmt: skip
-COUNTED = ("F64", "F32", "F16", "BF16")  # the dtypes whose numbers may be infinite or none
+COUNTED = ("F64", "F32", "F16", "BF16")  # the dtypes whose numbers may be inf or NaN
 
 
 class TensorFile:
-    """One safetensors file. It stays the same file when another one takes its name.
+    """One safetensors file. It stays the same file when another one takes over its name.
 
     Args:
         path: the file.
 
     Raises:
-        ModelFileError: no safetensors file, see `tilemix.modelfile.header.read_header`.
+        ModelFileError: not a safetensors file, see `tilemix.modelfile.header.read_header`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,21 +44,21 @@ class TensorFile:
         try:
             with open_regular(path) as file:
                 self.header: Header = read_open_header(path, file)
-                # Copy on write, because torch knows no tensors that cannot be written.
+                # Copy on write, because torch has no read-only tensors.
                 self._pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except OSError as error:
-            raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
+            raise ModelFileError("file-unreadable", file=str(path), reason=str(error.strerror)) from error
         self._size = len(self._pages)
 
     def get_tensor(self, name: str) -> torch.Tensor:
-        """Return a tensor; its numbers are the file's own pages, and are not for writing."""
+        """Return a tensor. Do not write to it: its numbers are the file's own pages."""
         info = self.header.tensors[name]
         return self._view(info.offsets[0], info.dtype, math.prod(info.shape)).view(info.shape)
 
     def find_not_finite(self) -> set[str]:
-        """Return the names of the tensors that hold an infinite number or none (NaN).
+        """Return the names of the tensors that hold inf or NaN.
 
-        The least and the largest number tell both, ten times as fast as asking each one.
+        aminmax propagates NaN, so two numbers tell both, ten times as fast as checking each element.
         """
         found: set[str] = set()
         for dtype, infos in self._list_runs():
@@ -69,16 +69,16 @@ class TensorFile:
         return found
 
     def check_size(self) -> None:
-        """Refuse a file that was changed in place: pages beyond its end would end the process.
+        """Refuse a file that was resized in place: reading pages beyond its end would kill the process.
 
         Raises:
-            ModelFileError: it has another size than when it was opened.
+            ModelFileError: its size is not what it was when the file was opened.
         """
         if (size := self._pages.size()) != self._size:
-            raise ModelFileError(f"{self._path.name}: has {size} bytes now, {self._size} when it was loaded")
+            raise ModelFileError("file-resized", file=self._path.name, size=size, loaded=self._size)
 
     def release_pages(self) -> None:
-        """Let the process forget the pages; the system's cache keeps them while it has room."""
+        """Release the process's pages; the system's cache keeps them while it has room."""
         self._pages.madvise(mmap.MADV_DONTNEED)
 
     def _view(self, begin: int, dtype: str, count: int) -> torch.Tensor:
@@ -89,7 +89,7 @@ class TensorFile:
         )
 
     def _list_runs(self) -> Iterator[tuple[str, list[tuple[str, TensorInfo]]]]:
-        """Yield the tensors of one dtype that stand one after another; a checked header leaves no holes."""
+        """Yield runs of adjacent tensors of one dtype; a checked header leaves no gaps."""
         in_order = sorted(self.header.tensors.items(), key=lambda item: item[1].offsets)
         for dtype, run in groupby(in_order, key=lambda item: item[1].dtype):
             if dtype in COUNTED:

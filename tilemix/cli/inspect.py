@@ -1,4 +1,4 @@
-"""`tilemix inspect`: what a model file is, and the model files of a folder as a table."""
+"""`tilemix inspect`: what a model file is, or a table of the model files in a folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from tilemix.modelfile.search import find_model_files
 
     if not options.path.exists():
-        raise ModelFileError(f"{options.path}: no such file or folder")
+        raise ModelFileError("file-missing", file=str(options.path))
     wish: HashWish = "all" if options.all_hashes else "none" if options.no_hash else "missing"
     is_folder = options.path.is_dir() and not (options.path / "model_index.json").is_file()
     if not is_folder:
@@ -76,7 +76,7 @@ def _read(path: Path, wish: HashWish, *, is_looked_up: bool) -> ModelFile:
         if is_looked_up and path.is_file():
             from tilemix.modelfile.civitai import base_url, host_of, look_up
 
-            modelfile.read_header(path)  # a page that was saved as a model is no question for anybody
+            modelfile.read_header(path)  # do not ask anybody about a web page saved as a model
             sidecar = look_up(path, on_bytes=on_bytes)
             logger.info(
                 "%s: %s", path.name, f"wrote {sidecar}" if sidecar else f"not known to {host_of(base_url())}"
@@ -86,7 +86,7 @@ def _read(path: Path, wish: HashWish, *, is_looked_up: bool) -> ModelFile:
 
 @contextmanager
 def _progress(path: Path) -> Iterator[Callable[[int], object]]:
-    """Show how much of the file is hashed, on a terminal, when it takes longer than a moment."""
+    """Show the hashing's progress, on a terminal, when it takes longer than a moment."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -106,7 +106,7 @@ def _to_json(file: ModelFile) -> str:
 
 
 def describe(file: ModelFile) -> str:
-    """Return what a model file is as lines `field: value`, without what is unknown."""
+    """Return what a model file is as lines `field: value`, without unknown fields."""
     lines: dict[str, object] = {
         "file": file.path,
         "size": format_size(file.size),
@@ -154,7 +154,7 @@ def describe(file: ModelFile) -> str:
 
 
 def make_table(files: list[tuple[Path, ModelFile | str]]) -> str:
-    """Return one line a file, refused ones with the reason; "" for no files."""
+    """Return a table with one line per file, refused ones with the reason; "" without files."""
     if not files:
         return ""
     rows: list[tuple[str, ...]] = [COLUMNS]
@@ -179,7 +179,7 @@ def make_table(files: list[tuple[Path, ModelFile | str]]) -> str:
 
 
 def format_size(size: int) -> str:
-    """Return a number of bytes in words: "6.9 GB"."""
+    """Return a number of bytes with its unit: "6.9 GB"."""
     for unit, bytes_each in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= bytes_each:
             return f"{size / bytes_each:.1f} {unit}"
@@ -208,6 +208,6 @@ def _verdict(file: ModelFile) -> str:
 
 
 def _short(value: object) -> str:
-    """Return a value for a terminal: one line, no control characters, not longer than MAX_SHOWN or a hash."""
+    """Return a value for a terminal: one line without control characters, at most MAX_SHOWN long."""
     text = make_printable(str(value)[: 2 * MAX_SHOWN])
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"

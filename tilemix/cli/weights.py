@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PRODUCT = "rubber-tile"  # what `weights add` is for, where nothing else is said
+PRODUCT = "rubber-tile"  # what `weights add` adds to by default
 
 
 def add_weights(verbs: Verbs) -> None:
@@ -52,7 +52,7 @@ def add_weights(verbs: Verbs) -> None:
         metavar="NAME",
         help="the file's or the PEFT folder's name (default: its own)",
     )
-    add.add_argument("--replace", action="store_true", help="in the place of another file of this name")
+    add.add_argument("--replace", action="store_true", help="replace another file of this name")
     for action_parser in (fetch, add):
         action_parser.add_argument(
             "--allow-host", action="append", default=[], metavar="HOST", help="one more host to download from"
@@ -81,7 +81,7 @@ def _weights(options: argparse.Namespace) -> None:
         added = weights.add(options.source, model, wish, web=web)
         sys.stdout.write(f"{added.path}\n")
         if added.change == "unchanged":
-            logger.info("%s: the file is in its place, and the manifest has it already", model)
+            logger.info("%s: the file is in its place and in the manifest already", model)
         else:
             adapter = added.adapter
             facts = [f"scale {adapter.scale:g}"] if adapter.scale is not None else []
@@ -103,6 +103,6 @@ def _verify(model: str) -> None:
     for fault in faults:
         sys.stdout.write(f"{fault}\n")
     if faults:
-        raise TilemixError(f"{model}: {len(faults)} of {len(states)} files are missing or wrong")
+        raise TilemixError("weights-faults", model=model, faults=len(faults), files=len(states))
     unlocked = sum(not state.is_locked for state in states)
     sys.stdout.write(f"{model}: {len(states) - unlocked} files verified, {unlocked} not locked\n")

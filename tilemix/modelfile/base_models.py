@@ -1,8 +1,8 @@
 """Which base model a file was made for, and what says so.
 
-Shapes and names in the file go before what its metadata claims: `ss_base_model_version` and
-`modelspec.architecture` are free text, and they name an architecture, never a lineage (a LoRA for Pony or
-Illustrious says sdxl_base_v1-0).
+Shapes and names in the file count before what its metadata claims: `ss_base_model_version` and
+`modelspec.architecture` are free text, and they name an architecture, not a lineage (a LoRA for Pony or Illustrious
+says sdxl_base_v1-0).
 
 Sources: the block tables of the released models' configurations; kohya's and Stability's metadata fields.
 """
@@ -14,13 +14,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tilemix.modelfile.embedding_names import HALVES, find_pair
+from tilemix.modelfile.spellings import CROSS_ATTENTION, TEXT_ATTENTION, unwrap
+from tilemix.modelfile.widths import CONTEXT_WIDTHS, TEXT_WIDTHS
+
 if TYPE_CHECKING:
     from tilemix.modelfile.adapter_layout import AdapterLayout
     from tilemix.modelfile.header import Header, TensorInfo
     from tilemix.modelfile.kinds import Recognized
 
-CONTEXT_WIDTHS = {768: "SD 1", 1024: "SD 2", 2048: "SDXL", 1280: "SDXL refiner"}  # of the cross-attention
-EMBEDDING_WIDTHS = {768: "SD 1", 1024: "SD 2", 1280: "SDXL"}
+# Text encoder prefixes that only files for SDXL have.
+SDXL_PREFIXES = (
+    "lora_te1_",
+    "lora_te2_",
+    "text_encoder_2.",
+    "text_encoders.clip_l.",
+    "text_encoders.clip_g.",
+)
+# Attention at the highest resolution, which SD 1 and SD 2 have and SDXL has not.
+TOP_ATTENTION = re.compile(
+    r"down_blocks[._]0[._]attentions|up_blocks[._]3[._]attentions|input_blocks[._][12][._]1(?!\d)"
+    r"|output_blocks[._](?:9|10|11)[._]1(?!\d)"
+)
+# Blocks where only SDXL has attention, or transformers deeper than SD 1's and SD 2's.
+DEEP_ATTENTION = re.compile(
+    r"transformer_blocks[._][1-9]|up_blocks[._]0[._]attentions|output_blocks[._]0[._]1(?!\d)"
+)
 # The start of a metadata value -> base model; the first that fits.
 ARCHITECTURES = (
     ("stable-diffusion-xl-v1-refiner", "SDXL refiner"), ("stable-diffusion-xl", "SDXL"),
@@ -38,7 +57,6 @@ LATER_LORAS = (  # names that only later architectures have
     (r"double_blocks[._]|single_blocks[._]|single_transformer_blocks[._]", "Flux.1"),
     (r"joint_blocks[._]|context_block[._]|attn[._]add_[qkv]_proj", "SD 3"),
 )
-CROSS_ATTENTION = r"attn2[._]to_[kv]$"
 INPUT_CHANNELS = {9: "inpainting", 8: "instruct-pix2pix", 5: "depth"}
 WHOLE = "model.diffusion_model."
 
@@ -47,7 +65,7 @@ WHOLE = "model.diffusion_model."
 class Base:
     """A base model and what says so."""
 
-    name: str | None  # "SDXL", "SD 1", ...; None: nothing tells
+    name: str | None  # "SDXL", "SD 1", ...; None: nothing tells it
     told_by: str | None = None
     variant: str | None = None  # "inpainting", "v-prediction", ...
     conflict: str | None = None  # what the metadata says instead
@@ -82,44 +100,60 @@ def _from_lora(layout: AdapterLayout) -> list[tuple[str, str]]:
     for pattern, base in LATER_LORAS:
         if any(re.search(pattern, module) for module in modules):
             return [(base, "names of its blocks")]
-    widths = layout.input_widths(CROSS_ATTENTION)
+    widths = layout.input_widths(lambda module: module.endswith(CROSS_ATTENTION))
     known = {CONTEXT_WIDTHS[width] for width in widths if width in CONTEXT_WIDTHS}
     if len(widths) == 1 and known:
         return [(known.pop(), f"cross-attention {widths.pop()} wide")]
     narrow = f", but its cross-attention is {min(widths)} wide" if widths else ""
-    if any(re.match(r"(?:base_model\.model\.)?(?:lora_te2_|text_encoder_2\.)", module) for module in modules):
+    components = {layout.find_component(module) for module in modules}
+    if "text_encoder_2" in components:
         return [("SDXL", f"a second text encoder{narrow}")]
-    unet = [module for module in modules if not re.match(r"lora_te|text_encoder", module)]
-    if found := _from_blocks(unet):
+    if found := _from_blocks(
+        [module for module in modules if not layout.find_component(module).startswith("text_")]
+    ):
         return [(found, f"names of its blocks{narrow}")]
-    text = layout.input_widths(r"self_attn[._][qkv]_proj$") if not unet else set()
-    if len(text) == 1 and (width := text.pop()) in (768, 1024):
-        return [(CONTEXT_WIDTHS[width], f"text encoder {width} wide")]
+    if components == {"text_encoder"}:
+        if any(unwrap(module).startswith(SDXL_PREFIXES) for module in modules):
+            return [("SDXL", "the names of its text encoder")]
+        text = layout.input_widths(lambda module: module.endswith(TEXT_ATTENTION))
+        if len(text) == 1 and (width := text.pop()) in TEXT_WIDTHS:
+            return [(TEXT_WIDTHS[width], f"text encoder {width} wide")]
     return []
+
+
+def name_text_base(module: str, width: int) -> str | None:
+    """Return the base model whose text encoder is `width` wide, as far as a module's name leaves it open."""
+    base = TEXT_WIDTHS.get(width)
+    if base != "SD 1" or module.startswith("lora_te_"):
+        return base
+    return "SDXL" if module.startswith(SDXL_PREFIXES) else "SD 1 or SDXL"
+
+
+def name_declared(value: str) -> str | None:
+    """Return the base model that a `modelspec.architecture` or an `ss_base_model_version` names."""
+    return _by_start(ARCHITECTURES + VERSIONS, value)
 
 
 def _from_blocks(modules: list[str]) -> str | None:
     """Tell SDXL from its forerunners by which blocks have attention, and how deep.
 
-    SDXL's transformers are 2 and 10 deep and stand in the lower two of three resolutions; SD 1's and 2's are 1
-    deep and stand in the upper three of four.
+    SDXL's transformers are 2 and 10 deep, in the lower two of three resolutions; those of SD 1 and SD 2 are 1 deep,
+    in the upper three of four.
     """
     names = "\n".join(modules)
-    deep = r"transformer_blocks[._][1-9]|up_blocks[._]0[._]attentions|output_blocks[._]0[._]1(?!\d)"
-    flat = r"down_blocks[._]0[._]attentions|input_blocks[._][12][._]1(?!\d)|up_blocks[._]3[._]attentions"
-    if re.search(deep, names):
+    if DEEP_ATTENTION.search(names):
         return "SDXL"
-    return "SD 1 or SD 2" if re.search(flat, names) else None
+    return "SD 1 or SD 2" if TOP_ATTENTION.search(names) else None
 
 
 def _from_embedding(tensors: Mapping[str, TensorInfo]) -> list[tuple[str, str]]:
-    if len(tensors) == 2:
+    if find_pair(tensors):
         return [("SDXL", "rows for two text encoders")]
     ((name, tensor),) = tensors.items()
-    width = tensor.shape[-1] if tensor.shape else 0
-    if name in ("clip_l", "clip_g", "text_encoders_0", "text_encoders_1"):
+    if name in HALVES:
         return [("SDXL", f"the name {name!r}")]
-    return [(EMBEDDING_WIDTHS[width], f"rows {width} wide")] if width in EMBEDDING_WIDTHS else []
+    width = tensor.shape[-1] if tensor.shape else 0
+    return [(TEXT_WIDTHS[width], f"rows {width} wide")] if width in TEXT_WIDTHS else []
 
 
 def _from_network(tensors: Mapping[str, TensorInfo]) -> list[tuple[str, str]]:

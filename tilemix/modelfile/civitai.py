@@ -1,7 +1,7 @@
-"""Ask Civitai whose file this is, by its hash, and keep the answer in the sidecar beside it.
+"""Ask Civitai about a file by its hash, and keep the answer in the sidecar beside it.
 
-One GET of /api/v1/model-versions/by-hash/SHA256, which is public. TILEMIX_CIVITAI_URL names another site
-that speaks the same. The answer is checked against the file before it is written down.
+It takes one GET of the public /api/v1/model-versions/by-hash/SHA256. TILEMIX_CIVITAI_URL names another site with the
+same API. The answer is checked against the file before it is written.
 
 Source: https://developer.civitai.com/docs/api/public-rest
 """
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_URL = "https://civitai.com"
 TIMEOUT = 10.0  # seconds to connect, and between two pieces of the answer
 DEADLINE = 30.0  # seconds for one whole answer
-RETRY_AFTER = 1.0  # seconds before the one retry
+RETRY_AFTER = 1.0  # seconds before the only retry
 MAX_ANSWER_BYTES = 4 * 2**20
 
 
@@ -57,7 +57,7 @@ class ImageAnswer(msgspec.Struct, frozen=True):
 
 
 class VersionAnswer(msgspec.Struct, frozen=True):
-    """What Civitai says of a version; the fields used here, all others are skipped."""
+    """What Civitai says about a version: the fields used here; others are skipped."""
 
     id: int
     modelId: int  # noqa: N815
@@ -75,7 +75,7 @@ def look_up(
 ) -> Path | None:
     """Ask for the file `path` by its SHA256 and write what is known into `F.metadata.json`.
 
-    What somebody wrote into that sidecar stays; hashes, ids, source and date are the answer's.
+    What somebody wrote into that sidecar stays; hashes, ids, source and date come from the answer.
 
     Args:
         path: a model file.
@@ -83,14 +83,14 @@ def look_up(
         on_bytes: see `find_hashes`.
 
     Returns:
-        The sidecar, or None when the site does not know the file.
+        The sidecar; None where the site does not know the file.
 
     Raises:
-        ModelLookupError: the site cannot be reached or gives no usable answer.
+        ModelLookupError: the site cannot be reached, or its answer cannot be used.
         ModelFileError: the file cannot be hashed, or its sidecar cannot be read or written; it stays as it was.
     """
     base = base_url(url)
-    read_sidecar(path)  # one that is in the way is said before anybody is asked
+    read_sidecar(path)  # report one that is in the way before asking anybody
     hashes = find_hashes(path, on_bytes=on_bytes)
     answer = ask(hashes, base)
     if answer is None:
@@ -103,24 +103,22 @@ def base_url(url: str | None = None) -> str:
     """Return the site to ask, without a slash at its end.
 
     Raises:
-        ModelLookupError: it is no http or https URL.
+        ModelLookupError: not an http or https URL.
     """
     base = url or os.environ.get("TILEMIX_CIVITAI_URL") or DEFAULT_URL
     parts = urlsplit(base)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ModelLookupError(
-            f"TILEMIX_CIVITAI_URL has the scheme {parts.scheme[:20]!r}; expected https://HOST"
-        )
+        raise ModelLookupError("lookup-url", scheme=parts.scheme[:20])
     return base.rstrip("/")
 
 
 def host_of(base: str) -> str:
-    """Return the host and the port of a URL, for messages: a name and password in it stay out of them."""
+    """Return the host and port of a URL, for messages: without a user name and password."""
     return urlsplit(base).netloc.rpartition("@")[2]
 
 
 def ask(hashes: Hashes, base: str) -> VersionAnswer | None:
-    """Return what the site `base` says of the file with these hashes; None: it does not know it.
+    """Return what the site `base` says about the file with these hashes; None: it does not know it.
 
     Raises:
         ModelLookupError: no answer after two tries, or one that cannot be used.
@@ -132,10 +130,10 @@ def ask(hashes: Hashes, base: str) -> VersionAnswer | None:
     try:
         answer = msgspec.json.decode(raw, type=VersionAnswer)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise ModelLookupError(f"{host}: the answer is no model version: {str(error)[:120]}") from error
+        raise ModelLookupError("lookup-answer", host=host, reason=str(error)[:120]) from error
     theirs = [file.hashes for file in answer.files if file.hashes]
     if theirs and not any(_is_same(hashes, table) for table in theirs):
-        raise ModelLookupError(f"{host}: the answer is about another file, version {answer.id}")
+        raise ModelLookupError("lookup-other-file", host=host, version=answer.id)
     return answer
 
 
@@ -144,13 +142,13 @@ def _get(base: str, path: str, host: str) -> bytes | None:
     import httpx
 
     parts = urlsplit(base)
-    # Apart from the URL, which httpx logs whole.
+    # Kept out of the URL, which httpx logs in full.
     auth = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
     url = parts._replace(netloc=host).geturl() + path
-    failure = ""
+    failure = ModelLookupError("lookup-unreachable", host=host, reason="")
     for attempt in range(2):
         if attempt:
-            logger.info("%s: %s; once more", host, failure)
+            logger.info("%s; trying again", failure)
             time.sleep(RETRY_AFTER)
         try:
             with (
@@ -161,14 +159,15 @@ def _get(base: str, path: str, host: str) -> bytes | None:
                     return None
                 if response.status_code == httpx.codes.OK:
                     return _read_body(response.iter_raw(), host)
-                failure = f"answered {response.status_code}"
+                failure = ModelLookupError("lookup-status", host=host, found=response.status_code)
                 if response.status_code < 500 and response.status_code != httpx.codes.TOO_MANY_REQUESTS:
                     break  # asking again would change nothing
         except httpx.TimeoutException:
-            failure = f"no answer within {TIMEOUT:g} s"
+            failure = ModelLookupError("lookup-timeout", host=host, seconds=TIMEOUT)
         except httpx.TransportError as error:
-            failure = f"cannot be reached (offline?): {str(error)[:120] or type(error).__name__}"
-    raise ModelLookupError(f"{host}: {failure}")
+            reason = str(error)[:120] or type(error).__name__
+            failure = ModelLookupError("lookup-unreachable", host=host, reason=reason)
+    raise failure
 
 
 def _read_body(chunks: object, host: str) -> bytes:
@@ -177,9 +176,9 @@ def _read_body(chunks: object, host: str) -> bytes:
     for chunk in cast("list[bytes]", chunks):
         body += chunk
         if len(body) > MAX_ANSWER_BYTES:
-            raise ModelLookupError(f"{host}: an answer of more than {MAX_ANSWER_BYTES} bytes")
+            raise ModelLookupError("lookup-too-large", host=host, most=MAX_ANSWER_BYTES)
         if time.monotonic() > end:
-            raise ModelLookupError(f"{host}: the answer took longer than {DEADLINE:g} s")
+            raise ModelLookupError("lookup-slow", host=host, seconds=DEADLINE)
     return bytes(body)
 
 
@@ -190,7 +189,7 @@ def _is_same(ours: Hashes, theirs: Mapping[str, str | None]) -> bool:
 
 
 def _describe(answer: VersionAnswer) -> tuple[dict[str, object], dict[str, object]]:
-    """Return what the answer knows for certain, and what stands only where nothing stands yet."""
+    """Return the facts in the answer, and suggestions for fields that are still empty."""
     facts: dict[str, object] = {
         "civitai_model_id": answer.modelId,
         "civitai_version_id": answer.id,

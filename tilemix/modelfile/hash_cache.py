@@ -1,7 +1,7 @@
-"""Hashes that were computed once, remembered by path, size and time of change.
+"""Hashes that were computed once, remembered by path, size and modification time.
 
-The cache is one JSON file, `tilemix/hashes.json` in $XDG_CACHE_HOME or ~/.cache. It only saves time: one
-that is missing, broken or not writable costs a warning and another pass over the file.
+The cache is one JSON file, `tilemix/hashes.json` in $XDG_CACHE_HOME or ~/.cache. It only saves time: where it is
+missing, broken or not writable, that costs a warning and another pass over the file.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class Cache(msgspec.Struct):
 
 
 def cache_path() -> Path:
-    """Return where the cache stands."""
-    # The XDG specification: a relative path is to be ignored.
+    """Return the path of the cache."""
+    # The XDG specification says to ignore a relative path.
     configured = os.environ.get("XDG_CACHE_HOME", "")
     folder = Path(configured) if configured.startswith("/") else Path.home() / ".cache"
     return folder / "tilemix" / "hashes.json"
 
 
 def recall_hashes(path: Path) -> Hashes | None:
-    """Return what is remembered of the file `path` as it is now, None when that is nothing."""
+    """Return the remembered hashes of the file `path` as it is now; None where there are none."""
     entry = _load().files.get(str(path.resolve()))
     return entry.hashes if entry and (entry.size, entry.mtime_ns) == _stamp(path) else None
 
@@ -56,7 +56,7 @@ def recall_hashes(path: Path) -> Hashes | None:
 def find_hashes(
     path: Path, *, every: bool = False, on_bytes: Callable[[int], object] | None = None
 ) -> Hashes:
-    """Return the hashes of the file `path`: remembered ones, or computed and remembered from now on.
+    """Return the hashes of the file `path`, remembered ones where there are any; new ones are remembered.
 
     Args:
         path: a file.
@@ -94,19 +94,19 @@ def _load() -> Cache:
     path = cache_path()
     try:
         if path.stat().st_size > MAX_BYTES:
-            logger.warning("%s: larger than %d bytes, begun anew", path, MAX_BYTES)
+            logger.warning("%s: larger than %d bytes, starting a new one", path, MAX_BYTES)
             return Cache()
         return msgspec.json.decode(path.read_bytes(), type=Cache)
     except FileNotFoundError:
         return Cache()
     except (OSError, msgspec.DecodeError) as error:
-        logger.warning("%s: cannot be read, begun anew: %s", path, error)
+        logger.warning("%s: cannot be read, starting a new one: %s", path, error)
         return Cache()
 
 
 @contextmanager
 def _locked() -> Iterator[None]:
-    """Keep other processes from writing between our reading and our writing."""
+    """Keep other processes from writing between our read and our write."""
     path = cache_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("wb") as lock:

@@ -1,4 +1,4 @@
-"""The hashes by which model files are known, all of them in one pass over the file, and remembered.
+"""The hashes by which model files are known, computed in one pass over the file.
 
 | name | what it is | spelling |
 |---|---|---|
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 2**20
-BLOCK = MIB  # bytes; with a quarter of it, handing the blocks over took a tenth of the time
-BUFFERS = 4  # one is read into while the others are hashed or wait for it
+BLOCK = MIB  # bytes; with a quarter of that, passing the blocks around took a tenth of the time
+BUFFERS = 4  # one is being filled while the others are hashed or wait
 AUTOV1_WINDOW = (0x100000, 0x110000)
-MAX_AUTOV3_HEADER = 16 * MIB  # a longer one is taken for content
+MAX_AUTOV3_HEADER = 16 * MIB  # a longer one counts as content
 FIRST_8_MIB = 8 * MIB
-NOTHING = hashlib.sha256().hexdigest()  # of no bytes: e3b0c442..., never a file's identity
+NOTHING = hashlib.sha256().hexdigest()  # of no bytes: e3b0c442..., which identifies no file
 
 
 class Hashes(msgspec.Struct, frozen=True):
-    """A file's hashes. Those that were not asked for, or that a file this short has not, are None."""
+    """A file's hashes. None: not asked for, or the file is too short for it."""
 
     sha256: str | None = None
     autov1: str | None = None
@@ -47,12 +47,12 @@ class Hashes(msgspec.Struct, frozen=True):
     autov3: str | None = None
     crc32: str | None = None
     blake3: str | None = None
-    # What some tools took for SHA256 and AutoV2. Kept to recognize it in sidecars, no name for a file.
+    # What some tools took for SHA256 and AutoV2; kept only to recognize it in sidecars.
     sha256_first_8mib: str | None = None
 
     @property
     def is_complete(self) -> bool:
-        """Whether all hashes were computed, not the SHA256 alone."""
+        """Whether all hashes were computed, not just the SHA256."""
         return self.blake3 is not None
 
 
@@ -64,7 +64,7 @@ class Digest(Protocol):
 
 
 class _Window:
-    """A SHA-256 of a part of the file."""
+    """The SHA-256 of a part of the file."""
 
     def __init__(self, begin: int, end: int | None = None) -> None:
         self._digest = hashlib.sha256()
@@ -84,7 +84,7 @@ class _Window:
 
 
 class _Whole:
-    """The SHA-256 of the whole file, and what it was after the first bytes: one pass over them is enough."""
+    """The SHA-256 of the whole file and, from the same pass, of its first bytes."""
 
     def __init__(self, start: int) -> None:
         self._digest, self._start = hashlib.sha256(), start
@@ -104,7 +104,7 @@ class _Whole:
         return self._digest.hexdigest()
 
     def start_hexdigest(self) -> str:
-        """Return the SHA-256 of the first bytes, of all of them where the file is shorter."""
+        """Return the SHA-256 of the first bytes; of the whole file where it is shorter."""
         return self._at_start or self.hexdigest()
 
 
@@ -124,7 +124,7 @@ def compute_hashes(
 ) -> Hashes:
     """Hash the file `path`: SHA256, AutoV1 and AutoV2, or with `every` all of them, in one pass.
 
-    The next blocks are read while the last ones are hashed, the slow algorithms in threads of their own.
+    The next blocks are read while the last ones are hashed; the slow algorithms have threads of their own.
 
     Args:
         path: any file.
@@ -132,18 +132,20 @@ def compute_hashes(
         on_bytes: called with the number of bytes after each block.
 
     Raises:
-        ModelFileError: the file cannot be read, or it was changed meanwhile.
+        ModelFileError: the file cannot be read, or it changed meanwhile.
     """
     try:
         with path.open("rb", buffering=0) as file:
             before = os.fstat(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # the kernel reads further ahead
+            os.posix_fadvise(
+                file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL
+            )  # makes the kernel read further ahead
             hashes = _hash_open_file(file, before.st_size, every=every, on_bytes=on_bytes)
             after = os.fstat(file.fileno())
     except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ModelFileError("file-unreadable", file=str(path), reason=str(error.strerror)) from error
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise ModelFileError(f"{path}: was changed while it was hashed")
+        raise ModelFileError("file-changed", file=str(path))
     return hashes
 
 
@@ -162,7 +164,7 @@ def _hash_open_file(
         groups += [[payload], [crc32, tree]]
     total = _feed(file, groups, on_bytes)
     if total != size:
-        raise ModelFileError(f"{file.name}: {total} bytes read, expected {size}")
+        raise ModelFileError("file-changed", file=str(file.name))
     sha256 = whole.hexdigest()
     is_long = window.taken == AUTOV1_WINDOW[1] - AUTOV1_WINDOW[0]
     return Hashes(
@@ -179,9 +181,10 @@ def _hash_open_file(
 def _feed(
     file: BinaryIO, groups: Sequence[Sequence[Digest]], on_bytes: Callable[[int], object] | None
 ) -> int:
-    """Read a file to its end and give every block to every group, each in its own thread; return the bytes read.
+    """Read a file to its end, give every block to every group, and return the number of bytes.
 
-    A buffer is read into again when all groups are done with it, so that reading is ahead by the others.
+    Each group has its own thread. A buffer is filled again when all groups are done with it, so reading runs ahead
+    by the number of the other buffers.
     """
     workers = [_Worker(group) for group in groups]
     buffers = [memoryview(bytearray(BLOCK)) for _ in range(BUFFERS)]
@@ -221,16 +224,16 @@ class _Worker:
         self._thread.start()
 
     def give(self, block: memoryview) -> None:
-        """Let it hash a block, whose buffer is its own until `wait_for_block` says otherwise."""
+        """Hash a block, whose buffer must stay as it is until `wait_for_block` returns for it."""
         self._blocks.put(block)
 
     def wait_for_block(self) -> None:
-        """Wait until it is done with the first block that was not waited for yet; raise what went wrong."""
+        """Wait for the oldest block that was not waited for yet; raise what went wrong."""
         self._done.acquire()
         self.check()
 
     def finish(self) -> None:
-        """Wait until it is done with all blocks; it takes no more."""
+        """Wait for all blocks and end the thread."""
         self._blocks.put(None)
         self._thread.join()
 
@@ -244,6 +247,6 @@ class _Worker:
             try:
                 for digest in self._group:
                     digest.update(block)
-            except Exception as error:  # noqa: BLE001 - raised where the blocks come from
+            except Exception as error:  # noqa: BLE001 - check() raises it in the reading thread
                 self._error = error
             self._done.release()

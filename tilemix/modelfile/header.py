@@ -1,8 +1,7 @@
 """What a safetensors file holds, told from its header alone.
 
-The header is checked here before the safetensors library sees the file: the
-library accepts duplicate names (the last one wins), names such as ``../x``
-and headers of a million tensors. The extension decides nothing; the content does.
+The header is checked here before the safetensors library sees the file: the library accepts duplicate names (the last
+one wins), names such as `../x` and headers of a million tensors. The content counts, not the extension.
 
 Source: the format's description, https://github.com/huggingface/safetensors#format
 """
@@ -15,14 +14,14 @@ import os
 import re
 import reprlib
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from tilemix.errors import ModelFileError
+from tilemix.errors import LIST_SEPARATOR, ModelFileError
 from tilemix.system.garbage import uncollected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 MAX_HEADER_BYTES = 8 * 2**20  # the largest SDXL header seen is under 300 KiB
@@ -34,25 +33,21 @@ MAX_DIMENSION = 2**31
 MAX_OFFSET = 2**63  # a file's size
 FIELDS = {"dtype", "shape", "data_offsets"}
 TENSOR_NAME = re.compile(r"[A-Za-z0-9._<>*-]{1,256}")
-FOREIGN_START = 64 * 2**10  # how much of another kind of file is looked at, to name it
+FOREIGN_START = 64 * 2**10  # bytes that are read to name another kind of file
 HYPERNETWORK_MARKS = (b"layer_structure", b"linear1.weight", b"linear.0.weight")
-MAGICS = {
-    b"GGUF": "a GGUF file",
-    b"\x1f\x8b": "a gzip archive",
-    b"7z\xbc\xaf": "a 7-Zip archive",
-    b"Rar!": "a RAR archive",
-    b"\x89PNG": "a picture",
-    b"\xff\xd8\xff": "a picture",
-    b"RIFF": "a picture",
-}
+PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
+MAGICS = {b"GGUF": "GGUF", b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR"}
 DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-EMPTY_MARKERS = {"v_pred", "ztsnr"}  # checkpoints say "v-prediction" and "zero terminal SNR" by empty tensors
-# How often a byte can stand in a header within the limits above: what the tensors need, and what the texts
-# of the metadata may hold (brackets and commas of JSON in them). Counted before a parser builds the values:
-# eight megabytes of `[],` cost it 0.8 s and 200 MB.
+EMPTY_MARKERS = {
+    "v_pred",
+    "ztsnr",
+}  # empty tensors by which checkpoints say "v-prediction" and "zero terminal SNR"
+# How often a byte can occur in a header within the limits above: what the tensors need, plus brackets and commas in
+# the metadata's texts, which may be JSON. They are counted before a parser builds the values: eight megabytes of
+# `[],` cost it 0.8 s and 200 MB.
 MAX_STRINGS = 5 * MAX_TENSORS + 2 * MAX_METADATA_ENTRIES
 MAX_OPENINGS = {"[": 2 * MAX_TENSORS + 100_000, "{": MAX_TENSORS + 100_000}
 MAX_COMMAS = (MAX_RANK + 3) * MAX_TENSORS + 300_000
@@ -80,29 +75,29 @@ def read_header(path: Path) -> Header:
     """Read and check the header of the safetensors file `path`; the tensors stay on disk.
 
     Raises:
-        ModelFileError: it is not a safetensors file, or one that breaks the format's rules or the limits above.
+        ModelFileError: not a safetensors file, or one that breaks the format's rules or the limits above.
     """
     try:
         with open_regular(path) as file:
             return read_open_header(path, file)
     except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ModelFileError("file-unreadable", file=str(path), reason=str(error.strerror)) from error
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading; a pipe, for which one would wait, is refused as a folder is.
+    """Open a file for reading; folders and pipes are refused, because reading a pipe may wait forever.
 
     Raises:
-        ModelFileError: it is no regular file.
+        ModelFileError: not a regular file.
         OSError: it cannot be opened.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise ModelFileError(f"{path}: no regular file")
+        raise ModelFileError("file-not-regular", file=str(path))
     return path.open("rb")
 
 
 def read_open_header(path: Path, file: BinaryIO) -> Header:
-    """Read and check the header of the safetensors file `file`, which was opened at its start by the name `path`.
+    """Read and check the header of the open safetensors file `file`, whose name is `path`.
 
     Raises:
         ModelFileError: see `read_header`.
@@ -111,42 +106,50 @@ def read_open_header(path: Path, file: BinaryIO) -> Header:
     size = os.fstat(file.fileno()).st_size
     start = file.read(FOREIGN_START)
     if len(start) < 10:
-        raise ModelFileError(f"{path.name}: {len(start)} bytes are no safetensors file")
+        raise ModelFileError("file-too-short", file=path.name, size=len(start))
     length = int.from_bytes(start[:8], "little")
     if start[8:9] != b"{":
-        raise ModelFileError(f"{path.name}: {describe_foreign(start)}, expected safetensors")
+        raise _refuse_foreign(path.name, start)
     if length > MAX_HEADER_BYTES:
-        raise ModelFileError(f"{path.name}: a header of {length} bytes, expected at most {MAX_HEADER_BYTES}")
+        raise ModelFileError("file-header-size", file=path.name, size=length, most=MAX_HEADER_BYTES)
     if 8 + length > size:
-        raise ModelFileError(f"{path.name}: truncated: the header needs {8 + length} bytes, found {size}")
+        raise ModelFileError("file-header-cut", file=path.name, expected=8 + length, found=size)
     file.seek(8)
     return _check_header(path.name, file.read(length), data_size=size - 8 - length)
 
 
-def describe_foreign(start: bytes) -> str:
-    """Say what a file that is not safetensors is, from its first FOREIGN_START bytes."""
-    head = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:40].lower()
-    pickled = start[:2] == b"PK" or start[:1] == b"\x80"
-    if pickled and any(mark in start for mark in HYPERNETWORK_MARKS):
-        return "a pickled hypernetwork, which SDXL does not have"
-    if pickled and b"string_to_param" in start:
-        return "a pickled textual inversion embedding"
-    if start[:2] == b"PK":
-        return "a zip archive (probably a pickled checkpoint)"
-    if start[:1] == b"\x80":
-        return "a pickle"
-    if head.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "an HTML page"
-    if head.startswith(b"version https://git-lfs"):
-        return "a git-lfs pointer, not the file itself"
-    if start[257:262] == b"ustar":
-        return "a tar archive"
-    for magic, kind in MAGICS.items():
+def _refuse_foreign(name: str, start: bytes) -> ModelFileError:
+    """Return the error for a file that is not safetensors, from its first FOREIGN_START bytes."""
+    for is_it, code in FOREIGN:
+        if is_it(start):
+            return ModelFileError(code, file=name)
+    for magic, format_name in MAGICS.items():
         if start.startswith(magic):
-            return kind
-    if head.startswith((b"{", b"[")):
-        return "a JSON text (perhaps a server's error message)"
-    return f"starts with {start[:8]!r}"
+            return ModelFileError("file-is-foreign", file=name, format=format_name)
+    return ModelFileError("file-is-unknown", file=name, start=repr(start[:8]))
+
+
+def _is_pickled(start: bytes) -> bool:
+    return start[:2] == b"PK" or start[:1] == b"\x80"
+
+
+def _begins_with(*words: bytes) -> Callable[[bytes], bool]:
+    """Return a test for a text that begins with one of `words`, whatever its case."""
+    return lambda start: start.lstrip(b"\xef\xbb\xbf \t\r\n")[:40].lower().startswith(words)
+
+
+# What another kind of file is -> the code that says so; the first that applies.
+FOREIGN: tuple[tuple[Callable[[bytes], bool], str], ...] = (
+    (lambda s: _is_pickled(s) and any(mark in s for mark in HYPERNETWORK_MARKS), "file-is-hypernetwork"),
+    (lambda s: _is_pickled(s) and b"string_to_param" in s, "file-is-pickled-embedding"),
+    (lambda s: s[:2] == b"PK", "file-is-zip"),
+    (_is_pickled, "file-is-pickle"),
+    (_begins_with(b"<!doctype", b"<html", b"<head", b"<?xml"), "file-is-html"),
+    (_begins_with(b"version https://git-lfs"), "file-is-lfs-pointer"),
+    (lambda s: s[257:262] == b"ustar", "file-is-tar"),
+    (lambda s: s.startswith(PICTURES), "file-is-picture"),
+    (_begins_with(b"{", b"["), "file-is-json"),
+)
 
 
 def _check_header(name: str, raw: bytes, *, data_size: int) -> Header:
@@ -155,7 +158,7 @@ def _check_header(name: str, raw: bytes, *, data_size: int) -> Header:
         if len(table) != len(pairs):
             seen: set[str] = set()
             twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise ModelFileError(f"{name}: the header names {twice[:80]!r} twice")
+            raise ModelFileError("file-header-twice", file=name, name=twice[:80])
         return table
 
     _refuse_floods(name, raw)
@@ -172,71 +175,74 @@ def _check_values(
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=refuse_duplicates)
         if b"\\u" in raw:
-            # Python reads half of a surrogate pair as a character; no text can hold it, and the library refuses it.
+            # Python reads half a surrogate pair as a character; UTF-8 cannot hold it, and the library refuses it.
             json.dumps(header, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{name}: the header is not JSON: {str(error)[:120]}") from error
+        raise ModelFileError("file-header-json", file=name, reason=str(error)[:120]) from error
     if not isinstance(header, dict):
-        raise ModelFileError(f"{name}: the header is no JSON object")
+        raise ModelFileError("file-header-object", file=name)
     metadata = _check_metadata(name, header.pop("__metadata__", {}))
     if len(header) > MAX_TENSORS:
-        raise ModelFileError(f"{name}: {len(header)} tensors, expected at most {MAX_TENSORS}")
+        raise ModelFileError("file-too-many-tensors", file=name, tensors=len(header), most=MAX_TENSORS)
     tensors = {key: _check_tensor(name, key, value) for key, value in header.items()}
     position = 0
     for key, tensor in sorted(tensors.items(), key=lambda item: item[1].offsets):
         begin, end = tensor.offsets
         if begin != position:
-            raise ModelFileError(f"{name}: {key!r} begins at byte {begin} of the data, expected {position}")
+            raise ModelFileError("file-tensor-begin", file=name, tensor=key, found=begin, expected=position)
         position = end
     if position != data_size:
-        word = "truncated: " if position > data_size else ""
-        raise ModelFileError(f"{name}: {word}{data_size} bytes of data, the header describes {position}")
+        code = "file-data-cut" if position > data_size else "file-data-size"
+        raise ModelFileError(code, file=name, found=data_size, expected=position)
     return Header(tensors, metadata, 8 + len(raw))
 
 
 def _refuse_floods(name: str, raw: bytes) -> None:
-    """Refuse a header with more strings, lists, objects or values than one within the limits can have."""
-    # An escaped quote ends no string; one after an escaped backslash does.
+    """Refuse a header with more strings, lists, objects or values than the limits allow."""
+    # An escaped quote does not end a string; a quote after an escaped backslash does.
     quotes = raw.count(b'"') - raw.count(b'\\"') + raw.count(b'\\\\"')
     if (strings := quotes // 2) > MAX_STRINGS:
-        raise ModelFileError(f"{name}: about {strings} texts in the header, expected at most {MAX_STRINGS}")
+        raise ModelFileError("file-header-texts", file=name, found=strings, most=MAX_STRINGS)
     for byte, most in {**MAX_OPENINGS, ",": MAX_COMMAS}.items():
         if (found := raw.count(byte.encode())) > most:
-            raise ModelFileError(f"{name}: {found} times {byte!r} in the header, expected at most {most}")
+            raise ModelFileError("file-header-flood", file=name, found=found, character=byte, most=most)
 
 
 def _check_metadata(name: str, metadata: object) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ModelFileError(f"{name}: __metadata__ is no table of texts")
+        raise ModelFileError("file-metadata-type", file=name)
     if len(metadata) > MAX_METADATA_ENTRIES:
         raise ModelFileError(
-            f"{name}: {len(metadata)} entries of metadata, expected at most {MAX_METADATA_ENTRIES}"
+            "file-metadata-entries", file=name, found=len(metadata), most=MAX_METADATA_ENTRIES
         )
     size = sum(len(key) + len(value) for key, value in metadata.items())
     if size > MAX_METADATA_BYTES:
-        raise ModelFileError(f"{name}: {size} characters of metadata, expected at most {MAX_METADATA_BYTES}")
+        raise ModelFileError("file-metadata-size", file=name, found=size, most=MAX_METADATA_BYTES)
     return metadata
 
 
 def _check_tensor(name: str, key: str, value: object) -> TensorInfo:
     if not TENSOR_NAME.fullmatch(key):
-        raise ModelFileError(f"{name}: {key[:80]!r} is no tensor name")
+        raise ModelFileError("file-tensor-name", file=name, tensor=key[:80])
     if not isinstance(value, dict) or value.keys() != FIELDS:
-        raise ModelFileError(f"{name}: {key!r} is not described by dtype, shape and data_offsets alone")
+        raise ModelFileError("file-tensor-fields", file=name, tensor=key)
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise ModelFileError(
-            f"{name}: {key!r} has dtype {reprlib.repr(dtype)}; known: {', '.join(DTYPE_BYTES)}"
+            "file-tensor-dtype",
+            file=name,
+            tensor=key,
+            dtype=reprlib.repr(dtype),
+            known=LIST_SEPARATOR.join(DTYPE_BYTES),
         )
     if not _are_counts(shape, MAX_RANK, least=0 if key in EMPTY_MARKERS else 1, most=MAX_DIMENSION):
-        raise ModelFileError(f"{name}: {key!r} has the shape {reprlib.repr(shape)}")
+        raise ModelFileError("file-tensor-shape", file=name, tensor=key, shape=reprlib.repr(shape))
     if not _are_counts(offsets, 2, least=0, most=MAX_OFFSET) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ModelFileError(f"{name}: {key!r} has the offsets {reprlib.repr(offsets)}")
+        raise ModelFileError("file-tensor-offsets", file=name, tensor=key, offsets=reprlib.repr(offsets))
     expected = math.prod(shape) * DTYPE_BYTES[dtype]
     if offsets[1] - offsets[0] != expected:
-        raise ModelFileError(
-            f"{name}: {key!r} spans {offsets[1] - offsets[0]} bytes, its shape and dtype need {expected}"
-        )
+        found = offsets[1] - offsets[0]
+        raise ModelFileError("file-tensor-size", file=name, tensor=key, found=found, expected=expected)
     return TensorInfo(dtype, tuple(shape), (offsets[0], offsets[1]))
 
 

@@ -1,6 +1,6 @@
-"""A model file or a diffusers folder -> `ModelFile`: everything its header and its sidecars tell.
+"""A model file or a diffusers folder -> `ModelFile`: everything that its header and its sidecars tell.
 
-Only the header is read, at most 8 MiB, unless a hash is missing or asked for; the tensors are never loaded.
+Only the header is read, at most 8 MiB, unless a hash is missing or asked for. The tensors are never loaded.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from tilemix.deltas import ALPHA
 from tilemix.errors import ModelFileError
 from tilemix.modelfile.base_models import tell_base
+from tilemix.modelfile.companions import PEFT_CONFIG, reads_peft_config
 from tilemix.modelfile.hash_cache import find_hashes, recall_hashes
 from tilemix.modelfile.hashes import Hashes
 from tilemix.modelfile.header import DTYPE_BYTES, Header, read_header
@@ -39,7 +41,7 @@ class Component(msgspec.Struct, frozen=True):
 
 
 class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model file is. None and empty: the file does not say."""
+    """What a model file is. None or empty: the file does not say."""
 
     path: str
     size: int  # bytes; of a folder, of its safetensors files
@@ -48,7 +50,7 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     base_model: str | None = None  # "SDXL", "SD 1", ...: the architecture
     base_told_by: str | None = None
     base_conflict: str | None = None  # what the metadata says instead
-    base_declared: str | None = None  # the sidecar's word, often a lineage: "Pony", "Illustrious"
+    base_declared: str | None = None  # what the sidecar says, often a lineage: "Pony", "Illustrious"
     variant: str | None = None  # "inpainting", "v-prediction", ...
     rank: int | None = None  # None where modules differ: see ranks
     ranks: dict[int, int] = {}  # rank -> how many modules
@@ -64,9 +66,9 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     components: dict[str, Component] = {}  # of a diffusers folder
     hash: str | None = None
     hash_type: str | None = None  # as declared; AUTOV2 when it was computed
-    hash_type_detected: str | None = None  # what its digits make it, where that is not what was declared
+    hash_type_detected: str | None = None  # by its digits, where that is not what was declared
     hash_source: str | None = None  # the sidecar, or "computed"
-    hashes: Hashes = Hashes()  # computed ones, now or before
+    hashes: Hashes = Hashes()  # computed now or earlier
     verified: bool | None = (
         None  # does the file have the declared hash? None: not computed, or nothing to compare
     )
@@ -96,13 +98,13 @@ def read(
         on_bytes: called with the number of bytes after each block that is hashed.
 
     Raises:
-        ModelFileError: no safetensors file, a broken one, or a folder that is no diffusers folder.
+        ModelFileError: not a safetensors file, a broken one, or a folder that is not a diffusers folder.
     """
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
     header = read_header(path)
-    recognized = recognize(header)
+    recognized = recognize(header, path.absolute().parent.name)
     base = tell_base(header, recognized)
     sidecars = read_sidecars(path)
     notes = read_notes(header.metadata)
@@ -158,8 +160,8 @@ def read(
 def compare(declared: DeclaredHash | None, computed: Hashes) -> tuple[bool | None, Mismatch | None]:
     """Return whether a declared hash is the file's, and if not, why.
 
-    Some tools hashed the first 8 MiB alone and called that AUTOV2 or SHA256: such a sidecar is not the sign of a
-    broken file, so that it has a word of its own.
+    Some tools hashed only the first 8 MiB and called that AUTOV2 or SHA256. Such a sidecar does not mean that the
+    file is broken, so it has a verdict of its own.
     """
     if declared is None:
         return None, None
@@ -196,17 +198,17 @@ def _hash(
 def _find_alpha(
     path: Path, header: Header, recognized: Recognized, notes: TrainingNotes
 ) -> tuple[float | None, str | None]:
-    """Return a LoRA's alpha and what tells it. The tensors that hold alphas are not read."""
+    """Return a LoRA's alpha and what tells it. Tensors that hold alphas are not read."""
     if recognized.layout is None:
         return None, None
     if notes.alpha is not None:
         return notes.alpha, notes.alpha_told_by
-    config = path.with_name("adapter_config.json")
-    if any(name.startswith("base_model.model.") for name in header.tensors) and config.is_file():
+    config = path.with_name(PEFT_CONFIG)
+    if reads_peft_config(path.name, header) and config.is_file():
         alpha = _load_config(config).get("lora_alpha")
         if isinstance(alpha, int | float):
             return float(alpha), config.name
-    if any("alpha" in parts for parts in recognized.layout.modules.values()):
+    if any(ALPHA in parts for parts in recognized.layout.modules.values()):
         return None, "stands in the tensors, which are not read"
     return None, "none stored: the scale is 1"
 
@@ -215,7 +217,7 @@ def _read_folder(folder: Path) -> ModelFile:
     """Read a diffusers folder: its model_index.json, and the header of every safetensors file it names."""
     index_path = folder / "model_index.json"
     if not index_path.is_file():
-        raise ModelFileError(f"{folder}: no model_index.json in it, so no diffusers folder")
+        raise ModelFileError("file-not-diffusers", file=str(folder))
     index = _load_config(index_path)
     components: dict[str, Component] = {}
     total: Counter[str] = Counter()
@@ -255,9 +257,9 @@ def _read_folder(folder: Path) -> ModelFile:
 
 
 def _component_files(folder: Path, name: str) -> list[Path]:
-    """Return a component's safetensors files, of one variant: `x.safetensors` before `x.fp16.safetensors`.
+    """Return a component's safetensors files of one variant: `x.safetensors` before `x.fp16.safetensors`.
 
-    The name is from a file: it is looked for among what is there, never joined to a path.
+    The name comes from a file, so it is looked up among the folders, never joined to a path.
     """
     there = [path for path in folder.iterdir() if path.is_dir() and path.name == name]
     files = sorted(path for place in there for path in place.glob("*.safetensors"))
@@ -270,12 +272,12 @@ def _component_files(folder: Path, name: str) -> list[Path]:
 def _load_config(path: Path) -> Mapping[str, object]:
     try:
         if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise ModelFileError(f"{path}: larger than {MAX_CONFIG_BYTES} bytes")
+            raise ModelFileError("file-exceeds", file=str(path), most=MAX_CONFIG_BYTES)
         table = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelFileError(f"{path}: cannot be read: {str(error)[:120]}") from error
+        raise ModelFileError("file-unreadable", file=str(path), reason=str(error)[:120]) from error
     if not isinstance(table, dict):
-        raise ModelFileError(f"{path}: no JSON object")
+        raise ModelFileError("file-json-object", file=str(path))
     return table
 
 

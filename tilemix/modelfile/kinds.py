@@ -1,7 +1,7 @@
 """What a model file is, told from the names and shapes in its header: kind, format, base model.
 
-Nothing here trusts the file's name or its metadata alone: shapes go first, and where the metadata says
-otherwise, that is reported.
+Neither the file's name nor its metadata decides: shapes count first, and where the metadata disagrees, that is
+reported.
 
 Sources: the key names of the published checkpoints and of the converters of diffusers; the block tables of
 SDXL's and Stable Diffusion's configurations.
@@ -15,6 +15,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tilemix.modelfile.adapter_layout import AdapterLayout, read_layout
+from tilemix.modelfile.embedding_names import (
+    A1111_ROWS,
+    HALVES,
+    KOHYA_ROWS,
+    find_pair,
+    is_bundled,
+    name_bundled_tokens,
+    number_tokens,
+    split_bundled,
+)
+from tilemix.modelfile.widths import TEXT_WIDTHS
 
 if TYPE_CHECKING:
     from tilemix.modelfile.header import Header, TensorInfo
@@ -24,18 +35,13 @@ Kind = Literal[
 ]
 Tensors = Mapping[str, "TensorInfo"]
 
-EMBEDDING_PAIRS = {
-    ("clip_l", "clip_g"): "SDXL embedding (clip_l, clip_g)",
-    ("text_encoders_0", "text_encoders_1"): "SDXL embedding (cog-sdxl)",
-}
-HALF_EMBEDDINGS = {name for pair in EMBEDDING_PAIRS for name in pair}
-EMBEDDING_BASES = {768: "SD 1", 1024: "SD 2", 1280: "SDXL, second text encoder only"}
 MAX_EMBEDDING_ROWS = 512
+MAX_NAMED_ROWS = 64  # of an embedding; a broken file may claim millions
 
 
 @dataclass(frozen=True, slots=True)
 class Recognized:
-    """What a header's names and shapes say."""
+    """What the names and shapes in a header tell."""
 
     kind: Kind
     format: str
@@ -44,11 +50,11 @@ class Recognized:
     vectors: int | None = None  # how many rows an embedding has
 
 
-def recognize(header: Header) -> Recognized:
-    """Tell the kind and the format of a model file from its header. Never fails: "unknown" is an answer."""
+def recognize(header: Header, folder: str = "") -> Recognized:
+    """Tell the kind and the format of a model file in the folder `folder` from its header; "unknown" is an answer."""
     tensors = header.tensors
-    if (layout := read_layout(tensors)) is not None:
-        return Recognized("lora", layout.describe_format(), layout, tokens=_bundled_tokens(layout))
+    if (layout := read_layout(tensors, folder)) is not None:
+        return Recognized("lora", layout.describe_format(), layout, tokens=_bundled_tokens(layout, tensors))
     if embedding := _recognize_embedding(tensors):
         return embedding
     starts = {name.split(".", 1)[0] for name in tensors}
@@ -79,47 +85,40 @@ def recognize(header: Header) -> Recognized:
 
 
 def _recognize_embedding(tensors: Tensors) -> Recognized | None:
-    names = set(tensors)
-    for pair, words in EMBEDDING_PAIRS.items():
-        if names == set(pair):
-            vectors = max(_rows(tensors[name]) for name in pair)
-            return Recognized("embedding", words, tokens=number_tokens(vectors), vectors=vectors)
-    if len(names) == 1 and names <= HALF_EMBEDDINGS:
-        (name,) = names
-        rows = _rows(tensors[name])
+    if pair := find_pair(tensors):
+        vectors = max(_rows(tensors[name]) for name in pair.names)
+        words = f"SDXL embedding ({pair.writer})"
+        return Recognized("embedding", words, tokens=_number_tokens(vectors), vectors=vectors)
+    if len(tensors) != 1:
+        return None
+    ((name, tensor),) = tensors.items()
+    rows = _rows(tensor)
+    if name in HALVES:
         words = f"half an SDXL embedding ({name} only)"
-        return Recognized("embedding", words, tokens=number_tokens(rows), vectors=rows)
-    if names == {"emb_params"}:
-        return Recognized("embedding", "kohya embedding (emb_params)", vectors=_rows(tensors["emb_params"]))
-    if len(names) == 1:
-        ((name, tensor),) = tensors.items()
-        if name.startswith("string_to_param"):
-            return Recognized("embedding", "A1111 embedding (string_to_param)", vectors=_rows(tensor))
-        rows = _rows(tensor)
-        if (
-            "." not in name
-            and tensor.shape
-            and tensor.shape[-1] in EMBEDDING_BASES
-            and 1 <= rows <= MAX_EMBEDDING_ROWS
-        ):
-            return Recognized("embedding", "diffusers embedding", tokens=(name,), vectors=rows)
+        return Recognized("embedding", words, tokens=_number_tokens(rows), vectors=rows)
+    if name == KOHYA_ROWS:
+        return Recognized("embedding", f"kohya embedding ({KOHYA_ROWS})", vectors=rows)
+    if name.startswith(A1111_ROWS):
+        return Recognized("embedding", f"A1111 embedding ({A1111_ROWS})", vectors=rows)
+    is_wide = tensor.shape and tensor.shape[-1] in TEXT_WIDTHS
+    if "." not in name and is_wide and 1 <= rows <= MAX_EMBEDDING_ROWS:
+        return Recognized("embedding", "diffusers embedding", tokens=(name,), vectors=rows)
     return None
 
 
-def number_tokens(count: int) -> tuple[str, ...]:
-    """Return the names that learned tokens have by custom: <s0>, <s1>, ... At most 64 of them."""
-    return tuple(f"<s{i}>" for i in range(min(count, 64)))
+def _number_tokens(rows: int) -> tuple[str, ...]:
+    return number_tokens(min(rows, MAX_NAMED_ROWS))
 
 
 def _rows(tensor: TensorInfo) -> int:
     return tensor.shape[0] if len(tensor.shape) == 2 else 1
 
 
-def _bundled_tokens(layout: AdapterLayout) -> tuple[str, ...]:
-    """Return the tokens of `bundle_emb.TOKEN.clip_l` and `bundle_emb.TOKEN.string_to_param.*`, in order."""
-    tokens = {
-        name.split(".")[1]: None
+def _bundled_tokens(layout: AdapterLayout, tensors: Tensors) -> tuple[str, ...]:
+    """Return the tokens that the embeddings bundled with a LoRA bring, in the order of their rows."""
+    rows = {
+        split_bundled(name)[0]: min(_rows(tensors[name]), MAX_NAMED_ROWS)
         for name in layout.left_over
-        if name.startswith("bundle_emb.") and name.count(".") >= 2
+        if is_bundled(name)
     }
-    return tuple(tokens)
+    return name_bundled_tokens(rows)

@@ -6,15 +6,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-# By name, because a folder holds much else; what such a file is, its content decides.
+# Candidates are chosen by name, because a folder holds much else; the content then says what they are.
 SUFFIXES = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".pti"}
 
 
 def find_model_files(folder: Path) -> Iterator[Path]:
-    """Yield the model files and diffusers folders in `folder` and below it, in the order of their names.
+    """Yield the model files and diffusers folders in `folder` and below it, sorted by name.
 
-    A diffusers folder is one model and not gone into. Hidden files, links to folders and what is in them are
-    left out.
+    A diffusers folder counts as one model and is not searched. Hidden files and linked folders are left out.
     """
     for current, folders, files in os.walk(folder):
         here = Path(current)

@@ -1,6 +1,6 @@
 """Write the sidecar `F.metadata.json` beside a model file: its hashes, where it is from, and what it is.
 
-Facts replace what is there; suggestions fill what is empty, so what somebody wrote stays, unknown keys too.
+Facts replace what is there; suggestions fill empty fields. So what somebody wrote stays, unknown keys included.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 def sidecar_of(path: Path) -> Path:
-    """Return where the sidecar of the model file `path` stands."""
+    """Return the path of the sidecar of the model file `path`."""
     return path.with_name(f"{path.name}.metadata.json")
 
 
 def read_sidecar(path: Path) -> dict[str, object]:
-    """Return what the sidecar of the model file `path` holds, {} without one.
+    """Return what the sidecar of the model file `path` holds; {} without one.
 
     Raises:
-        ModelFileError: it is no JSON object; overwriting it would lose what somebody wrote.
+        ModelFileError: it is not a JSON object; overwriting it would lose what somebody wrote.
     """
     sidecar = sidecar_of(path)
     try:
@@ -35,7 +35,7 @@ def read_sidecar(path: Path) -> dict[str, object]:
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ModelFileError(f"{sidecar}: is in the way, and no JSON object: {str(error)[:80]}") from error
+        raise ModelFileError("file-sidecar", file=str(sidecar), reason=str(error)[:80]) from error
 
 
 def write_sidecar(
@@ -46,8 +46,8 @@ def write_sidecar(
     Args:
         path: the model file.
         sha256: its hash, lower case; AutoV2 is its first 10 digits.
-        facts: what is known for certain; it goes over what is there.
-        suggestions: what stands only where nothing stands yet.
+        facts: what is known for certain; replaces what is there.
+        suggestions: what is written only where nothing is yet.
 
     Raises:
         ModelFileError: the sidecar cannot be read or written; it stays as it was.
@@ -71,5 +71,5 @@ def write_sidecar(
     try:
         write_atomically(sidecar, msgspec.json.format(msgspec.json.encode(table), indent=2) + b"\n")
     except OSError as error:
-        raise ModelFileError(f"{sidecar}: cannot be written: {error.strerror}") from error
+        raise ModelFileError("file-unwritable", file=str(sidecar), reason=str(error.strerror)) from error
     return sidecar

@@ -1,6 +1,6 @@
-"""What the files beside a model say of it: hash, base model, trigger words, where it comes from.
+"""What the files beside a model say about it: hash, base model, trigger words, origin.
 
-In this order, the first that has a field wins, and each field keeps its source:
+The first file that has a field wins, in this order, and each field keeps its source:
 
 | file | written by |
 |---|---|
@@ -11,8 +11,8 @@ In this order, the first that has a field wins, and each field keeps its source:
 | STEM.swarm.json | SwarmUI |
 | STEM.json | the web UI, a Civitai browser, SD.Next: told apart by their keys |
 
-They are read leniently: a field of a wrong type counts as missing, unknown ones are skipped, a file that is
-no JSON object or too large is named in the notes. A label is never believed: what a hash is, its digits say.
+They are read leniently: a field of a wrong type counts as missing, unknown ones are skipped, and a file that is too
+large or not a JSON object is named in the notes. Labels are not trusted: a hash's digits say what it is.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ import msgspec
 from tilemix.modelfile.hashes import NOTHING
 from tilemix.modelfile.training_notes import split_words
 
-MAX_BYTES = 2 * 2**20  # a Civitai answer with all its example prompts has some 200 kB
+MAX_BYTES = 2 * 2**20  # a Civitai answer with all its example prompts has about 200 kB
 BYTE_ORDER_MARK = codecs.BOM_UTF8  # some editors put it in front
 MAX_TEXT = 2000  # characters of a description
 HEX = re.compile(r"[0-9A-Fa-f]+")
 LABEL = re.compile(
     r"\s*(?:(?:AUTOV[123]|SHA-?256|BLAKE3|CRC32)\s*:\s*)?(?:0x)?(?P<value>.*?)\s*", re.IGNORECASE
 )
-# How many hex digits -> what they are. Eight are AutoV1 or CRC32, 64 SHA256 or BLAKE3: the label decides then.
+# Number of hex digits -> type. Eight are AutoV1 or CRC32, 64 are SHA256 or BLAKE3; there the label decides.
 LENGTHS = {10: "AUTOV2", 12: "AUTOV3", 64: "SHA256", 8: "OTHER"}
 LABELED = {("AUTOV1", 8), ("CRC32", 8), ("BLAKE3", 64)}
 HASH_NAMES = ("SHA256", "AutoV2", "AutoV3", "BLAKE3", "AutoV1", "CRC32")  # in Civitai's tables, best first
@@ -48,11 +48,11 @@ Table = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class DeclaredHash:
-    """A hash that a sidecar has for the file."""
+    """A hash that a sidecar declares for the file."""
 
     value: str  # without label and 0x
-    type: str  # as declared, upper case; else as detected
-    detected: str  # what its digits make it: SHA256, BLAKE3, AUTOV1, AUTOV2, AUTOV3, CRC32 or OTHER
+    type: str  # as declared, in upper case; else as detected
+    detected: str  # by its digits: SHA256, BLAKE3, AUTOV1, AUTOV2, AUTOV3, CRC32 or OTHER
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Sidecars:
 
 
 def sidecar_paths(path: Path) -> tuple[Path, ...]:
-    """Return where the sidecars of `path` would stand, in the order in which they count."""
+    """Return the paths of all possible sidecars of `path`, the most important first."""
     suffixes = (".metadata.json", ".civitai.info", ".cm-info.json", ".swarm.json", ".json")
     places = [path.with_name(path.name + ".metadata.json")]
     places += [path.with_name(path.stem + suffix) for suffix in suffixes]
@@ -101,11 +101,11 @@ def read_sidecars(path: Path) -> Sidecars:
 
 
 def classify_hash(value: object, label: object = None) -> DeclaredHash | None:
-    """Tell what a declared hash is; None for no text, an empty one, and the hash of nothing.
+    """Return what a declared hash is; None for no text, an empty one, and the hash of nothing.
 
     Args:
         value: "AUTOV2: 90BFFAFD10", "90bffafd10", "0x...", a whole SHA256, "civitai: 2131974 @ 2411703", ...
-        label: the declared type, believed only where the digits leave it open.
+        label: the declared type, used only where the digits leave it open.
     """
     if not isinstance(value, str) or not (match := LABEL.fullmatch(value[:200])) or not match["value"]:
         return None
@@ -128,12 +128,12 @@ def _load(path: Path) -> Table | None:
     if len(raw) > MAX_BYTES:
         raise ValueError(f"larger than {MAX_BYTES} bytes, not read")
     table = msgspec.json.decode(raw.removeprefix(BYTE_ORDER_MARK), type=Table)
-    # A pipeline's or a component's own configuration, which happens to have the model's name.
+    # A pipeline's or component's own configuration that happens to have the model's name.
     return None if "_class_name" in table or "architectures" in table else table
 
 
 def _read_fields(table: Table, file_name: str) -> Iterator[tuple[str, object]]:
-    """Yield (field, value or None) of whatever sidecar this is, all spellings of a field in turn."""
+    """Yield (field, value or None) of a sidecar of any kind, all spellings of a field in turn."""
     version = _version(table, file_name)
     model = _table(version.get("model")) or (table if "modelVersions" in table else {})
     yield (
@@ -173,7 +173,7 @@ def _read_hash(table: Table, file_name: str) -> DeclaredHash | None:
     candidates += [(table.get(key), "SHA256") for key in ("hash_sha256", "sha256")]
     candidates += [(table.get("hash_autov2"), "AUTOV2"), (table.get("autov3"), "AUTOV3")]
     candidates += [(hashes.get(name), name) for name in HASH_NAMES]
-    # ModelSpec's is over the tensors alone, which is what AutoV3 shortens.
+    # ModelSpec's is over the tensors alone; AutoV3 is its beginning.
     payload = table.get("modelspec.hash_sha256")
     candidates += [(payload.removeprefix("0x")[:12], "AUTOV3")] if isinstance(payload, str) else []
     found = [known for value, label in candidates if (known := classify_hash(value, label))]
@@ -181,7 +181,7 @@ def _read_hash(table: Table, file_name: str) -> DeclaredHash | None:
 
 
 def _version(table: Table, file_name: str) -> Table:
-    """Return Civitai's version object in a sidecar: the table itself, a part of it, or the one with this file."""
+    """Return Civitai's version object in a sidecar: the table itself, a part of it, or the one that has this file."""
     if isinstance(table.get("files"), list):
         return table
     if civitai := _table(table.get("civitai")):

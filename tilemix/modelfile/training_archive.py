@@ -1,8 +1,8 @@
-"""`trained_model.tar` of a Replicate training of cog-sdxl -> its files, one at a time.
+"""`trained_model.tar` of a Replicate training of cog-sdxl -> its files.
 
-It holds `lora.safetensors`, `embeddings.pti` (safetensors by another name) and `special_params.json`
-(the word that was trained -> its tokens). Nothing is extracted by the archive's own names: a member is
-a plain file of a known name, copied under ours with a limit, or the archive is refused.
+It holds `lora.safetensors`, `embeddings.pti` (safetensors by another name) and `special_params.json` (the trained
+word -> its tokens). Nothing is extracted under the archive's own names: each member is a plain file of a known name
+and a limited size, copied to a name of ours, or the archive is refused.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tilemix.errors import AdapterError
+from tilemix.errors import LIST_SEPARATOR, AdapterError
 
 # Known member -> the most bytes it may have.
 MEMBERS = {"lora.safetensors": 4 * 2**30, "embeddings.pti": 64 * 2**20, "special_params.json": 64 * 2**10}
-MAX_MEMBERS = 16  # with the folder's own entry
-CHUNK = 2**20  # bytes copied at a time, and the most that the archive's headers can make anyone read
+MAX_MEMBERS = 16  # the folder's own entry included
+CHUNK = 2**20  # bytes copied at a time, and the most that a header of the archive can make us read
 PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingFiles:
-    """A training's files, there while the archive is open."""
+    """A training's files; they exist while the archive is open."""
 
     lora: Path
-    embeddings: Path | None  # with its special_params.json beside it, if there is one
+    embeddings: Path | None  # its special_params.json, if any, is beside it
 
 
 class _BoundedFile(io.FileIO):
-    """A file of which nobody reads more than CHUNK bytes at once: a header can claim any length."""
+    """A file that never gives more than CHUNK bytes at once, because a header can claim any length."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is None or not 0 <= size <= CHUNK:
@@ -42,26 +42,26 @@ class _BoundedFile(io.FileIO):
 
 
 def is_archive(path: Path) -> bool:
-    """Say whether the content of `path` is a tar archive, whatever its name."""
+    """Return whether the content of `path` is a tar archive, whatever its name."""
     try:
         with path.open("rb") as file:
             return file.read(262)[257:262] == b"ustar"
     except OSError:
-        return False  # a folder, or no file at all: the reader of the tensors says which
+        return False  # a folder, or missing: whoever reads the tensors reports it
 
 
 @contextmanager
 def open_training(path: Path) -> Iterator[TrainingFiles]:
-    """Unpack the archive `path` into a temporary folder, which goes when the context ends.
+    """Unpack the archive `path` into a temporary folder, which is removed when the context ends.
 
     Raises:
-        AdapterError: broken; a member of another name or kind, too large or twice; no LoRA in it.
+        AdapterError: it is broken, lacks a LoRA, or has a member of another name or kind, too large, or twice.
     """
     with tempfile.TemporaryDirectory(prefix="tilemix-") as folder:
         _unpack(path, Path(folder))
         lora, embeddings = (Path(folder) / name for name in ("lora.safetensors", "embeddings.pti"))
         if not lora.exists():
-            raise AdapterError(f"{path.name}: no lora.safetensors in the archive")
+            raise AdapterError("file-archive-no-lora", file=path.name)
         yield TrainingFiles(lora, embeddings if embeddings.exists() else None)
 
 
@@ -70,40 +70,45 @@ def _unpack(path: Path, folder: Path) -> None:
         with _BoundedFile(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for count, member in enumerate(archive):
                 if count >= MAX_MEMBERS:
-                    raise AdapterError(f"{path.name}: more than {MAX_MEMBERS} members in the archive")
+                    raise AdapterError("file-archive-members", file=path.name, most=MAX_MEMBERS)
                 if member.isdir() and member.name in ("", "."):
                     continue
                 _copy_member(path.name, archive, member, folder)
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise AdapterError(f"{path.name}: broken archive: {str(error)[:120]}") from error
+        raise AdapterError("file-archive-broken", file=path.name, reason=str(error)[:120]) from error
     except OSError as error:
-        raise AdapterError(f"{path.name}: cannot be unpacked: {error.strerror or error}") from error
+        raise AdapterError(
+            "file-archive-unpacking", file=path.name, reason=error.strerror or str(error)
+        ) from error
 
 
 def _copy_member(archive_name: str, archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     name = member.name.removeprefix("./")
     if name == "unet.safetensors":
-        raise AdapterError(f"{archive_name}: holds a whole trained UNet (unet.safetensors), not a LoRA")
+        raise AdapterError("file-archive-unet", file=archive_name)
     limit = MEMBERS.get(name)
     if limit is None:
         raise AdapterError(
-            f"{archive_name}: {member.name[:80]!r} in the archive, expected {', '.join(MEMBERS)}"
+            "file-archive-member",
+            file=archive_name,
+            member=member.name[:80],
+            expected=LIST_SEPARATOR.join(MEMBERS),
         )
     if member.type not in PLAIN or member.issparse():
-        raise AdapterError(f"{archive_name}: {name!r} in the archive is no plain file")
+        raise AdapterError("file-archive-kind", file=archive_name, member=name)
     if member.size > limit:
-        raise AdapterError(f"{archive_name}: {name!r} has {member.size} bytes, expected at most {limit}")
+        raise AdapterError("file-archive-size", file=archive_name, member=name, size=member.size, most=limit)
     source = archive.extractfile(member)
     assert source is not None, "a plain file has content"
     target = folder / name
     try:
         output = target.open("xb")
     except FileExistsError:
-        raise AdapterError(f"{archive_name}: {name!r} is twice in the archive") from None
+        raise AdapterError("file-archive-twice", file=archive_name, member=name) from None
     left = member.size
     with source, output:
         while left and (chunk := source.read(min(CHUNK, left))):
             output.write(chunk)
             left -= len(chunk)
     if left:
-        raise AdapterError(f"{archive_name}: truncated: {name!r} lacks {left} bytes")
+        raise AdapterError("file-archive-cut", file=archive_name, member=name, missing=left)

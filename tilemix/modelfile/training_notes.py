@@ -1,6 +1,6 @@
 """What trainers leave in a safetensors file's `__metadata__`, made readable: kohya's `ss_*`, ModelSpec, addnet.
 
-For display only, never trusted: every value is text that anybody can write there.
+It is for display only: anybody can write any text there.
 
 Sources: kohya's sd-scripts; ModelSpec 1.0.1, https://github.com/Stability-AI/ModelSpec
 """
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
-# What people look for first, in this order; the others stay in the metadata.
+# What people look for first, in this order; the rest stays in the metadata.
 TRAINING_FIELDS = (
     "ss_output_name", "ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash", "ss_vae_name",
     "ss_vae_hash", "ss_new_vae_hash", "ss_base_model_version", "ss_v2", "ss_network_module", "ss_network_dim",
@@ -25,7 +25,7 @@ TRAINING_FIELDS = (
     "ss_mixed_precision", "ss_full_fp16", "ss_noise_offset", "ss_min_snr_gamma", "ss_zero_terminal_snr",
     "ss_seed", "ss_training_comment", "ss_training_started_at", "ss_training_finished_at",
 )  # fmt: skip
-PICTURES = ("ssmd_cover_images", "modelspec.thumbnail")  # base64, of no use in a listing
+PICTURES = ("ssmd_cover_images", "modelspec.thumbnail")  # base64, useless in a listing
 TOP_TAGS = 24
 REPEATED_FOLDER = re.compile(r"\d+_(?P<concept>.+)")
 
@@ -35,18 +35,18 @@ class TrainingNotes:
     """A file's metadata, sorted."""
 
     title: str | None = None
-    trained_on: str | None = None  # the base that the training began with, as it was named there
+    trained_on: str | None = None  # the base that the training started from, as it was named there
     trigger_words: tuple[str, ...] = ()
-    training: dict[str, str] = field(default_factory=dict)  # the fields above that say something
+    training: dict[str, str] = field(default_factory=dict)  # the fields above that have a value
     modelspec: dict[str, str] = field(default_factory=dict)  # without "modelspec."
-    tags: dict[str, int] = field(default_factory=dict)  # the most frequent of the training's captions
-    pictures: int | None = None  # trained on so many
+    tags: dict[str, int] = field(default_factory=dict)  # the most frequent ones in the captions
+    pictures: int | None = None  # how many it was trained on
     alpha: float | None = None
     alpha_told_by: str | None = None
 
 
 def read_notes(metadata: Mapping[str, str]) -> TrainingNotes:
-    """Sort the `__metadata__` of a header. Never fails: what cannot be read is left out here and stays there."""
+    """Sort the `__metadata__` of a header. Never fails: what cannot be read is left out."""
     modelspec = {
         key.removeprefix("modelspec."): value
         for key, value in metadata.items()
@@ -71,18 +71,18 @@ def read_notes(metadata: Mapping[str, str]) -> TrainingNotes:
 
 
 def expand(metadata: Mapping[str, str]) -> dict[str, object]:
-    """Return the metadata with texts that are JSON tables or lists read, and without embedded pictures."""
+    """Return the metadata without embedded pictures, with JSON tables and lists decoded."""
     return {key: expand_value(value) for key, value in metadata.items() if key not in PICTURES}
 
 
 def expand_value(value: str) -> object:
-    """Return a text that is a JSON table or list as what it says; any other text as it is."""
+    """Decode a text that is a JSON table or list; return any other text as it is."""
     if not value.lstrip().startswith(("{", "[")):
         return value
     try:
         return cast("object", json.loads(value))
     except (ValueError, RecursionError):
-        return value  # a text that only begins like JSON
+        return value  # it only begins like JSON
 
 
 def split_words(words: str) -> tuple[str, ...]:
@@ -96,7 +96,7 @@ def _table(metadata: Mapping[str, str], key: str) -> dict[str, object]:
 
 
 def _concepts(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the concepts of kohya's folder names, REPEATS_CONCEPT: the trigger words by its custom."""
+    """Return the concepts in kohya's folder names, REPEATS_CONCEPT: by custom, the trigger words."""
     matches = (REPEATED_FOLDER.fullmatch(folder) for folder in _table(metadata, "ss_dataset_dirs"))
     return tuple(dict.fromkeys(match["concept"] for match in matches if match))
 
@@ -121,7 +121,7 @@ def _count_pictures(metadata: Mapping[str, str]) -> int | None:
 
 
 def _read_alpha(metadata: Mapping[str, str]) -> tuple[float | None, str | None]:
-    """Return the alpha that kohya or diffusers wrote beside the tensors, and the field."""
+    """Return the alpha that kohya or diffusers wrote into the metadata, and its field."""
     peft = _table(metadata, "lora_adapter_metadata")
     for field_name, value in (
         ("ss_network_alpha", metadata.get("ss_network_alpha")),
@@ -131,7 +131,7 @@ def _read_alpha(metadata: Mapping[str, str]) -> tuple[float | None, str | None]:
             try:
                 alpha = float(value)
             except (ValueError, OverflowError):
-                continue  # "None", or nothing that is a number
+                continue  # "None", or not a number
             if math.isfinite(alpha):
                 return alpha, field_name
     return None, None

@@ -1,8 +1,8 @@
 """Model manifests: `weights/NAME.model.json` -> the verified local files of a packaged model.
 
-A manifest names everything that a model is made of: the base (a folder in the diffusers layout), a VAE of its own
-if it has one, the adapters, the scheduler, the defaults, the prompt template. Files are fetched, added, locked and
-verified here; one that is not what its manifest says is never loaded.
+A manifest names everything that a model is made of: the base (a folder in the diffusers layout), a VAE if it has its
+own, the adapters, the scheduler, the defaults, the prompt template. Files are fetched, added, locked and verified
+here. A file that differs from its manifest is never loaded.
 
 Nothing here imports torch.
 """

@@ -1,11 +1,10 @@
-"""Add an adapter to a packaged model: `weights add FILE|FOLDER|URL` puts it into weights/files/ and its entry, with its
-lock, into the manifest.
+"""Add an adapter to a packaged model: the file goes into weights/files/, its entry and lock into the manifest.
 
-A LoRA, an embedding, `trained_model.tar` of a Replicate training, or the folder of a PEFT LoRA, which stays a folder:
-weights/files/NAME/adapter_model.safetensors with its adapter_config.json beside it, both locked.
+It is a LoRA, an embedding, the `trained_model.tar` of a Replicate training, or the folder of a PEFT LoRA, which stays a
+folder: weights/files/NAME/adapter_model.safetensors with its adapter_config.json beside it, both locked.
 
-For a URL the sidecar `F.metadata.json` with hash, base and trigger words is written beside the file. Order: what is
-read with the file, the file, the sidecar, the manifest; stopped anywhere between, the same command goes on.
+For an address, the sidecar `F.metadata.json` with hash, base and trigger words is written beside the file. The order
+is: companion files, the file, the sidecar, the manifest. After an interruption the same command continues.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from tilemix.weights.part import Part, open_part
 from tilemix.weights.progress import Progress
 from tilemix.weights.web import Web, read_small
 
-MAX_ADAPTER_BYTES = 4 * 2**30  # the largest SDXL LoRAs have 2 GB
+MAX_ADAPTER_BYTES = 4 * 2**30  # the largest SDXL LoRAs take 2 GB
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +61,9 @@ def add(
 
     Raises:
         ManifestError: see load_manifest.
-        AdapterError: neither a LoRA nor an embedding, wrong scale or tokens, or another file has this name.
-        ModelFileError: the file cannot be read, or is not what its site says.
-        WeightsError: the address is refused, the server fails, or the disk refuses.
+        AdapterError: neither a LoRA nor an embedding, a wrong scale or wrong tokens, or the name is taken.
+        ModelFileError: the file cannot be read, or differs from what its site says.
+        WeightsError: the address is refused, or the server or the disk fails.
     """
     web, wish = web or Web(), wish or Wish()
     manifest = load_manifest(name, root)
@@ -73,7 +72,7 @@ def add(
         path, entry = _add_link(Task(_name_link(link, wish), manifest, wish, root), link, web)
     else:
         path, entry = _add_file(Path(source), manifest, wish, root)
-    manifest = load_manifest(name, root)  # again: a download takes its time
+    manifest = load_manifest(name, root)  # it may have changed during a download
     old = next((adapter for adapter in manifest.adapters if adapter.file == entry.file), None)
     if old == entry:
         return Added(path, entry, "unchanged")
@@ -87,11 +86,11 @@ def split_tokens(text: str) -> tuple[str, ...]:
     """Return the placeholder tokens in a text such as "<s0><s1>" or "<s0> <s1>".
 
     Raises:
-        AdapterError: there is something else in it.
+        AdapterError: it holds something else.
     """
     tokens = PLACEHOLDER_TOKEN.findall(text)
     if not tokens or PLACEHOLDER_TOKEN.sub("", text).strip(" ,"):
-        raise AdapterError(f"tokens {text[:120]!r}, expected such as '<s0><s1>'")
+        raise AdapterError("embedding-tokens-text", found=text[:120])
     return tuple(tokens)
 
 
@@ -106,7 +105,7 @@ def _add_file(source: Path, manifest: ModelManifest, wish: Wish, root: Path) -> 
     try:
         size, sha256 = source.stat().st_size, hash_file(source)
     except OSError as error:
-        raise ModelFileError(f"{source}: cannot be read: {error.strerror}") from error
+        raise ModelFileError("file-unreadable", file=str(source), reason=str(error.strerror)) from error
     is_present = task.is_present(sha256, beside)
     entry = task.make_entry(facts, size, sha256, folder=source.parent, beside=beside)
     if is_present and task.present is not None:
@@ -116,11 +115,11 @@ def _add_file(source: Path, manifest: ModelManifest, wish: Wish, root: Path) -> 
         try:
             copied = _copy(source, part)
         except OSError:
-            part.discard()  # of no use to another try, and it would keep a full disk full
+            part.discard()  # useless for another try, and it would keep a full disk full
             raise
         if copied != sha256:
             part.discard()
-            raise ModelFileError(f"{source}: changed while it was copied")
+            raise ModelFileError("file-changed", file=str(source))
         _place(part, beside)
     return task.target, entry
 
@@ -130,9 +129,8 @@ def _add_link(task: Task, link: Link, web: Web) -> tuple[Path, Adapter]:
     if link.name == PEFT_FILE:
         url = urljoin(link.url, PEFT_CONFIG)
         beside[PEFT_CONFIG] = check_config(PEFT_CONFIG, read_small(url, web, most=MAX_COMPANION_BYTES))
-    is_present = link.sha256 is not None and task.is_present(
-        link.sha256, beside
-    )  # before a byte is downloaded
+    # Asked before anything is downloaded.
+    is_present = link.sha256 is not None and task.is_present(link.sha256, beside)
     if is_present and task.present is not None and link.sha256 is not None:
         path, facts = task.present, _inspect_link(task, task.present, beside)
         size = path.stat().st_size
@@ -174,21 +172,19 @@ def _name_link(link: Link, wish: Wish) -> str:
     if link.name != PEFT_FILE:
         return check_name(wish.file_name or link.name)
     if not wish.file_name:
-        raise AdapterError(f"{PEFT_FILE} is every PEFT LoRA's name; name its folder here with --as")
+        raise AdapterError("weights-peft-name", file=PEFT_FILE)
     return f"{check_name(wish.file_name)}/{PEFT_FILE}"
 
 
 def _inspect_link(task: Task, path: Path, beside: Mapping[str, bytes]) -> Candidate:
     facts = inspect(path, shown=task.file_name)
     if facts.needs_config and not beside:
-        raise AdapterError(
-            f"{task.file_name}: PEFT keeps its strength in {PEFT_CONFIG}; give the address of {PEFT_FILE} beside it"
-        )
+        raise AdapterError("weights-peft-config", file=task.file_name, config=PEFT_CONFIG, tensors=PEFT_FILE)
     return facts
 
 
 def _copy(source: Path, part: Part) -> str:
-    """Put the bytes of `source` into the part and return the sha256 of what was put there."""
+    """Copy `source` into the part and return the sha256 of what was copied."""
     digest = hashlib.sha256()
     part.clear()
     with source.open("rb") as file:
@@ -200,7 +196,7 @@ def _copy(source: Path, part: Part) -> str:
 
 def _place(part: Part, beside: Mapping[str, bytes]) -> None:
     write_beside(part.target, beside)
-    sidecar_of(part.target).unlink(missing_ok=True)  # it is about the file that stood there before
+    sidecar_of(part.target).unlink(missing_ok=True)  # it describes the file that was there before
     part.place()
 
 

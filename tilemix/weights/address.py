@@ -1,7 +1,7 @@
-"""Which addresses files may come from: https alone, hosts from a list, no secrets in the text.
+"""Which addresses files may come from: https only, hosts from a list, no secrets in the text.
 
-An entry of a list of hosts is `example.com` (its default port), `example.com:8443` (that port), or
-`*.example.com` (every host below it, default port).
+A list of hosts has entries such as `example.com` (default port), `example.com:8443` (that port) or `*.example.com`
+(every host below it, default port).
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-# The hub and its stores (https://huggingface.co/.well-known/meta.json), Civitai with the two stores that its
-# downloads are redirected to, GitHub's releases, and where Replicate keeps what a training made.
+from tilemix.errors import Message, Value
+
+# The hub and its stores (https://huggingface.co/.well-known/meta.json), Civitai and the two stores that it redirects
+# downloads to, GitHub's releases, and Replicate's store of trained files.
 HOSTS = frozenset(
     {
         "huggingface.co",
@@ -28,44 +30,60 @@ HOSTS = frozenset(
 SECRETS = frozenset({"token", "api_key", "apikey", "key", "access_token"})  # query parameters, in lower case
 
 
-def find_fault(url: str) -> str | None:
-    """Say what is wrong with the address of a file, or return None.
+def find_fault(url: str, where: str | None = None) -> Message | None:
+    """Return what is wrong with the address of a file; None: nothing.
 
     The answer never repeats a user name, a password or a query, because these may be secrets.
+
+    Args:
+        url: the address.
+        where: what the message calls it; None: the address itself, as `describe` shows it.
     """
+    where = describe(url) if where is None else where
+
+    def fault(code: str, **values: Value) -> Message:
+        return Message(code, {"where": where, **values})
+
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  it is read when it is asked for
+        parts.port  # noqa: B018  reading it checks it
     except ValueError:
-        return "is no address"
+        return fault("weights-address")
     if not url.isascii() or not url.isprintable() or " " in url:
-        return "holds a character that addresses have not"
+        return fault("weights-address-characters")
     if parts.scheme != "https":
-        return f"has the scheme {parts.scheme[:20]!r}, expected https"
+        return fault("weights-address-scheme", scheme=parts.scheme[:20])
     if not parts.hostname:
-        return "names no host"
+        return fault("weights-address-host")
     if parts.username is not None or parts.password is not None:
-        return "holds a user name or a password; tokens belong into the environment"
+        return fault("weights-address-user")
     if any(name.lower() in SECRETS for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
-        return "holds a token; tokens belong into the environment: HF_TOKEN, CIVITAI_TOKEN"
+        return fault("weights-address-token")
     return None
 
 
 def name_host(url: str) -> str:
-    """Return the host of an address that `find_fault` lets pass, with its port where that is not 443."""
+    """Return the host of an address that `find_fault` accepts, with its port unless that is 443."""
     parts = urlsplit(url)
     host = (parts.hostname or "").removesuffix(".")
     return host if parts.port in (None, 443) else f"{host}:{parts.port}"
 
 
 def is_allowed(host: str, hosts: Collection[str]) -> bool:
-    """Tell whether `host`, as `name_host` writes it, is in the list `hosts`."""
+    """Return whether `host`, as `name_host` writes it, is in the list `hosts`."""
     return host in hosts or any(
         entry.startswith("*.") and host.endswith(entry[1:]) and len(host) > len(entry) - 1 for entry in hosts
     )
 
 
 def describe(url: str) -> str:
-    """Return an address for a message: without the query, which may hold a signature."""
-    parts = urlsplit(url)
-    return SplitResult(parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "").geturl()[:200]
+    """Return an address for a message, without user name, password and query, which may be secrets.
+
+    An address that cannot be split is shown as "?", because nothing tells what in it is secret.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "?"
+    shown = SplitResult(parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "").geturl()[:200]
+    return shown if shown.isprintable() else ascii(shown)

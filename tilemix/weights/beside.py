@@ -1,4 +1,4 @@
-"""PEFT's `adapter_config.json`, which an adapter's file is read with, and the folder that keeps the two together."""
+"""PEFT's `adapter_config.json`, which its tensors depend on, and the folder that keeps the two together."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ def read_config(path: Path) -> bytes:
     """Return the configuration `path` as it is.
 
     Raises:
-        AdapterError: it is missing, too large or no JSON object.
+        AdapterError: it is missing, too large or not a JSON object.
     """
     return check_config(str(path), read_peft_config(path, str(path)))
 
 
 def check_config(name: str, raw: bytes) -> bytes:
-    """Return a configuration as it is; its fields are looked at when it is loaded.
+    """Return a configuration as it is; loading it checks its fields.
 
     Raises:
-        AdapterError: too large, or no JSON object.
+        AdapterError: too large, or not a JSON object.
     """
     decode_peft_config(raw, name, dict[str, object])
     return raw
 
 
 def write_beside(path: Path, beside: Mapping[str, bytes]) -> None:
-    """Put what the adapter `path` is read with into its folder: name -> content.
+    """Put the companion files of the adapter `path`, name -> content, into its folder.
 
     Raises:
-        WeightsError: the disk refuses.
+        WeightsError: the disk fails.
     """
     for name, content in beside.items():
         place = path.with_name(name)
@@ -44,18 +44,18 @@ def write_beside(path: Path, beside: Mapping[str, bytes]) -> None:
             if not place.is_file() or place.read_bytes() != content:
                 write_atomically(place, content)
         except OSError as error:
-            raise WeightsError(f"{place}: cannot be written: {error.strerror}") from error
+            raise WeightsError("file-unwritable", file=str(place), reason=str(error.strerror)) from error
 
 
 def name_in_folder(source: Path, wished: str | None) -> str:
-    """Return the name below weights/files/ of the PEFT file `source`: in a folder called as wished, or as its own.
+    """Return the name below weights/files/ of the PEFT file `source`, in a folder named as wished or like its own.
 
     Raises:
-        AdapterError: it cannot be a folder's name.
+        AdapterError: not a valid folder name.
     """
     home = source.resolve().parent.name if source.name == PEFT_FILE else source.stem
     folder = check_name(wished or home)
-    # Without the component's name in front, PEFT's names alone do not say which text encoder is meant.
+    # PEFT's names alone do not say which text encoder is meant, so the component's folder stays.
     inner = f"{home}/" if home in TEXT_ENCODERS and folder != home else ""
     return f"{folder}/{inner}{PEFT_FILE}"
 
@@ -64,10 +64,8 @@ def check_name(name: str) -> str:
     """Return a plain name for weights/files/ as it is.
 
     Raises:
-        AdapterError: it is none.
+        AdapterError: it is not one.
     """
     if not FILE_NAME.fullmatch(name) or "/" in name:
-        raise AdapterError(
-            f"{name[:80]!r} cannot be a name in weights/files/: letters, digits, . _ - are; give one with --as"
-        )
+        raise AdapterError("weights-name", name=name[:80])
     return name

@@ -1,6 +1,6 @@
-"""What a file that is to be added says of itself: kind, rows, base, tokens, and what it is read with.
+"""What a file to be added tells about itself: kind, rows, base, tokens, and the companion files it needs.
 
-Headers only, but for the archive of a Replicate training, which is unpacked to look at its members.
+Only headers are read; the archive of a Replicate training is unpacked to read its members'.
 """
 
 from __future__ import annotations
@@ -11,59 +11,66 @@ from typing import TYPE_CHECKING, Literal
 from tilemix.errors import AdapterError, ModelFileError
 from tilemix.modelfile import read, read_header
 from tilemix.modelfile.companions import NAMES_FILE, read_token_names, reads_peft_config
+from tilemix.modelfile.embedding_names import find_pair
 from tilemix.modelfile.training_archive import is_archive, open_training
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-MAX_ROWS = 75  # a prompt's chunk holds no more tokens
-EMBEDDING_KEYS = ({"clip_l", "clip_g"}, {"text_encoders_0", "text_encoders_1"})
+MAX_ROWS = 75  # tokens that fit into one chunk of a prompt
 BASE = "SDXL"
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a file says about itself."""
+    """What a file tells about itself."""
 
     kind: Literal["lora", "embedding"]
-    rows: int  # of embeddings, its own or in the archive; one for each token; 0 for a LoRA alone
+    rows: int  # of its embeddings, one for each token; 0 for a LoRA without any
     base: str | None
     trigger_words: tuple[str, ...]
-    tokens: tuple[str, ...] = ()  # names that the training gave to the rows; () where it did not
-    needs_config: bool = False  # its strength stands in PEFT's adapter_config.json
+    tokens: tuple[str, ...] = ()  # the training's names for the rows; () where it gave none
+    needs_config: bool = False  # its strength is in PEFT's adapter_config.json
 
 
 def inspect(path: Path, *, shown: str | None = None) -> Candidate:
-    """Tell what the file `path` is; `shown` is its name for messages.
+    """Return what the file `path` is; `shown` is its name for messages.
 
     Raises:
-        ModelFileError: no safetensors file.
+        ModelFileError: not a safetensors file.
         AdapterError: neither a LoRA nor an embedding for both text encoders, or for another base model; an
-            archive that is no training's.
+            archive that is not a training's.
     """
     name = shown or path.name
     try:
         return _inspect_archive(path, name) if is_archive(path) else _inspect_tensors(path, name)
     except ModelFileError as error:
-        # A download's part has another name than its file.
-        raise type(error)(str(error).replace(path.name, name)) from error
+        # A part of a download is not named like its file.
+        values = {
+            key: value.replace(path.name, name) if isinstance(value, str) else value
+            for key, value in error.values.items()
+        }
+        raise type(error)(error.code, field=None, **values) from error
 
 
 def _inspect_archive(path: Path, name: str) -> Candidate:
     with open_training(path) as files:
         lora = _inspect_tensors(files.lora, f"{name}: {files.lora.name}")
-        if lora.kind != "lora" or lora.needs_config:
-            what = "an embedding" if lora.kind != "lora" else "PEFT's names without its configuration"
-            raise AdapterError(f"{name}: {files.lora.name} holds {what}, expected a training's LoRA")
+        if lora.kind != "lora":
+            raise AdapterError("weights-training-embedding", file=name, member=files.lora.name)
+        if lora.needs_config:
+            raise AdapterError("weights-training-peft", file=name, member=files.lora.name)
         if files.embeddings is None:
             return lora
         found = _inspect_tensors(files.embeddings, f"{name}: {files.embeddings.name}")
         if found.kind != "embedding":
-            raise AdapterError(f"{name}: {files.embeddings.name} holds a LoRA, expected embeddings")
+            raise AdapterError("weights-training-lora", file=name, member=files.embeddings.name)
         names = files.embeddings.with_name(NAMES_FILE)
         tokens = read_token_names(names) if names.is_file() else ()
         if tokens and len(tokens) != found.rows:
-            raise AdapterError(f"{name}: {found.rows} rows, {NAMES_FILE} names {len(tokens)} tokens")
+            raise AdapterError(
+                "embedding-names-count", file=name, rows=found.rows, names=NAMES_FILE, tokens=len(tokens)
+            )
         return replace(lora, rows=found.rows, tokens=tokens)
 
 
@@ -71,18 +78,17 @@ def _inspect_tensors(path: Path, name: str) -> Candidate:
     found = read(path, hashes="none")
     header = read_header(path)
     if found.base_model not in (None, BASE):
-        raise AdapterError(f"{name}: made for {found.base_model}, expected {BASE}")
+        raise AdapterError("weights-other-base", file=name, base=str(found.base_model), expected=BASE)
     base = found.base_declared or found.base_model
     if found.kind == "lora":
         needs_config = reads_peft_config(name.rpartition("/")[2], header)
         return Candidate("lora", 0, base, found.trigger_words, needs_config=needs_config)
-    if set(header.tensors) not in EMBEDDING_KEYS:
-        what = "one text encoder" if found.kind == "embedding" else found.kind
-        raise AdapterError(f"{name}: neither a LoRA nor an SDXL embedding: {what} ({found.format})")
+    if find_pair(header.tensors) is None:
+        if found.kind == "embedding":
+            raise AdapterError("weights-one-encoder", file=name, format=found.format)
+        raise AdapterError("weights-not-adapter", file=name, kind=found.kind, format=found.format)
     shapes = [tensor.shape for tensor in header.tensors.values()]
     rows = {shape[0] if len(shape) == 2 else 0 for shape in shapes}
     if len(rows) != 1 or not 1 <= min(rows) <= MAX_ROWS:
-        raise AdapterError(
-            f"{name}: rows of the shapes {shapes}, expected 1 to {MAX_ROWS}, as many for both text encoders"
-        )
+        raise AdapterError("embedding-rows", file=name, shapes=str(shapes), most=MAX_ROWS)
     return Candidate("embedding", rows.pop(), base, found.trigger_words)

@@ -1,4 +1,4 @@
-"""The manifest's entry of an adapter that is to be added: what is wished for, what is there, what the file says."""
+"""The manifest entry of an adapter to be added, made from the wish, from what is there, and from the file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tilemix.errors import AdapterError
 from tilemix.modelfile.companions import NAMES_FILE, read_token_names
+from tilemix.modelfile.embedding_names import number_tokens
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN
 from tilemix.weights.candidate import Candidate
 from tilemix.weights.local import PRIVATE_FOLDER, hash_file
@@ -19,16 +20,16 @@ DEFAULT_SCALE = 0.7  # of a LoRA
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How an adapter is to be added; None leaves it to the file and to what the manifest has."""
+    """How to add an adapter; None leaves it to the file and the manifest."""
 
     scale: float | None = None  # of a LoRA, 0 to 1.5; None: 0.7
     tokens: tuple[str, ...] | None = None  # of embeddings; None: special_params.json, else <s0>, <s1>, ...
-    file_name: str | None = None  # in weights/files/; of a PEFT folder, the folder's; None: its own
-    replaces: bool = False  # another file of this name
+    file_name: str | None = None  # in weights/files/; for a PEFT folder, the folder's name; None: its own
+    replaces: bool = False  # whether it may replace another file of this name
 
 
 class Task:
-    """One adapter to add: its name, the manifest and the wish that it must agree with."""
+    """One adapter to add: its name, and the manifest and the wish that it must agree with."""
 
     def __init__(self, file_name: str, manifest: ModelManifest, wish: Wish, root: Path) -> None:
         self.file_name = file_name
@@ -40,14 +41,14 @@ class Task:
         self.present = next((path for path in places if path.is_file()), None)
 
     def is_present(self, sha256: str, beside: Mapping[str, bytes]) -> bool:
-        """Tell whether the file with this hash is in its place already; what is `beside` it is looked at too.
+        """Return whether the file with this hash is in its place already; the files `beside` it are checked too.
 
         Raises:
-            AdapterError: another file is, and the wish is not to replace it; or the model has it by another name.
+            AdapterError: another file is there and must not be replaced, or the model has it under another name.
         """
         twin = next((adapter.file for adapter in self.others if adapter.sha256 == sha256), None)
-        if twin and not beside:  # two PEFT folders may differ in their configurations alone
-            raise AdapterError(f"{self.file_name}: the model has this very file already, as {twin}")
+        if twin and not beside:  # two PEFT folders may differ only in their configurations
+            raise AdapterError("weights-twin", file=self.file_name, twin=twin)
         found = hash_file(self.present) if self.present else None
         self._compare(self.file_name, sha256, self.present, self.old.sha256 if self.old else None)
         locked = {file.path: file.sha256 for file in self.old.beside} if self.old else {}
@@ -59,11 +60,14 @@ class Task:
 
     def _compare(self, what: str, sha256: str, present: Path | None, locked: str | None) -> None:
         found = hash_file(present) if present else None
-        for other, where in ((found, f"in {present}"), (locked, "in the manifest")):
-            if other not in (None, sha256) and not self.wish.replaces:
-                raise AdapterError(
-                    f"{what}: sha256 {sha256}, but {where} it is {other}; --replace puts this one there"
-                )
+        if self.wish.replaces:
+            return
+        if found not in (None, sha256):
+            raise AdapterError(
+                "weights-name-taken", file=what, sha256=sha256, place=str(present), found=str(found)
+            )
+        if locked not in (None, sha256):
+            raise AdapterError("weights-name-locked", file=what, sha256=sha256, found=str(locked))
 
     def make_entry(
         self,
@@ -75,32 +79,30 @@ class Task:
         folder: Path | None = None,
         beside: Mapping[str, bytes],
     ) -> Adapter:
-        """Return the manifest's entry; `folder` is where special_params.json may stand.
+        """Return the manifest's entry; special_params.json may be in `folder`.
 
         Raises:
-            AdapterError: the wish, or what the manifest has, does not fit the file.
+            AdapterError: the wish or the manifest does not fit the file.
         """
         scale, tokens = self.wish.scale, self.wish.tokens
         old = self.old if self.old is not None and self.old.kind == facts.kind else None
         if self.old is not None and old is None and not self.wish.replaces:
-            raise AdapterError(
-                f"{self.file_name}: {_name_kind(facts.kind)}, but {_name_kind(self.old.kind)} in the manifest; "
-                "--replace puts this one there"
-            )
+            code = "weights-lora-for-embedding" if facts.kind == "lora" else "weights-embedding-for-lora"
+            raise AdapterError(code, file=self.file_name)
         if facts.kind == "lora":
             if tokens and not facts.rows:
-                raise AdapterError(f"{self.file_name}: a LoRA has no tokens, found {' '.join(tokens)[:80]!r}")
+                raise AdapterError("lora-tokens", file=self.file_name, found=" ".join(tokens)[:80])
             if scale is None:
                 scale = old.scale if old and old.scale is not None else DEFAULT_SCALE
             if not 0 <= scale <= MAX_SCALE:
-                raise AdapterError(f"{self.file_name}: scale {scale}, expected 0 to {MAX_SCALE}")
+                raise AdapterError("lora-scale", file=self.file_name, found=scale, most=MAX_SCALE)
         elif scale is not None:
-            raise AdapterError(f"{self.file_name}: an embedding has no scale, found {scale}")
+            raise AdapterError("embedding-scale", file=self.file_name, found=scale)
         if facts.rows:
             tokens = tokens or (old.tokens if old else None) or facts.tokens or _read_names(folder)
-            tokens = self._check_tokens(tokens or tuple(f"<s{row}>" for row in range(facts.rows)), facts.rows)
+            tokens = self._check_tokens(tokens or number_tokens(facts.rows), facts.rows)
         if url is None and self.old is not None and self.old.sha256 == sha256:
-            url = self.old.url  # the same file still comes from there
+            url = self.old.url  # the same file still comes from that address
         return Adapter(
             file=self.file_name,
             kind=facts.kind,
@@ -113,19 +115,15 @@ class Task:
         )
 
     def _check_tokens(self, tokens: tuple[str, ...], rows: int) -> tuple[str, ...]:
-        what = f"{self.file_name}: tokens {' '.join(tokens)[:120]!r}"
+        name, found = self.file_name, " ".join(tokens)[:120]
         if len(tokens) != rows or len(set(tokens)) != rows:
-            raise AdapterError(f"{what}, expected {rows} different ones, one for each row")
+            raise AdapterError("embedding-tokens-count", file=name, found=found, expected=rows)
         if not all(PLACEHOLDER_TOKEN.fullmatch(token) for token in tokens):
-            raise AdapterError(f"{what}, expected such as '<s0>'")
+            raise AdapterError("embedding-tokens", file=name, found=found)
         for adapter in self.others:
             if set(tokens) & set(adapter.tokens):
-                raise AdapterError(f"{what} are {adapter.file}'s already; name others with --tokens")
+                raise AdapterError("embedding-tokens-taken", file=name, found=found, other=adapter.file)
         return tokens
-
-
-def _name_kind(kind: str) -> str:
-    return "a LoRA" if kind == "lora" else "an embedding"
 
 
 def _digest(content: bytes) -> str:
@@ -133,6 +131,6 @@ def _digest(content: bytes) -> str:
 
 
 def _read_names(folder: Path | None) -> tuple[str, ...]:
-    """Return the tokens that a training wrote beside its embeddings, () where it did not."""
+    """Return the tokens that a training wrote beside its embeddings; () where it wrote none."""
     names = folder / NAMES_FILE if folder else None
     return read_token_names(names) if names and names.is_file() else ()

@@ -1,8 +1,8 @@
 """Download the missing files of a packaged model, several at a time.
 
-What comes from a hub repository comes through huggingface_hub, into `.incoming/` in the source's folder; everything
-else over plain https, into a part beside its place. In both cases a file gets its name when it is complete, is
-what the manifest says, and is safe on the disk.
+Files of a hub repository come through huggingface_hub, into `.incoming/` in the source's folder; all others come over
+plain https, into a part beside their place. A file gets its name when it is complete, matches the manifest, and is
+safe on the disk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urllib.parse import urljoin
 from tilemix.errors import ModelFileError, TilemixError, WeightsError
 from tilemix.system.project import ROOT
 from tilemix.weights.download import download
-from tilemix.weights.local import check_lock, describe_missing, find_adapter, find_missing
+from tilemix.weights.local import check_lock, find_adapter, find_missing, refuse_missing
 from tilemix.weights.manifest import Adapter, ManifestFile, ModelManifest, load_manifest, sources_of
 from tilemix.weights.part import open_part, place_file
 from tilemix.weights.progress import Progress
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WORKERS = 4  # files at a time
-INCOMING = ".incoming"  # in a source's folder: what huggingface_hub is at
+INCOMING = ".incoming"  # in a source's folder: where huggingface_hub writes
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file as a hub repository has it."""
+    """A file of a hub repository."""
 
     repository: str
     revision: str | None
     path: str
-    folder: Path  # where the repository's files stand here
+    folder: Path  # of the repository's files here
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One file to get."""
+    """One file to download."""
 
     entry: ManifestFile | Adapter
     target: Path
@@ -57,13 +57,13 @@ class Order:
 def fetch(name: str, root: Path = ROOT, *, web: Web | None = None) -> list[Path]:
     """Download the missing files that a hub repository or an https server has and return their paths.
 
-    Files that only their owner has stay missing; a warning says which. Where one file fails, those that are on
-    their way still come and no other is begun; the first failure is raised, further ones are warnings.
+    Files that only their owner has stay missing; a warning names them. When one file fails, the downloads that are
+    running finish and no other starts; the first failure is raised, further ones are logged as warnings.
 
-    Each hub file goes through huggingface_hub; HF_HUB_OFFLINE and HF_TOKEN are respected.
+    Hub files come through huggingface_hub, which respects HF_HUB_OFFLINE and HF_TOKEN.
 
     Raises:
-        WeightsError: a server cannot be reached or does not have the file, or the disk refuses.
+        WeightsError: a server cannot be reached or does not have the file, or the disk fails.
         ModelFileError: a file, fetched or already here, has another size or sha256 than the manifest says.
     """
     manifest = load_manifest(name, root)
@@ -78,16 +78,18 @@ def fetch(name: str, root: Path = ROOT, *, web: Web | None = None) -> list[Path]
     for source in sources_of(manifest):
         shutil.rmtree(root / "weights" / source.folder / INCOMING, ignore_errors=True)
     if missing := find_missing(manifest, root):
-        logger.warning("%s", describe_missing(name, missing))
+        logger.warning("%s", refuse_missing(name, missing))
     if unlocked := [order.target.name for order in orders if order.entry.sha256 is None]:
         logger.warning(
-            "not held against a hash: %s; record them: tilemix weights lock %s", ", ".join(unlocked), name
+            "not checked, because the manifest has no hash: %s; record them: tilemix weights lock %s",
+            ", ".join(unlocked),
+            name,
         )
     return [order.target for order in orders]
 
 
 def _list_orders(manifest: ModelManifest, root: Path) -> list[Order]:
-    """Return every file that can be fetched, here already or not."""
+    """Return every file that can be fetched, whether it is here already or not."""
     orders = []
     for source in sources_of(manifest):
         folder = root / "weights" / source.folder
@@ -129,7 +131,7 @@ def _carry_out(orders: Sequence[Order], web: Web) -> None:
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 failures += [error for future in done if (error := _failure_of(future)) is not None]
-        except BaseException:  # Ctrl-C most often: the threads end at their next bytes, the parts stay
+        except BaseException:  # usually Ctrl-C: the threads end at their next bytes, the parts stay
             progress.stop()
             workers.shutdown(wait=False, cancel_futures=True)
             raise
@@ -172,18 +174,20 @@ def _get_from_hub(file: HubFile, order: Order, progress: Progress) -> None:
             tqdm_class=_make_counter(progress),
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise WeightsError(f"{file.repository}: {file.path} cannot be fetched: {explain(error)}") from error
+        raise WeightsError(
+            "weights-hub", repository=file.repository, file=file.path, reason=explain(error)
+        ) from error
     arrived = incoming / file.path
     try:
         check_lock(arrived, order.entry, shown=order.target)
     except ModelFileError:
-        arrived.unlink()  # left there, it would be in the way of the next try
+        arrived.unlink()  # otherwise the next try would take it for complete
         raise
     place_file(arrived, order.target)
 
 
 def _make_counter(progress: Progress) -> type[tqdm[NoReturn]]:
-    """Return a bar for huggingface_hub to make, which shows nothing and passes the bytes on to `progress`."""
+    """Return a class of invisible bars for huggingface_hub that pass the bytes on to `progress`."""
     from tqdm import tqdm
 
     class Counter(tqdm):  # type: ignore[type-arg]  # generic in its stubs alone
@@ -194,9 +198,9 @@ def _make_counter(progress: Progress) -> type[tqdm[NoReturn]]:
             progress.advance(int(n or 0))
 
         def update_transfer(self, n: float) -> None:
-            """Take the bytes on the wire, which are counted once more when they are written."""
+            """Ignore the bytes on the wire, which are counted again when they are written."""
 
         def set_transfer_postfix_str(self, text: str, *, refresh: bool = True) -> None:
-            """Take the speed on the wire."""
+            """Ignore the speed on the wire."""
 
     return Counter

@@ -1,13 +1,14 @@
 """What a link leads to: the address of the file itself, and what its site says about it.
 
-Read are
+These links are understood:
 
-    https://civitai.com/models/827184?modelVersionId=2514310      a page (without the version: the newest)
+    https://civitai.com/models/827184?modelVersionId=2514310      a page (without a version: the newest)
     https://civitai.com/api/download/models/2514310?format=SafeTensor
     https://huggingface.co/OWNER/NAME/blob/REVISION/PATH          a page; `resolve` is the file
-    https://...                                                   any other: the file itself
+    https://...                                                   any other is the file itself
 
-A hub link is fixed to the commit that its revision is now. Civitai's number in `download/models/N` is a version's.
+A hub link is pinned to the commit that its revision has now. The number in Civitai's `download/models/N` is a
+version's.
 
 Source: Civitai's REST API, https://developer.civitai.com/docs/api/public-rest; the hub's headers as its own client
 reads them (X-Repo-Commit, X-Linked-Etag, X-Linked-Size).
@@ -23,8 +24,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
-from tilemix.errors import WeightsError
-from tilemix.weights.address import describe, find_fault
+from tilemix.errors import LIST_SEPARATOR, WeightsError
+from tilemix.weights.address import describe
 from tilemix.weights.manifest import SHA256
 from tilemix.weights.web import Web, ask, check_address, read_json
 
@@ -46,7 +47,7 @@ class Link:
     name: str  # the file's name
     size: int | None = None  # bytes
     sha256: str | None = None  # lower case
-    base: str | None = None  # the model it was made for, in its site's words
+    base: str | None = None  # the model it was made for, in the site's words
     trigger_words: tuple[str, ...] = ()
     civitai: Mapping[str, object] = field(default_factory=dict)  # the sidecar's civitai_... fields
 
@@ -73,7 +74,7 @@ class _Model(msgspec.Struct):
 
 
 class _Version(msgspec.Struct):
-    """Civitai's model version, as far as it is read here; its unknown keys are many and free."""
+    """Civitai's model version: the fields used here. It has many others."""
 
     id: int
     files: list[_File]
@@ -92,13 +93,11 @@ class _ModelPage(msgspec.Struct):
 
 
 def follow(url: str, web: Web) -> Link:
-    """Return the file that a link leads to, after asking its site where that helps.
+    """Return the file that a link leads to; its site is asked where that helps.
 
     Raises:
-        WeightsError: the address is refused, or the site does not know it or has no safetensors file there.
+        WeightsError: the address is refused, or the site does not know it, or has no safetensors file there.
     """
-    if fault := find_fault(url):
-        raise WeightsError(f"the address {fault}")
     check_address(url, web.hosts)
     parts = urlsplit(url)
     site = f"{parts.scheme}://{parts.netloc}"
@@ -120,12 +119,12 @@ def _follow_civitai(url: str, web: Web) -> Link:
         if not number:
             versions = read_json(f"{api}/models/{match[1]}", web, _ModelPage).versions
             if not versions:
-                raise WeightsError(f"{describe(url)}: the model has no version to download")
+                raise WeightsError("weights-link-no-version", address=describe(url))
             number = str(versions[0].id)
     else:
         number = ""
     if not number.isascii() or not number.isdigit():
-        raise WeightsError(f"{describe(url)}: no model's page and no download at Civitai")
+        raise WeightsError("weights-link-civitai", address=describe(url))
     version = read_json(f"{api}/model-versions/{number}", web, _Version)
     file = _choose_file(describe(url), version.files, query)
     sha256 = file.hashes.get("SHA256", "").lower()
@@ -145,7 +144,7 @@ def _follow_civitai(url: str, web: Web) -> Link:
 
 
 def _choose_file(where: str, files: list[_File], query: Mapping[str, str]) -> _File:
-    """Return the file that a download's query asks for, the primary one where it leaves several."""
+    """Return the file that a download's query asks for; the primary one if it allows several."""
     wanted = {key: query[key] for key in ("fileId", "type", "format", "size", "fp") if key in query}
 
     def fits(file: _File) -> bool:
@@ -161,12 +160,14 @@ def _choose_file(where: str, files: list[_File], query: Mapping[str, str]) -> _F
     fitting = [file for file in files if fits(file)]
     usable = [file for file in fitting if file.metadata.format == SAFETENSORS]
     if not usable:
-        found = ", ".join(sorted({str(file.metadata.format) for file in fitting})) or "no such file"
-        raise WeightsError(f"{where}: {found} there, expected a file of the format {SAFETENSORS}")
+        if not fitting:
+            raise WeightsError("weights-link-no-file", address=where, expected=SAFETENSORS)
+        found = LIST_SEPARATOR.join(sorted({str(file.metadata.format) for file in fitting}))
+        raise WeightsError("weights-link-format", address=where, found=found, expected=SAFETENSORS)
     primary = [file for file in usable if file.primary]
     if len(usable) > 1 and len(primary) != 1:
-        names = ", ".join(f"{file.name} (fileId={file.id})" for file in usable[:5])
-        raise WeightsError(f"{where}: {len(usable)} files there, name one by fileId: {names}")
+        names = LIST_SEPARATOR.join(f"{file.name} (fileId={file.id})" for file in usable[:5])
+        raise WeightsError("weights-link-several", address=where, count=len(usable), names=names)
     return (primary or usable)[0]
 
 
@@ -174,7 +175,7 @@ def _follow_hub(url: str, web: Web) -> Link:
     parts = urlsplit(url)
     match = HUB_FILE.fullmatch(parts.path)
     if match is None:
-        raise WeightsError(f"{describe(url)}: no file of a hub repository; expected .../blob/REVISION/PATH")
+        raise WeightsError("weights-link-hub", address=describe(url))
     repository, revision, path = match.groups()
 
     def read(response: httpx.Response) -> tuple[str, str, str]:
@@ -184,7 +185,7 @@ def _follow_hub(url: str, web: Web) -> Link:
     asked = f"{web.hub}/{repository}/resolve/{revision}/{path}"
     commit, etag, size = ask(asked, web, read, method="HEAD", follows=False)
     if not COMMIT.fullmatch(commit):
-        raise WeightsError(f"{describe(url)}: the hub names no commit for it")
+        raise WeightsError("weights-link-no-commit", address=describe(url))
     sha256 = etag.strip('"')
     return Link(
         url=f"{web.hub}/{repository}/resolve/{commit}/{path}",

@@ -1,4 +1,4 @@
-"""Record in a manifest what its files are: the size and the sha256 of each."""
+"""Record the size and sha256 of each of its files in a manifest."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import TypeVar
 
 import msgspec
 
-from tilemix.errors import MissingFilesError
 from tilemix.modelfile.companions import find_companions
 from tilemix.system.project import ROOT
-from tilemix.weights.local import describe_missing, find_adapter, find_missing, hash_file
+from tilemix.weights.local import find_adapter, find_missing, hash_file, refuse_missing
 from tilemix.weights.manifest import Adapter, ManifestFile, Source, load_manifest, write_manifest
 
 Locked = TypeVar("Locked", ManifestFile, Adapter)
@@ -19,16 +18,16 @@ Locked = TypeVar("Locked", ManifestFile, Adapter)
 def lock(name: str, root: Path = ROOT) -> Path:
     """Write the size and sha256 of every file that is here into the manifest, and return the manifest's path.
 
-    The small files that an adapter is read with get their entries beside it.
+    The small files that an adapter depends on get their entries beside it.
 
     Raises:
         ManifestError: see load_manifest.
         MissingFilesError: a file is missing; the manifest stays as it was.
-        ModelFileError: an adapter that may be read with others is no safetensors file.
+        ModelFileError: an adapter that may depend on others is not a safetensors file.
     """
     manifest = load_manifest(name, root)
     if missing := find_missing(manifest, root):
-        raise MissingFilesError(describe_missing(name, missing))
+        raise refuse_missing(name, missing)
 
     def lock_source(source: Source | None) -> Source | None:
         if source is None:

@@ -1,15 +1,15 @@
 """`weights/NAME.model.json`: everything that a packaged model is made of.
 
-A source of the base or the VAE, `{"folder": ..., "files": [{"path", "size", "sha256"}, ...]}`, says by one more key
-where its files come from:
+The base and the VAE are sources: `{"folder": ..., "files": [{"path", "size", "sha256"}, ...]}`. One more key says where
+a source's files come from:
 
     "repository": "owner/name", "revision": "COMMIT"     the hub
-    "url": "https://example.com/vae"                     any https server: the address of a file is url/path
-    neither                                              they stand in this project's own repository
+    "url": "https://example.com/vae"                     any https server; a file's address is url/path
+    neither                                              this project's own repository
 
 An adapter, `{"file": ..., "kind": "lora", "scale": 0.7, "size", "sha256"}`, may have a `url` too, the address of the
-file itself; without one it is its owner's, who copies it into weights/files/. Small files that it is read with, such
-as PEFT's adapter_config.json, are `beside` it: in its folder here, and beside its address.
+file itself; without one, its owner copies it into weights/files/. Small files that it depends on, such as PEFT's
+adapter_config.json, are listed as `beside` it: in its folder here, and beside its address.
 
 Names are plain names below weights/, never paths that lead out of it. An unknown key is an error.
 """
@@ -22,7 +22,7 @@ from typing import Literal
 
 import msgspec
 
-from tilemix.errors import ManifestError, RequestError
+from tilemix.errors import LIST_SEPARATOR, ManifestError, RequestError
 from tilemix.inputs import NumberInput, find_input
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN
 from tilemix.request import Defaults
@@ -51,7 +51,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: tuple[ManifestFile, ...]
     repository: str | None = None  # on the hub
     revision: str | None = None  # the repository's commit, 40 hex digits
-    url: str | None = None  # https, without a slash at its end; not beside a repository
+    url: str | None = None  # https, no slash at its end; excludes a repository
 
 
 class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,17 +63,17 @@ class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str  # below weights/ or weights/files/
     kind: Literal["lora", "embedding"]
     scale: float | None = None  # a LoRA's strength, 0 to 1.5; embeddings have none
-    # An embedding's placeholder tokens, one a row, be it a file of its own or within a LoRA's; empty: the
-    # file's own names.
+    # The placeholder tokens of an embedding, in a file of its own or in a LoRA's, one for each row; empty: the file's
+    # own names.
     tokens: tuple[str, ...] = ()
     size: int | None = None
     sha256: str | None = None
     url: str | None = None  # https; None: the owner copies the file
-    beside: tuple[ManifestFile, ...] = ()  # what is read with it; a path is a plain name in its folder
+    beside: tuple[ManifestFile, ...] = ()  # what it depends on; a path is a plain name in its folder
 
 
 class Scheduler(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The noise-level algorithm; `config` goes over the base's own scheduler configuration."""
+    """The sampling algorithm; `config` overrides the base's own scheduler configuration."""
 
     name: str
     config: dict[str, bool | int | float | str] = {}
@@ -97,7 +97,7 @@ def list_models(root: Path = ROOT) -> list[str]:
 
 
 def sources_of(manifest: ModelManifest) -> tuple[Source, ...]:
-    """Return the base and, where the model has one of its own, the VAE."""
+    """Return the base and, if the model has its own, the VAE."""
     return tuple(source for source in (manifest.base, manifest.vae) if source is not None)
 
 
@@ -107,26 +107,26 @@ def load_manifest(name: str, root: Path = ROOT) -> ModelManifest:
     Raises:
         ManifestError: no such model, an unknown key, a wrong type or value, a name that leads out of weights/.
     """
-    known = ", ".join(list_models(root)) or "none"
+    known = LIST_SEPARATOR.join(list_models(root)) or "-"
     if not MODEL_NAME.fullmatch(name):
-        raise ManifestError(f"model {name[:80]!r} is no model name; known: {known}")
+        raise ManifestError("manifest-name", name=name[:80], known=known)
     path = root / "weights" / f"{name}.model.json"
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise ManifestError(f"unknown model {name!r}; known: {known}") from None
+        raise ManifestError("manifest-unknown", name=name, known=known) from None
     except OSError as error:
-        raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ManifestError("file-unreadable", file=str(path), reason=str(error.strerror)) from error
     try:
         manifest = msgspec.json.decode(raw, type=ModelManifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path.name}: {error}") from error
+        raise ManifestError("file-json", file=path.name, reason=str(error)) from error
     check_manifest(path.name, manifest)
     return manifest
 
 
 def write_manifest(name: str, manifest: ModelManifest, root: Path = ROOT) -> Path:
-    """Put `manifest` in the place of `weights/NAME.model.json`, whole or not at all, and return its path.
+    """Write `weights/NAME.model.json`, whole or not at all, and return its path.
 
     Raises:
         ManifestError: the manifest breaks a rule, or cannot be written; the file stays as it was.
@@ -136,12 +136,12 @@ def write_manifest(name: str, manifest: ModelManifest, root: Path = ROOT) -> Pat
     try:
         write_atomically(path, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
     except OSError as error:
-        raise ManifestError(f"{path}: cannot be written: {error.strerror}") from error
+        raise ManifestError("file-unwritable", file=str(path), reason=str(error.strerror)) from error
     return path
 
 
 def check_manifest(name: str, manifest: ModelManifest) -> None:
-    """Check what the types of a manifest cannot say; `name` is its file's name, for the messages.
+    """Check what the types of a manifest cannot express; `name` is its file's name, for messages.
 
     Raises:
         ManifestError: a value is wrong.
@@ -155,61 +155,55 @@ def check_manifest(name: str, manifest: ModelManifest) -> None:
     except RequestError as error:
         raise ManifestError("manifest-bad-defaults", file=name, reason=str(error)) from error
     if not MODEL_NAME.fullmatch(manifest.prompt_template):  # templates are named as models are
-        raise ManifestError(f"{name}: prompt_template {manifest.prompt_template[:80]!r} is no template name")
+        raise ManifestError("manifest-template-name", file=name, found=manifest.prompt_template[:80])
 
 
 def _check_source(name: str, source: Source) -> None:
     _check_path(name, source.folder, "folder")
     if source.repository is not None and source.url is not None:
-        raise ManifestError(f"{name}: {source.folder} has a repository and a url, expected one of them")
+        raise ManifestError("manifest-two-origins", file=name, folder=source.folder)
     if source.repository is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", source.repository):
-        raise ManifestError(f"{name}: repository {source.repository[:80]!r}, expected owner/name")
+        raise ManifestError("manifest-repository", file=name, found=source.repository[:80])
     if source.repository is not None and not re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
-        raise ManifestError(f"{name}: revision {source.revision!r}, expected a commit of 40 hex digits")
+        raise ManifestError("manifest-revision", file=name, found=(source.revision or "")[:80])
     _check_url(name, source.url, source.folder)
     if source.url is not None and (source.url.endswith("/") or "?" in source.url):
-        raise ManifestError(
-            f"{name}: the url of {source.folder} ends in / or has a query: expected a folder's address"
-        )
+        raise ManifestError("manifest-url-folder", file=name, folder=source.folder)
     for file in source.files:
         _check_path(name, file.path, "file")
         _check_lock(name, file.size, file.sha256, file.path)
 
 
 def _check_adapter(name: str, adapter: Adapter) -> None:
-    _check_path(name, adapter.file, "adapter file")
+    _check_path(name, adapter.file, "file")
     _check_lock(name, adapter.size, adapter.sha256, adapter.file)
     _check_url(name, adapter.url, adapter.file)
     if adapter.kind == "lora" and not 0 <= (adapter.scale or 0) <= MAX_SCALE:
-        raise ManifestError(f"{name}: {adapter.file} is a lora: scale 0 to {MAX_SCALE} expected")
+        raise ManifestError("manifest-scale", file=name, adapter=adapter.file, most=MAX_SCALE)
     for token in adapter.tokens:
         if not PLACEHOLDER_TOKEN.fullmatch(token):
-            raise ManifestError(
-                f"{name}: {adapter.file} has the token {token[:80]!r}, expected one such as '<s0>'"
-            )
+            raise ManifestError("manifest-token", file=name, adapter=adapter.file, token=token[:80])
     for file in adapter.beside:
         _check_path(name, file.path, "file")
         _check_lock(name, file.size, file.sha256, file.path)
         if "/" in file.path or file.path == adapter.file.rpartition("/")[2]:
-            raise ManifestError(
-                f"{name}: {file.path[:80]!r} beside {adapter.file}: expected another plain name in its folder"
-            )
+            raise ManifestError("manifest-beside", file=name, name=file.path[:80], adapter=adapter.file)
     if adapter.kind == "embedding" and adapter.scale is not None:
-        raise ManifestError(f"{name}: {adapter.file} is an embedding: no scale expected")
+        raise ManifestError("manifest-embedding-scale", file=name, adapter=adapter.file)
 
 
 def _check_path(name: str, value: str, what: str) -> None:
     if not FILE_NAME.fullmatch(value):
-        raise ManifestError(f"{name}: {what} {value[:80]!r} is no name below weights/")
+        raise ManifestError("manifest-path", file=name, key=what, found=value[:80])
 
 
 def _check_lock(name: str, size: int | None, sha256: str | None, what: str) -> None:
     if size is not None and size < 1:
-        raise ManifestError(f"{name}: {what} has size {size}, expected at least 1 byte")
+        raise ManifestError("manifest-size", file=name, name=what, found=size)
     if sha256 is not None and not SHA256.fullmatch(sha256):
-        raise ManifestError(f"{name}: {what} has sha256 {sha256[:80]!r}, expected 64 lower-case hex digits")
+        raise ManifestError("manifest-hash", file=name, name=what, found=sha256[:80])
 
 
 def _check_url(name: str, url: str | None, what: str) -> None:
-    if url is not None and (fault := find_fault(url)):
-        raise ManifestError(f"{name}: the url of {what} {fault}")
+    if url is not None and (fault := find_fault(url, f"{name}: {what}")):
+        raise ManifestError(fault.code, field=None, **fault.values)

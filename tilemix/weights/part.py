@@ -1,7 +1,6 @@
-"""A file that is being made: `.NAME.part` beside the place of `NAME`, put there when it is complete.
+"""A file in the making: `.NAME.part` beside the place of `NAME`, moved there when it is complete.
 
-Whatever ends the process, and at whatever moment, `NAME` is not there or is the complete file: the bytes are
-forced to the disk before the name is.
+Whenever and however the process ends, `NAME` is missing or complete: the bytes are synced before the name is.
 """
 
 from __future__ import annotations
@@ -28,38 +27,38 @@ class Part:
 
     @property
     def notes(self) -> Path:
-        """Where a download keeps what it must know to go on with this part."""
+        """Where a download keeps what it needs to continue this part."""
         return self.path.with_name(f"{self.path.name}.json")
 
     def clear(self) -> None:
-        """Begin again: no bytes, and no notes of where the former ones came from."""
+        """Start over: no bytes, and no notes about where the old ones came from."""
         self.notes.unlink(missing_ok=True)
         self.file.seek(0)
         self.file.truncate(0)
 
     def write(self, data: bytes) -> None:
-        """Put `data` behind what was written or read last."""
+        """Write `data` at the current position."""
         view = memoryview(data)
-        while view:  # a full disk takes a part of it before it refuses
+        while view:  # a disk that fills up takes a part of it first
             view = view[self.file.write(view) :]
 
     def place(self) -> None:
-        """Give the complete part its name; a file that had it is replaced."""
+        """Give the complete part its name, replacing any file that has it."""
         place(self.path, self.target)
         self.notes.unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Take the part away."""
+        """Delete the part."""
         self.notes.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
 
 @contextmanager
 def open_part(target: Path) -> Iterator[Part]:
-    """Open the part of `target`, with what an earlier try left in it, and keep it from other processes.
+    """Open the part of `target` with what an earlier try left in it, locked against other processes.
 
     Raises:
-        WeightsError: another process is making this file, or the disk refuses: here or in the block.
+        WeightsError: another process is making this file, or the disk fails, here or in the block.
     """
     path = target.with_name(f".{target.name}.part")
     try:
@@ -71,8 +70,8 @@ def open_part(target: Path) -> Iterator[Part]:
                 is_ours = os.path.samestat(os.fstat(descriptor), path.stat())
             except (BlockingIOError, FileNotFoundError):
                 is_ours = False
-            if not is_ours:  # the second: it was given its name after we had opened it
-                raise WeightsError(f"{target}: another process is getting this file just now")
+            if not is_ours:  # locked by another process, or renamed by one after we opened it
+                raise WeightsError("weights-part-taken", file=str(target))
             part = Part(target, path, file)
             try:
                 yield part
@@ -80,17 +79,21 @@ def open_part(target: Path) -> Iterator[Part]:
                 if os.fstat(descriptor).st_size == 0:
                     part.discard()
     except OSError as error:
-        raise WeightsError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise WeightsError(
+            "file-unwritable", file=str(target), reason=error.strerror or str(error)
+        ) from error
 
 
 def place_file(path: Path, target: Path) -> None:
-    """Move the complete file `path` to `target`, on the same disk, in the same safe order.
+    """Move the complete file `path` to `target` on the same disk, as safely as `Part.place`.
 
     Raises:
-        WeightsError: the disk refuses.
+        WeightsError: the disk fails.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         place(path, target)
     except OSError as error:
-        raise WeightsError(f"{target}: cannot be written: {error.strerror or error}") from error
+        raise WeightsError(
+            "file-unwritable", file=str(target), reason=error.strerror or str(error)
+        ) from error

@@ -1,4 +1,4 @@
-"""One progress bar for all the bytes of a piece of work, whatever thread moves them; on a terminal alone."""
+"""One progress bar for all the bytes of a job, whichever thread moves them; shown only on a terminal."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import TextIO
 
 
 class StoppedError(Exception):
-    """The work was given up while this thread was at it."""
+    """The job was given up while this thread was working on it."""
 
 
 class Progress:
-    """Counts bytes, shows them on a terminal, and stops the threads that count when it is told to.
+    """Count bytes, show them on a terminal, and stop the counting threads on request.
 
-    Use it as a context manager: the bar ends with the block.
+    Use it as a context manager; the bar ends with the block.
     """
 
     def __init__(self, what: str, total: int | None = None, *, stream: TextIO | None = None) -> None:
-        """Begin at 0 bytes of `total`; None: not known. The bar is drawn on `stream`, standard error by default."""
+        """Start at 0 bytes of `total` (None: unknown). The bar is drawn on `stream`, standard error by default."""
         from tqdm import tqdm
 
         stream = stream or sys.stderr
@@ -37,7 +37,7 @@ class Progress:
         )
 
     def advance(self, count: int) -> None:
-        """Add `count` bytes, less than 0 where some are moved again.
+        """Add `count` bytes; negative where some must be moved again.
 
         Raises:
             StoppedError: `stop` was called.
@@ -48,7 +48,7 @@ class Progress:
             self._bar.update(count)
 
     def stop(self) -> None:
-        """Make every thread that moves bytes end at its next ones."""
+        """Make every thread that moves bytes end at its next call of `advance`."""
         self._stopped = True
 
     def __enter__(self) -> Progress:

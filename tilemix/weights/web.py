@@ -1,6 +1,6 @@
-"""Asking https servers for files: every hop of a redirect is checked, and a token goes to its own host alone.
+"""Requests to https servers: every hop of a redirect is checked, and a token goes only to its own host.
 
-`open_address` yields one answer, `check_status` sorts it; `ask`, `read_small` and `read_json` read a small one whole.
+`open_address` yields one response and `check_status` judges it; `ask`, `read_small` and `read_json` read a small one.
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ from urllib.parse import urljoin
 import msgspec
 
 from tilemix import __version__
-from tilemix.errors import WeightsError
+from tilemix.errors import LIST_SEPARATOR, Value, WeightsError
 from tilemix.weights.address import HOSTS, describe, find_fault, is_allowed, name_host
 
 if TYPE_CHECKING:
     import httpx
 
 TOKEN_VARIABLES = {"civitai.com": "CIVITAI_TOKEN", "huggingface.co": "HF_TOKEN"}
+# A refusal's code -> the codes with advice: no token was sent; the token did not help.
+TOKEN_ADVICE = {
+    "weights-server-denied": ("weights-server-denied-without-token", "weights-server-denied-despite-token"),
+    "weights-server-page": ("weights-server-page-without-token", "weights-server-page-despite-token"),
+}
 MAX_REDIRECTS = 5
 MAX_PAUSE_SECONDS = 60.0
 MAX_JSON_BYTES = 8 * 2**20
@@ -36,47 +41,46 @@ class Web:
     """Where files may come from, and how patiently they are asked for."""
 
     hosts: frozenset[str] = HOSTS  # see tilemix.weights.address
-    tokens: Mapping[str, str] = field(
-        default_factory=dict, repr=False
-    )  # host -> the bearer token it alone gets
-    max_bytes: int = 16 * 2**30  # of a file whose size is not known before
+    tokens: Mapping[str, str] = field(default_factory=dict, repr=False)  # host -> its bearer token
+    max_bytes: int = 16 * 2**30  # of a file whose size is not known beforehand
     timeout_seconds: float = 30.0  # without a byte
-    attempts: int = 4  # in a row that bring less than 1 MiB
-    pause_seconds: float = 1.0  # before the second attempt; doubled before each one after it
-    context: ssl.SSLContext | None = None  # whom to trust; None: the usual authorities
+    attempts: int = 4  # in a row that bring less than 1 MiB each
+    pause_seconds: float = 1.0  # before the second attempt; doubles with each further one
+    context: ssl.SSLContext | None = None  # trusted authorities; None: the usual ones
     hub: str = "https://huggingface.co"
     civitai: str = "https://civitai.com"
 
 
 class BusyError(WeightsError):
-    """The server cannot answer just now; `pause_seconds` is how long it asks to wait."""
+    """The server cannot answer now; `pause_seconds` is how long it asks to wait."""
 
-    def __init__(self, message: str, *, pause_seconds: float) -> None:
-        super().__init__(message)
+    def __init__(self, code: str, *, pause_seconds: float, **values: Value) -> None:
+        super().__init__(code, field=None, **values)
         self.pause_seconds = pause_seconds
 
 
 def make_web(environment: Mapping[str, str], hosts: Collection[str] = ()) -> Web:
-    """Return the usual rules with the environment's tokens, and with `hosts` allowed too."""
+    """Return the usual rules with the environment's tokens and with `hosts` allowed too."""
     tokens = {host: environment[name] for host, name in TOKEN_VARIABLES.items() if environment.get(name)}
     for host in sorted(tokens):
         if not tokens[host].isascii() or not tokens[host].isprintable():
-            raise WeightsError(f"{TOKEN_VARIABLES[host]} holds a character that tokens have not")
+            raise WeightsError("weights-token-characters", name=TOKEN_VARIABLES[host])
     return Web(hosts=HOSTS | set(hosts), tokens=tokens)
 
 
 def check_address(url: str, hosts: Collection[str], *, via: str | None = None) -> None:
-    """Refuse an address that is not https, or whose host is not allowed; `via` is the address that led to it.
+    """Refuse an address that is not https or whose host is not allowed; `via` is the address that redirected to it.
 
     Raises:
         WeightsError: it is refused.
     """
-    what = f"{describe(via)} redirects to an address that" if via else "the address"
-    if fault := find_fault(url):
-        raise WeightsError(f"{what} {fault}")
+    where = f"{describe(via)} -> {describe(url)}" if via else describe(url)
+    if fault := find_fault(url, where):
+        raise WeightsError(fault.code, field=None, **fault.values)
     host = name_host(url)
     if not is_allowed(host, hosts):
-        raise WeightsError(f"{what} has the host {host[:100]!r}, expected one of {', '.join(sorted(hosts))}")
+        known = LIST_SEPARATOR.join(sorted(hosts))
+        raise WeightsError("weights-address-refused", where=where, host=host[:100], expected=known)
 
 
 @contextmanager
@@ -88,11 +92,11 @@ def open_address(
     method: str = "GET",
     follows: bool = True,
 ) -> Iterator[httpx.Response]:
-    """Send one request and yield the answer, its body unread; redirects are followed where `follows` says so.
+    """Send one request and yield the response, its body unread; redirects are followed if `follows`.
 
     Raises:
         WeightsError: an address is refused, or there are too many redirects.
-        httpx.TransportError: no answer, or it breaks off; from the block, too.
+        httpx.TransportError: no answer, or the connection breaks, in the block too.
     """
     import httpx
 
@@ -112,31 +116,31 @@ def open_address(
                         return
                     came_from, url = url, _join(url, response.headers["location"])
     except httpx.InvalidURL as error:
-        raise WeightsError(f"{describe(url)}: no address: {explain(error)}") from error
-    raise WeightsError(f"{describe(origin)}: more than {MAX_REDIRECTS} redirects")
+        raise WeightsError("weights-address-broken", address=describe(url), reason=explain(error)) from error
+    raise WeightsError("weights-redirects", address=describe(origin), most=MAX_REDIRECTS)
 
 
 def check_status(response: httpx.Response, url: str, web: Web) -> None:
-    """Let an answer pass that carries what was asked for.
+    """Accept a response that carries what was asked for.
 
     Raises:
-        BusyError: the server asks to come again.
+        BusyError: the server asks to try again later.
         WeightsError: it refuses.
     """
     status, where = response.status_code, describe(url)
     if status in BUSY:
         after = response.headers.get("retry-after", "")
         pause = min(float(after), MAX_PAUSE_SECONDS) if after.isascii() and after.isdigit() else 0.0
-        raise BusyError(f"{where}: the server answers {status}", pause_seconds=pause)
+        raise BusyError("weights-server-busy", address=where, found=status, pause_seconds=pause)
     if status in (401, 403):
-        raise WeightsError(f"{where}: the server answers {status}{_advise_token(url, web)}")
+        raise _refuse("weights-server-denied", url, web, found=status)
     if status not in (200, 206):
-        raise WeightsError(f"{where}: the server answers {status}, expected 200")
+        raise WeightsError("weights-server-status", address=where, found=status)
 
 
 def refuse_page(url: str, web: Web) -> WeightsError:
-    """Return the error for a page that came where a file was expected, most often one to log in."""
-    return WeightsError(f"{describe(url)}: an HTML page, expected the file itself{_advise_token(url, web)}")
+    """Return the error for a page in place of a file, usually a login page."""
+    return _refuse("weights-server-page", url, web)
 
 
 def ask(
@@ -148,7 +152,7 @@ def ask(
     method: str = "GET",
     follows: bool = True,
 ) -> Answer:
-    """Send one request, one more where the server is busy or the connection breaks, and return `read(answer)`.
+    """Send one request, and one more if the server is busy or the connection breaks; return `read(response)`.
 
     Raises:
         WeightsError: no answer, or a refusal.
@@ -168,11 +172,11 @@ def ask(
             time.sleep(max(web.pause_seconds, getattr(error, "pause_seconds", 0.0)))
             return once()
     except httpx.HTTPError as error:
-        raise WeightsError(f"{describe(url)}: no answer: {explain(error)}") from error
+        raise WeightsError("weights-server-silent", address=describe(url), reason=explain(error)) from error
 
 
 def read_small(url: str, web: Web, *, most: int = MAX_JSON_BYTES) -> bytes:
-    """Return the JSON text at an address as it is, of at most `most` bytes.
+    """Return the JSON text at an address, at most `most` bytes, undecoded.
 
     Raises:
         WeightsError: no answer, a refusal, or more bytes.
@@ -183,7 +187,7 @@ def read_small(url: str, web: Web, *, most: int = MAX_JSON_BYTES) -> bytes:
         for chunk in response.iter_bytes():
             raw += chunk
             if len(raw) > most:
-                raise WeightsError(f"{describe(url)}: more than {most} bytes of JSON")
+                raise WeightsError("weights-server-json-size", address=describe(url), most=most)
         return bytes(raw)
 
     return ask(url, web, read, headers={"Accept": "application/json"})
@@ -193,16 +197,16 @@ def read_json(url: str, web: Web, kind: type[Answer]) -> Answer:
     """Return a JSON answer of at most 8 MiB, decoded as `kind`.
 
     Raises:
-        WeightsError: no answer, a refusal, or not the JSON that is expected.
+        WeightsError: no answer, a refusal, or unexpected JSON.
     """
     try:
         return msgspec.json.decode(read_small(url, web), type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise WeightsError(f"{describe(url)}: not the JSON expected: {str(error)[:120]}") from error
+        raise WeightsError("weights-server-json", address=describe(url), reason=str(error)[:120]) from error
 
 
 def explain(error: Exception) -> str:
-    """Return the first line of a library's error, or its name where it says nothing."""
+    """Return the first line of a library's error, or its name where it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__
 
@@ -211,12 +215,16 @@ def _join(url: str, location: str) -> str:
     try:
         return urljoin(url, location)
     except ValueError:
-        return location  # no address at all: the check of the next hop says so
+        return location  # not an address; the check of the next hop says so
 
 
-def _advise_token(url: str, web: Web) -> str:
+def _refuse(code: str, url: str, web: Web, **values: Value) -> WeightsError:
+    """Return an error that a token may cure, with the advice that fits."""
     host = name_host(url)
-    variable = TOKEN_VARIABLES.get(host)
+    name = TOKEN_VARIABLES.get(host, host)
+    without_token, despite_token = TOKEN_ADVICE[code]
     if host in web.tokens:
-        return f"; it did not take the token of {variable}" if variable else "; it did not take the token"
-    return f"; it may want a token: set {variable}" if variable else ""
+        return WeightsError(despite_token, field=None, address=describe(url), name=name, **values)
+    if host in TOKEN_VARIABLES:
+        return WeightsError(without_token, field=None, address=describe(url), name=name, **values)
+    return WeightsError(code, field=None, address=describe(url), **values)

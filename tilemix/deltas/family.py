@@ -1,0 +1,84 @@
+"""What the families of weight changes have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+Shape = tuple[int, ...]
+Tensors = Mapping[str, "torch.Tensor"]  # part -> tensor
+Shapes = Mapping[str, Shape]  # part -> shape
+FactorOf = Callable[[int], float]  # rank -> alpha / rank
+# Adds a change to some rows of a weight in place: (merged, base, rows). `merged` holds these rows so far and `base`
+# the original ones, both contiguous fp32 of (rows, columns). None: `merged` still is the base.
+Adder = Callable[["torch.Tensor", "torch.Tensor | None", slice], None]
+
+
+class Delta(ABC):
+    """The change of one module's weight."""
+
+    sees_base = False  # whether its adder reads the base; such an adder is cheapest when it goes first
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape:
+        """The weight's shape, as far as the file tells it: (out, in), (out, in, k, k) or (out, columns)."""
+
+    @property
+    def row_step(self) -> int:
+        """How many rows must be computed together; divides the number of rows."""
+        return 1
+
+    @abstractmethod
+    def make_adder(self, device: torch.device, scale: float) -> Adder:
+        """Return the function that adds the change at `scale`, not 0, to rows on `device`."""
+
+
+def _tell_nothing(_: Shapes) -> int | None:
+    return None
+
+
+def _build_nothing(_: Tensors, __: FactorOf) -> Delta | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One way to write a change down: how files name its parts, what their shapes tell, and the change itself.
+
+    A family without `complete` sets of parts is recognized by name but not loaded.
+    """
+
+    name: str
+    suffixes: Mapping[
+        str, str
+    ]  # what follows a module's name in a file -> part; a part belongs to one family
+    complete: tuple[frozenset[str], ...] = ()  # the sets of parts that make one change, alpha aside
+    refused: Mapping[str, str] = field(
+        default_factory=dict
+    )  # part that is not supported -> what it is called
+    width: Callable[[Shapes], int | None] = _tell_nothing  # inputs of a linear module; None: not told
+    rank: Callable[[Shapes], int | None] = _tell_nothing
+    # Puts the parts together; None where their shapes do not fit.
+    build: Callable[[Tensors, FactorOf], Delta | None] = _build_nothing
+
+
+def columns_of(shapes: Shapes, *parts: str) -> int | None:
+    """Return the second dimension of the first of `parts` that is there and has one."""
+    return next((shapes[part][1] for part in parts if len(shapes.get(part, ())) > 1), None)
+
+
+def rows_of(shapes: Shapes, *parts: str) -> int | None:
+    """Return the first dimension of the first of `parts` that is there and has one."""
+    return next((shapes[part][0] for part in parts if shapes.get(part)), None)
+
+
+def as_matrix(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor as an fp32 matrix on `device`; a kernel's dimensions are flattened into the columns."""
+    matrix = tensor.to(device).float()
+    return matrix if matrix.ndim == 2 else matrix.flatten(1)

@@ -1,0 +1,170 @@
+"""How adapter files spell the modules of a model: the one table that the loader, `inspect` and `weights add` read.
+
+A tensor's name is the module, as its writer spells it, and a suffix that tells the family and the part; the suffixes
+are `tilemix.deltas.SUFFIXES`. A module's name is a prefix that tells the component, and the path in it.
+
+Sources: the key names in files of kohya's sd-scripts, LyCORIS, PEFT, diffusers and ComfyUI.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+from tilemix.deltas import SUFFIXES, Family
+
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # of SDXL
+ENCODERS = COMPONENTS[1:]
+
+Blocks = Literal["diffusers", "original", "both", "none"]
+
+
+class Prefix(NamedTuple):
+    """How one writer begins the names of a component's modules."""
+
+    start: str
+    component: str
+    writer: str
+    blocks: Blocks = "diffusers"  # whose names of the blocks follow; "none": no such module can be loaded
+
+    def spell(self, path: str) -> str:
+        """Return the name of the module at `path` of the component."""
+        return self.start + (path.replace(".", "_") if self.start.endswith("_") else path)
+
+
+PREFIXES = (
+    Prefix("unet.", "unet", "diffusers"),
+    Prefix("lora_unet_", "unet", "kohya", "both"),
+    Prefix("lycoris_", "unet", "LyCORIS"),
+    Prefix("diffusion_model.", "unet", "ComfyUI", "original"),
+    Prefix("text_encoder.", "text_encoder", "diffusers"),
+    Prefix("lora_te1_", "text_encoder", "kohya"),
+    Prefix("lora_te_", "text_encoder", "kohya"),
+    Prefix("text_encoders.clip_l.transformer.", "text_encoder", "ComfyUI"),
+    Prefix("text_encoder_2.", "text_encoder_2", "diffusers"),
+    Prefix("lora_te2_", "text_encoder_2", "kohya"),
+    Prefix("text_encoders.clip_g.transformer.", "text_encoder_2", "ComfyUI"),
+    Prefix("oft_unet_", "unet", "kohya", "none"),
+    Prefix("text_encoder_3.", "text_encoder_3", "diffusers", "none"),
+    Prefix("lora_te3_", "text_encoder_3", "kohya", "none"),
+    Prefix("transformer.", "transformer", "diffusers", "none"),
+    Prefix("lora_transformer_", "transformer", "kohya", "none"),
+)
+# cog-sdxl and PEFT, to whom the UNet is the whole model, write its paths alone.
+BARE = Prefix("", "unet", "diffusers, no component's name in front")
+# The starts of a path by whose names of the blocks it has.
+BLOCK_NAMES = (
+    (
+        "original blocks",
+        ("input_blocks", "middle_block", "output_blocks", "out_", "time_embed_", "label_emb"),
+    ),
+    ("diffusers blocks", ("down_blocks", "mid_block", "up_blocks")),
+)
+BARE_STARTS = tuple(f"{name}." for name in BLOCK_NAMES[1][1])
+# The order in which a file's spellings are told: a text encoder's says less than the UNet's.
+TOLD_FIRST = (
+    "PEFT",
+    "LyCORIS",
+    "kohya, original blocks",
+    "kohya, diffusers blocks",
+    "kohya",
+    "ComfyUI",
+    "diffusers",
+    BARE.writer,
+)
+# PEFT's wrapper, written by `save_pretrained`; it stands before or after the component's name.
+PEFT_WRAPPER = re.compile(r"((?:unet|text_encoder|text_encoder_2)\.)?base_model\.model\.")
+# diffusers 0.17 to 0.21: attention processors, and the text encoders' like them.
+PROCESSOR = re.compile(
+    r"(?P<attention>.+)\.processor\.(?P<layer>to_(?:q|k|v|out))_lora\.(?P<part>down|up)\.weight"
+)
+TEXT_PROCESSOR = re.compile(
+    r"(?P<attention>.+\.self_attn)\.(?P<layer>to_(?:q|k|v|out))_lora\.(?P<part>down|up)\.weight"
+)
+TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+# PEFT's own name for the adapter left in: `lora_A.default.weight`.
+WITH_ADAPTER_NAME = re.compile(
+    r"(?P<module>.+)\.(?P<kind>lora_(?:A|B|magnitude_vector))\.(?!weight$|bias$)[A-Za-z0-9_-]+(?:\.weight)?"
+)
+# The ends of the names of the layers whose inputs tell the base model.
+CROSS_ATTENTION = tuple(f"attn2{dot}to_{letter}" for dot in "._" for letter in "kv")
+TEXT_ATTENTION = tuple(f"self_attn{dot}{letter}_proj" for dot in "._" for letter in "qkv")
+
+
+class Part(NamedTuple):
+    """What a tensor's name says."""
+
+    module: str  # as the file spells it
+    family: Family | None  # None: alpha, which several families have
+    part: str  # "down", "hada_w1_a", "alpha", ...
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the loader does not know what to do with it."""
+        return self.family is not None and self.part in self.family.refused
+
+
+def split_name(tensor: str) -> Part | None:
+    """Split a tensor's name into module, family and part; None where it does not end like an adapter's."""
+    end = len(tensor)
+    for _ in range(3):  # no suffix has more dots
+        end = tensor.rfind(".", 0, end)
+        if end < 1:
+            break
+        if (found := SUFFIXES.get(tensor[end + 1 :])) is not None:
+            return Part(tensor[:end], *found)
+    if "_lora." in tensor:
+        if match := PROCESSOR.fullmatch(tensor):
+            layer = "to_out.0" if match["layer"] == "to_out" else match["layer"]
+        elif match := TEXT_PROCESSOR.fullmatch(tensor):
+            layer = TEXT_PROJECTIONS[match["layer"]]
+        else:
+            return None
+        return Part(f"{match['attention']}.{layer}", *SUFFIXES[f"lora.{match['part']}.weight"])
+    if match := WITH_ADAPTER_NAME.fullmatch(tensor):
+        return Part(match["module"], *SUFFIXES[f"{match['kind']}.weight"])
+    return None
+
+
+def is_wrapped(name: str) -> bool:
+    """Return whether a tensor's or module's name has PEFT's wrapper: alpha is in `adapter_config.json` then."""
+    return "base_model." in name and PEFT_WRAPPER.match(name) is not None
+
+
+def unwrap(name: str) -> str:
+    """Return a tensor's or module's name without PEFT's wrapper."""
+    return PEFT_WRAPPER.sub(r"\1", name, count=1) if is_wrapped(name) else name
+
+
+def find_prefix(module: str) -> Prefix:
+    """Return the prefix of an unwrapped module's name; `BARE` where it has none."""
+    return next((prefix for prefix in PREFIXES if module.startswith(prefix.start)), BARE)
+
+
+def find_component(module: str, folder: str = "") -> str:
+    """Return the component that a module belongs to.
+
+    Args:
+        module: its name as the file spells it.
+        folder: the name of the file's folder: PEFT saves each wrapped model in one of its own, so the names in it do
+            not tell a text encoder from the UNet.
+    """
+    prefix = find_prefix(unwrap(module))
+    if prefix is BARE and folder in ENCODERS and is_wrapped(module):
+        return folder
+    return prefix.component
+
+
+def name_spelling(module: str) -> str:
+    """Return whose spelling a module's name has, one of `TOLD_FIRST`; "" for nobody's."""
+    if is_wrapped(module):
+        return "PEFT"
+    prefix = find_prefix(module)
+    if prefix is BARE:
+        return BARE.writer if module.startswith(BARE_STARTS) else ""
+    if prefix.start == "lora_unet_":
+        path = module.removeprefix(prefix.start)
+        return next(
+            (f"kohya, {blocks}" for blocks, starts in BLOCK_NAMES if path.startswith(starts)), "kohya"
+        )
+    return prefix.writer
