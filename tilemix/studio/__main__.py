@@ -1,4 +1,4 @@
-"""`python -m tilemix.studio [--with-server]`: run the studio, and with it the local Cog server."""
+"""`python -m tilemix.studio [--with-server]`: run the studio, with the local Cog server if wanted."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ logger = logging.getLogger("tilemix.studio")  # not "__main__"
 
 SERVER_HOST = "127.0.0.1"
 KEEPER_SECONDS = 1.0
-PORT_SECONDS = 3  # in which the server of a studio that was killed ends
+PORT_SECONDS = 3  # enough for the server of a killed studio to end
 SHUTDOWN_SECONDS = 3
-EXTRA_BUSY_SECONDS = 60  # over the deadline, at which a prediction is canceled
+EXTRA_BUSY_SECONDS = 60  # beyond the deadline, when a prediction is canceled
 
 
 class MaskingFormatter(logging.Formatter):
-    """Writes log lines, tracebacks included, with stars in place of secrets, whoever wrote them."""
+    """Replaces secrets by stars in every log line and traceback, whoever wrote it."""
 
-    secrets: frozenset[str] = frozenset()  # known ones; what looks like a key is masked anyway
+    secrets: frozenset[str] = frozenset()  # the known ones; what looks like a key is masked anyway
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the masked lines of a record."""
+        """Format a record and mask it."""
         return mask(super().format(record), self.secrets)
 
 
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = Settings.from_environment(os.environ)
         if settings.backend == "cog" and settings.cog_webhook_token is None:
-            # For the server that is started here; one that runs already has its own, or none.
+            # For the server that is started here; one that runs already has its own token or none.
             token = Secret(secrets.token_urlsafe(32)) if options.with_server else None
             settings = dataclasses.replace(settings, cog_webhook_token=token)
         formatter.secrets = settings.secrets
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         if is_wanted:
             settings = place_server(settings, is_chosen=bool(os.environ.get("TILEMIX_COG_URL")))
         studio = Studio(settings)
-        # The studio ends first, and so lets go of what the server draws: the next start takes it up again.
+        # The studio ends first and cancels what the server draws; the next start draws it again.
         with _server(settings, is_wanted=is_wanted), studio:
             uvicorn.run(
                 create_app(studio),
@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                timeout_graceful_shutdown=SHUTDOWN_SECONDS,  # somebody may be waiting for a picture
+                timeout_graceful_shutdown=SHUTDOWN_SECONDS,  # a caller may be waiting for a picture
             )
     except TilemixError as error:
         sys.stderr.write(f"tilemix.studio: {error}\n")
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _server(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
-    """Keep a Cog server running meanwhile, started as `make serve` does."""
+    """Keep a Cog server running in this context, started like `make serve`."""
     if not is_wanted:
         yield
         return
@@ -106,7 +106,7 @@ def _server(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
         "TILEMIX_MODEL": settings.model,
     }
     for name in ("REPLICATE_API_TOKEN", "WEBHOOK_SECRET", "TILEMIX_STUDIO_TOKEN", "TILEMIX_STUDIO_DATABASE"):
-        environment.pop(name, None)  # the model has no use for them
+        environment.pop(name, None)  # the model does not need them
     if settings.cog_webhook_token is not None:
         environment["WEBHOOK_AUTH_TOKEN"] = settings.cog_webhook_token.reveal()
     command = (sys.executable, "-m", "cog.server.http", "--host", SERVER_HOST)
@@ -131,10 +131,10 @@ def _server(settings: Settings, *, is_wanted: bool) -> Iterator[None]:
 
 
 def place_server(settings: Settings, *, is_chosen: bool) -> Settings:
-    """Return the settings with the address that a server of ours shall have; one that was chosen stays.
+    """Return the settings with the address for our own server; an address that was chosen is kept.
 
     Raises:
-        SettingsError: it would not be the server that the studio asks, or something else listens there.
+        SettingsError: the studio would ask another server, or something else listens there.
     """
     parts = urlsplit(settings.cog_url)
     if parts.scheme != "http" or parts.hostname not in {SERVER_HOST, "localhost"}:
@@ -153,9 +153,9 @@ def place_server(settings: Settings, *, is_chosen: bool) -> Settings:
 
 
 def _try_port(host: str, port: int) -> tuple[int, str | None]:
-    """Return the port, a free one for 0, and why nothing can listen there; None if it can."""
+    """Return the port (a free one for 0) and why it cannot be listened on, or None if it can."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the last one may linger
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # old connections may linger
         try:
             probe.bind((host, port))
         except OSError as error:
@@ -164,12 +164,12 @@ def _try_port(host: str, port: int) -> tuple[int, str | None]:
 
 
 def log_to_stderr() -> MaskingFormatter:
-    """Set logging up; return its formatter, to be told the secrets."""
+    """Set up logging; return its formatter, so that it can be told the secrets."""
     formatter = MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every question about health
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs a line for every health check
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return formatter
 

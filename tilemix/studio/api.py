@@ -1,8 +1,8 @@
 """The API for other programs; `openapi.json` beside this module describes it.
 
-`POST /api/generate-image` waits for the picture, and gives up where the back end draws nothing: what is
-answered with 503 will not be drawn, and may be asked for again. `POST /api/predictions` does not wait, and `GET
-/api/predictions/ID` tells how it stands; what it has taken is drawn when the back end is there again.
+`POST /api/generate-image` waits for the picture and gives up if the back end draws nothing: after a 503 the picture
+will not be drawn, and the caller may try again. `POST /api/predictions` does not wait; `GET /api/predictions/ID`
+returns the state. A prediction that it accepted is drawn once the back end is back.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ MAX_FIELDS = 20
 MAX_FIELD_BYTES = 64 * 2**10
 MAX_SEARCH_CHARACTERS = 200
 CANCELED_ERROR = Message("prediction-canceled", {}).describe()
-# A back end may be away for so long, being started again for one, before callers hear of it.
+# A back end may be away for this long, for example during a restart, before callers hear of it.
 GRACE = timedelta(seconds=10)
-EXTRA_SECONDS = 30  # over the deadline, for the picture to be taken
+EXTRA_SECONDS = 30  # beyond the deadline, for fetching the picture
 
 
 def api_routes(studio: Studio) -> list[Route]:
@@ -106,11 +106,11 @@ def api_routes(studio: Studio) -> list[Route]:
         return found
 
     async def _wait(identity: str) -> bool:
-        """Wait for a prediction's end, the deadline at the latest; return False if it was taken back."""
+        """Wait for a prediction's end or its deadline; return False if it was withdrawn."""
         began = time.monotonic()
         until = began + studio.settings.deadline_seconds + EXTRA_SECONDS
         while not (await _find(identity))["is_done"] and (now := time.monotonic()) < until:
-            # Not before this one has waited, too: the queue must have looked at the back end for it.
+            # Only after the queue has had time to look at the back end for this one, too.
             is_patient = now - began < GRACE.total_seconds()
             fault = None if is_patient else studio.queue.find_fault(lasting=GRACE)
             if fault is not None and await run_in_threadpool(studio.queue.withdraw, identity, fault):
@@ -126,7 +126,7 @@ def api_routes(studio: Studio) -> list[Route]:
         path = studio.pictures / name
         if not path.is_file():
             raise RefusalError("studio-picture-removed", status=410)
-        # The name is of our own making; the id is in the URL, so what stands there never changes.
+        # The file name is our own. The URL holds the id, so its content never changes.
         return FileResponse(
             path,
             media_type=media_type,

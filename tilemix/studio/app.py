@@ -1,4 +1,4 @@
-"""The studio as an ASGI application: the page, the webhook inbox, the API and its files, behind the guard."""
+"""The studio as an ASGI application: page, webhook inbox, API and files, all behind the guard."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def create_app(studio: Studio, *, rate_limit: RateLimit | None = None) -> Starlette:
-    """Return the application round a studio that its caller starts and stops."""
+    """Return the application for a studio; the caller starts and stops the studio."""
 
     def look() -> dict[str, str]:
         try:

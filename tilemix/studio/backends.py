@@ -1,16 +1,16 @@
-"""Who draws: a local Cog server, or Replicate; the queue sees one interface.
+"""The back ends that draw: a local Cog server or Replicate, behind one interface.
 
 ==============  =================================================  ======================================
                 CogBackend                                         ReplicateBackend
 ==============  =================================================  ======================================
-submit()        waits for the end: the synchronous answer decides  returns at once
-webhooks        start and logs, for the progress                   start, logs and completed
-look_up()       None: that server has no status call               how it stands now
-find()          None                                               the one whose answer was lost
-free slots      one                                                as many as the settings say
+submit()        waits for the result in the answer                 returns at once
+webhooks        start and logs, for progress                       start, logs and completed
+look_up()       None: that server has no status call               the current state
+find()          None                                               a prediction whose answer was lost
+slots           one                                                as many as the settings say
 ==============  =================================================  ======================================
 
-Tokens travel in headers only; no message and no log line holds one.
+Tokens are sent in headers only and never appear in messages or logs.
 """
 
 from __future__ import annotations
@@ -42,68 +42,68 @@ logger = logging.getLogger(__name__)
 
 REPLICATE_URL = "https://api.replicate.com/v1"
 COG, REPLICATE = "the Cog server", "Replicate"  # in messages
-CALL_SECONDS = 10  # for every call but a synchronous prediction
-DRAWING = frozenset({"READY", "BUSY"})  # a Cog server's health while nothing is wrong
-COG_EVENTS = ("start", "logs")  # the end comes with the answer
+CALL_SECONDS = 10  # timeout of every call except a synchronous prediction
+DRAWING = frozenset({"READY", "BUSY"})  # a healthy Cog server
+COG_EVENTS = ("start", "logs")  # the result comes with the answer
 REPLICATE_EVENTS = ("start", "logs", "completed")
-# How coglet 0.23.1 reports a worker that died, during the prediction or since the one before. A failure of the
-# model's own is written otherwise ("Prediction failed: ...").
+# How coglet 0.23.1 reports a worker that died, during this prediction or before it. An error raised by the model
+# reads "Prediction failed: ...".
 DEAD_WORKER = ("Worker crashed", "Broken pipe")
-SHORTEST_CANCEL_AFTER = 5  # seconds, that Replicate takes
+SHORTEST_CANCEL_AFTER = 5  # seconds, the least that Replicate accepts
 MAX_REASON_CHARACTERS = 500
 
 
 class Backend(Protocol):
-    """What the queue and the reconciler need of whoever draws. All methods may be called from any thread."""
+    """What the queue and the reconciler need from a back end. All methods are thread-safe."""
 
     name: str  # as in the column `backend`
-    slots: int  # predictions that run at the same time
+    slots: int  # predictions that may run at the same time
     is_synchronous: bool  # submit() returns when the prediction has ended
 
     def is_ready(self) -> bool:
         """Return whether a prediction may be submitted now."""
 
     def find_fault(self) -> Message | None:
-        """Return why nothing can be drawn for now; None if it can, later perhaps, or if only submit() tells."""
+        """Return why nothing can be drawn now; None if it can, if it is only busy, or if only submit() can tell."""
 
     def submit(
         self, attempt_id: str, inputs: Mapping[str, Any], *, webhook: str | None, seconds: float
     ) -> Report:
-        """Begin a prediction that may take `seconds`; return how it stands.
+        """Start a prediction that may take `seconds`; return its state.
 
         Raises:
-            BackendBusyError, BackendDownError: it has not begun.
+            BackendBusyError, BackendDownError: it has not started.
             BackendRefusedError: it never will.
-            BackendUncertainError: it may have begun.
+            BackendUncertainError: it may have started.
         """
 
     def cancel(self, remote_id: str) -> None:
-        """Ask for the end of a prediction; one that the back end does not know (any more) is no error.
+        """Cancel a prediction; one that the back end does not know (any more) is not an error.
 
         Raises:
             BackendError: the back end cannot be asked.
         """
 
     def look_up(self, remote_id: str) -> Report | None:
-        """Return how a prediction stands; None where there is no such call.
+        """Return a prediction's state; None if the back end has no such call.
 
         Raises:
-            BackendError: the back end cannot be asked, or does not know it.
+            BackendError: the back end cannot be asked, or does not know the prediction.
         """
 
     def find(self, inputs: Mapping[str, Any]) -> Report | None:
-        """Return the latest prediction with these inputs; None where there is none, or no such call.
+        """Return the latest prediction with these inputs; None if there is none, or no such call.
 
         Raises:
             BackendError: the back end cannot be asked.
         """
 
     def close(self) -> None:
-        """Give its connections back."""
+        """Close its connections."""
 
 
 def cog_client(url: str) -> httpx.Client:
-    """Return a client for a Cog server, which no proxy stands before."""
+    """Return a client for a Cog server; it ignores proxy settings."""
     return httpx.Client(base_url=url, timeout=CALL_SECONDS, trust_env=False)
 
 
@@ -116,8 +116,8 @@ def replicate_client(token: Secret, *, transport: httpx.BaseTransport | None = N
 class CogBackend:
     """A Cog server on this machine, which draws one picture at a time.
 
-    Its answer 409 means "busy" only while its health is BUSY: a server whose worker has died answers 409 to
-    everything, for ever. An attempt has an id of its own, for the same id sent after its end is drawn again.
+    409 means "busy" only while its health is BUSY: a server whose worker has died answers 409 to everything, for
+    ever. Each attempt has its own id, because an id that is sent again after its end is drawn again.
     """
 
     name = "cog"
@@ -128,14 +128,14 @@ class CogBackend:
         self._client = client
 
     def close(self) -> None:
-        """Give its connections back."""
+        """Close its connections."""
         self._client.close()
 
     def health(self) -> str:
-        """Return READY, BUSY, STARTING, SETUP_FAILED, UNHEALTHY or DEFUNCT, as the server says.
+        """Return the server's health: READY, BUSY, STARTING, SETUP_FAILED, UNHEALTHY or DEFUNCT.
 
         Raises:
-            BackendDownError: it does not say.
+            BackendDownError: the server does not tell.
         """
         try:
             answer = self._client.get("/health-check")
@@ -154,7 +154,7 @@ class CogBackend:
             return False
 
     def find_fault(self) -> Message | None:
-        """Return what the server's health is where that is neither READY nor BUSY."""
+        """Return the server's health unless it is READY or BUSY."""
         try:
             health = self.health()
         except BackendDownError as error:
@@ -164,7 +164,7 @@ class CogBackend:
     def submit(
         self, attempt_id: str, inputs: Mapping[str, Any], *, webhook: str | None, seconds: float
     ) -> Report:
-        """Draw; return the end."""
+        """Draw; return the result."""
         body: dict[str, Any] = {"input": dict(inputs)}
         if webhook is not None:
             body |= {"webhook": webhook, "webhook_events_filter": COG_EVENTS}
@@ -186,7 +186,7 @@ class CogBackend:
         return report
 
     def cancel(self, remote_id: str) -> None:
-        """Ask for the end within one step."""
+        """Cancel within one step."""
         _call(self._client, "POST", f"/predictions/{remote_id}/cancel", COG)
 
     def look_up(self, remote_id: str) -> None:
@@ -211,25 +211,25 @@ class ReplicateBackend:
         self._client = client
 
     def close(self) -> None:
-        """Give its connections back."""
+        """Close its connections."""
         self._client.close()
 
     def is_ready(self) -> bool:
-        """Return True: only the call itself tells."""
+        """Return True: only submit() can tell."""
         return True
 
     def find_fault(self) -> None:
-        """Return None: only the call itself tells."""
+        """Return None: only submit() can tell."""
 
     def submit(
         self,
-        attempt_id: str,  # noqa: ARG002  Replicate gives an id of its own
+        attempt_id: str,  # noqa: ARG002  Replicate assigns its own id
         inputs: Mapping[str, Any],
         *,
         webhook: str | None,
         seconds: float,
     ) -> Report:
-        """Begin; return Replicate's id and the first status."""
+        """Start; return Replicate's id and the first status."""
         body: dict[str, Any] = {"version": self._version, "input": dict(inputs)}
         if webhook is not None:
             body |= {"webhook": webhook, "webhook_events_filter": REPLICATE_EVENTS}
@@ -247,18 +247,18 @@ class ReplicateBackend:
         return _read_answer(answer, REPLICATE)
 
     def cancel(self, remote_id: str) -> None:
-        """Ask for the end."""
+        """Cancel."""
         _call(self._client, "POST", f"/predictions/{remote_id}/cancel", REPLICATE)
 
     def look_up(self, remote_id: str) -> Report:
-        """Return how a prediction stands."""
+        """Return the current state."""
         answer = _call(self._client, "GET", f"/predictions/{remote_id}", REPLICATE)
         if answer.is_client_error:
             raise BackendRefusedError("backend-unknown-prediction", status=answer.status_code)
         return _read_answer(answer, REPLICATE)
 
     def find(self, inputs: Mapping[str, Any]) -> Report | None:
-        """Look through the latest hundred for one with these inputs; a drawn seed tells them apart."""
+        """Search the latest hundred for one with these inputs; the seed tells them apart."""
         answer = _call(self._client, "GET", "/predictions", REPLICATE)
         try:
             for raw in msgspec.json.decode(answer.content, type=_Page).results:
@@ -270,16 +270,16 @@ class ReplicateBackend:
         return None
 
     def fetch_signing_secret(self) -> Secret:
-        """Return the key that Replicate signs this account's webhooks with.
+        """Return the key with which Replicate signs this account's webhooks.
 
         Raises:
-            BackendError: it cannot be had.
+            BackendError: Replicate does not give it.
         """
         answer = _call(self._client, "GET", "/webhooks/default/secret", REPLICATE)
         try:
             return Secret(msgspec.json.decode(answer.content, type=dict[str, str])["key"])
         except (msgspec.DecodeError, KeyError):
-            # Not "from": the text that could not be read may hold the key.
+            # Not "from": the text that could not be decoded may contain the key.
             raise BackendError("backend-no-signing-secret", status=answer.status_code) from None
 
 
@@ -302,7 +302,7 @@ def _call(client: httpx.Client, method: str, path: str, backend: str) -> httpx.R
 
 
 def _read_answer(answer: httpx.Response, backend: str) -> Report:
-    """Return the prediction in an answer; the errors are those of `Backend.submit()`."""
+    """Return the prediction in an answer; raises the errors of `Backend.submit()`."""
     if answer.is_server_error:
         kind = (
             BackendDownError

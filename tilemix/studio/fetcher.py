@@ -1,8 +1,7 @@
-"""Where an output comes from: a `data:` URI that holds the picture itself, or a URL.
+"""Loads an output: a `data:` URI that contains the picture, or a URL.
 
-A URL is fetched by https only, from the hosts that outputs come from, without following redirects, and only if
-the peer that was really connected to is a public address, so that a name that leads into this machine's
-network leads nowhere. Bytes are counted while they come.
+URLs are fetched over https, from known hosts, without redirects, and only if the connected peer has a public
+address. So a host name that resolves into the local network gets nowhere. Bytes are counted as they arrive.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 MAX_PICTURE_BYTES = 32 * 2**20
-FETCH_SECONDS = 30  # for connecting and between two pieces
-OUTPUT_HOSTS = ("replicate.delivery",)  # and the hosts below them
+FETCH_SECONDS = 30  # timeout of connecting and of each read
+OUTPUT_HOSTS = ("replicate.delivery",)  # and their subdomains
 DATA_URI = re.compile(r"data:[a-z]+/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class Fetcher:
-    """Gets outputs by https from public addresses of the hosts that they come from."""
+    """Fetches outputs over https from the public addresses of known hosts."""
 
     def __init__(
         self,
@@ -41,23 +40,23 @@ class Fetcher:
     ) -> None:
         self._hosts = tuple(hosts)
         guarded = _GuardedNetwork(network or httpcore.SyncBackend(), is_allowed or is_public)
-        # No certificates of our own, no proxy: the peer that is checked is the one that answers.
+        # No proxy: the peer that is checked must be the one that answers.
         self._pool = httpcore.ConnectionPool(
             ssl_context=certificates or ssl.create_default_context(), network_backend=guarded
         )
 
     def fetch(self, url: str) -> bytes:
-        """Return what stands at a URL.
+        """Return the content at a URL.
 
         Raises:
-            OutputError: it is not let through, too large, or cannot be had.
+            OutputError: the URL is not allowed, the content is too large, or it cannot be fetched.
         """
         self._check(url)
         timeout = dict.fromkeys(("connect", "read", "write", "pool"), FETCH_SECONDS)
         try:
             with self._pool.stream("GET", url, extensions={"timeout": timeout}) as answer:
                 if answer.status != 200:
-                    # 404: it has been deleted. A redirect is not followed.
+                    # 404: deleted. Redirects are not followed.
                     is_final = 300 <= answer.status < 500 and answer.status not in (408, 425, 429)
                     raise OutputError("output-host-answers", is_final=is_final, status=answer.status)
                 data = bytearray()
@@ -88,12 +87,12 @@ class Fetcher:
 
 
 def read_data_uri(uri: str) -> bytes:
-    """Return the bytes in a `data:` URI in base64.
+    """Return the bytes in a base64 `data:` URI.
 
     Source: RFC 2397.
 
     Raises:
-        OutputError: it is none, or holds more than 32 MiB.
+        OutputError: it is not such a URI, or holds more than 32 MiB.
     """
     head = DATA_URI.match(uri[:200])
     if head is None:
@@ -107,7 +106,7 @@ def read_data_uri(uri: str) -> bytes:
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the open internet, whatever it is wrapped in."""
+    """Return whether an IP address is public, also when it is embedded in an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -124,7 +123,7 @@ def is_public(address: str) -> bool:
 
 
 class _GuardedNetwork(httpcore.NetworkBackend):
-    """Connects, looks who is at the other end, and hangs up on whoever is not allowed before a byte is sent."""
+    """Connects, checks the peer's address, and closes the connection before a byte is sent if it is not allowed."""
 
     def __init__(self, network: httpcore.NetworkBackend, is_allowed: Callable[[str], bool]) -> None:
         self._network = network

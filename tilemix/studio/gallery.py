@@ -1,4 +1,4 @@
-"""Predictions as the API and the page show them: one, or a page of them by color and text."""
+"""Looks predictions up for the API and the page: one by its id, or a page of them by color and text."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LIKE_ESCAPE = "\\"
 
 
 class Gallery:
-    """Looks predictions up; changes nothing."""
+    """Read-only queries for predictions."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def find(self, identity: str) -> dict[str, Any] | None:
-        """Return a prediction by its id; None where there is none."""
+        """Return the prediction with this id, or None."""
         with self._database.read() as session:
             prediction = session.scalar(_whole().where(Prediction.id == identity))
             return None if prediction is None else describe(prediction)
@@ -43,9 +43,9 @@ class Gallery:
         text: str | None = None,
         has_picture: bool = False,
     ) -> list[dict[str, Any]]:
-        """Return predictions, the latest first: older than `before` (an id), with a color, a text, a picture.
+        """Return predictions, newest first; optionally older than `before` (an id), with a color, text or picture.
 
-        The size of the text's letters does not matter; on PostgreSQL, as far as the database's locale knows them.
+        The search ignores case; on PostgreSQL, for the letters that the database's locale knows.
         """
         query = _whole().order_by(Prediction.number.desc()).limit(min(limit, MOST_ON_A_PAGE))
         with self._database.read() as session:
@@ -68,7 +68,7 @@ class Gallery:
             return [describe(prediction) for prediction in session.scalars(query)]
 
     def count_before(self, identity: str) -> int:
-        """Return how many predictions will end before one that waits: those asked for earlier and not ended."""
+        """Return how many unfinished predictions are ahead of this one in the queue."""
         own = select(Prediction.number, Prediction.backend).where(Prediction.id == identity).subquery()
         earlier = select(func.count()).where(
             Prediction.number < own.c.number,
@@ -79,7 +79,7 @@ class Gallery:
             return session.scalar(earlier) or 0
 
     def find_file(self, identity: str) -> tuple[str, str] | None:
-        """Return name and media type of a prediction's picture; None where it has none, or none yet."""
+        """Return the file name and media type of a prediction's picture, or None if it has none (yet)."""
         taken = (
             select(Output.file, Output.media_type)
             .join(Prediction, Prediction.number == Output.prediction)
@@ -91,7 +91,7 @@ class Gallery:
 
 
 def describe(prediction: Prediction) -> dict[str, Any]:
-    """Return a prediction as JSON values. `is_done`: nothing about it will change, its picture included."""
+    """Return a prediction as JSON values. `is_done` means that it is final, its picture included."""
     progress = read_progress(prediction.logs)
     output = prediction.output
     is_ended = prediction.completed_at is not None

@@ -1,11 +1,10 @@
-"""What every request passes before it is served, and what every answer carries.
+"""What every request must pass before it is served, and the headers of every answer.
 
-* The `Host` must be ours while only this machine can reach the studio: another name that leads to 127.0.0.1 is
-  a page elsewhere that wants to read along (DNS rebinding).
-* Where a token is set, it is asked for, or the session that a person got for it; webhooks have authenticators of
-  their own. A browser that has neither is led to the page that asks for the token.
-* What changes something must not come from a page of another origin.
-* So many changes a minute and address, and no body larger than a form.
+* On loopback, the `Host` must be ours. Another name for 127.0.0.1 means DNS rebinding: a page elsewhere reads along.
+* If a token is set, a request needs it, or the session that a person got for it. A browser without either is sent
+  to the login page. Webhooks have their own authentication.
+* Changes must not come from a page of another origin.
+* Each address may make so many changes a minute, and no body may be larger than a form.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from tilemix.studio.settings import Settings
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-OPEN_PATHS = ("/webhooks/", "/health")  # without the studio's token, from everywhere
+OPEN_PATHS = ("/webhooks/", "/health")  # open to everybody: they need no token
 LOGIN_PATHS = ("/login", "/static/")  # what a person sees before the token is typed
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_FORM_BYTES = 256 * 2**10
@@ -56,15 +55,15 @@ HEADERS = {
 class RateLimit:
     """For each address, `BURST` changes at once and `CHANGES_A_MINUTE` in the long run.
 
-    What is kept of an address is when its burst will be whole again. The clock is monotonic: one that is set back
-    must not lock anybody out.
+    For each address it keeps one number: when the whole burst will be available again. The clock is monotonic, so
+    that setting the system's clock back locks nobody out.
 
     Source: the generic cell rate algorithm, https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._whole_at: dict[str, float] = {}  # address -> when its burst is whole again
+        self._whole_at: dict[str, float] = {}  # address -> when its whole burst is available
         self._turn = threading.Lock()
 
     def take(self, address: str) -> bool:
@@ -82,7 +81,7 @@ class RateLimit:
 
 
 class Guard:
-    """The middleware; `refuse` makes the answer to a request that does not pass."""
+    """The middleware; `refuse` makes the answer for a request that does not pass."""
 
     def __init__(
         self,
@@ -98,7 +97,7 @@ class Guard:
         self._rate_limit = rate_limit
         public = [urlsplit(settings.public_url)] if settings.public_url else []
         self._netlocs = {url.netloc for url in public}
-        # With others able to reach it there is a token, which a page elsewhere does not have.
+        # A studio that others can reach has a token, which a page elsewhere does not know.
         hosts = LOOPBACK_HOSTS | {settings.host} | {url.hostname for url in public}
         self._hosts = hosts if settings.is_loopback else None
 

@@ -1,8 +1,8 @@
-"""The webhook inbox: what arrives is stored and committed before its sender hears a yes, and read afterwards.
+"""The webhook inbox: a delivery is committed before its sender gets a 2xx, and read afterwards.
 
-Storing knows nothing of predictions; reading a stored delivery, in a transaction of its own, moves the
-prediction that it is about. A delivery for a prediction that is not known stays, and is read again when there
-is one: a webhook can be faster than the answer to the call that asked for it.
+Storing does not look at predictions. Reading happens in its own transaction and updates the prediction that the
+delivery is about. A delivery for an unknown prediction stays and is read again once the prediction is known, because
+a webhook can arrive before the answer to the call that requested it.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = {"cog": 48 * 2**20, "replicate": 4 * 2**20}  # Cog writes the picture into the body
+MAX_BODY_BYTES = {"cog": 48 * 2**20, "replicate": 4 * 2**20}  # Cog puts the picture into the body
 STORED_AT_ONCE = 64  # in one transaction
 READ_AT_ONCE = 20  # in one transaction
-LOOK_AGAIN_SECONDS = 1.0  # for deliveries whose prediction was not known
+LOOK_AGAIN_SECONDS = 1.0  # for deliveries whose prediction was unknown
 BODIES_KEPT = timedelta(days=1)
-# Far longer than the tolerance of 300 seconds: a repetition is signed anew, under its old id.
+# Far longer than the tolerance of 300 seconds: a redelivery is signed anew under its old id.
 DELIVERIES_KEPT = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A delivery whose sender is known."""
+    """A delivery whose sender has been authenticated."""
 
     source: str  # cog, replicate
     body: bytes
-    webhook_id: str | None = None  # None: the sender gives none, and the body stands for itself
-    prediction_id: str | None = None  # ours, as the webhook's URL carried it
+    webhook_id: str | None = None  # None: the sender gives none; the body's hash is used
+    prediction_id: str | None = None  # our id, from the webhook's URL
 
 
 class Inbox:
     """Deliveries: `store()` for the endpoint, `step()` for the worker that reads them.
 
-    One thread commits, together, whatever has come in while it committed the last time: a disk that takes 4 ms
-    to be sure of a commit would otherwise take no more than 250 deliveries a second, and hardly any else.
+    One thread commits everything that arrived during its last commit as one batch. One by one, a disk that takes
+    4 ms for a commit could store 250 deliveries a second and would be busy with nothing else.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class Inbox:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="inbox-writer")
 
     def store(self, arrival: Arrival) -> bool:
-        """Commit a delivery; return whether it is a new one, not a repetition. May be called by any thread.
+        """Commit a delivery; return whether it is new and not a repetition. Thread-safe.
 
-        Raises whatever the database raises: then nothing is stored, and the sender must try again.
+        Raises what the database raises; then nothing is stored, and the sender must try again.
         """
         stored: Future[bool] = Future()
         self._waiting.append((arrival, stored))
@@ -87,12 +87,12 @@ class Inbox:
 
     def _store_waiting(self) -> None:
         batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), STORED_AT_ONCE))]
-        if not batch:  # an earlier call has taken it along
+        if not batch:  # an earlier call has stored it
             return
         try:
             with self._database.write() as session:
                 are_new = [self._insert(session, arrival) for arrival, _ in batch]
-        except BaseException as error:  # noqa: BLE001  it belongs to those who wait
+        except BaseException as error:  # noqa: BLE001  the waiting callers raise it
             for _, stored in batch:
                 stored.set_exception(error)
         else:
@@ -126,11 +126,11 @@ class Inbox:
         return False
 
     def step(self, most: int = READ_AT_ONCE) -> bool:
-        """Read the oldest deliveries that can be read, `most` of them; return whether there were any."""
+        """Read the oldest readable deliveries, at most `most`; return whether there were any."""
         return self._read_oldest(most, Delivery.state == "pending") or self._look_again(most)
 
     def _look_again(self, most: int) -> bool:
-        """Read deliveries whose prediction has become known; looked for now and then, for all must be looked at."""
+        """Read deliveries whose prediction has become known; the query scans all of them, so it runs rarely."""
         if time.monotonic() < self._next_look:
             return False
         is_known = exists().where(
@@ -138,7 +138,7 @@ class Inbox:
             or_(Prediction.remote_id == Delivery.remote_id, _is_linkable(Delivery.prediction_id)),
         )
         is_readable = and_(Delivery.state == "unmatched", is_known)
-        with self._database.read() as session:  # holds up nobody who writes
+        with self._database.read() as session:  # does not block writers
             has_any = session.scalar(select(Delivery.number).where(is_readable).limit(1)) is not None
         if has_any:
             return self._read_oldest(most, is_readable)
@@ -153,13 +153,13 @@ class Inbox:
                 try:
                     with session.begin_nested():
                         self._read(session, delivery)
-                except DataError as error:  # what this database cannot hold must not stop all that come after
+                except DataError as error:  # one that this database cannot hold must not block the rest
                     logger.exception("delivery %s cannot be kept as a prediction", delivery.number)
                     delivery.state, delivery.error = "unreadable", type(error.orig).__name__
         return bool(deliveries)
 
     def purge(self) -> None:
-        """Drop the bodies of deliveries that were read a day ago, and after thirty days the deliveries."""
+        """Delete the bodies of deliveries a day after they were read, and all deliveries after thirty days."""
         now = self._clock()
         is_read = Delivery.state.in_(("applied", "ignored"))
         old = delete(Delivery).where(Delivery.received_at < now - DELIVERIES_KEPT)
@@ -190,7 +190,7 @@ class Inbox:
 
 
 def _find_prediction(session: Session, delivery: Delivery) -> Prediction | None:
-    """Return the prediction that a delivery is about, locked; by the back end's id, or else by ours."""
+    """Return the prediction that a delivery is about, locked: by the back end's id, or else by ours."""
     of_source = select(Prediction).where(Prediction.backend == delivery.source).with_for_update()
     named = session.scalar(of_source.where(Prediction.remote_id == delivery.remote_id))
     if named is not None or delivery.prediction_id is None:
@@ -199,7 +199,7 @@ def _find_prediction(session: Session, delivery: Delivery) -> Prediction | None:
 
 
 def _is_linkable(prediction_id: InstrumentedAttribute[str | None] | str) -> ColumnElement[bool]:
-    """Where a prediction has been submitted, the answer has not come, and it is the one that a webhook's URL names."""
+    """The prediction named in the webhook's URL, if it was submitted and its answer has not arrived."""
     return and_(
         Prediction.id == prediction_id,
         Prediction.remote_id.is_(None),

@@ -1,7 +1,7 @@
-"""The served model's files, as `tilemix inspect` knows them.
+"""The served model's files, described by `tilemix inspect`.
 
-The command line is asked as a process of its own, so that nothing of the model's world is imported here. Its
-answers are kept in a small JSON file, by path, size and time of change.
+The command line runs as a separate process, so that the studio imports nothing that reads models. Its answers are
+cached in a small JSON file by path, size and modification time.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-INSPECT_SECONDS = 600  # a large file is hashed once
+INSPECT_SECONDS = 600  # the first time, a large file is hashed
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What the command line said of one file or folder."""
+    """What the command line said about one file or folder."""
 
-    stamp: str  # sizes and times of change, as they were then
+    stamp: str  # sizes and modification times at that moment
     inspected: dict[str, Any] | None
-    refused: str | None  # one line; None: not refused
+    refused: str | None  # one line; None if it was not refused
 
 
 class ModelEntry(msgspec.Struct, frozen=True):
-    """One line of the page: a file or folder of the manifest."""
+    """One entry of the page: a file or folder of the manifest."""
 
-    name: str  # as the manifest has it
+    name: str  # as in the manifest
     role: str  # base, vae, lora, embedding
     scale: float | None  # a LoRA's strength
-    files: tuple[tuple[str, int | None, str | None], ...]  # path, bytes, sha256 as locked
+    files: tuple[tuple[str, int | None, str | None], ...]  # path, bytes, locked sha256
     is_here: bool
     inspected: dict[str, Any] | None
     refused: str | None
 
     @property
     def is_locked(self) -> bool:
-        """Whether the manifest says of every file which bytes it holds."""
+        """Whether the manifest locks every file by its hash."""
         return all(sha256 is not None for _, _, sha256 in self.files)
 
 
 class ModelFiles:
-    """Looks at the files of one packaged model; thread-safe."""
+    """Inspects the files of one packaged model; thread-safe."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class ModelFiles:
         self._turn = threading.Lock()
 
     def list_entries(self) -> list[ModelEntry]:
-        """Return the base, the VAE and the adapters of the manifest, in this order."""
+        """Return the manifest's base, VAE and adapters, in this order."""
         manifest = load_manifest(self._model, self._root)
         wanted: list[tuple[str, str, float | None, Path, tuple[tuple[str, int | None, str | None], ...]]] = [
             (
@@ -121,11 +121,11 @@ class ModelFiles:
         try:
             return msgspec.json.decode(self._cache.read_bytes(), type=dict[str, Answer])
         except (FileNotFoundError, msgspec.DecodeError):
-            return {}  # it only saves time
+            return {}  # it is only a cache
 
 
 def _stamp(path: Path, names: list[str]) -> str | None:
-    """Return sizes and times of a file, or of a folder's files; None where something is missing."""
+    """Return sizes and times of a file, or of a folder's files; None if one is missing."""
     paths = [path / name for name in names] if path.is_dir() else [path]
     if not all(part.is_file() for part in paths):
         return None
@@ -134,10 +134,10 @@ def _stamp(path: Path, names: list[str]) -> str | None:
 
 
 def ask_command_line(path: Path, stamp: str) -> Answer:
-    """Return what `tilemix inspect` says of a file or folder; `stamp` is kept with it."""
+    """Return what `tilemix inspect` says about a file or folder, together with its `stamp`."""
     command = [sys.executable, "-m", "tilemix", "inspect", "--json", str(path)]
     try:
-        done = subprocess.run(  # noqa: S603 (no shell, and the path is the manifest's)
+        done = subprocess.run(  # noqa: S603 (no shell, and the path comes from the manifest)
             command, cwd=ROOT, capture_output=True, text=True, timeout=INSPECT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""What a client would rather have, as its Accept and Accept-Language headers say.
+"""What a client prefers, according to its Accept and Accept-Language headers.
 
 Source: RFC 9110, section 12.5
 """
@@ -17,7 +17,7 @@ QUALITY = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")  # section 12.4.2
 
 
 def prefers(accept: str, media_type: str) -> bool:
-    """Return whether an Accept header asks for `media_type` rather than for JSON; `*/*` means JSON."""
+    """Return whether an Accept header prefers `media_type` to JSON; `*/*` alone means JSON."""
     qualities = _read_qualities(accept)
     family = media_type.partition("/")[0] + "/*"
     wanted = qualities.get(media_type, qualities.get(family, 0.0))
@@ -25,14 +25,14 @@ def prefers(accept: str, media_type: str) -> bool:
 
 
 def choose_language(accept_language: str, known: Sequence[str]) -> str:
-    """Return the known language that an Accept-Language header likes best; the first one where it likes none."""
+    """Return the known language that an Accept-Language header ranks highest; the first if it names none."""
     qualities = _read_qualities(accept_language)
-    liked = sorted((tag for tag in qualities if qualities[tag]), key=lambda tag: -qualities[tag])
-    return negotiate_locale(liked, known, sep="-") or known[0]
+    wanted = sorted((tag for tag in qualities if qualities[tag]), key=lambda tag: -qualities[tag])
+    return negotiate_locale(wanted, known, sep="-") or known[0]
 
 
 def _read_qualities(header: str) -> dict[str, float]:
-    """Return the entries of a header, in lower case, with their qualities, 0 to 1; without the unreadable ones."""
+    """Return the entries of a header, lowercased, with their quality (0 to 1); malformed ones are skipped."""
     qualities: dict[str, float] = {}
     for entry in header.lower().split(","):
         name, *parameters = (part.strip() for part in entry.split(";"))

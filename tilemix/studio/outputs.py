@@ -1,7 +1,7 @@
-"""From a prediction's output to a picture file of ours, at once: Replicate deletes its files after an hour.
+"""Fetches a prediction's picture into a file of ours at once, because Replicate deletes its files after an hour.
 
-A file gets a name from its prediction, is written under another one beside it, synced and renamed before the
-database says that it is there. Killed in between, the same step done again gives the same file.
+The file is named after its prediction. It is written under a temporary name, synced and renamed before the database
+says that it exists, so a step that was killed can simply be repeated.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ GIVEN_UP_AFTER = timedelta(hours=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A picture file that is on the disk under its final name."""
+    """A picture file on the disk, under its final name."""
 
     file: str
     media_type: str
@@ -52,7 +52,7 @@ class Picture:
 
 
 class OutputTaker:
-    """Takes the pictures of predictions that succeeded: `step()` for its worker."""
+    """Fetches the pictures of successful predictions; `step()` is for its worker."""
 
     def __init__(
         self,
@@ -68,13 +68,13 @@ class OutputTaker:
         self._clock = clock
 
     def recover(self) -> None:
-        """Make the folder, and remove what a studio that was killed had begun to write."""
+        """Make the folder and remove unfinished files of a studio that was killed."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for begun in self._folder.glob(".*.tmp"):
             begun.unlink()
 
     def step(self) -> bool:
-        """Take the oldest picture that is due; return whether there was one."""
+        """Fetch the oldest picture that is due; return whether there was one."""
         now = self._clock()
         due = (
             select(Output.prediction, Output.source, Prediction.id)
@@ -122,17 +122,17 @@ class OutputTaker:
 
 
 def keep_picture(folder: Path, identity: str, data: bytes) -> Picture:
-    """Check that `data` is a picture and make it a file of the folder, complete and on the disk.
+    """Check that `data` is a picture and write it to the folder, synced.
 
     Raises:
-        OutputError: it is no picture, or the folder cannot be written.
+        OutputError: it is not a picture, or the folder cannot be written to.
     """
     try:
         picture = decode_picture(data, source="the output")
     except ImageFileError as error:
         raise OutputError("output-unusable", is_final=True, reason=str(error)) from error
     record = None
-    with contextlib.suppress(ImageFileError):  # another model's picture has no record of ours
+    with contextlib.suppress(ImageFileError):  # another model's picture has no such record
         record = record_json(record_of(picture, source="the output"))
     media_type, extension = MEDIA_TYPES[picture.format or ""]
     name = f"{identity}.{extension}"

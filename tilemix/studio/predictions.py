@@ -1,20 +1,20 @@
-"""How a prediction moves: forward only, whatever order the news of it arrive in, and the first end is final.
+"""The states of a prediction. It only moves forward, in whatever order reports arrive, and the first end is final.
 
 ==========  ======  ==================================================================
 status      rank
 ==========  ======  ==================================================================
-queued      0       ours: it waits for a free slot of the back end
-starting    1       handed to the back end
-(unknown)   2       any status that a back end may invent later; kept as it is
-processing  3       the model draws
-succeeded,  4       the end; `aborted` is Replicate's for a deadline that passed before
-failed,             the start
+queued      0       ours: waiting for a free slot of the back end
+starting    1       submitted to the back end
+(unknown)   2       any status that a back end may add later; kept as it is
+processing  3       the model is drawing
+succeeded,  4       the end; Replicate says `aborted` when the deadline passed before the
+failed,             prediction started
 canceled,
 aborted
 ==========  ======  ==================================================================
 
-Only the queue begins anew: an attempt that was lost with its back end goes from `starting` or `processing` to
-`queued` again, under another id there, so that late news of the lost attempt change nothing.
+Only the queue moves one back: an attempt that was lost with its back end goes from `starting` or `processing` to
+`queued`. The next attempt has another id, so late reports of the lost one change nothing.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ REMOTE_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 MAX_LOG_CHARACTERS = 256_000
 MAX_ERROR_CHARACTERS = 4_000
 STEP = re.compile(r"\b([0-9]{1,4})/([0-9]{1,4}) denoise")
-LAST_LINES = 2_000  # characters of the logs, in which the last step is looked for
+LAST_LINES = 2_000  # characters at the end of the logs, searched for the last step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a back end says about one prediction, whichever way it came: an answer, a webhook, a look-up."""
+    """What a back end says about one prediction, in an answer, a webhook or a look-up."""
 
     remote_id: str
     status: str
@@ -63,14 +63,14 @@ class Report:
 
 
 class Progress(NamedTuple):
-    """How far the model has come."""
+    """The step that the model has reached."""
 
     step: int
     steps: int
 
 
 class _Body(msgspec.Struct):
-    """A prediction as Cog and Replicate write it; keys that we do not use are passed over."""
+    """A prediction as Cog and Replicate write it; other keys are ignored."""
 
     id: str
     status: str
@@ -81,10 +81,10 @@ class _Body(msgspec.Struct):
 
 
 def parse_report(body: bytes) -> Report:
-    """Return what a prediction object in JSON says.
+    """Return the report in a JSON prediction object.
 
     Raises:
-        DeliveryError: it is no prediction object.
+        DeliveryError: the body is not a prediction object.
     """
     try:
         parsed = msgspec.json.decode(body, type=_Body)
@@ -110,19 +110,19 @@ def parse_report(body: bytes) -> Report:
 
 
 def rank(status: str) -> int:
-    """Return how far a status is, from 0, queued, to 4, the end."""
+    """Return the rank of a status, from 0 (queued) to 4 (ended)."""
     return RANKS.get(status, UNKNOWN_RANK)
 
 
 def is_terminal(status: str) -> bool:
-    """Return whether nothing comes after this status."""
+    """Return whether this status is an end."""
     return status in TERMINAL
 
 
 def apply_report(session: Session, prediction: Prediction, report: Report, *, now: datetime) -> bool:
-    """Move a prediction, locked by the caller's transaction, to what the report says; return whether it moved.
+    """Apply a report to a prediction that the caller's transaction has locked; return whether it changed.
 
-    Of two reports of one rank the longer logs count. A success leaves an output to be taken.
+    Between reports of the same rank, the longer logs win. A success creates an output to be fetched.
     """
     if is_terminal(prediction.status) or rank(report.status) < rank(prediction.status):
         return False
@@ -141,14 +141,14 @@ def apply_report(session: Session, prediction: Prediction, report: Report, *, no
 
 
 def finish(prediction: Prediction, status: str, *, error: Message | None, now: datetime) -> None:
-    """End a prediction by ourselves; one that has ended stays as it is."""
+    """End a prediction on our side; one that has ended already stays as it is."""
     if not is_terminal(prediction.status):
         prediction.status, prediction.completed_at = status, now
         prediction.error = None if error is None else error.describe()
 
 
 def read_progress(logs: str) -> Progress | None:
-    """Return the last step that the logs tell of; None before the first."""
+    """Return the last step in the logs; None before the first."""
     found = STEP.findall(logs[-LAST_LINES:])
     return Progress(int(found[-1][0]), int(found[-1][1])) if found else None
 
@@ -168,7 +168,7 @@ def _end(session: Session, prediction: Prediction, report: Report, now: datetime
 
 
 def _clean(value: object, most: int = MAX_ERROR_CHARACTERS) -> str | None:
-    """Return text that every database takes: no zero characters, no lone surrogates, not endless."""
+    """Return text that every database accepts: no NUL, no lone surrogates, a bounded length."""
     if value is None:
         return None
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
@@ -176,7 +176,7 @@ def _clean(value: object, most: int = MAX_ERROR_CHARACTERS) -> str | None:
 
 
 def _clean_json(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the plain values of a mapping: numbers, truths and texts."""
+    """Return the numbers, booleans and texts of a mapping."""
     kept: Iterable[tuple[str, Any]] = (
         (name, _clean(value) if isinstance(value, str) else value)
         for name, value in values.items()

@@ -1,9 +1,9 @@
-"""The queue: predictions wait in the database and run one per free slot of the back end.
+"""The queue: predictions wait in the database and run as the back end has free slots.
 
-What is running is always in the database first, so a studio that is killed finds it again: at a Cog server,
-which gives up a prediction whose caller has gone, it starts anew with the same seed; at Replicate it goes on,
-and the reconciler asks for it. A prediction never runs twice at Replicate because an answer was lost: it is
-looked for there before it is submitted again.
+A prediction is in the database before it runs, so a studio that was killed finds it again. A Cog server drops a
+prediction whose caller is gone, so it is drawn again with the same seed. At Replicate it goes on, and the reconciler
+asks for it. A lost answer never makes it run twice at Replicate: it is searched for there before it is submitted
+again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_LOSSES = 3  # a prediction during which the back end is lost this often may be the reason
+MAX_LOSSES = 3  # a prediction that loses the back end this often may be the cause
 
 
 class Queue:
@@ -64,10 +64,12 @@ class Queue:
         self._clock = clock
         self._runner = secrets.token_hex(16)
         self._is_stopping = False
-        self._fault: tuple[Message, datetime] | None = None  # why nothing can be drawn, and since when
+        self._fault: tuple[Message, datetime] | None = (
+            None  # why nothing can be drawn, and since when it cannot
+        )
 
     def add(self, request: GenerationRequest, prompt: Prompt) -> str:
-        """Commit a new prediction; return its id. The seed is drawn now, so that a repetition draws the same."""
+        """Commit a new prediction; return its id. The seed is fixed now, so that a retry draws the same picture."""
         now = self._clock()
         prediction = Prediction(
             id=secrets.token_hex(16),
@@ -89,7 +91,7 @@ class Queue:
             return prediction.id
 
     def cancel(self, identity: str) -> bool:
-        """Cancel a prediction; return whether there is one. One that waits ends now, a running one soon."""
+        """Cancel a prediction; return whether it exists. A waiting one ends now, a running one soon."""
         now = self._clock()
         with self._database.write() as session:
             prediction = _lock(session, Prediction.id == identity)
@@ -104,7 +106,7 @@ class Queue:
         return True
 
     def withdraw(self, identity: str, reason: Message) -> bool:
-        """End a prediction that has not begun; return whether it had not."""
+        """End a prediction if it has not started; return whether that was so."""
         with self._database.write() as session:
             prediction = _lock(session, Prediction.id == identity)
             if prediction is None or prediction.status != QUEUED:
@@ -113,12 +115,12 @@ class Queue:
             return True
 
     def find_fault(self, *, lasting: timedelta) -> Message | None:
-        """Return why nothing has been drawn for so long although something waits; None if that is not so."""
+        """Return the fault that has kept waiting predictions from being drawn for so long; None if there is none."""
         fault = self._fault
         return fault[0] if fault is not None and self._clock() - fault[1] >= lasting else None
 
     def recover(self) -> None:
-        """Take up what an earlier studio on this database left running. Called once, at the start."""
+        """Take over what an earlier studio on this database left running. Called once, at the start."""
         with self._database.write() as session:
             left = session.scalars(
                 select(Prediction).where(
@@ -132,9 +134,9 @@ class Queue:
                     queue_again(prediction, self._clock())
 
     def step(self) -> bool:
-        """Run the oldest prediction that waits, if a slot is free; return whether one was taken on."""
+        """Run the oldest waiting prediction if a slot is free; return whether one was run."""
         if self._is_stopping or not self._has_work():
-            self._fault = None  # nobody looks, so nobody knows
+            self._fault = None  # not observed any more
             return False
         if not self._backend.is_ready():
             self._note_fault(self._backend.find_fault())
@@ -166,9 +168,9 @@ class Queue:
         return True
 
     def send_cancels(self) -> None:
-        """Ask the back end for the end of what is to be canceled or is past its deadline.
+        """Cancel at the back end what the user canceled and what is past its deadline.
 
-        Raises nothing for a back end that cannot be asked: the next call tries again.
+        A back end that cannot be reached is not an error here: the next call tries again.
         """
         now = self._clock()
         with self._database.read() as session:
@@ -186,7 +188,7 @@ class Queue:
                 logger.warning("cancel %s: %s", remote_id, error)
 
     def end_late(self) -> None:
-        """End what is past its deadline, here too: whoever waits for it shall wait no longer."""
+        """Cancel what is past its deadline and end it here as well, so that nobody waits for it any longer."""
         self.send_cancels()
         now = self._clock()
         with self._database.write() as session:
@@ -197,7 +199,7 @@ class Queue:
                 predictions.finish(prediction, FAILED, error=error, now=now)
 
     def stop(self) -> None:
-        """Begin nothing more, and let go of what runs at a Cog server: the next start takes it up again."""
+        """Start nothing more, and cancel what runs at a Cog server: the next start draws it again."""
         self._is_stopping = True
         if not self._backend.is_synchronous:
             return
@@ -265,7 +267,7 @@ class Queue:
 
 
 def _given(request: GenerationRequest) -> dict[str, Any]:
-    """Return the inputs that are not left out: a Cog server refuses null."""
+    """Return the inputs that were given; a Cog server refuses null."""
     values = {name: getattr(request, name) for name in request.__dataclass_fields__}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -276,7 +278,7 @@ def _lock(session: Session, where: Any) -> Prediction | None:
 
 
 def queue_again(prediction: Prediction, now: datetime) -> None:
-    """Begin anew, unless it is to be canceled; the next attempt has another id."""
+    """Put a prediction back into the queue, unless it was canceled; the next attempt gets another id."""
     if prediction.cancel_requested_at is not None:
         predictions.finish(prediction, CANCELED, error=None, now=now)
         return

@@ -1,6 +1,6 @@
-"""Asks Replicate about predictions that have been silent for too long: any webhook can be lost, or be late.
+"""Asks Replicate about predictions that have been silent for too long, since any webhook can be lost or late.
 
-The local Cog server has no such call: there the synchronous answer and the deadline decide.
+The local Cog server has no such call; there the synchronous answer and the deadline decide.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 
 SILENCE_WITH_WEBHOOKS = timedelta(seconds=30)
 SILENCE_WITHOUT = timedelta(seconds=3)
-LOST_ANSWER = timedelta(seconds=60)  # the call itself has ten; a prediction is listed at once
+LOST_ANSWER = timedelta(seconds=60)  # the call times out after ten; Replicate lists a prediction at once
 
 
 class Reconciler:
-    """`step()` asks about one prediction; called by its worker until there is none to ask about."""
+    """`step()` asks about one prediction; its worker repeats it until none is left."""
 
     def __init__(
         self,
@@ -91,11 +91,11 @@ class Reconciler:
         with self._database.write() as session:
             prediction = session.get_one(Prediction, number, with_for_update=True)
             if predictions.is_terminal(prediction.status) or prediction.remote_id != remote_id:
-                return  # a webhook was faster
+                return  # a webhook came first
             if error is not None:
                 predictions.finish(prediction, FAILED, error=error, now=now)
             elif report is not None:
                 prediction.remote_id = report.remote_id
                 predictions.apply_report(session, prediction, report, now=now)
             elif remote_id is None:
-                queue_again(prediction, now)  # it never arrived there
+                queue_again(prediction, now)  # it never reached Replicate

@@ -1,7 +1,7 @@
-"""Keeps a local Cog server alive: starts it, watches its health, and starts it again when it will not recover.
+"""Keeps a local Cog server alive: starts it, watches its health, and restarts it when it will not recover.
 
-A server whose worker has died stays up, says UNHEALTHY and answers 409 to everything, for ever; one whose
-worker hangs stays BUSY. Neither ends by itself, and neither ends with the studio: a leash sees to that.
+A server whose worker has died stays up, says UNHEALTHY and answers 409 to everything, for ever. One whose worker
+hangs stays BUSY. Neither ends by itself, nor when the studio ends; for that there is a leash.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 BROKEN = frozenset({"UNHEALTHY", "DEFUNCT", "SETUP_FAILED"})
 UNREACHABLE = "UNREACHABLE"
-CHANCES = 3  # times in a row that a server may say that it is broken
-START_SECONDS = 600  # for a setup that loads 7 GB from a slow disk
+CHANCES = 3  # bad health checks in a row before a server is restarted
+START_SECONDS = 600  # enough to load 7 GB from a slow disk
 STOP_SECONDS = 10
-FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds before a server that never became ready is started again
+FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds before restarting a server that was never ready
 
 
 class ServerKeeper:
-    """One server process; `step()` looks after it, every second or so."""
+    """Looks after one server process; call `step()` about every second."""
 
     def __init__(
         self,
@@ -49,13 +49,13 @@ class ServerKeeper:
         self._leash: Leash | None = None
         self._not_before = clock()
         self._wait = FIRST_WAIT
-        self.restarts = -1  # the first start is none
+        self.restarts = -1  # the first start does not count
         self._last_health, self._since = UNREACHABLE, clock()
         self._bad = 0
         self._has_answered = False
 
     def step(self) -> None:
-        """Start the server if it does not run; end it if it is broken, so that the next step starts it."""
+        """Start the server if it is not running; stop it if it is broken, so that the next step restarts it."""
         now = self._clock()
         if self._process is None or self._process.poll() is not None:
             if now >= self._not_before:
@@ -66,7 +66,7 @@ class ServerKeeper:
             self._last_health, self._since = health, now
             logger.info("the Cog server is %s", health)
         lasted = now - self._since
-        # Nothing listens yet while the server starts; later on that is as bad as any other end.
+        # UNREACHABLE is normal during the start and a failure afterward.
         is_bad = health in BROKEN or (health == UNREACHABLE and self._has_answered)
         self._bad = self._bad + 1 if is_bad else 0
         self._has_answered = self._has_answered or health != UNREACHABLE
@@ -80,13 +80,13 @@ class ServerKeeper:
             self._end(f"it has been {health} for {lasted:.0f} seconds")
 
     def stop(self) -> None:
-        """End the server and everything that it has started."""
+        """Stop the server and every process that it started."""
         if self._process is None:
             return
         _signal_group(self._process, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_SECONDS)
-        _signal_group(self._process, signal.SIGKILL)  # its worker is a process of its own
+        _signal_group(self._process, signal.SIGKILL)  # its worker is a separate process
         self._process.wait()
         self._process = None
         self._drop_leash()
@@ -106,7 +106,7 @@ class ServerKeeper:
             self._leash = None
 
     def _end(self, reason: str) -> None:
-        logger.error("the Cog server is ended: %s", reason)
+        logger.error("stopping the Cog server: %s", reason)
         self.stop()
 
     def _forget(self) -> None:
@@ -123,10 +123,11 @@ class ServerKeeper:
 
 
 class Leash:
-    """Ends a process group when this process ends, whatever ends it.
+    """Kills a process group when this process ends, however it ends.
 
-    A shell waits at the end of a pipe that nobody writes to; the system closes the other end with this process.
-    A server that outlived its studio would keep the port and send its webhooks with a token nobody knows.
+    A shell reads from a pipe that nobody writes to. When this process ends, the system closes the pipe and the shell
+    goes on to kill the group. A server that outlived its studio would keep the port and send webhooks with an
+    unknown token.
     """
 
     def __init__(self, group: int) -> None:
@@ -134,7 +135,7 @@ class Leash:
         self._shell = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603
 
     def drop(self) -> None:
-        """Let the group go."""
+        """Release the group."""
         self._shell.kill()
         self._shell.communicate()
 
@@ -142,7 +143,7 @@ class Leash:
 def start_process(
     command: Sequence[str], *, folder: Path, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
-    """Start a program in a process group of its own, so that all that it starts can be ended with it."""
+    """Start a program in its own process group, so that its children can be stopped with it."""
     return subprocess.Popen(  # noqa: S603
         command, cwd=folder, env=dict(environment), stdin=subprocess.DEVNULL, start_new_session=True
     )

@@ -1,4 +1,4 @@
-"""The studio put together: database, back end, inbox, queue, pictures, and the threads that move them."""
+"""The whole studio: database, back end, inbox, queue, pictures, and the threads that drive them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STOP_SECONDS = 15
 
 
 class Studio:
-    """Everything that runs; as a context manager, from its start to its end."""
+    """All parts of a studio; as a context manager it runs them."""
 
     def __init__(
         self, settings: Settings, *, backend: Backend | None = None, fetcher: Fetcher | None = None
@@ -89,7 +89,7 @@ class Studio:
         self._lock.close()
 
     def rewrite(self, text: str, negative_prompt: str | None = None) -> Prompt:
-        """Return the full prompt as the served model will get it.
+        """Return the full prompt that the served model will get.
 
         Raises:
             PromptError: as `tilemix.prompts.rewrite.rewrite`.
@@ -97,7 +97,7 @@ class Studio:
         return rewrite(text, self.template, negative_prompt=negative_prompt)
 
     def ask_for(self, request: GenerationRequest) -> str:
-        """Check a request as `predict()` does, and queue it; return the prediction's id.
+        """Check a request as `predict()` does and queue it; return the prediction's id.
 
         Raises:
             PromptError: the prompt, or the mix in it, cannot be used.
@@ -107,7 +107,7 @@ class Studio:
         return identity
 
     def receive(self, arrival: Arrival) -> None:
-        """Commit a delivery and have it read soon."""
+        """Commit a delivery and wake the worker that reads it."""
         self.inbox.store(arrival)
         self._inbox_worker.wake()
 

@@ -1,8 +1,7 @@
-"""How a person proves the studio's token in a browser: typed once, then a cookie that stands for it.
+"""How a person logs in: the studio's token is typed once, then a cookie stands for it.
 
-The cookie is not the token but its HMAC: who reads the cookie cannot use the API elsewhere under the token, and
-another token ends every session. It is HttpOnly, so no script reads it, and SameSite=Strict, so no page elsewhere
-sends it.
+The cookie holds an HMAC of the token, not the token. A stolen cookie does not reveal the token, and changing the
+token ends every session. HttpOnly keeps scripts from reading it; SameSite=Strict keeps other sites from sending it.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ def make_session(token: Secret) -> str:
 
 
 def is_session(value: str, token: Secret) -> bool:
-    """Return whether a cookie's value is that of the token."""
+    """Return whether a cookie's value belongs to the token."""
     return hmac.compare_digest(value.encode(), make_session(token).encode())
 
 
 def is_token(typed: str, token: Secret) -> bool:
-    """Return whether a typed text is the token."""
+    """Return whether what was typed is the token."""
     return hmac.compare_digest(typed.strip().encode(), token.reveal().encode())

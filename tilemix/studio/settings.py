@@ -1,26 +1,26 @@
 """The studio's settings, read from the environment in one place.
 
 ==============================  ===========================================================================
-TILEMIX_STUDIO_FOLDER           where pictures and the database lie; left out: build/studio
-TILEMIX_STUDIO_DATABASE         a URL: sqlite:////path/file or postgresql://user:password@host/name; left
-                                out: studio.sqlite3 in the folder
-TILEMIX_STUDIO_HOST, _PORT      where it listens; left out: 127.0.0.1 and 8000
-TILEMIX_STUDIO_TOKEN            what callers of the API send as a bearer token; left out: no token is asked
-                                for, and then only a loopback host is allowed
-TILEMIX_STUDIO_PUBLIC_URL       how the world reaches it, https://...: Replicate's webhooks go there; left
-                                out: no webhooks, Replicate is asked instead
-TILEMIX_STUDIO_BACKEND          cog (left out) or replicate
-TILEMIX_STUDIO_DEADLINE         seconds from asking until a prediction is given up; left out: 1800
-TILEMIX_STUDIO_SLOTS            predictions that run at the same time at Replicate; left out: 4
-TILEMIX_COG_URL                 the local Cog server; left out: http://127.0.0.1:5000, or a free port where the
-                                studio starts it and that one is in use
-WEBHOOK_AUTH_TOKEN              the bearer token of the local server's webhooks, as that server itself reads
-                                it; left out: they are refused, and a prediction shows no progress
-REPLICATE_API_TOKEN             needed for the back end replicate
-TILEMIX_REPLICATE_VERSION       the model's version, 64 hex digits; needed for the back end replicate
-WEBHOOK_SECRET                  the signing secrets whsec_..., separated by spaces, so that a new one can be
-                                added before the old one goes; left out: asked from Replicate
-TILEMIX_MODEL                   the packaged model that is served; left out: miniature
+TILEMIX_STUDIO_FOLDER           folder of the pictures and the database; default build/studio
+TILEMIX_STUDIO_DATABASE         sqlite:////path/file or postgresql://user:password@host/name; default
+                                studio.sqlite3 in the folder
+TILEMIX_STUDIO_HOST, _PORT      where the studio listens; default 127.0.0.1 and 8000
+TILEMIX_STUDIO_TOKEN            the bearer token that API callers must send; without it only a loopback host
+                                is allowed
+TILEMIX_STUDIO_PUBLIC_URL       the studio's public address, https://..., for Replicate's webhooks; without it
+                                Replicate is polled
+TILEMIX_STUDIO_BACKEND          cog (default) or replicate
+TILEMIX_STUDIO_DEADLINE         seconds after which a prediction is given up; default 1800
+TILEMIX_STUDIO_SLOTS            predictions that run at the same time at Replicate; default 4
+TILEMIX_COG_URL                 the local Cog server; default http://127.0.0.1:5000, or a free port if that one
+                                is in use and the studio starts the server
+WEBHOOK_AUTH_TOKEN              the bearer token of the local server's webhooks (that server reads the same
+                                variable); without it they are refused and predictions show no progress
+REPLICATE_API_TOKEN             required for the back end replicate
+TILEMIX_REPLICATE_VERSION       the model's version, 64 hex digits; required for the back end replicate
+WEBHOOK_SECRET                  signing secrets whsec_..., separated by spaces, so that a new one can be added
+                                before the old one is removed; default: Replicate is asked
+TILEMIX_MODEL                   the packaged model that is served; default miniature
 ==============================  ===========================================================================
 """
 
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 BACKENDS = ("cog", "replicate")
 DEADLINE_RANGE = (10, 86_400)  # seconds
 SLOTS_RANGE = (1, 64)
-PORT_RANGE = (0, 65_535)  # 0: a free one
+PORT_RANGE = (0, 65_535)  # 0: any free port
 VERSION = re.compile(r"[0-9a-f]{64}")
-TOKEN = re.compile(r"[!-~]{16,512}")  # printable ASCII, as a header can carry it
-KEYS = re.compile(r"\b(r8_|whsec_)[A-Za-z0-9+/=_-]{8,}|(?<=Bearer )\S{8,}")  # what looks like one
+TOKEN = re.compile(r"[!-~]{16,512}")  # printable ASCII, so that a header can carry it
+KEYS = re.compile(r"\b(r8_|whsec_)[A-Za-z0-9+/=_-]{8,}|(?<=Bearer )\S{8,}")  # what looks like a key
 
 
 class Secret:
-    """A text that never shows itself: `str()` and `repr()` are stars; `reveal()` is the text."""
+    """A text that is not shown by accident: `str()` and `repr()` give stars, `reveal()` gives the text."""
 
     __slots__ = ("_text",)
 
@@ -67,7 +67,7 @@ class Secret:
 
 
 def mask(text: str, known: Iterable[str] = ()) -> str:
-    """Return a text with stars where it holds one of the known secrets, or what looks like a key."""
+    """Return `text` with the known secrets, and what looks like a key, replaced by stars."""
     for secret in known:
         text = text.replace(secret, "***")
     return KEYS.sub(lambda match: f"{match[1] or ''}***", text)
@@ -75,14 +75,14 @@ def mask(text: str, known: Iterable[str] = ()) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that the studio is told from outside, checked."""
+    """The studio's settings, checked."""
 
     folder: Path
-    database_url: Secret  # it may hold a password
+    database_url: Secret  # may contain a password
     host: str = "127.0.0.1"
     port: int = 8000
-    token: Secret | None = None  # None: no token is asked for
-    public_url: str | None = None  # https://..., without a slash at the end
+    token: Secret | None = None  # None: no token is needed
+    public_url: str | None = None  # https://..., without a trailing slash
     backend: Literal["cog", "replicate"] = "cog"
     deadline_seconds: int = 1800
     slots: int = 4  # at Replicate; a Cog server has one
@@ -95,10 +95,10 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        """Read and check the variables named at the top of this module; an empty one counts as left out.
+        """Read and check the variables named at the top of this module; an empty one counts as unset.
 
         Raises:
-            SettingsError: a value that cannot be used, or one that is missing.
+            SettingsError: a value is unusable or missing.
         """
         given = {name: value for name, value in environment.items() if value}
         folder = Path(given.get("TILEMIX_STUDIO_FOLDER", ROOT / "build" / "studio")).absolute()
@@ -134,12 +134,12 @@ class Settings:
 
     @property
     def secrets(self) -> frozenset[str]:
-        """All that must not be shown: tokens, signing keys, the database's password."""
+        """Everything that must not be shown: tokens, signing keys, the database password."""
         tokens = (self.token, self.cog_webhook_token, self.replicate_token, *self.webhook_secrets)
         found = {secret.reveal() for secret in tokens if secret is not None}
         try:
             password = urlsplit(self.database_url.reveal()).password
-        except ValueError:  # no URL: it is refused when it is opened
+        except ValueError:  # not a URL: opening the database refuses it
             password = None
         return frozenset(found | ({password, unquote(password)} if password else set()))
 

@@ -1,9 +1,8 @@
-"""Who sent a webhook: a signature of the Standard Webhooks scheme, or a bearer token.
+"""Authenticates webhooks: by a Standard Webhooks signature or by a bearer token.
 
-The endpoint decides which of the two is asked for, never the request. `standardwebhooks` verifies; before it
-sees a header our own check lets through exactly what the scheme allows, because that library (1.1.0) takes a
-timestamp as a float ("1_7", "１７"), skips characters that are not base64, and answers some malformed headers
-with other exceptions than its own.
+The endpoint decides which of the two is needed, never the request. `standardwebhooks` verifies signatures, but only
+after our own check of the headers: version 1.1.0 parses the timestamp as a float ("1_7", "１７"), skips characters
+that are not base64, and raises foreign exceptions for some malformed headers.
 
 Source: Standard Webhooks specification 1.0.0, https://github.com/standard-webhooks/standard-webhooks
 """
@@ -34,17 +33,17 @@ logger = logging.getLogger(__name__)
 PREFIX = "whsec_"
 KEY_BYTES = (24, 64)
 HEADERS = ("webhook-id", "webhook-timestamp", "webhook-signature")
-ID = re.compile(r"[A-Za-z0-9_-]{1,128}")  # no full stop: it parts the signed fields
+ID = re.compile(r"[A-Za-z0-9_-]{1,128}")  # no full stop: it separates the signed fields
 TIMESTAMP = re.compile(r"[0-9]{10}")  # seconds, until the year 2286
 SIGNATURE = re.compile(r"v[0-9]{1,3}a?,[A-Za-z0-9+/]+={0,2}")
 MAX_SIGNATURE_CHARACTERS = 1024
 MAX_SIGNATURES = 8
-REFETCH_SECONDS = 60  # at least, between two questions for the sender's present key
+REFETCH_SECONDS = 60  # at least, between two requests for the sender's current key
 
 
 @dataclass(frozen=True, slots=True)
 class SignedHeaders:
-    """The three headers of a signed delivery, in the only shape that is let through."""
+    """The three headers of a signed delivery, checked."""
 
     id: str
     timestamp: str  # ten digits, seconds
@@ -52,10 +51,10 @@ class SignedHeaders:
 
     @classmethod
     def parse(cls, headers: Iterable[tuple[bytes, bytes]]) -> SignedHeaders:
-        """Read them from the raw headers of a request.
+        """Read them from a request's raw headers.
 
         Raises:
-            DeliveryError: one is missing, is there twice, or has another shape; status 400.
+            DeliveryError: a header is missing, repeated or malformed; status 400.
         """
         found: dict[str, list[str]] = {name: [] for name in HEADERS}
         for raw_name, raw_value in headers:
@@ -78,10 +77,10 @@ class SignedHeaders:
 
 
 class Keyring:
-    """The keys that a signature may be made with: several while a new one takes the place of an old one.
+    """The keys that may have signed a delivery; several while a new key replaces an old one.
 
-    `refetch` asks the sender for its present key. It is called when no key fits (the sender may have a new
-    one), once a minute at most, since anybody can send what no key fits.
+    `refetch` asks the sender for its current key. It is called when no key fits, because the sender may have a new
+    one, but at most once a minute, because anybody can send forgeries.
     """
 
     def __init__(
@@ -98,12 +97,12 @@ class Keyring:
         self._turn = threading.Lock()
 
     def verify(self, headers: SignedHeaders, body: bytes) -> None:
-        """Return if one of the keys signed this body at most 300 seconds ago.
+        """Check that one of the keys signed this body in the last 300 seconds.
 
         Raises:
-            DeliveryError: none did; status 401.
+            DeliveryError: no key did; status 401.
         """
-        if self._fits(headers, body) or (self._add_present_key() and self._fits(headers, body)):
+        if self._fits(headers, body) or (self._add_current_key() and self._fits(headers, body)):
             return
         raise DeliveryError("delivery-not-signed", status=401)
 
@@ -117,7 +116,7 @@ class Keyring:
             return True
         return False
 
-    def _add_present_key(self) -> bool:
+    def _add_current_key(self) -> bool:
         with self._turn:
             if self._refetch is None or self._clock() < self._next_refetch:
                 return False
@@ -125,17 +124,17 @@ class Keyring:
             try:
                 self._keys.append(_make_verifier(self._refetch()))
             except (BackendError, SettingsError) as error:
-                logger.warning("the present signing secret cannot be had: %s", error)
+                logger.warning("cannot get the current signing secret: %s", error)
                 return False
             del self._keys[:-MAX_SIGNATURES]
             return True
 
 
 def check_bearer(headers: Iterable[tuple[bytes, bytes]], token: Secret | None) -> None:
-    """Return if the request carries the token; compared in constant time.
+    """Check that the request carries the token, in constant time.
 
     Raises:
-        DeliveryError: it does not, or no token is set, so that nothing can be let in; status 401.
+        DeliveryError: it does not, or no token is set, so nothing can be accepted; status 401.
     """
     given = [value for name, value in headers if name.lower() == b"authorization"]
     expected = b"Bearer " + (token.reveal().encode() if token is not None else b"")

@@ -1,4 +1,4 @@
-"""Small copies of the pictures for the gallery, made when they are first asked for."""
+"""Thumbnails for the gallery, made on first use."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from tilemix.system.atomic import write_atomically
 if TYPE_CHECKING:
     from pathlib import Path
 
-LONGEST_SIDE = 480  # pixels: a card of the gallery, on a screen of two pixels to the dot
+LONGEST_SIDE = 480  # pixels: a gallery card on a high-density screen
 QUALITY = 82
 
 
 def find_thumbnail(picture: Path, folder: Path) -> Path:
-    """Return the small copy of a picture, a WebP file in `folder`.
+    """Return the thumbnail of a picture, a WebP file in `folder`.
 
     Raises:
-        OSError: the picture cannot be read, or the copy not be written.
+        OSError: the picture cannot be read, or the thumbnail cannot be written.
     """
     path = folder / f"{picture.stem}.webp"
     if not path.is_file():

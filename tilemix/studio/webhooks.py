@@ -1,8 +1,7 @@
 """The endpoints of the inbox: `POST /webhooks/replicate` and `POST /webhooks/cog`.
 
-The endpoint decides how a sender proves who it is. A delivery that is refused for its own sake is answered
-with 400, 401 or 413, which senders take as final; whatever is our own fault is a 503, which makes them try
-again. 2xx means: committed.
+Each endpoint has its own authentication. A bad delivery gets 400, 401 or 413, which senders take as final. A failure
+on our side gets 503, so that they try again. 2xx means committed.
 """
 
 from __future__ import annotations
@@ -74,14 +73,14 @@ async def _answer(request: Request, endpoint: Endpoint) -> JSONResponse:
         return JSONResponse({"error": error.message.describe()}, error.status)
     except ClientDisconnect:
         raise
-    except Exception:  # the edge: the sender must try again, whatever it was
+    except Exception:  # the edge: whatever it was, the sender must try again
         logger.exception("%s: a delivery could not be stored", request.url.path)
         message = Message("delivery-not-stored", {})
         return JSONResponse({"error": message.describe()}, 503, headers={"Retry-After": str(RETRY_SECONDS)})
 
 
 async def _read_body(request: Request, most: int) -> bytes:
-    """Return the raw body; refuse one that says or proves to be too large."""
+    """Return the raw body; refuse one that is too large, announced or not."""
     announced = request.headers.get("content-length", "0")
     body = bytearray()
     if not (announced.isascii() and announced.isdigit() and int(announced[:20]) > most):

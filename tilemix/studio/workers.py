@@ -1,4 +1,4 @@
-"""Threads that do one step after another for as long as the studio runs."""
+"""Threads that repeat a step for as long as the studio runs."""
 
 from __future__ import annotations
 
@@ -15,22 +15,20 @@ WAIT_AFTER_FAILURE = 2.0  # seconds
 
 
 class Worker(threading.Thread):
-    """Calls `step` until it returns False, then waits until it is woken, or `idle_seconds`.
+    """Calls `step` until it returns False, then waits `idle_seconds` or until it is woken.
 
-    A step that fails is logged and tried again: what it works on stands in the database.
+    A step that fails is logged and tried again; its work is in the database.
     """
 
     def __init__(self, name: str, step: Callable[[], bool], *, idle_seconds: float) -> None:
-        super().__init__(
-            name=name, daemon=True
-        )  # a killed studio loses nothing, so a hanging call holds up no end
+        super().__init__(name=name, daemon=True)  # a hung call must not block shutdown; nothing is lost
         self._step = step
         self._idle_seconds = idle_seconds
         self._woken = threading.Event()
         self._is_stopping = False
 
     def run(self) -> None:
-        """Work."""
+        """Repeat the step until `stop()`."""
         while not self._is_stopping:
             self._woken.clear()
             wait = self._idle_seconds
@@ -48,6 +46,6 @@ class Worker(threading.Thread):
         self._woken.set()
 
     def stop(self) -> None:
-        """Begin no other step."""
+        """Start no further step."""
         self._is_stopping = True
         self.wake()

@@ -32,36 +32,36 @@ if TYPE_CHECKING:
     from tilemix.studio.store.locks import Lock
 
 DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-BUSY_SECONDS = 10  # that SQLite waits for another process's write
+BUSY_SECONDS = 10  # how long SQLite waits for another process's write
 CONNECTIONS = 16
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 def utc_now() -> datetime:
-    """Return the time."""
+    """Return the current time in UTC."""
     return datetime.now(UTC)
 
 
 class Database:
-    """Sessions on an engine: `read()` for looking, `write()` for one transaction that is committed or undone."""
+    """Sessions on an engine: `read()` only reads, `write()` is one transaction that is committed or rolled back."""
 
     def __init__(self, engine: Engine, lock: Lock | None = None) -> None:
         self.engine = engine
         self._lock = lock
         self._writing = engine.execution_options(is_writing=True)
-        # One writer at a time is what SQLite has anyway. Waiting here takes turns at once, where its own
-        # waiting sleeps up to 100 ms between two tries.
+        # SQLite has one writer at a time anyway, and while it waits it sleeps up to 100 ms between tries. With our
+        # lock, the next writer starts at once.
         is_sqlite = engine.dialect.name == "sqlite"
         self._turn: AbstractContextManager[Any] = threading.Lock() if is_sqlite else contextlib.nullcontext()
 
     @classmethod
     def open(cls, url: Secret, *, is_shared: bool = True) -> Self:
-        """Connect, make or update the tables, and return the database.
+        """Connect, create or migrate the tables, and return the database.
 
-        One that is not shared is held for this process alone until it is closed.
+        If it is not shared, this process locks it until it is closed.
 
         Raises:
-            SettingsError: the URL is none, the database cannot be reached, is of a later version, or is held.
+            SettingsError: the URL is unusable, or the database is unreachable, locked or of a later version.
         """
         with contextlib.ExitStack() as undo:
             engine = _make_engine(url)
@@ -73,7 +73,7 @@ class Database:
             except CommandError as error:
                 raise SettingsError("settings-database-of-another-version", reason=str(error)) from error
             except SQLAlchemyError as error:
-                # The driver's first line, without the statement and without the URL, which may hold a password.
+                # Only the first line: neither the statement nor the URL, which may contain a password.
                 reason = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()[0]
                 raise SettingsError("settings-database-unreachable", reason=reason) from error
             undo.pop_all()
@@ -81,27 +81,27 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
-        """Give a session that sees one state of the database and writes nothing."""
+        """Give a read-only session with one consistent view of the database."""
         with Session(self.engine) as session:
             yield session
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
-        """Give a session in a transaction: committed at the end, undone on any exception."""
+        """Give a session in a transaction: committed at the end, rolled back on any exception."""
         with self._turn, Session(self._writing) as session, session.begin():
             yield session
 
     def close(self) -> None:
-        """Close all connections, and let go of what is held."""
+        """Close all connections and release the lock."""
         self.engine.dispose()
         if self._lock is not None:
             self._lock.close()
 
 
 def update_tables(connection: Connection) -> None:
-    """Bring the tables to the version of this code, inside the connection's transaction."""
+    """Migrate the tables to this code's version, inside the connection's transaction."""
     config = Config()
-    # A percent sign is how the configuration's own notation begins.
+    # The configuration treats % as an escape.
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
@@ -123,7 +123,7 @@ def _make_engine(secret: Secret) -> Engine:
         max_overflow=CONNECTIONS,
         pool_pre_ping=kind != "sqlite",  # a PostgreSQL server may have been restarted
         connect_args={"timeout": BUSY_SECONDS} if kind == "sqlite" else {"connect_timeout": BUSY_SECONDS},
-        json_serializer=lambda value: msgspec.json.encode(value).decode(),  # infinity becomes null
+        json_serializer=lambda value: msgspec.json.encode(value).decode(),  # infinity is written as null
     )
     if kind == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
@@ -132,10 +132,10 @@ def _make_engine(secret: Secret) -> Engine:
 
 
 def _prepare_sqlite(connection: SqliteConnection, _record: object) -> None:
-    connection.isolation_level = None  # the driver begins nothing by itself
+    connection.isolation_level = None  # the driver starts no transaction by itself
     for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {setting}")
-    # SQLite's own knows the letters of English only: who looks for "мокрый" would not find "Мокрый".
+    # SQLite's own lower() knows ASCII only: a search for "мокрый" would not find "Мокрый".
     connection.create_function("lower", 1, _lower, deterministic=True)
 
 
@@ -144,6 +144,6 @@ def _lower(text: str | None) -> str | None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that reads first and writes later may find that another wrote in between, and fail.
+    # A transaction that reads first and then writes fails if another one wrote in between.
     is_writing = connection.get_execution_options().get("is_writing", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if is_writing else "BEGIN")

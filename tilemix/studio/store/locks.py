@@ -1,4 +1,4 @@
-"""What one studio holds for itself: a second one would take the first one's running work for left over."""
+"""Locks that one studio holds: a second one would mistake the first one's running work for leftovers."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from tilemix.errors import SettingsError
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-POSTGRES_KEY = int.from_bytes(b"tilemix")  # of the advisory lock; PostgreSQL keeps them per database
+POSTGRES_KEY = int.from_bytes(b"tilemix")  # of the advisory lock, which is per database
 
 
 class Lock(Protocol):
-    """What is held until it is closed, or until its process ends, whatever ends it."""
+    """A lock that is held until it is closed or its process ends, however that ends."""
 
     def close(self) -> None:
-        """Let go."""
+        """Release the lock."""
 
 
 def lock_file(path: Path, what: str) -> Lock:
-    """Hold a file, made if need be; `what` names in messages what it stands for.
+    """Lock a file, created if need be; messages call it `what`.
 
     Raises:
-        SettingsError: another process holds it, or it cannot be made.
+        SettingsError: another process holds the lock, or the file cannot be created.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -43,21 +43,21 @@ def lock_file(path: Path, what: str) -> Lock:
 
 
 def lock_database(engine: Engine) -> Lock:
-    """Hold a database: by a file beside SQLite's, or by an advisory lock of PostgreSQL.
+    """Lock a database: by a file beside SQLite's, or by an advisory lock of PostgreSQL.
 
-    PostgreSQL lets go when it loses the connection, so a server that is restarted frees the database until the
-    studio is started again.
+    PostgreSQL releases the lock with its connection. After a restart of the server, the database is unlocked until the
+    studio starts again.
 
     Raises:
-        SettingsError: another studio holds it.
+        SettingsError: another studio holds the lock.
         SQLAlchemyError: the database cannot be reached.
     """
     if engine.dialect.name == "sqlite":
         assert engine.url.database is not None
-        path = Path(engine.url.database).resolve()  # one lock, whatever links lead to it
+        path = Path(engine.url.database).resolve()  # one lock, whatever link leads to it
         return lock_file(path.with_name(f"{path.name}.lock"), "the database")
     connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-    connection.detach()  # not of the pool: closing it ends it, and the lock with it
+    connection.detach()  # outside the pool: closing it ends the connection and with it the lock
     if not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": POSTGRES_KEY}):
         connection.close()
         raise SettingsError("settings-in-use", place="the database")

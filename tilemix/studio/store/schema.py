@@ -1,7 +1,7 @@
 """The studio's tables.
 
-`predictions` is what was asked for and how it went; `shares` its mix, for the gallery's search by color;
-`outputs` its picture; `deliveries` every webhook that arrived. `predictions` is also the queue.
+`predictions` holds each request and its state, and is the queue. `shares` holds the mix, for the gallery's search by
+color; `outputs` the picture; `deliveries` every webhook that arrived.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A moment with its time zone; SQLite, which has no zones, keeps it in UTC."""
+    """A moment with its time zone; in SQLite, which has no time zones, it is stored in UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Return the moment in UTC; refuse one without a zone."""
+        """Return the moment in UTC; one without a time zone is refused."""
         if value is None:
             return None
         assert value.tzinfo is not None, "a moment without its time zone"
@@ -63,13 +63,13 @@ class ErrorData(TypeDecorator[dict[str, Any]]):
 
 
 class Base(DeclarativeBase):
-    """What all tables share."""
+    """Base of all tables."""
 
     type_annotation_map: ClassVar = {datetime: UtcTime, dict[str, Any]: JSON}
 
 
 class Prediction(Base):
-    """One prediction: what was asked for, where it stands, what came of it."""
+    """One prediction: the request, its state and its result."""
 
     __tablename__ = "predictions"
     __table_args__ = (
@@ -77,23 +77,23 @@ class Prediction(Base):
         Index("predictions_status", "status"),
     )
 
-    number: Mapped[int] = mapped_column(primary_key=True)  # the order of asking
-    id: Mapped[str] = mapped_column(String(32), unique=True)  # what the world knows it by; 32 hex digits
+    number: Mapped[int] = mapped_column(primary_key=True)  # in the order of the requests
+    id: Mapped[str] = mapped_column(String(32), unique=True)  # the public id, 32 hex digits
     backend: Mapped[str] = mapped_column(String(16))  # cog, replicate
     status: Mapped[str] = mapped_column(String(64))  # see tilemix.studio.predictions
     prompt: Mapped[str] = mapped_column(Text)  # as typed
-    sent_prompt: Mapped[str] = mapped_column(Text)  # as the model gets it
-    inputs: Mapped[dict[str, Any]]  # of predict(), those that were given, and always the seed
+    sent_prompt: Mapped[str] = mapped_column(Text)  # as sent to the model
+    inputs: Mapped[dict[str, Any]]  # the inputs of predict() that were given, and always the seed
     created_at: Mapped[datetime]
-    deadline_at: Mapped[datetime]  # given up when not ended by then
+    deadline_at: Mapped[datetime]  # it is given up at this time
     cancel_requested_at: Mapped[datetime | None]
 
     runner: Mapped[str | None] = mapped_column(String(32))  # the studio process that submitted it
     attempts: Mapped[int] = mapped_column(default=0)
     losses: Mapped[int] = mapped_column(default=0)  # attempts during which the back end was lost
-    remote_id: Mapped[str | None] = mapped_column(String(128))  # of the latest attempt, at the back end
+    remote_id: Mapped[str | None] = mapped_column(String(128))  # the back end's id of the latest attempt
     submitted_at: Mapped[datetime | None]  # of the latest attempt
-    asked_at: Mapped[datetime | None]  # when the back end was last asked how it stands
+    asked_at: Mapped[datetime | None]  # when the back end was last asked for its state
 
     started_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
@@ -118,21 +118,21 @@ class Share(Base):
 
 
 class Output(Base):
-    """The picture of a prediction that succeeded: first where it is to be had, then the file that it became."""
+    """The picture of a successful prediction: first its source, then its file."""
 
     __tablename__ = "outputs"
     __table_args__ = (Index("outputs_state", "state"),)
 
     prediction: Mapped[int] = mapped_column(ForeignKey("predictions.number"), primary_key=True)
     state: Mapped[str] = mapped_column(String(16))  # pending, taken, failed
-    source: Mapped[str | None] = mapped_column(Text)  # a URL or a data: URI; None once taken
+    source: Mapped[str | None] = mapped_column(Text)  # a URL or a data: URI; None once fetched
     created_at: Mapped[datetime]
     attempts: Mapped[int] = mapped_column(default=0)
     next_attempt_at: Mapped[datetime]
     error: Mapped[dict[str, Any] | None] = mapped_column(ErrorData)
 
     taken_at: Mapped[datetime | None]
-    file: Mapped[str | None] = mapped_column(String(64), unique=True)  # a plain name in the pictures' folder
+    file: Mapped[str | None] = mapped_column(String(64), unique=True)  # a name in the folder of pictures
     media_type: Mapped[str | None] = mapped_column(String(32))
     size: Mapped[int | None]  # bytes
     sha256: Mapped[str | None] = mapped_column(String(64))
@@ -144,7 +144,7 @@ class Output(Base):
 
 
 class Delivery(Base):
-    """One webhook as it arrived; a repetition is the same row."""
+    """One webhook as it arrived; repetitions share the row."""
 
     __tablename__ = "deliveries"
     __table_args__ = (
@@ -154,14 +154,14 @@ class Delivery(Base):
     )
 
     number: Mapped[int] = mapped_column(primary_key=True)  # the order of arrival
-    source: Mapped[str] = mapped_column(String(16))  # cog, replicate: whose authenticator let it in
+    source: Mapped[str] = mapped_column(String(16))  # cog, replicate: the endpoint that accepted it
     delivery_id: Mapped[str] = mapped_column(String(128))  # webhook-id; for cog the body's sha256
-    prediction_id: Mapped[str | None] = mapped_column(String(32))  # ours, as the webhook's URL carried it
+    prediction_id: Mapped[str | None] = mapped_column(String(32))  # our id, from the webhook's URL
     received_at: Mapped[datetime]
     sha256: Mapped[str] = mapped_column(String(64))  # of the body
-    body: Mapped[bytes | None] = mapped_column(LargeBinary)  # raw; None once purged
+    body: Mapped[bytes | None] = mapped_column(LargeBinary)  # raw; None after the purge
     repetitions: Mapped[int] = mapped_column(default=0)
-    conflicts: Mapped[int] = mapped_column(default=0)  # repetitions with another body
+    conflicts: Mapped[int] = mapped_column(default=0)  # repetitions with a different body
     state: Mapped[str] = mapped_column(String(16))  # pending, applied, ignored, unmatched, unreadable
     remote_id: Mapped[str | None] = mapped_column(String(128))  # read from the body
     error: Mapped[str | None] = mapped_column(Text)  # why it is unreadable

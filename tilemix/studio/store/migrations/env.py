@@ -1,4 +1,4 @@
-"""How Alembic runs the revisions: on the connection that `tilemix.studio.store.database` hands over."""
+"""Alembic's environment: the revisions run on the connection that `tilemix.studio.store.database` passes in."""
 
 from __future__ import annotations
 
