@@ -1,4 +1,4 @@
-"""The command line: `tilemix VERB`. Results go to standard output, everything else to standard error.
+"""The command line: `tilemix VERB`. Results go to stdout, everything else to stderr.
 
 Exit status: 0 done; 1 refused or failed, with one line that says why; 2 wrong usage.
 Each verb imports what it needs when it runs, so that `tilemix rewrite` does not wait for torch.
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"tilemix {options.verb}: {make_printable(str(error))}\n")
         return 1
     except BrokenPipeError:
-        # The reader has gone (`tilemix ... | head`): nothing is left to say, to standard output least of all.
+        # The reader is gone (`tilemix ... | head`). Python flushes stdout at exit and must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`tilemix measure`: the shares of a mix's colors in a picture."""
+"""`tilemix measure`: measure the shares of a mix's colors in a picture."""
 
 from __future__ import annotations
 

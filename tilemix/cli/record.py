@@ -1,4 +1,4 @@
-"""`tilemix record`: the record inside a picture."""
+"""`tilemix record`: print the record inside a picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def add_record(verbs: Verbs) -> None:
     record = verbs.add_parser("record", help="print the record inside a picture as JSON")
     record.set_defaults(run=_record)
     record.add_argument("file", type=Path)
-    record.add_argument("--parameters", action="store_true", help="as the web UIs' parameters text instead")
+    record.add_argument("--parameters", action="store_true", help="print it as the web UIs' parameters text")
 
 
 def _record(options: argparse.Namespace) -> None:

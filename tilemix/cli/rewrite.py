@@ -1,4 +1,4 @@
-"""`tilemix rewrite`: the full prompt for a text."""
+"""`tilemix rewrite`: print the full prompt for a text."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Text for a terminal: names from outside may hold line breaks and the terminal's own commands."""
+"""Makes text safe for a terminal: names from outside may contain line breaks and control sequences."""
 
 from __future__ import annotations
 
 
 def make_printable(text: str) -> str:
-    """Return `text` on one line, with a space for every character that is not printed."""
+    """Return `text` on one line, with every unprintable character replaced by a space."""
     return "".join(character if character.isprintable() else " " for character in text)

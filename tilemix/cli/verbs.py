@@ -1,4 +1,4 @@
-"""The type of what every module here adds its verbs to."""
+"""The type of the parser group to which each module adds its verbs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The machine around us: files replaced atomically, the garbage collector, the project's folders, the CPU."""
+"""The system around us: atomic files, the garbage collector, the project's root, the machine."""

@@ -1,4 +1,4 @@
-"""A file written so that a reader finds the old one or the new one, whatever happens meanwhile."""
+"""Writes files atomically: a reader finds the old file or the new one, whatever happens."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` to a temporary file beside `path` and give it the name.
+    """Write `data` to a temporary file beside `path` and rename it.
 
     Raises:
-        OSError: the folder is missing or full, or cannot be written to; `path` stays as it was.
+        OSError: the folder is missing or full, or cannot be written to; `path` is unchanged.
     """
     with open_atomically(path) as file:
         file.write(data)
@@ -24,14 +24,16 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def open_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """Give a temporary file beside `path`, to be written; at the end of the block it is synced and gets the name.
+    """Open a temporary file beside `path` for writing; at the end of the block it is synced and renamed.
 
-    With an exception in the block `path` stays as it was.
+    After an exception in the block, `path` is unchanged.
 
     Raises:
-        OSError: the folder is missing or full, or cannot be written to; `path` stays as it was.
+        OSError: the folder is missing or full, or cannot be written to; `path` is unchanged.
     """
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short, for a name may be as long as can be
+    temporary = path.with_name(
+        f".{secrets.token_hex(8)}.tmp"
+    )  # short, because `path` may have the longest name allowed
     try:
         with temporary.open("xb") as file:
             yield file
@@ -41,7 +43,7 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
 
 
 def place(complete: Path, path: Path) -> None:
-    """Give the complete file `complete`, on the same disk, the name `path`: its bytes are on the disk before the name.
+    """Sync the complete file `complete` and rename it to `path` on the same disk.
 
     Raises:
         OSError: the disk refuses.
@@ -51,6 +53,6 @@ def place(complete: Path, path: Path) -> None:
     complete.replace(path)
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)  # the new name, too, is on the disk now
+        os.fsync(folder)  # the new name is on the disk, too
     finally:
         os.close(folder)

@@ -1,4 +1,4 @@
-"""Python's garbage collector, kept still while much is made that stays."""
+"""Pauses Python's garbage collector while many lasting objects are created."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Keep the garbage collector still: what is made within is many objects, and hardly one of them garbage.
+    """Pause the garbage collector, where many objects are created and hardly any of them is garbage.
 
-    Each full collection walks through everything that has been imported. A start of tilemix, whose imports make a
-    million objects, takes 0.8 of its time without them; a header of a hundred thousand tensors takes half.
+    Each full collection visits every object so far. Importing tilemix's libraries creates a million objects, and
+    without collections it takes 0.8 of the time; reading a header of a hundred thousand tensors takes half.
     """
     was_on = gc.isenabled()
     gc.disable()

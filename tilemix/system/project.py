@@ -1,4 +1,4 @@
-"""Where the project's own folders stand: `weights/` and `prompt_templates/`, beside `predict.py`."""
+"""The project's root, which holds `weights/`, `prompt_templates/` and `predict.py`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What other programs send to `/api/generate-image` and `/api/predictions`, checked as `predict()` does.
+"""Reads requests to `/api/generate-image` (form fields) and `/api/predictions` (JSON), as `predict()` does.
 
-The fields are texts in a form and values in JSON. Two names are this API's own: `lora_alpha` is `lora_scale`,
-and `task` is a packaged model's name; `use_model_manager` is taken and means nothing.
+Two names belong to this API alone: `lora_alpha` is `lora_scale`, and `task` is the name of the packaged model.
+`use_model_manager` is accepted and ignored.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ MOST_CHARACTERS = 40  # of a name or value, in an error
 
 
 def read_form(fields: Iterable[tuple[str, object]], *, model: str) -> GenerationRequest:
-    """Return the request in the fields of a form; an empty number or task counts as left out.
+    """Return the request in a form's fields; an empty number or task counts as left out.
 
     Raises:
-        RequestError: a field is unknown, stands there twice or is a file; a number cannot be read; another model
-            is asked for.
+        RequestError: a field is unknown, repeated, a file or not a number, or names another model.
         PromptError: a text cannot be used.
     """
     given: dict[str, str] = {}
@@ -63,8 +62,7 @@ def read_inputs(body: bytes) -> GenerationRequest:
     """Return the request in a JSON object of `predict()`'s inputs; null counts as left out.
 
     Raises:
-        RequestError: the body is not a JSON object, an input is unknown or missing, a number or choice cannot be
-            used.
+        RequestError: not a JSON object, an unknown or missing input, an unusable number or choice.
         PromptError: a text cannot be used.
     """
     try:

@@ -1,7 +1,7 @@
 """Messages of the library in the reader's language: `pages/messages/LANGUAGE.json`, a text for each code.
 
-English is the library's own line, except for the codes in `en.json`, which the page words otherwise. A value is
-written as the language does, by its name or its type.
+English uses the library's own line, except for the codes in `en.json`, which the page words differently. Values are
+localized by their name or type.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The page's form: what a browser without JavaScript sends, and what the form is filled with.
+"""Reads and fills the page's form.
 
-Text and table say the same mix. The table is sent beside the text, with the text as the page had it: so it can
-be told which of the two was changed.
+The text and the table show the same mix. A browser without JavaScript sends both, and both as they were on the page,
+which shows which of them was changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHOWN_BEFORE = 24  # characters before an error
 
 @dataclass(slots=True)
 class PageForm:
-    """The form's fields as texts, "" for what is left out, and what is wrong with them."""
+    """The form's fields as texts, "" if left out, and the error in them."""
 
     values: dict[str, str] = field(default_factory=dict)
     error: Message | None = None
@@ -39,7 +39,7 @@ class PageForm:
 
 
 def mark_position(text: str, position: int | None) -> tuple[str, str]:
-    """Return what stands before a 1-based position, shortened, and the word that stands there; "" for none."""
+    """Return the text before a 1-based position, shortened, and the word at it; "" for None."""
     if position is None:
         return "", ""
     at = position - 1
@@ -55,7 +55,7 @@ def form_of_inputs(inputs: dict[str, Any]) -> PageForm:
 
 
 def read_page_form(data: FormData, language: str) -> tuple[PageForm, GenerationRequest | None]:
-    """Return the form as it was sent, and the request in it; None, with the error in the form, where it has none."""
+    """Return the form as it was sent and its request; on an error None, with the error in the form."""
     form = PageForm({name: value for name in load_inputs() if isinstance(value := data.get(name, ""), str)})
     form.values["prompt"] = form.values.get("prompt", "").strip()
     try:
@@ -71,12 +71,12 @@ def read_page_form(data: FormData, language: str) -> tuple[PageForm, GenerationR
 
 
 def write_table(mix: dict[str, float]) -> str:
-    """Return a mix as the table's state, to be compared with what comes back."""
+    """Return the table's state for a mix, to be compared with what the form sends back."""
     return ";".join(f"{color}={share:g}" for color, share in mix.items())
 
 
 def split_text(text: str) -> tuple[dict[str, float], str, str]:
-    """Return the mix in a text, what stands before it and what stands after it.
+    """Return the mix in a text, the text before it and the text after it.
 
     Raises:
         PromptError: the mix is not clear.

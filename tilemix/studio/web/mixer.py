@@ -1,4 +1,4 @@
-"""The page's form: a mix as sliders and as text, and the prompt that comes of it."""
+"""The form page: a mix as sliders and as text, and the prompt that results."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 MAX_FIELDS = 80
 MAX_FIELD_BYTES = 16 * 2**10
 NO_MIX = Message("mix-not-found", {}, "prompt")
-FIRST_PRESET = 0  # what an empty form shows
+FIRST_PRESET = 0  # shown in an empty form
 
 
 class MixerPage:
-    """The form, shown and taken."""
+    """Shows and receives the form."""
 
     def __init__(self, studio: Studio, gallery: Gallery, renderer: Renderer) -> None:
         self._studio = studio
@@ -64,7 +64,7 @@ class MixerPage:
         ]
 
     async def mixer(self, request: Request) -> Response:
-        """The form, empty or filled from a result (`from`, `result`) or from the query."""
+        """Show the form, empty or filled from a result (`from`, `result`) or from the query."""
         query, words = request.query_params, self._renderer.words(request)
         view = None
         if (identity := query.get("result") or query.get("from")) is not None:
@@ -81,7 +81,7 @@ class MixerPage:
         return self._form(request, form, is_given=is_given, view=shown, state=state)
 
     async def generate(self, request: Request) -> Response:
-        """Take the form of a browser without our script; lead to the result."""
+        """Receive the form from a browser without JavaScript; redirect to the result."""
         words = self._renderer.words(request)
         async with request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as data:
             form, wanted = read_page_form(data, words.code)
@@ -95,7 +95,7 @@ class MixerPage:
         return self._form(request, form, is_given=True, status=422)
 
     async def preview(self, request: Request) -> Response:
-        """How a text is read: its mix, the prompt as it will be sent, or what is wrong with it. Always a 200."""
+        """Return how a text is read: its mix and the prompt to be sent, or what is wrong with it. Always 200."""
         text = request.query_params.get("prompt", "")
         words = self._renderer.words(request)
         return JSONResponse(await run_in_threadpool(self._preview, text, words))

@@ -1,4 +1,4 @@
-"""The studio's web page: HTML made here from `pages/`, which works without a script and better with ours."""
+"""The studio's web page: HTML rendered from `pages/`. It works without JavaScript and better with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def page_routes(studio: Studio, renderer: Renderer) -> list[Route]:
-    """Return every address of the page."""
+    """Return all routes of the page."""
     gallery = Gallery(studio.database)
     settings = studio.settings
     model_files = ModelFiles(settings.model, settings.folder / "model-files.json")

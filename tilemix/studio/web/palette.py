@@ -20,17 +20,17 @@ class Swatch(msgspec.Struct, frozen=True):
     """One color on the page."""
 
     color: str  # the trade name, as the API and the database know it
-    word: str  # what is typed for it in the reader's language
-    label: str  # the same as a heading
+    word: str  # how the reader types it
+    label: str  # the same, capitalized
     ral: str | None  # four digits
-    hex: str | None  # as granules of it look, "#RRGGBB"; None: the chart has no such color
+    hex: str | None  # how its granules look, "#RRGGBB"; None: the color is not on the chart
 
 
 class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A common mix."""
 
     names: dict[str, str]  # language -> name
-    mix: dict[str, int]  # trade name -> percent; 100 in all
+    mix: dict[str, int]  # trade name -> percent; total 100
 
 
 @cache
@@ -46,19 +46,19 @@ def load_swatches(language: str) -> dict[str, Swatch]:
 
 
 def find_swatch(name: str, language: str) -> Swatch:
-    """Return a color of a mix; one that no chart has keeps its name and has no value."""
+    """Return a color of a mix; one that is not on the chart keeps its name and has no hex value."""
     if get_color(name) is None:
         return Swatch(name, name, name, None, None)
     return load_swatches(language)[name]
 
 
 def write_mix(mix: Mapping[str, float], language: str) -> str:
-    """Return a mix as one would type it: "50% rot, 50% schwarz"."""
+    """Return a mix as a reader would type it: "50% rot, 50% schwarz"."""
     return ", ".join(f"{share:g}% {find_swatch(color, language).word}" for color, share in mix.items())
 
 
 def chart_for_script(language: str) -> dict[str, Any]:
-    """Return what the script needs of the chart and the presets."""
+    """Return the chart and the presets for the script."""
     return {
         "colors": msgspec.to_builtins(list(load_swatches(language).values())),
         "presets": [preset.mix for preset in load_presets()],

@@ -1,4 +1,4 @@
-"""What belongs to the reader: language and theme, the session, the files that make up the page."""
+"""The reader's language and theme, the session, and the static files of the page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAX_FIELD_BYTES = 2 * 2**10
 
 
 class ReaderPages:
-    """Cookies and assets."""
+    """Cookies and static files."""
 
     def __init__(self, settings: Settings, renderer: Renderer) -> None:
         self._settings = settings
@@ -42,7 +42,7 @@ class ReaderPages:
         ]
 
     async def set_reader(self, request: Request) -> Response:
-        """Keep the reader's language or theme in a cookie, and lead back."""
+        """Store the reader's language or theme in a cookie, and redirect back."""
         async with request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as data:
             answer = RedirectResponse(_local(data.get("next")), 303)
             for name, known in (("language", self._renderer.languages), ("theme", THEMES)):
@@ -58,12 +58,12 @@ class ReaderPages:
         return answer
 
     async def login_form(self, request: Request) -> Response:
-        """Ask for the token."""
+        """Show the login form."""
         goal = _local(request.query_params.get("next"))
         return self._renderer.render(request, "login.html", next=goal, is_wrong=False)
 
     async def login(self, request: Request) -> Response:
-        """Check the token; give the session."""
+        """Check the token and start a session."""
         async with request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as data:
             goal, typed = _local(data.get("next")), data.get("token", "")
         token = self._settings.token
@@ -85,7 +85,7 @@ class ReaderPages:
         return answer
 
     async def static(self, request: Request) -> Response:
-        """The style sheet, the script and the icons; their addresses hold their hashes."""
+        """Serve the style sheet, the script and the icons; their addresses contain their hashes."""
         file = self._renderer.assets.get(request.path_params["name"])
         if file is None:
             raise RefusalError("studio-nothing-here", status=404)
@@ -114,7 +114,7 @@ class ReaderPages:
 
 
 def _local(goal: object) -> str:
-    """Return where to go next, if it is a page of ours; "/" else: a link must not lead elsewhere."""
+    """Return the next page if it is one of ours, else "/": a link must not lead to another site."""
     if not isinstance(goal, str) or not goal.startswith("/") or goal.startswith("//") or "\\" in goal:
         return "/"
     return goal if goal.isascii() and goal.isprintable() else "/"

@@ -1,4 +1,4 @@
-"""Templates, words and assets put together: what every page needs."""
+"""Renders pages from templates, words and static files."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ ASSETS = {
 }
 PROGRAM_PATHS = ("/api/", "/files/", "/webhooks/", "/health", "/openapi.json")
 HASH_DIGITS = 16
-IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}  # the address names the content
+IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}  # the address depends on the content
 
 
 class Asset(NamedTuple):
-    """A file for the browser."""
+    """A static file for the browser."""
 
     content: bytes
     media_type: str
-    address: str  # with the content's hash, so that it may be kept for ever
+    address: str  # contains the content's hash, so that browsers may cache it for ever
 
 
 class Renderer:
-    """Renders templates for a reader; `is_guarded`: there is a session to log out of."""
+    """Renders templates for a reader; `is_guarded` means that there is a session to log out of."""
 
     languages = LANGUAGES
 
@@ -65,14 +65,14 @@ class Renderer:
         )
 
     def words(self, request: Request) -> Words:
-        """Return the words of the language that the reader chose, or else of the browser's."""
+        """Return the words in the language that the reader chose, or else in the browser's."""
         chosen = request.cookies.get("language")
         if chosen not in LANGUAGES:
             chosen = choose_language(request.headers.get("accept-language", ""), LANGUAGES)
         return load_words()[chosen]
 
     def render(self, request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
-        """Return a page."""
+        """Render a page."""
         words = self.words(request)
         theme = request.cookies.get("theme", "")
         content = self._environment.get_template(template).render(
@@ -90,7 +90,7 @@ class Renderer:
     def refuse(
         self, request: Request, message: Message, status: int, headers: Mapping[str, str] | None = None
     ) -> Response:
-        """Return an error as the caller reads it: a page for a browser, JSON for a program."""
+        """Return an error: a page for a browser, JSON for a program."""
         is_program = request.scope["path"].startswith(PROGRAM_PATHS)
         if is_program or not prefers(request.headers.get("accept", ""), "text/html"):
             return JSONResponse({"error": message.describe()}, status, headers=headers)
@@ -101,7 +101,7 @@ class Renderer:
 
 
 def address_of(request: Request) -> str:
-    """Return path and query of a request, whatever its Host header is."""
+    """Return the path and query of a request, independent of its Host header."""
     query = request.scope["query_string"].decode("latin-1")
     return quote(request.scope["path"]) + (f"?{query}" if query else "")
 

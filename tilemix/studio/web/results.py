@@ -1,4 +1,4 @@
-"""The pages of results: one of them, the gallery, two side by side."""
+"""The pages for results: a single one, the gallery, and two side by side."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAX_SEARCH_CHARACTERS = 200
 
 
 class ResultPages:
-    """What was asked for, and what came of it."""
+    """Serves results, the gallery and comparisons."""
 
     def __init__(self, studio: Studio, gallery: Gallery, renderer: Renderer) -> None:
         self._studio = studio
@@ -48,18 +48,18 @@ class ResultPages:
         ]
 
     async def result(self, request: Request) -> Response:
-        """One result; while it is drawn, the page loads itself again. `part=card`: for the script."""
+        """Show one result; the page reloads itself while it is being drawn. `part=card` is for the script."""
         view = await self._need(request)
         template = "card.html" if request.query_params.get("part") == "card" else "result.html"
         state = await tell_state(self._studio, self._gallery, view)
         return self._renderer.render(request, template, view=view, state=state)
 
     async def state(self, request: Request) -> Response:
-        """How far a result is, for the script."""
+        """Return the state of a result, for the script."""
         return JSONResponse(await tell_state(self._studio, self._gallery, await self._need(request)))
 
     async def record(self, request: Request) -> Response:
-        """The record of a picture as a file."""
+        """Download the record of a picture."""
         view = await self._need(request)
         if view.found["record"] is None:
             raise RefusalError("studio-no-such-record", status=404)
@@ -68,14 +68,14 @@ class ResultPages:
         return Response(content, media_type="application/json", headers=headers)
 
     async def cancel(self, request: Request) -> Response:
-        """Cancel, and lead back to the result."""
+        """Cancel, and redirect to the result."""
         identity = request.path_params["identity"]
         if not await run_in_threadpool(self._studio.queue.cancel, identity):
             raise RefusalError("studio-no-such-prediction", status=404)
         return RedirectResponse(f"/results/{identity}", 303)
 
     async def thumbnail(self, request: Request) -> Response:
-        """A picture in small."""
+        """Serve a thumbnail."""
         found = await run_in_threadpool(self._gallery.find_file, request.path_params["identity"])
         if found is None:
             raise RefusalError("studio-no-such-picture", status=404)
@@ -87,7 +87,7 @@ class ResultPages:
         return FileResponse(path, media_type="image/webp", headers=IMMUTABLE)
 
     async def gallery(self, request: Request) -> Response:
-        """The pictures, the latest first, by color and by text."""
+        """Show the pictures, newest first, filtered by color and text."""
         query = request.query_params
         words = self._renderer.words(request)
         color, text = _clean(query.get("color", "")), _clean(query.get("text", ""))
@@ -119,7 +119,7 @@ class ResultPages:
         )
 
     async def compare(self, request: Request) -> Response:
-        """Two results side by side."""
+        """Show two results side by side."""
         wanted = list(dict.fromkeys(request.query_params.getlist("id")))[:3]
         views = [view for identity in wanted if (view := await self._find(request, identity)) is not None]
         is_pair = len(views) == 2 and all(view.url is not None for view in views)

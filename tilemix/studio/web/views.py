@@ -1,4 +1,4 @@
-"""A prediction as the page shows it: asked and measured shares, how far it is, how long it will take."""
+"""A prediction as the page shows it: requested and measured shares, progress, time left."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 FAULT_SHOWN_AFTER = timedelta(seconds=1)  # the queue looks four times a second
 TITLE_CHARACTERS = 80
-OTHERS = "#8A8580"  # granules of a color that was not asked for, or that no chart has
+OTHERS = "#8A8580"  # for colors that were not requested or are not on the chart
 
 
 class ShareView(NamedTuple):
-    """One color of a mix, asked for and found."""
+    """One color of a mix: its requested and its measured share."""
 
     swatch: Swatch
     asked: float  # percent
@@ -34,12 +34,12 @@ class ShareView(NamedTuple):
 
     @property
     def difference(self) -> float | None:
-        """Measured less asked, in percentage points."""
+        """Measured minus requested, in percentage points."""
         return None if self.measured is None else self.measured - self.asked
 
 
 class Bar(NamedTuple):
-    """A piece of a stacked bar."""
+    """A segment of a stacked bar."""
 
     x: float  # percent, from the left
     width: float
@@ -50,15 +50,15 @@ class Bar(NamedTuple):
 class QueueView(NamedTuple):
     """Why a prediction waits."""
 
-    ahead: int  # predictions that come first
-    is_drawing: bool  # False: the back end takes nothing for now
+    ahead: int  # predictions before this one
+    is_drawing: bool  # False: the back end accepts nothing now
 
 
 NOTHING_AHEAD = QueueView(0, is_drawing=True)
 
 
 class ResultView:
-    """One prediction, from what `tilemix.studio.gallery.describe` says of it."""
+    """One prediction, from the values of `tilemix.studio.gallery.describe`."""
 
     def __init__(self, found: dict[str, Any], words: Words) -> None:
         self.found = found
@@ -80,12 +80,12 @@ class ResultView:
 
     @property
     def is_measured(self) -> bool:
-        """Whether the back end measured the picture."""
+        """Whether the picture was measured."""
         return any(share.measured is not None for share in self.shares)
 
     @property
     def title(self) -> str:
-        """The mix in the reader's language, or the beginning of the prompt where it has none."""
+        """The mix in the reader's language, or the beginning of the prompt if it has no mix."""
         if not self.shares:
             prompt = " ".join(self.found["prompt"].split())
             return prompt if len(prompt) <= TITLE_CHARACTERS else f"{prompt[:TITLE_CHARACTERS].rstrip()}…"
@@ -96,29 +96,29 @@ class ResultView:
 
     @property
     def asked_at(self) -> str:
-        """When it was asked for, as the language writes it; the script puts the reader's own time in its place."""
+        """When it was requested, in UTC; the script replaces it by the reader's local time."""
         return f"{self._words.moment(datetime.fromisoformat(self.found['created_at']))} UTC"
 
     @property
     def asked_bar(self) -> list[Bar]:
-        """What was asked for, as a bar."""
+        """The requested mix as a bar."""
         return stack_bar(self.found["mix"], self._words)
 
     @property
     def measured_bar(self) -> list[Bar]:
-        """What was found, as a bar; colors that were not asked for at its end."""
+        """The measured mix as a bar, with colors that were not requested at its end."""
         rest = Swatch("", "", self._words("not_asked"), None, None)
         found = [(share.swatch, share.measured or 0) for share in self.shares]
         return _stack([*found, (rest, self.not_asked or 0)], self._words)
 
     @property
     def size(self) -> str | None:
-        """Width and height in pixels, where they are known."""
+        """Width and height in pixels, if they are known."""
         record = self.found["record"] or self.inputs
         return f"{record['width']} × {record['height']}" if {"width", "height"} <= record.keys() else None
 
     def state(self, now: datetime, queue: QueueView = NOTHING_AHEAD) -> dict[str, Any]:
-        """Return how it stands, in words, and from 0 to 1; None where that cannot be told."""
+        """Return the state in words, and the progress as a fraction or None if it is unknown."""
         words, status, progress = self._words, self.found["status"], self.found["progress"]
         fraction, detail = None, ""
         if self.is_done:
@@ -140,7 +140,7 @@ class ResultView:
         return {"is_done": self.is_done, "text": text, "detail": detail, "fraction": fraction}
 
     def _time_left(self, now: datetime, step: int, steps: int) -> str:
-        if self.found["started_at"] is None or step < 2:  # the first step also loads
+        if self.found["started_at"] is None or step < 2:  # the first step includes loading
             return ""
         elapsed = (now - datetime.fromisoformat(self.found["started_at"])).total_seconds()
         left = round(max(elapsed, 0) / step * (steps - step))
@@ -150,7 +150,7 @@ class ResultView:
 
 
 async def tell_state(studio: Studio, gallery: Gallery, view: ResultView) -> dict[str, Any]:
-    """Return how a prediction stands, and why it does not go on where it waits."""
+    """Return a prediction's state and, if it waits, why."""
     if view.found["status"] != QUEUED:
         return view.state(utc_now())
     ahead = await run_in_threadpool(gallery.count_before, view.id)
@@ -159,7 +159,7 @@ async def tell_state(studio: Studio, gallery: Gallery, view: ResultView) -> dict
 
 
 async def find_result(gallery: Gallery, identity: str, words: Words) -> ResultView | None:
-    """Return a prediction by its id; None where there is none."""
+    """Return the prediction with this id, or None."""
     found = await run_in_threadpool(gallery.find, identity[:64].replace("\0", ""))
     return None if found is None else ResultView(found, words)
 

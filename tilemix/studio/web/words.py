@@ -1,6 +1,6 @@
 """The page's words in five languages: `pages/words/CODE.json`, one flat object each, with the same keys.
 
-Numbers, percentages, sizes and dates are written as each language does, by Babel.
+Babel writes numbers, percentages, sizes and dates in each language's way.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 LANGUAGES = ("en", "de", "ru", "uk", "zh")
 FOLDER = Path(__file__).parent / "pages" / "words"
-SCRIPT_PREFIX = "script_"  # words that the script needs
-MINUS = "\N{MINUS SIGN}"  # as wide as the plus sign; Unicode's locales have the hyphen
+SCRIPT_PREFIX = "script_"  # of the words for the script
+MINUS = "\N{MINUS SIGN}"  # Unicode's locale data has the hyphen; this is as wide as the plus sign
 
 
 class Words:
-    """The words of one language; `words(key, name=value)` is a text with its `$name` filled in."""
+    """The words of one language; `words(key, name=value)` returns a text with `$name` filled in."""
 
     def __init__(self, code: str, texts: Mapping[str, str]) -> None:
         self.code = code
@@ -36,7 +36,7 @@ class Words:
         self._texts = {key: Template(text) for key, text in texts.items()}
 
     def __call__(self, key: str, **values: object) -> str:
-        """Return a text. A number among the values is written as the language does."""
+        """Return a text; numbers among the values are written in the language's way."""
         return self._texts[key].substitute(
             {
                 name: self.number(value) if isinstance(value, int | float) else value
@@ -45,9 +45,9 @@ class Words:
         )
 
     def number(self, value: float, digits: int = 1, *, is_padded: bool = False) -> str:
-        """Return a number with at most so many decimals: "12.5", "12,5", "12"; with all of them if padded.
+        """Return a number with at most `digits` decimals, or exactly as many if padded: "12.5", "12,5", "12".
 
-        Digits are not grouped: numbers stand in fields, too, and a seed is a name more than an amount.
+        Digits are not grouped, since fields and seeds show numbers, too.
         """
         shown = round(value, digits) + 0.0  # not "-0"
         text = format_decimal(shown, _pattern(digits, is_padded=is_padded), self._locale)
@@ -64,7 +64,7 @@ class Words:
         return format_unit(count / each, unit, "short", format=_pattern(), locale=self._locale)
 
     def moment(self, moment: datetime) -> str:
-        """Return a date with its time, in the zone that it is given in."""
+        """Return a date and time, in the moment's own time zone."""
         joined: str = self._locale.datetime_formats["medium"]  # "{1}, {0}"
         time = format_time(moment, "short", locale=self._locale)
         return joined.format(time, format_date(moment, "medium", self._locale))
