@@ -360,7 +360,7 @@ def test_one_that_waits_says_what_for(client, cog):
     second, third = ask(client), ask(client)
     texts = [client.get(f"{address}/state").json() for address in (second, third)]
     assert [state["text"] for state in texts] == ["Waiting for its turn"] * 2
-    assert [state["detail"] for state in texts] == ["1 before it", "2 before it"]
+    assert [state["detail"] for state in texts] == ["1 ahead of it", "2 ahead of it"]
     cog.health = "UNHEALTHY"
     cog.gate.set()
     finish(client, first)
