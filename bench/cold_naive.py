@@ -1,4 +1,4 @@
-"""Peer N's cold start: a process that gets ready to draw, and says when. Imports nothing of tilemix.
+"""Peer N's cold start: a process that gets ready to draw and reports when. It imports nothing of tilemix.
 
 python -m bench.cold_naive BASE LORA SCALE
 """

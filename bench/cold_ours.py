@@ -1,13 +1,13 @@
-"""tilemix's cold start: a process that gets ready to draw, and says when, how fast and in how much memory.
+"""tilemix's cold start: a process that gets ready to draw and reports its times and its memory.
 
 python -m bench.cold_ours PROJECT MODEL [--collect] [--imports] [--draw] [--compile] [--give-back] [--late]
     [--mapped]
 
-With --collect the garbage collector runs as it does where nothing is said: what tilemix saves by keeping it still.
-With --imports it is ready when the libraries' parts that SDXL needs are imported, the floor under every predictor that
-uses them. With --draw it is ready when its first picture is drawn; it draws one more and says how long that took. With
---compile the networks are compiled. With --give-back freed memory goes back to the system, as it does where nothing is
-said. With --late the weights are not read ahead, with --mapped the UNet's file is mapped, as diffusers does it.
+--collect: leave the garbage collector on, as it is by default, to show what tilemix saves by pausing it.
+--imports: be ready when the libraries' parts that SDXL needs are imported; no predictor that uses them starts faster.
+--draw: be ready when the first picture is drawn, then draw another and report how long it took.
+--compile: compile the networks. --give-back: return freed memory to the system, as is the default elsewhere.
+--late: do not read the weights ahead. --mapped: map the UNet's file into memory, as diffusers does.
 """
 
 import json
@@ -20,7 +20,7 @@ from tilemix.system.garbage import uncollected
 
 
 def main() -> None:
-    """Load, then print the clock and the memory as JSON."""
+    """Load, then print the times and the memory as JSON."""
     root, name, *options = sys.argv[1:]
     with nullcontext() if "--collect" in options else uncollected():
         figures = import_needed_parts() if "--imports" in options else load(Path(root), name, options)
@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def import_needed_parts() -> dict[str, float]:
-    """Import the classes that an SDXL folder names, and nothing of tilemix's own."""
+    """Import the classes that an SDXL folder names, and nothing of tilemix."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -38,7 +38,7 @@ def import_needed_parts() -> dict[str, float]:
 
 
 def load(root: Path, name: str, options: list[str]) -> dict[str, float]:
-    """Load the model, and draw with it where the options say so."""
+    """Load the model, and draw with it if the options say so."""
     from tilemix import render
     from tilemix.pipelines import loading
     from tilemix.pipelines.settings import Settings
@@ -53,7 +53,7 @@ def load(root: Path, name: str, options: list[str]) -> dict[str, float]:
     for option, (module, name_there) in undone.items():
         if option in options:
             setattr(module, name_there, lambda *_: None)
-    # The peak from here on is the load's own: 5 sets VmHWM back, see proc_pid_clear_refs(5).
+    # Writing 5 resets VmHWM, so the peak is that of the load alone; see proc_pid_clear_refs(5).
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = read_memory("VmRSS")
     began = time.monotonic()

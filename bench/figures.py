@@ -1,7 +1,7 @@
-"""What a row of the speed bench says: its figures, their targets, its exactness gates; and how they are taken.
+"""A row of the speed bench: its figures with their targets, its exactness gates, and how times are measured.
 
-A time is the minimum over rounds that take every variant in turn, A/B/A/B, in one process: the least disturbed
-run of each, under the same load, heat and clock. Figures are ratios of such minima wherever they can be.
+A time is the minimum over interleaved rounds, A/B/A/B, in one process: the least disturbed run of each variant
+under the same load, temperature and clock. Figures are ratios of such minima wherever possible.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PASS, SHORT, BROKEN, ERROR, NOT_MEASURED = "pass", "short", "broken", "error", "not measured"
-FAILURES = (BROKEN, ERROR)  # a slow machine is none
+FAILURES = (BROKEN, ERROR)  # being slow is not a failure
 EXACT_PERCENT = 99.9  # of 8-bit values within 1: the gate of `exact`
-EQUAL_PSNR = 100.0  # dB, in place of infinity, which JSON does not know
+EQUAL_PSNR = 100.0  # dB, instead of infinity, which JSON lacks
 EQUIVALENT_PSNR = 40.0  # dB against `exact`: the gate of `equivalent`
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """One number of a row, with its target where it has one."""
+    """One number of a row, with its target if it has one."""
 
     name: str
     value: float | None  # None: not measured
@@ -43,10 +43,10 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class Gate(msgspec.Struct, frozen=True):
-    """What must hold for the row's figures to count."""
+    """A condition that must hold for the row's figures to count."""
 
     name: str
-    found: str  # the value, as it is printed
+    found: str  # the value, as printed
     rule: str
     holds: bool
 
@@ -54,17 +54,17 @@ class Gate(msgspec.Struct, frozen=True):
 class Row(msgspec.Struct, frozen=True):
     """One row of the report."""
 
-    key: str  # what --rows names it by
+    key: str  # its name for --rows
     title: str
     figures: tuple[Figure, ...] = ()
     gates: tuple[Gate, ...] = ()
     notes: tuple[str, ...] = ()
-    error: str | None = None  # why it could not be measured to its end
-    seconds: float = 0.0  # that measuring took
+    error: str | None = None  # why it could not be measured
+    seconds: float = 0.0  # how long measuring took
 
     @property
     def verdict(self) -> str:
-        """The worst that can be said of the row."""
+        """The worst verdict that applies to the row."""
         if self.error is not None:
             return ERROR
         if not all(gate.holds for gate in self.gates):
@@ -91,10 +91,10 @@ class Timing:
 def interleave(
     variants: Mapping[str, Callable[[int], object]], rounds: int, *, warm_ups: int = 1
 ) -> dict[str, Timing]:
-    """Time every variant `rounds` times in turn, after `warm_ups` rounds that do not count.
+    """Time all variants in turn, `rounds` times each, after `warm_ups` rounds that do not count.
 
-    A variant is called with the number of the round, from 0 on, warm-ups included, so that all of them can take
-    the same new input in each.
+    A variant is called with the number of the round, from 0 and including warm-ups, so that all variants can use
+    the same new input in each round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(warm_ups + rounds):
@@ -108,18 +108,18 @@ def interleave(
 
 
 def measure_psnr(picture: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
-    """Return the peak signal-to-noise ratio in dB, of 8-bit pictures; 100 for equal ones."""
+    """Return the peak signal-to-noise ratio of 8-bit pictures in dB; 100 for equal ones."""
     error = float(np.mean((picture.astype(np.float64) - reference) ** 2))
     return EQUAL_PSNR if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def count_within_one(picture: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
-    """Return the percent of 8-bit values that differ by 1 at most."""
+    """Return the percentage of 8-bit values that differ by at most 1."""
     return float((np.abs(picture.astype(np.int16) - reference) <= 1).mean() * 100)
 
 
 def exact_gate(name: str, percents: list[float]) -> Gate:
-    """Return the gate of `exact` from the percent within 1 of each picture; the worst one counts."""
+    """Return the gate of `exact` from each picture's percentage within 1; the worst counts."""
     worst = min(percents)
     return Gate(
         name, f"{worst:.3f} %", f"at least {EXACT_PERCENT} % of 8-bit values within 1", worst >= EXACT_PERCENT
@@ -127,11 +127,11 @@ def exact_gate(name: str, percents: list[float]) -> Gate:
 
 
 def equivalent_gate(name: str, psnrs: list[float]) -> Gate:
-    """Return the gate of `equivalent` from the PSNR of each picture; the worst one counts."""
+    """Return the gate of `equivalent` from each picture's PSNR; the worst counts."""
     worst = min(psnrs)
     return Gate(name, f"{worst:.1f} dB", f"PSNR of at least {EQUIVALENT_PSNR:g} dB", worst >= EQUIVALENT_PSNR)
 
 
 def equal_gate(name: str, *, is_equal: bool) -> Gate:
-    """Return a gate that asks for equality."""
+    """Return a gate that demands equality."""
     return Gate(name, "equal" if is_equal else "different", "equal", is_equal)

@@ -1,4 +1,4 @@
-"""The packages of the image, out of this environment: what requirements.txt pins, and what that needs in its turn."""
+"""The image's packages, taken from this environment: what requirements.txt pins, and their own requirements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tilemix.system.project import ROOT
 def link_image_packages(folder: Path, requirements: Path = ROOT / "requirements.txt") -> None:
     """Fill the empty `folder` with links to those packages, in this environment's versions.
 
-    A process that has it in the place of its site-packages finds what the image has, and no more.
+    A process that uses the folder instead of its site-packages finds the image's packages and no others.
     """
     for package in find_needed(re.findall(r"^([\w.-]+)==", requirements.read_text(encoding="utf-8"), re.M)):
         for name in {file.parts[0] for file in package.files or () if file.parts[0] != ".."}:
@@ -24,7 +24,7 @@ def link_image_packages(folder: Path, requirements: Path = ROOT / "requirements.
 
 
 def find_needed(names: list[str]) -> list[Distribution]:
-    """Return the distributions of `names` and of all that they require, extras left out but where asked for."""
+    """Return the distributions of `names` and of all their requirements, with the extras that are asked for."""
     needed: dict[str, Distribution] = {}
     todo = [Requirement(name) for name in names]
     while todo:

@@ -1,4 +1,4 @@
-"""What the figures were taken on, and whether somebody else was using it."""
+"""The machine that the figures were measured on, and whether other programs were using it."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from bench.peers import find_cxx_compiler
 from tilemix.system.machine import multiplies_bf16
 
 LIBRARIES = ("diffusers", "transformers", "peft", "compel", "pillow", "numpy", "safetensors")
-OTHER_LOAD = 0.1  # of the cores, in use by others before the bench begins: from here on it is told
+OTHER_LOAD = (
+    0.1  # of the cores, used by other programs before the bench begins; from here on the report warns
+)
 
 
 class Machine(msgspec.Struct, frozen=True):
     """The machine's facts."""
 
     cpu: str
-    cores: int  # that this process may use
+    cores: int  # available to this process
     memory_gib: float
     has_bf16: bool  # instructions for bf16 matrix products
     gpu: str | None
     cxx_compiler: bool
-    load_at_start: float  # the system's load average of the last minute
-    other_load: float  # cores in use by others, over the second before the bench
+    load_at_start: float  # the system's load average over the last minute
+    other_load: float  # cores used by other programs in the second before the bench
     disk_free_gib: float  # where temporary files go
     versions: dict[str, str]
 
     @property
     def warning(self) -> str | None:
-        """What is to be said of other load; None on a quiet machine."""
+        """A warning of other load; None on a quiet machine."""
         if self.other_load < OTHER_LOAD * self.cores:
             return None
         return (
@@ -45,7 +47,7 @@ class Machine(msgspec.Struct, frozen=True):
 
 
 def read_machine(temporary: Path) -> Machine:
-    """Return the facts; takes a second, in which the load of others is read."""
+    """Return the facts. Takes a second, in which the load of other programs is measured."""
     cores = len(os.sched_getaffinity(0))
     return Machine(
         cpu=_read_cpu_name(),

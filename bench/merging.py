@@ -1,11 +1,11 @@
-"""The rate at which another scale of a LoRA is merged, on a stand-in of about 1 GB for SDXL's UNet.
+"""How fast a LoRA is merged at another scale, on a stand-in of about 1 GB for SDXL's UNet.
 
     .venv/bin/python -m bench.merging [--folder .] [--runs 3]
 
-The stand-in has SDXL's module names and widths, with a few of its transformer blocks, and random weights. Each
-adapter changes every linear layer of those blocks, as trainers do by default; only these are read and written. GB are
-those of the base's fp16 numbers in these layers, and the time at the real size is theirs, 4.4 GB, at the same rate.
-CPU seconds are of all threads together: on a busy machine they say more than the clock.
+The stand-in has SDXL's module names and widths, a few of its transformer blocks, and random weights. Each adapter
+changes every linear layer of those blocks, as trainers do by default; only these layers are read and written. Sizes in
+GB are of these layers in the base's fp16. The time at the real size, 4.4 GB, assumes the same rate. CPU seconds are
+those of all threads together: on a busy machine they say more than the clock.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tilemix.pipelines.parts import move
 RANK = 16
 DEPTHS = (1, 2, 10)  # transformer blocks in each attention of a resolution; the first has none
 STAND_IN_DEPTHS = (1, 1, 2)
-SCALES = (0.7, 0.35, 1.0, 0.5, 0.85)  # another one each time
+SCALES = (0.7, 0.35, 1.0, 0.5, 0.85)  # a different one each time
 NEEDED_DISK = 3 * 2**30
 NEEDED_MEMORY = 8 * 2**30
 METHODS = ("low-rank", "LoHa", "DoRA")
@@ -40,9 +40,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, help="where the files go; default: the temporary folder")
+    parser.add_argument("--folder", type=Path, help="where to put the files; default: the temporary folder")
     parser.add_argument(
-        "--runs", type=int, default=3, metavar="N", help="of each measurement; the best counts"
+        "--runs", type=int, default=3, metavar="N", help="runs of each measurement; the best counts"
     )
     options = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def measure_merging(folder: Path, runs: int) -> None:
-    """Print the rates for each method, with a model in fp32 as on a CPU and in fp16, with one thread and all."""
+    """Print the rate of each method, for a model in fp32 and in fp16, with one thread and with all."""
     if shutil.disk_usage(folder).free < NEEDED_DISK or available_memory() < NEEDED_MEMORY:
         needed = f"{NEEDED_DISK >> 30} GiB of disk and {NEEDED_MEMORY >> 30} GiB of memory"
         print_line(f"\nmerging: not measured, it needs {needed}")
@@ -102,7 +102,7 @@ def measure(merger: LoraMerger, method: str, runs: int) -> tuple[float, float]:
 
 
 def build(depths: tuple[int, int, int]) -> UNet2DConditionModel:
-    """Return SDXL's UNet without numbers, with so many transformer blocks."""
+    """Return SDXL's UNet on the meta device, with `depths` transformer blocks."""
     with torch.device("meta"):
         unet: UNet2DConditionModel = UNet2DConditionModel(
             sample_size=128,
@@ -122,7 +122,7 @@ def build(depths: tuple[int, int, int]) -> UNet2DConditionModel:
 
 
 def fill(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Give it random fp16 numbers, four millions of them again and again."""
+    """Fill it with random fp16 numbers, repeating the same four million."""
     move(unet, dtype=torch.float16).to_empty(device="cpu")
     numbers = (torch.randn(2**22, generator=torch.Generator().manual_seed(0)) * 0.02).half()
     with torch.no_grad():
@@ -133,7 +133,7 @@ def fill(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def touched(unet: UNet2DConditionModel) -> dict[str, torch.nn.Linear]:
-    """Return the linear layers of the transformer blocks and around them."""
+    """Return the linear layers in and around the transformer blocks."""
     return {
         name: module
         for name, module in unet.named_modules()
@@ -142,7 +142,7 @@ def touched(unet: UNet2DConditionModel) -> dict[str, torch.nn.Linear]:
 
 
 def write_adapter(folder: Path, method: str, layers: dict[str, torch.nn.Linear]) -> Path:
-    """Write a random adapter of the method for these layers in fp16 and return its path."""
+    """Write a random fp16 adapter of the method for these layers; return its path."""
     generator = torch.Generator().manual_seed(1)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -167,7 +167,7 @@ def write_adapter(folder: Path, method: str, layers: dict[str, torch.nn.Linear])
 
 
 def print_line(line: str) -> None:
-    """Write a line at once, so that a slow bench shows where it is."""
+    """Print a line and flush it, so that a slow bench shows its progress."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

@@ -1,9 +1,10 @@
-"""The miniature's figures, measured again from the committed weights.
+"""The miniature's figures, measured from the committed weights.
 
     .venv/bin/python -m bench.miniature            # prints them
     .venv/bin/python -m bench.miniature --write    # and writes weights/miniature/REPORT.md with its sheets
 
-Everything is seeded; the pictures' last bits and the seconds depend on the machine. About 15 minutes on two cores.
+Everything is seeded; the pictures' last bits and the seconds depend on the machine. Takes about 15 minutes on two
+cores.
 """
 
 from __future__ import annotations
@@ -12,30 +13,26 @@ import argparse
 import os
 import sys
 import time
-from collections import defaultdict
-from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if not __package__:
-    # Run as a file, this module's own folder stands first in the path and would hide the package `miniature`.
+    # Run as a file, this module's folder comes first in the path, where its name hides the package `miniature`.
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
 from PIL import Image
-from scipy import ndimage
 
+from bench.tiles import SEED, Colors, draw_basic_mix, find_gap_share, find_repeat
 from miniature.dataset import UNSEEN, describe, draw_example
 from miniature.photographs import MATERIALS, draw_photograph
 from miniature.recipe import load_recipe
 from miniature.stages.vae import find_psnr, measure_psnr, to_tensor
 from tilemix.colors.chart import basic_colors
-from tilemix.pictures.measure import measure_shares
 from tilemix.pipelines.loading import choose_device, load_pipeline
 from tilemix.pipelines.settings import parse_speed
-from tilemix.prompts.mix import ColorMix, ColorShare, parse_mix
+from tilemix.prompts.mix import parse_mix
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
 from tilemix.system.machine import keep_freed_memory
@@ -43,15 +40,11 @@ from tilemix.system.project import ROOT
 from tilemix.weights import find_model
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from bench.tiles import Pixels
 
-    Pixels = NDArray[np.uint8]
-
-SEED = 4_000_000  # of the mixes; no photograph that was trained on has one so high
 SIDE = 512
 TILE = "rubber tile"
-FOUND_FROM, FOUND_AT = 15.0, 5.0  # a share from 15 % on is found when it measures 5 % or more
-# Light colors, so that the dark gaps between granules show.
+# Light colors, which show the dark gaps between granules.
 LIGHT_MIXES = (
     "50% pearl, 50% green",
     "60% yellow, 40% gray",
@@ -61,69 +54,6 @@ LIGHT_MIXES = (
     "70% gray, 30% red",
 )
 STRENGTHS = (0.0, 0.35, 0.7, 1.0)
-
-
-@dataclass
-class Colors:
-    """How far the measured shares of many pictures are from the mixes."""
-
-    errors: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    found: list[bool] = field(default_factory=list)
-    not_asked: list[float] = field(default_factory=list)
-
-    def add(self, mix: ColorMix, pixels: Pixels) -> None:
-        """Measure one picture."""
-        measured = measure_shares(pixels, mix)
-        self.not_asked.append(measured.not_asked)
-        for share in mix.shares:
-            percent = float(share.percent)
-            self.errors[share.color].append(abs(measured.shares[share.color] - percent))
-            if percent >= FOUND_FROM:
-                self.found.append(measured.shares[share.color] >= FOUND_AT)
-
-    @property
-    def mean_error(self) -> float:
-        """Percentage points, over every share of every mix."""
-        return float(np.mean([error for errors in self.errors.values() for error in errors]))
-
-    @property
-    def worst(self) -> tuple[str, float]:
-        """The color with the largest mean error, and that error."""
-        means = {color: float(np.mean(errors)) for color, errors in self.errors.items()}
-        return max(means.items(), key=lambda item: item[1])
-
-
-def draw_basic_mix(number: int) -> ColorMix:
-    """Return unseen mix `number`: 1 to 4 of the basic colors, in multiples of 5 %."""
-    random = np.random.default_rng([SEED, number])
-    count = 1 + number % 4
-    names = random.choice([color.name for color in basic_colors()], count, replace=False)
-    cuts = np.sort(random.choice(np.arange(1, 20), count - 1, replace=False)) * 5
-    percents = np.diff(np.concatenate([[0], cuts, [100]]))
-    return ColorMix(tuple(ColorShare(str(n), Decimal(int(p))) for n, p in zip(names, percents, strict=True)))
-
-
-def find_gap_share(pixels: Pixels) -> float:
-    """Return the percent of a picture that is gap: more than a third darker than what closes over 9 pixels."""
-    lightness = pixels.max(axis=2).astype(np.float32)
-    closed = ndimage.grey_closing(lightness, size=(9, 9))
-    return float((lightness < closed * (2 / 3)).mean() * 100)
-
-
-def find_repeat(pixels: Pixels) -> float:
-    """Return the largest correlation of a picture with itself, moved by 96 pixels or more: 1 is a repeat."""
-    lightness = pixels.mean(axis=2)
-    lightness -= ndimage.gaussian_filter(lightness, 48)
-    padded = np.zeros([2 * side for side in lightness.shape])
-    padded[: lightness.shape[0], : lightness.shape[1]] = lightness
-    overlap = np.zeros_like(padded)
-    overlap[: lightness.shape[0], : lightness.shape[1]] = 1
-    correlation = np.fft.irfft2(np.abs(np.fft.rfft2(padded)) ** 2, padded.shape)
-    count = np.maximum(np.fft.irfft2(np.abs(np.fft.rfft2(overlap)) ** 2, padded.shape), 1)
-    normed = correlation / count / lightness.var()
-    y, x = (np.minimum(np.arange(side), side - np.arange(side)) for side in padded.shape)
-    is_far = (np.hypot(y[:, None], x[None, :]) >= 96) & (count > lightness.size / 4)
-    return float(normed[is_far].max())
 
 
 class Bench:
@@ -160,8 +90,8 @@ class Bench:
         return self.renderer.render(request).pixels
 
     def report_vae(self) -> None:
-        """PSNR on unseen photographs: those of the recipe, and tiles alone."""
-        # In fp32 on every machine, as the photographs are: the drawing one may have another dtype.
+        """PSNR on unseen photographs: of all materials, and of tiles alone."""
+        # In fp32 on every machine; the VAE that draws may have another dtype.
         vae = load_pipeline(find_model("miniature"), torch.device("cpu"), torch.float32).pipeline.vae
         everything = measure_psnr(vae, self.recipe, 64)
         numbers = [n for n in range(UNSEEN, UNSEEN + 200) if describe(self.recipe, n).material == TILE][:32]
@@ -175,7 +105,7 @@ class Bench:
         self.say(f"| {len(numbers)} tiles | {tiles:.1f} dB | 27 |")
 
     def report_colors(self, mixes: int) -> None:
-        """Shares of unseen mixes, beside those of photographs of the same mixes."""
+        """Shares in unseen mixes, compared with photographs of the same mixes."""
         drawn, photographs = Colors(), Colors()
         for number in range(mixes):
             mix = draw_basic_mix(number)
@@ -207,7 +137,7 @@ class Bench:
         )
 
     def report_adapters(self) -> None:
-        """What the LoRA and the tokens change: the gaps, at rising strength, and the colors."""
+        """What the LoRA and the tokens change: the gaps at rising strength, and the colors."""
 
         def measure(pictures: list[Pixels]) -> tuple[float, float]:
             colors = Colors()
@@ -239,8 +169,8 @@ class Bench:
         off = rows["off"][0]
         self.say("\n## The LoRA and the tokens\n")
         self.say(
-            f"Gaps: the percent of the picture that is a narrow gap, more than a third darker than the granules "
-            f"beside it; mean over {len(LIGHT_MIXES)} mixes of light colors. The base has never seen a rubber tile.\n"
+            f"Gaps: the percentage of the picture that is a narrow gap, more than a third darker than the granules "
+            f"around it; mean over {len(LIGHT_MIXES)} mixes of light colors. The base has never seen a rubber tile.\n"
         )
         self.say(
             "| LoRA | gaps, % | of the way to the photographs, % | mean error of a share |\n|---|---|---|---|"
@@ -254,12 +184,12 @@ class Bench:
             for material in MATERIALS
             if material != TILE
         )
-        self.say(f"\nGaps in photographs of what the base knows: {others}.")
+        self.say(f"\nGaps in photographs of the base's materials: {others}.")
         for name, pictures in shown.items():
             self.pictures[f"strength {name}"] = np.concatenate([p[:256, :256] for p in pictures[:4]], axis=1)
 
     def report_sizes(self) -> None:
-        """Repeats at the product's size and at another shape, and seconds."""
+        """Repeats and seconds at several sizes."""
         self.say("\n## Sizes and seconds\n")
         self.say("| size | repeat | in a photograph | seconds |\n|---|---|---|---|")
         mix = draw_basic_mix(3)
@@ -272,12 +202,10 @@ class Bench:
             )
             self.say(f"| {width}x{height} | {repeat:.2f} | {floor:.2f} | {took:.1f} |")
             self.pictures[f"{width}x{height}"] = picture
-        self.say(
-            "\nA repeat of 1 is a pattern that comes again; a photograph shows what granules give by chance."
-        )
+        self.say("\nA repeat of 1 is an exact repetition; a photograph shows what granules reach by chance.")
 
     def write(self, folder: Path) -> None:
-        """Write the report and its sheets beside the weights."""
+        """Write the report and its sheets next to the weights."""
         mixes = [one for name, one in self.pictures.items() if "%" in name]
         rows = [np.concatenate(mixes[start : start + 6], axis=1) for start in range(0, len(mixes), 6)]
         strengths = [one for name, one in self.pictures.items() if name.startswith("strength")]
@@ -292,7 +220,7 @@ class Bench:
 
 
 def main() -> None:
-    """Measure, print, and write the report where it is asked for."""
+    """Measure, print, and write the report if asked to."""
     parser = argparse.ArgumentParser(description="The miniature's figures, from the committed weights.")
     parser.add_argument("--mixes", type=int, default=60, metavar="N", help="default: 60")
     parser.add_argument(

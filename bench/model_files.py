@@ -1,10 +1,10 @@
-"""Model files: how long a header takes, how fast hashing is beside plain reading, loading beside diffusers'.
+"""Model files: the time to read a header, hashing against plain reading, loading against diffusers.
 
     .venv/bin/python -m bench.model_files                  # 1 GiB in the system's temporary folder
     .venv/bin/python -m bench.model_files --gigabytes 4 --folder .
 
-Ratios hold for one run on one machine, so both sides of each are measured in turn. "Cold" means that the
-kernel was told to forget the file's pages; a virtual disk may still have them.
+Ratios hold for one run on one machine, so both sides of each are measured in turn. "Cold" means that the kernel
+was asked to drop the file's pages; a virtual disk may still cache them.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, help="where the files go; default: the temporary folder")
-    parser.add_argument("--gigabytes", type=float, default=1.0, metavar="N", help="of the file to hash")
+    parser.add_argument("--folder", type=Path, help="where to put the files; default: the temporary folder")
+    parser.add_argument("--gigabytes", type=float, default=1.0, metavar="N", help="size of the file to hash")
     parser.add_argument(
-        "--runs", type=int, default=5, metavar="N", help="of each measurement; the best counts"
+        "--runs", type=int, default=5, metavar="N", help="runs of each measurement; the best counts"
     )
     options = parser.parse_args()
-    logging.disable(logging.WARNING)  # what the libraries say of a file without text encoder keys
+    logging.disable(logging.WARNING)  # the libraries warn of a file without text encoder keys
     warnings.simplefilter("ignore")
     print_line(f"{os.cpu_count()} CPUs, torch {torch.__version__}, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def measure_headers(folder: Path, runs: int) -> None:
-    """Print how long a header, and all that is told from it, takes: a LoRA of SDXL's 560 attention layers."""
+    """Print how long it takes to read and to inspect a header: a LoRA of SDXL's 560 attention layers."""
     path = folder / "header.safetensors"
     save_file(make_lora(WIDTHS, CONTEXT), path, metadata={"ss_network_alpha": "8"})
     tensors = len(modelfile.read_header(path).tensors)
@@ -75,7 +75,7 @@ def measure_headers(folder: Path, runs: int) -> None:
 
 
 def measure_hashing(folder: Path, size: int, runs: int) -> None:
-    """Print the rates of reading and of hashing one file, in turn, with the page cache cold and warm."""
+    """Print the rates of reading and hashing one file, in turn, with a cold and a warm page cache."""
     path = folder / "large.bin"
     block = os.urandom(2**24)
     with path.open("wb") as file:
@@ -108,16 +108,16 @@ def measure_hashing(folder: Path, size: int, runs: int) -> None:
         print_line(f"{state}: SHA256 runs at {100 * limit:.0f} % of the slower of reading and hashing memory")
         if plain < 0.8 * memory:
             print_line(
-                f"{state}: 80 % of reading cannot be had: SHA256 is one chain, and this processor's takes "
-                f"{size / memory / 1e9:.2f} GB/s; a disk of up to {size / memory / 0.8e9:.2f} GB/s can be kept up with"
+                f"{state}: 80 % of reading is out of reach: SHA256 is sequential, and this processor computes "
+                f"{size / memory / 1e9:.2f} GB/s; that keeps up with a disk of {size / memory / 0.8e9:.2f} GB/s at most"
             )
     path.unlink()
 
 
 def measure_loading(folder: Path, runs: int) -> None:
-    """Print what a LoRA of 560 modules takes in a narrow SDXL with all its layers, here and in diffusers.
+    """Print how long a LoRA of 560 modules takes in a narrow SDXL with all its layers, here and in diffusers.
 
-    Both sides end with the adapter at work at the same scale; how far their predictions differ is printed.
+    Both sides end with the adapter applied at the same scale; the difference of their predictions is printed.
     """
     torch.manual_seed(0)
     widths, context = (32, 64, 128), 64
@@ -145,7 +145,7 @@ def measure_loading(folder: Path, runs: int) -> None:
     difference = (predict(plain, context) - predict(wrapped.unet, context)).abs().max()
     size = path.stat().st_size / 1e6
     print_line(
-        f"\nLoRA of 560 modules, {size:.1f} MB, on an SDXL {widths} wide; predictions differ by {difference:.1e}"
+        f"\nLoRA of 560 modules, {size:.1f} MB, on an SDXL of widths {widths}; predictions differ by {difference:.1e}"
     )
     for name, measured in (("tilemix", ours), ("diffusers", theirs)):
         load, use = min(measured, key=sum)
@@ -157,7 +157,7 @@ def measure_loading(folder: Path, runs: int) -> None:
 
 
 def make_unet(widths: tuple[int, ...], context: int) -> UNet2DConditionModel:
-    """Return a random UNet with SDXL's blocks, depths and key names, but these widths."""
+    """Return a random UNet with SDXL's blocks, depths and key names in these widths."""
     unet: UNet2DConditionModel = UNet2DConditionModel(
         sample_size=16,
         block_out_channels=widths,
@@ -178,7 +178,7 @@ def make_unet(widths: tuple[int, ...], context: int) -> UNet2DConditionModel:
 
 
 def make_pipeline(unet: UNet2DConditionModel) -> StableDiffusionXLPipeline:
-    """Return a pipeline round `unet` whose other parts are as small as can be."""
+    """Return a pipeline around `unet` with minimal other parts."""
     text = CLIPTextConfig(
         vocab_size=64,
         projection_dim=32,
@@ -238,14 +238,14 @@ def predict(unet: UNet2DConditionModel, context: int) -> torch.Tensor:
 
 
 def hash_memory(block: bytes, size: int) -> None:
-    """Hash as many bytes without reading any: SHA256 is one chain, so that no way of hashing a file is faster."""
-    digest, part = hashlib.sha256(), block[:BLOCK]  # which stays in the caches, as the buffers of hashing do
+    """Hash `size` bytes without reading a file: SHA256 is sequential, so hashing a file cannot be faster."""
+    digest, part = hashlib.sha256(), block[:BLOCK]  # stays in the CPU's caches, as hashing's buffers do
     for _ in range(size // BLOCK):
         digest.update(part)
 
 
 def best(way: Callable[[], object], runs: int) -> float:
-    """Return the least of the seconds that `runs` calls take: what else runs on the machine only adds to them."""
+    """Return the minimum seconds of `runs` calls, since other load can only add to them."""
     return min(measure(way) for _ in range(runs))
 
 
@@ -257,7 +257,7 @@ def measure(way: Callable[[], object]) -> float:
 
 
 def print_line(line: str) -> None:
-    """Write a line at once, so that a slow bench shows where it is."""
+    """Print a line and flush it, so that a slow bench shows its progress."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""tilemix, driven by the bench: a packaged model in one of its speed modes, and the files its peers load."""
+"""tilemix as the bench runs it: a packaged model in one of the speed modes, and the files for its peers."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ class Ours:
 
 
 def load_ours(name: str, root: Path, speed: Speed = Speed.EXACT, *, device: str = "cpu") -> Ours:
-    """Load a packaged model with the torch threads as they are, on the CPU also where there is a GPU."""
+    """Load a packaged model without changing torch's threads; on the CPU unless `device` says otherwise."""
     where = torch.device(device)
     ready = load_pipeline(find_model(name, root), where, choose_dtype(where, speed), speed=speed)
     return Ours(ready, Renderer(ready))
 
 
 def find_peer_files(name: str, root: Path) -> PeerFiles:
-    """Return the files of a packaged model with one LoRA and one set of embeddings at most."""
+    """Return the files of a packaged model that has at most one LoRA and one set of embeddings."""
     model = find_model(name, root)
     paths: Mapping[str, tuple[Path, object]] = {
         adapter.kind: (path, adapter)
@@ -86,7 +86,7 @@ def find_peer_files(name: str, root: Path) -> PeerFiles:
 
 @contextmanager
 def replaced(owner: object, name: str, value: object) -> Iterator[None]:
-    """Put `value` in the place of an attribute: how the bench undoes a lever."""
+    """Replace an attribute inside the block: the bench's way to undo a lever."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     try:

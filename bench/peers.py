@@ -1,9 +1,9 @@
-"""The two ways of drawing the same picture with plain diffusers that tilemix is measured against.
+"""The two ways to draw the same picture with plain diffusers that tilemix is measured against.
 
-N, what people write: the model card's lines, the LoRA loaded and left beside the weights, its scale handed over in
+N, the naive way: the model card's lines, the LoRA loaded and left beside the weights, its scale passed in
 `cross_attention_kwargs`, compel, `image.save`. S, the strong recipe of diffusers' "accelerate inference" pages: the
 LoRA fused and its wrappers unloaded, channels_last, fused QKV projections, the UNet and the VAE's decoder compiled;
-compel and `image.save` all the same.
+compel and `image.save` as in N.
 
 Nothing of tilemix is imported here, so that a peer's cold start is its own.
 
@@ -34,14 +34,14 @@ ADAPTER = "tile_lora"
 
 @dataclass(frozen=True, slots=True)
 class PeerFiles:
-    """What a model is made of."""
+    """The files of a model."""
 
     base: Path  # a folder in diffusers' layout
     lora: Path | None = None
     lora_scale: float = 1.0
-    embeddings: Path | None = None  # of both text encoders: clip_l and clip_g
-    tokens: tuple[str, ...] = ()  # one for each row of them
-    karras: bool = True  # DPM++ 2M with Karras sigmas, or with the base's own spacing of its steps
+    embeddings: Path | None = None  # for both text encoders: clip_l and clip_g
+    tokens: tuple[str, ...] = ()  # one for each row
+    karras: bool = True  # DPM++ 2M with Karras sigmas, or with the base's own step spacing
 
     @property
     def only_lora(self) -> Path:
@@ -52,9 +52,9 @@ class PeerFiles:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One picture to draw, the same for the peers and for tilemix."""
+    """One picture to draw; the peers and tilemix get the same."""
 
-    prompt: str  # as it is sent to the text encoders
+    prompt: str  # as sent to the text encoders
     negative_prompt: str
     seed: int
     side: int  # pixels, square
@@ -71,7 +71,7 @@ class Peer:
     call_options: Mapping[str, object] = field(default_factory=dict)
 
     def encode(self, order: Order) -> dict[str, torch.Tensor]:
-        """Return what compel makes of the prompts, by the names the pipeline's call takes."""
+        """Return compel's embeddings of the prompts, by the names of the pipeline's arguments."""
         encoded = self.compel(order.prompt, negative_prompt=order.negative_prompt)
         return {
             "prompt_embeds": encoded.embeds,
@@ -129,7 +129,7 @@ def load_strong(
     device: str = "cpu",
     compiled: bool = False,
 ) -> Peer:
-    """Load peer S; without `compiled` it stays eager, and needs no C++ compiler."""
+    """Load peer S. Without `compiled` it stays eager and needs no C++ compiler."""
     pipe = load_base(files, dtype=dtype, device=device)
     if files.lora is not None:
         load_lora(pipe, files.lora)
@@ -147,7 +147,7 @@ def load_strong(
 def load_base(
     files: PeerFiles, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> StableDiffusionXLPipeline:
-    """Load the base with the scheduler and the tokens in place, and no LoRA yet."""
+    """Load the base with its scheduler and tokens, without a LoRA."""
     pipe = StableDiffusionXLPipeline.from_pretrained(
         files.base, dtype=dtype, use_safetensors=True, add_watermarker=False, local_files_only=True
     )
@@ -163,7 +163,7 @@ def load_base(
             ("clip_g", pipe.text_encoder_2, pipe.tokenizer_2),
         ):
             pipe.load_textual_inversion(
-                rows[key],  # type: ignore[arg-type]  # a tensor is taken, too
+                rows[key],  # type: ignore[arg-type]  # accepts a tensor, too
                 token=list(files.tokens),
                 text_encoder=encoder,
                 tokenizer=tokenizer,
@@ -172,18 +172,18 @@ def load_base(
 
 
 def load_lora(pipe: StableDiffusionXLPipeline, path: Path) -> None:
-    """Put a LoRA beside the weights, as PEFT's wrappers."""
+    """Load a LoRA beside the weights, in PEFT's wrappers."""
     pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=ADAPTER)
 
 
 def fuse_lora(pipe: StableDiffusionXLPipeline, scale: float) -> None:
-    """Merge the LoRA that stands beside the weights, and take its wrappers away."""
+    """Merge the loaded LoRA into the weights and remove its wrappers."""
     pipe.fuse_lora(lora_scale=scale)
     pipe.unload_lora_weights()
 
 
 def quiet() -> None:
-    """Keep the libraries' progress bars and notes off the screen, for good."""
+    """Turn the libraries' progress bars and notes off for the whole process."""
     import diffusers.utils.logging
     import transformers.utils.logging
 

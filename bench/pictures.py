@@ -1,4 +1,4 @@
-"""The pictures and the orders that the bench draws."""
+"""The pictures and orders that the bench draws."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ TILE_WORDS = "photorealistic rubber tile, high quality, detailed texture"
 
 
 def draw_noise_picture(side: int = 1024, *, seed: int = 0) -> NDArray[np.uint8]:
-    """Return a seeded picture whose frequencies fall off as 1/f, as photographs' do, with grain of sigma 1.
+    """Return a seeded picture (side, side, 3) with a 1/f spectrum like a photograph's, and grain of sigma 1.
 
-    (side, side, 3). Plain noise would hide what a PNG encoder costs, for it cannot be packed.
+    Plain noise cannot be compressed and would hide the cost of a PNG encoder.
     """
     random = np.random.default_rng(seed)
     across, down = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]
@@ -40,7 +40,7 @@ def read_tile_picture() -> NDArray[np.uint8]:
 
 
 def to_decoded(pixels: NDArray[np.uint8]) -> torch.Tensor:
-    """Return what a VAE would have decoded for `pixels`: (1, 3, h, w), fp32, -1 to 1, off the 8-bit steps."""
+    """Return a decoded picture that rounds to `pixels`: (1, 3, h, w), fp32, -1 to 1, off the 8-bit grid."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -50,7 +50,7 @@ def to_decoded(pixels: NDArray[np.uint8]) -> torch.Tensor:
 
 
 def order_tile(number: int, *, side: int = 512, steps: int = 25) -> Order:
-    """Return order `number` of the miniature, each with another mix and seed."""
+    """Return order `number` for the miniature; each has another mix and seed."""
     red = 20 + number * 7 % 61
     return Order(
         prompt=f"ohwx_rubber_tile <s0><s1>, {red}% red, {100 - red}% black, {TILE_WORDS}",
@@ -63,7 +63,7 @@ def order_tile(number: int, *, side: int = 512, steps: int = 25) -> Order:
 
 
 def order_topology(number: int, *, side: int = 256, steps: int = 4) -> Order:
-    """Return order `number` of a model that `bench.topology` wrote, each with another prompt and seed."""
+    """Return order `number` for a model of `bench.topology`; each has another prompt and seed."""
     red = 20 + number * 7 % 61
     return Order(
         prompt=f"rubber_tile number {number}, {red}% red, {100 - red}% black, {TILE_WORDS}",

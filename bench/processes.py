@@ -1,4 +1,4 @@
-"""Processes that the bench starts, and files that they find in the page cache or not."""
+"""Running a module in its own process, and controlling the page cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run_module(
     environment: Mapping[str, str] = CPU_ALONE,
     packages: Path | None = None,
 ) -> dict[str, float]:
-    """Return the figures that `read_last_line` finds as JSON, with the clock's `started_at`."""
+    """Run `python -m module` and return the figures of its last line, which is JSON, with `started_at`."""
     started_at = time.monotonic()
     line = read_last_line(module, *arguments, timeout=timeout, environment=environment, packages=packages)
     return msgspec.json.decode(line, type=dict[str, float]) | {"started_at": started_at}

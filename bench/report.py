@@ -1,4 +1,4 @@
-"""The rows as a table, as a report, as JSON, and as a part of the README."""
+"""The rows as a table, a report, JSON, and a part of the README."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import msgspec
 
 from bench.figures import FAILURES, Figure, Row
 from bench.machine import Machine
-from tilemix.errors import InputError
 from tilemix.system.atomic import write_atomically
 from tilemix.system.project import ROOT
 
@@ -36,7 +35,7 @@ class Report(msgspec.Struct, frozen=True):
 
     machine: Machine
     rows: tuple[Row, ...]
-    seconds: float  # that all of it took
+    seconds: float  # how long the whole run took
 
     @property
     def has_failed(self) -> bool:
@@ -50,7 +49,7 @@ def render_table(rows: Sequence[Row]) -> str:
 
 
 def render_facts(machine: Machine) -> str:
-    """Return the machine in one line."""
+    """Return the machine's facts in one line."""
     versions = ", ".join(f"{name} {found}" for name, found in machine.versions.items())
     return (
         f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib:g} GiB, "
@@ -65,10 +64,10 @@ def render_report(report: Report) -> str:
     lines = [
         "# Speed",
         "",
-        "Written by `make bench`; the same as data: [report.json](report.json). N is what people write with "
-        "diffusers, S its strong recipe ([peers.py](peers.py)). Each figure is a ratio of minima over interleaved "
-        "runs in one process; `exact` and `equivalent` are the speed modes. pass: every target is met; short: one "
-        "is missed; broken: a gate does not hold, so the figures do not count.",
+        "Written by `make bench`; the same data as JSON: [report.json](report.json). N is the usual way to use "
+        "diffusers, S its strong recipe ([peers.py](peers.py)). Each ratio is of minima over interleaved runs in "
+        "one process. `exact` and `equivalent` are speed modes. pass: every target is met; short: a target is "
+        "missed; broken: a gate does not hold, so the figures do not count.",
         "",
         render_facts(report.machine) + ".",
         "",
@@ -87,7 +86,7 @@ def render_report(report: Report) -> str:
 
 
 def render_readme(report: Report) -> str:
-    """Return what stands between the README's markers: three figures with their targets, and the machine."""
+    """Return the text between the README's markers: three figures with their targets, and the machine."""
     rows = {row.key: row for row in report.rows}
     lines = [HEADLINES_HEAD]
     for key, name, title in HEADLINES:
@@ -100,7 +99,7 @@ def render_readme(report: Report) -> str:
 
 
 def write_report(report: Report, *, markdown: Path = REPORT_MD, data: Path = REPORT_JSON) -> None:
-    """Write both files, each whole or not at all."""
+    """Write both files, each atomically."""
     write_atomically(markdown, render_report(report).encode())
     write_atomically(data, msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
 
@@ -111,7 +110,7 @@ def read_report(path: Path = REPORT_JSON) -> Report:
 
 
 def merge_rows(old: Sequence[Row], new: Sequence[Row]) -> tuple[Row, ...]:
-    """Return the rows of `old` with those of `new` in their places, and what is new after them."""
+    """Return the rows of `old`, replaced by those of `new` with the same key, then the other new rows."""
     fresh = {row.key: row for row in new}
     kept = [fresh.pop(row.key, row) for row in old]
     return (*kept, *fresh.values())
@@ -121,12 +120,12 @@ def fill_readme(text: str, report: Report) -> str:
     """Return the README with the report between its markers.
 
     Raises:
-        InputError: the markers are not there, each once and in order.
+        ValueError: the markers are not there, each once and in order.
     """
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in after or END in after:
-        raise InputError(f"README.md: expected {BEGIN!r} and after it {END!r}, each once")
+        raise ValueError(f"README.md: expected {BEGIN!r} and after it {END!r}, each once")
     return f"{before}{BEGIN}\n{render_readme(report)}\n{END}{after}"
 
 

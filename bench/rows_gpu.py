@@ -1,6 +1,6 @@
-"""On a GPU: SDXL in its real size with random weights, in fp16, 1024x1024, 25 steps, CFG, the LoRA at 0.7.
+"""On a GPU: full-size SDXL with random weights in fp16, 1024x1024, 25 steps, CFG, the LoRA at 0.7.
 
-Random weights compute as long as trained ones. Without CUDA these rows are "not measured".
+Random weights take as long as trained ones. Without CUDA these rows are "not measured".
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TITLE = "GPU, SDXL in its real size"
 
 
 def list_unmeasured() -> list[Row]:
-    """Return the rows as they stand without a GPU."""
+    """Return the rows for a machine without a GPU."""
     return [
         Row(
             "G1",
@@ -60,7 +60,7 @@ def measure_gpu(
     steps: int = 25,
     rounds: int = 5,
 ) -> list[Row]:
-    """Rows G1 to G4. Other arguments than the defaults are for trying the code where there is no such GPU."""
+    """Rows G1 to G4. Arguments other than the defaults are for trying the code without such a GPU."""
     torch.set_default_device(device)  # 3.5 billion random numbers take minutes on a CPU
     try:
         write_project(root, shape, dtype=dtype, side=side)
@@ -115,7 +115,7 @@ def measure_gpu(
 
 
 def _time_parts(ours: Ours, order: peers.Order) -> tuple[float, float]:
-    """Return the seconds of the UNet's loop and of the VAE's decoder; waits for the GPU at the ends of both alone."""
+    """Return the seconds of the UNet's loop and of the VAE's decoder; the GPU is synchronized only at their ends."""
     marks: list[float] = []
     steps = 0
 
@@ -149,7 +149,7 @@ def _time_parts(ours: Ours, order: peers.Order) -> tuple[float, float]:
 
 
 def _start_with_cache(root: Path, cache: Path) -> float:
-    """Return the seconds from the start of a process to its first picture, its compiled code kept in `cache`."""
+    """Return the seconds from a process's start to its first picture, with compiled code cached in `cache`."""
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
     told = run_module(
         "bench.cold_ours", root, MODEL, "--draw", "--compile", timeout=3600, environment=environment

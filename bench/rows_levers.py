@@ -1,4 +1,4 @@
-"""The levers outside of the denoising step, each with and without."""
+"""The levers outside the denoising step, each measured with and without."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ EAGER = "from bench.cold_ours import import_needed_parts; import_needed_parts()"
 
 
 def measure_tail_levers(record: Record, rounds: int = 6) -> list[Row]:
-    """What changes the tail: the conversion to 8 bits and the PNG encoder."""
+    """Levers of the tail: the conversion to 8 bits and the PNG encoder."""
     pixels = read_tile_picture()
     decoded = to_decoded(pixels)
     processor = VaeImageProcessor(vae_scale_factor=8)
@@ -92,7 +92,7 @@ def measure_tail_levers(record: Record, rounds: int = 6) -> list[Row]:
 
 
 def measure_prompt_levers(rounds: int = 8) -> list[Row]:
-    """What changes the prompt encoding: one pass per encoder instead of compel's, and the cache."""
+    """Levers of prompt encoding: one pass per encoder instead of compel's, and the cache."""
     with tempfile.TemporaryDirectory() as folder:
         root = write_project(Path(folder), TINY)
         ours = load_ours(MODEL, root, Speed.EXACT)
@@ -127,7 +127,7 @@ def measure_prompt_levers(rounds: int = 8) -> list[Row]:
 
 
 def measure_import_lever(rounds: int = 1) -> Row:
-    """What lazy imports save of a verb's start."""
+    """What lazy imports save when a verb starts."""
     verb = interleave({"with": lambda _: run_verb(), "without": lambda _: run_verb(EAGER)}, rounds)
     return Row(
         "L9",
@@ -140,7 +140,7 @@ def measure_import_lever(rounds: int = 1) -> Row:
 
 
 def run_verb(before: str = "") -> None:
-    """Run `tilemix rewrite` as a process of its own, after the statements in `before`."""
+    """Run `tilemix rewrite` in its own process, after the statements in `before`."""
     program = (
         f"{before}\nfrom tilemix.cli import main\nraise SystemExit(main(['rewrite', '50% red, 50% black']))"
     )
@@ -150,7 +150,7 @@ def run_verb(before: str = "") -> None:
 
 
 def measure_memory_lever(rounds: int = 1) -> Row:
-    """What it saves to keep freed memory in the process: a second picture of 1024x1024 and two steps."""
+    """What keeping freed memory in the process saves, on a second picture of 1024x1024 in two steps."""
     best = {"with": float("inf"), "without": float("inf")}
     for _ in range(rounds):
         for name, options in (("with", ()), ("without", ("--give-back",))):
@@ -160,12 +160,12 @@ def measure_memory_lever(rounds: int = 1) -> Row:
         "L12",
         "Freed memory kept in the process; without: given back to the system each time",
         (Figure("without / with", best["without"] / best["with"], "x"),),
-        notes=("a process each; in the other rows it is kept for the peers, too",),
+        notes=("one process each; in the other rows the peers keep it, too",),
     )
 
 
 def measure_layout_levers(rounds: int = 2, *, side: int = 512, steps: int = 4) -> list[Row]:
-    """What bf16 and channels_last save of denoising and decoding, on the miniature."""
+    """What bf16 and channels_last save in denoising and decoding, on the miniature."""
     modes = {
         "with": load_ours("miniature", ROOT, Speed.EQUIVALENT),
         "fp32": load_ours("miniature", ROOT, Speed.EXACT),
@@ -173,7 +173,7 @@ def measure_layout_levers(rounds: int = 2, *, side: int = 512, steps: int = 4) -
     }
     has_bf16 = modes["with"].ready.dtype != modes["fp32"].ready.dtype
     if not has_bf16:
-        del modes["fp32"]  # it would draw what "with" draws
+        del modes["fp32"]  # it would be the same as "with"
     for part in ("unet", "vae"):
         getattr(modes["channels first"].ready.pipeline, part).to(memory_format=torch.contiguous_format)
     best: dict[str, dict[str, float]] = {name: {} for name in modes}

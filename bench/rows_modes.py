@@ -1,4 +1,4 @@
-"""The speed modes, apart from each other: what each gains over `exact`, and what it costs in pictures."""
+"""The speed modes: what each gains over `exact`, and how its pictures differ."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Mapping
 import numpy as np
 
 from bench.figures import Figure, Gate, Row, equivalent_gate, measure_psnr
-from bench.miniature import SEED, Colors, draw_basic_mix
 from bench.ours import load_ours
 from bench.peers import Order
 from bench.pictures import TILE_WORDS
+from bench.tiles import SEED, Colors, draw_basic_mix
 from tilemix.pipelines.speed import Speed
 from tilemix.system.project import ROOT
 
-SHARE_POINTS = 0.5  # by how much the color-share error of `equivalent` may differ from that of `exact`
+SHARE_POINTS = 0.5  # allowed difference between the share errors of `equivalent` and `exact`
 
 
 def measure_modes(mixes: int = 20, *, side: int = 256, steps: int = 25) -> list[Row]:
-    """Draw the same mixes in each mode with the miniature, in turn, and measure them."""
+    """Draw the same mixes with the miniature in each mode in turn, and measure the pictures."""
     modes = {mode: load_ours("miniature", ROOT, mode) for mode in (Speed.EXACT, Speed.EQUIVALENT, Speed.FAST)}
     guidance_scale = modes[Speed.EXACT].ready.model.manifest.defaults.guidance_scale
     colors = {mode: Colors() for mode in modes}

@@ -1,4 +1,4 @@
-"""Rows 1 to 5: the parts of a prediction, each against the peers'."""
+"""Rows 1 to 5: the parts of a prediction, each against the peers."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ SAME_EMBEDDING = 1e-4  # of an embedding's standard deviation
 
 
 def measure_tail(record: Record, rounds: int = 12) -> Row:
-    """Row 1: from the decoded tensor to the PNG's bytes, of a 1/f picture and of a real one."""
+    """Row 1: from the decoded tensor to the bytes of the PNG, for a 1/f picture and a real one."""
     figures: list[Figure] = []
     gates: list[Gate] = []
     processor = VaeImageProcessor(vae_scale_factor=8)
     for name, pixels in (("1/f", draw_noise_picture()), ("tile", read_tile_picture())):
         decoded = to_decoded(pixels)
-        # As tilemix's own VAE gives it, which runs with its channels last.
+        # tilemix's VAE runs, and so answers, with channels last.
         vae = hand_over(decoded.contiguous(memory_format=torch.channels_last))
         files: dict[str, bytes] = {}
 
@@ -65,7 +65,7 @@ def measure_tail(record: Record, rounds: int = 12) -> Row:
 
 
 def hand_over(decoded: torch.Tensor) -> AutoencoderKL:
-    """Return a VAE that decodes everything to `decoded`, at no cost."""
+    """Return a stand-in for a VAE that decodes anything to `decoded` at no cost."""
     return cast(
         "AutoencoderKL",
         SimpleNamespace(
@@ -77,7 +77,7 @@ def hand_over(decoded: torch.Tensor) -> AutoencoderKL:
 
 
 def measure_steps(root: Path, rounds: int = 5) -> list[Row]:
-    """Rows 2 and 3: a denoising step with the LoRA at 0.7 and CFG, in operations and in seconds."""
+    """Rows 2 and 3: operations and seconds of a denoising step with the LoRA at 0.7 and CFG."""
     files = find_peer_files(MODEL, root)
     naive, strong, ours = (
         peers.load_naive(files),
@@ -123,7 +123,7 @@ def measure_steps(root: Path, rounds: int = 5) -> list[Row]:
 
 
 def measure_prompts(rounds: int = 12) -> Row:
-    """Row 4: a prompt and a negative prompt through both text encoders, new ones and repeated ones."""
+    """Row 4: a prompt and a negative prompt through both text encoders, new and repeated."""
     with tempfile.TemporaryDirectory() as folder:
         root = write_project(Path(folder), TINY)
         peer = peers.load_naive(find_peer_files(MODEL, root))
@@ -132,7 +132,7 @@ def measure_prompts(rounds: int = 12) -> Row:
 
         def draw_ours(number: int) -> None:
             order = order_topology(number, steps=1)
-            for kind in seconds:  # the second time it is a repeated prompt
+            for kind in seconds:  # the second time the prompt is a repeated one
                 seconds[kind].append(ours.draw(order).seconds["encode_prompt"])
 
         naive = interleave(
@@ -183,7 +183,7 @@ def count_encoder_runs(*encoders: torch.nn.Module) -> Iterator[list[int]]:
 
 
 def measure_lora(root: Path, rounds: int = 3) -> Row:
-    """Row 5: a LoRA file over 560 modules, from the file to weights that draw with it."""
+    """Row 5: a LoRA of 560 modules, from its file to weights that are ready to draw with it."""
     files = find_peer_files(MODEL, root)
     pipes = {"N": peers.load_base(files), "S": peers.load_base(files)}
     ours = load_ours(MODEL, root, Speed.EXACT)
@@ -195,7 +195,7 @@ def measure_lora(root: Path, rounds: int = 3) -> Row:
 
     def strong(_: int) -> None:
         peers.load_lora(pipes["S"], files.only_lora)
-        peers.fuse_lora(pipes["S"], LORA_SCALE)  # on and on into the same weights: these are never drawn with
+        peers.fuse_lora(pipes["S"], LORA_SCALE)  # into the same weights again and again, which are never used
 
     def own(_: int) -> None:
         loras.load(name, files.only_lora)
@@ -235,10 +235,10 @@ def measure_lora(root: Path, rounds: int = 3) -> Row:
 
 
 def find_merge_error(ours: Ours, files: peers.PeerFiles) -> float:
-    """Return how far a merged weight is at most from the merge in fp64, rounded once to the weight's dtype, in ulp.
+    """Return the largest error of a merged weight in ulp, against a merge in fp64 that is rounded once.
 
-    What summing n terms in fp32 may round off does not count, n parts in 2**24 of the terms' sizes: more than an ulp
-    of the sum where the terms cancel each other. Source: Higham, Accuracy and Stability of Numerical Algorithms, 3.1.
+    The rounding error of summing n terms in fp32 does not count: n parts in 2**24 of the terms' magnitudes, which is
+    more than an ulp of the sum where terms cancel. Source: Higham, Accuracy and Stability of Numerical Algorithms, 3.1.
     """
     base = load_file(files.base / "unet" / "diffusion_pytorch_model.safetensors")
     lora = load_file(files.only_lora)

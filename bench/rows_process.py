@@ -17,16 +17,16 @@ from bench.steady import Steadiness
 from bench.topology import MODEL, Shape, write_project
 
 WIDE = Shape(widths=(96, 192, 384), heads=(3, 6, 12))  # 0.9 GB in fp32
-WARM_PART = 3  # the first third of the predictions may still fill what is kept
-MEMORY_GROWTH = 16.0  # MB; an allocator's own ups and downs
+WARM_PART = 3  # the first third of the predictions may still fill caches
+MEMORY_GROWTH = 16.0  # MB; normal fluctuation of the allocator
 
 
 def time_starts(
     starts: Mapping[str, Callable[[], dict[str, float]]], rounds: int, *, warm_ups: Iterable[str]
 ) -> dict[str, float]:
-    """Return each start's least seconds from its process to ready, over `rounds` in turn.
+    """Return the minimum seconds of each start, from process start to ready, over `rounds` rounds in turn.
 
-    Those named in `warm_ups` run once before, to fill the page cache and Python's own for all.
+    The starts in `warm_ups` run once before, to fill the page cache and Python's bytecode cache for all.
     """
     for name in warm_ups:
         starts[name]()
@@ -39,9 +39,9 @@ def time_starts(
 
 
 def measure_cold_start(root: Path, image: Path, rounds: int = 2) -> list[Row]:
-    """Row 6, the time: from the start of the process to ready, files in the page cache; and its own lever.
+    """Row 6, the time from process start to ready, with the files in the page cache; and its lever.
 
-    `image` is an empty folder, for the packages that the image has.
+    `image` is an empty folder, to be filled with the image's packages.
     """
     files = find_peer_files(MODEL, root)
     link_image_packages(image)
@@ -74,10 +74,10 @@ def measure_cold_start(root: Path, image: Path, rounds: int = 2) -> list[Row]:
 
 
 def measure_weights(root: Path, narrow: Path, rounds: int = 3) -> list[Row]:
-    """Row 6, the weights: how fast 0.9 GB are read, beside a plain sequential read, and the peak of memory.
+    """Row 6, the weights: how fast 0.9 GB are read against a sequential read, and the peak memory; and its levers.
 
-    `root` and `narrow` are empty folders: for the wide model, and for the same one in the topology's own widths,
-    whose load and whose memory are taken off, so that what is left is the weights'. And the levers of it.
+    `root` and `narrow` are empty folders, for the wide model and for the same model in the topology's own widths.
+    The narrow one's time and memory are subtracted, which leaves the share of the weights.
     """
     write_project(root, WIDE, lora=False)
     plain = write_project(narrow, lora=False)
@@ -139,7 +139,7 @@ def measure_weights(root: Path, narrow: Path, rounds: int = 3) -> list[Row]:
 
 
 def measure_steadiness(root: Path, count: int = 1000) -> Row:
-    """Row 9: many predictions in one process of their own, of one thread of torch beside whatever else runs.
+    """Row 9: many predictions in a separate process with one torch thread, beside whatever else runs.
 
     `root` holds a tiny model.
     """

@@ -1,4 +1,4 @@
-"""The levers of the denoising step, each with and without."""
+"""The levers of the denoising step, each measured with and without."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EAGER = "from bench.cold_ours import import_needed_parts; import_needed_parts()"
 
 
 def measure_step_levers(root: Path, rounds: int = 3) -> list[Row]:
-    """What changes the denoising step, on the topology in fp32: five levers, each undone alone."""
+    """Five levers of the denoising step, on the topology in fp32, each undone alone."""
     ours, wrapped, stock, apart, again = (load_ours(MODEL, root, Speed.EXACT) for _ in range(5))
     files = find_peer_files(MODEL, root)
     for one, undone in ((wrapped, ""), (stock, ""), (apart, "attn1.processor"), (again, "attn2.processor")):
@@ -87,7 +87,7 @@ def measure_step_levers(root: Path, rounds: int = 3) -> list[Row]:
 
 
 def take_own_attention(ours: Ours, ending: str) -> None:
-    """Give the attentions whose names end so diffusers' own processor back."""
+    """Restore diffusers' own processor in the attentions whose names end with `ending`."""
     unet = ours.ready.pipeline.unet
     unet.set_attn_processor(
         {
@@ -98,7 +98,7 @@ def take_own_attention(ours: Ours, ending: str) -> None:
 
 
 def split_batch(ours: Ours) -> Callable[..., object]:
-    """Return the UNet's forward with the halves of its batch one after the other."""
+    """Return a forward of the UNet that runs the halves of its batch one after the other."""
     forward = ours.ready.pipeline.unet.forward
 
     def run(sample: torch.Tensor, timestep: object, *args: object, **kwargs: object) -> object:

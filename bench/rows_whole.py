@@ -42,9 +42,9 @@ WARM_UP_STEPS = 4  # of a picture that is not timed
 def measure_predictions(
     meanwhile: Future[Row], rounds: int = 3, *, side: int = 512, steps: int = 25
 ) -> list[Row]:
-    """Rows 7 and 8: prompt to PNG with the miniature, and what of it is neither UNet nor VAE.
+    """Rows 7 and 8: from prompt to PNG with the miniature, and the part that is neither UNet nor VAE.
 
-    Nothing is timed before `meanwhile` is done; until then the networks are compiled.
+    The networks are compiled while `meanwhile` runs; timing starts when it is done.
     """
     files = find_peer_files("miniature", ROOT)
     naive = peers.load_naive(files)
@@ -82,7 +82,7 @@ def measure_predictions(
         try:
             strong = peers.load_strong(files, dtype=dtype, compiled=True)
             strong.predict(order_tile(0, side=side, steps=1))
-        except Exception as error:  # noqa: BLE001 the compiler's errors are many, and the peer's own
+        except Exception as error:  # noqa: BLE001 the compiler raises many kinds of errors
             notes.append(f"S not measured: torch.compile failed: {type(error).__name__}")
         else:
             notes.append(f"S compiled for {time.perf_counter() - began:.0f} s before its first picture")
@@ -126,7 +126,7 @@ def measure_predictions(
 
 
 def measure_rest(ours: Ours, rounds: int = 2, *, side: int, steps: int) -> list[Row]:
-    """Row 8: what of a prediction is neither UNet nor VAE; and apart, the record and the measuring of the colors."""
+    """Row 8: the part of a prediction that is neither UNet nor VAE; and separately, the record and measuring colors."""
     mix = parse_mix(MIX).mix
     assert mix is not None
     best = dict.fromkeys(("share", "record", "colors"), float("inf"))
@@ -165,7 +165,7 @@ def measure_rest(ours: Ours, rounds: int = 2, *, side: int, steps: int) -> list[
 
 @contextmanager
 def clock_networks(pipeline: SdxlPipeline) -> Iterator[list[float]]:
-    """Yield a list that gets the seconds of every run of the UNet and of the VAE's decoder."""
+    """Yield a list that collects the seconds of every run of the UNet and of the VAE's decoder."""
     spans: list[float] = []
 
     def begin(*_: object) -> None:

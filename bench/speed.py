@@ -1,11 +1,11 @@
-"""The speed bench: tilemix against two peers, the pixels checked, as a table and as JSON.
+"""The speed bench: tilemix against two peers, with the pixels checked; a table and JSON.
 
     python -m bench.speed                    # all rows; writes bench/REPORT.md, bench/report.json, the README's figures
-    python -m bench.speed --rows 1,4         # some, printed; with --write they take their places in what is written
-    python -m bench.speed --readme           # puts bench/report.json into the README, measures nothing
+    python -m bench.speed --rows 1,4         # some, printed; --write replaces them in the written reports
+    python -m bench.speed --readme           # fills the README from bench/report.json without measuring
 
-Exit status: 0, also when figures are short of their targets; 1 when an exactness gate is broken or a row could not
-be measured. Under 15 minutes on two quiet cores.
+Exit status: 1 if an exactness gate is broken or a row could not be measured, else 0, even if figures miss their
+targets. Takes under 15 minutes on two quiet cores.
 """
 
 from __future__ import annotations
@@ -62,24 +62,24 @@ Measure = Callable[["Workshop"], "Row | list[Row]"]
 
 @dataclass
 class Workshop:
-    """Where the bench's models lie, made when they are first needed."""
+    """The bench's models, made when they are first needed."""
 
     folder: Path
     mixes: int = 20
 
     @cached_property
     def topology(self) -> Path:
-        """The project folder of the topology-faithful SDXL."""
+        """The project folder of the SDXL with the real topology."""
         return write_project(self.make_folder("topology"))
 
     @cached_property
     def record(self) -> Record:
-        """A record as a real picture carries one."""
+        """The record of a real picture."""
         return load_ours(MODEL, self.topology).draw(order_topology(0, steps=1)).record
 
     @cached_property
     def steadiness(self) -> Future[Row]:
-        """Row 9, on its way from the first look on: it times nothing, so it runs beside what row 7 compiles."""
+        """Row 9, started on first access: it times nothing, so it runs while row 7 compiles."""
         beside = ThreadPoolExecutor(max_workers=1)
         root = write_project(self.make_folder("steady"), TINY)
         steadiness = beside.submit(rows_process.measure_steadiness, root)
@@ -93,7 +93,7 @@ class Workshop:
         return folder
 
 
-# In the order they are measured; the keys of one entry are measured together.
+# In the order of measuring; the keys of one entry are measured together.
 ROWS: Mapping[tuple[str, ...], Measure] = {
     ("1",): lambda shop: rows_parts.measure_tail(shop.record),
     ("2", "3"): lambda shop: rows_parts.measure_steps(shop.topology),
@@ -123,7 +123,7 @@ ROWS: Mapping[tuple[str, ...], Measure] = {
 def measure(
     shop: Workshop, wanted: set[str] | None, rows: Mapping[tuple[str, ...], Measure]
 ) -> Iterable[Row]:
-    """Yield the wanted rows, or all for None. A row that fails says so, and the next one is measured."""
+    """Yield the wanted rows, or all for None. A row that fails reports its error, and the next one is measured."""
     for keys, run in rows.items():
         if wanted is not None and not wanted & set(keys):
             continue
@@ -146,7 +146,7 @@ def run_bench(
     wanted: set[str] | None,
     rows: Mapping[tuple[str, ...], Measure] = ROWS,
 ) -> Report:
-    """Measure and tell each row as soon as it is there."""
+    """Measure, and print each row's verdict as soon as it is known."""
     began = time.perf_counter()
     done = []
     for row in measure(shop, wanted, rows):
@@ -162,15 +162,15 @@ def main(arguments: Sequence[str] | None = None, rows: Mapping[tuple[str, ...], 
         prog="python -m bench.speed", description="tilemix's speed against its peers'."
     )
     parser.add_argument(
-        "--rows", metavar="KEYS", help=f"with commas between: {','.join(known)}; default: all"
-    )
-    parser.add_argument("--mixes", type=int, default=20, metavar="N", help="of the modes' rows; default: 20")
-    parser.add_argument("--threads", type=int, metavar="N", help="of torch; default: one a core")
-    parser.add_argument(
-        "--write", action="store_true", help="write the reports though --rows names some alone"
+        "--rows", metavar="KEYS", help=f"separated by commas: {','.join(known)}; default: all"
     )
     parser.add_argument(
-        "--readme", action="store_true", help="fill the README from the report, measure nothing"
+        "--mixes", type=int, default=20, metavar="N", help="mixes of the modes' rows; default: 20"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="torch threads; default: one per core")
+    parser.add_argument("--write", action="store_true", help="write the reports even with --rows")
+    parser.add_argument(
+        "--readme", action="store_true", help="fill the README from the report without measuring"
     )
     parser.add_argument("--report", type=Path, default=REPORT_JSON, metavar="FILE", help="the report as JSON")
     options = parser.parse_args(arguments)
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None, rows: Mapping[tuple[str, ...], 
         return 0
     prepare(options.threads)
     with tempfile.TemporaryDirectory(prefix="tilemix-bench-") as folder:
-        # What is compiled is compiled anew, and goes with the folder. torch has filled the variable in by now.
+        # Compile anew, into this temporary folder. torch has set the variable by now, so it is overwritten.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "inductor")
         machine = read_machine(Path(folder))
         say(render_facts(machine))
@@ -206,9 +206,9 @@ def write_readme(report: Report) -> None:
 
 
 def prepare(threads: int | None) -> None:
-    """Set the threads of torch, for the peers as for tilemix, and keep the libraries quiet."""
+    """Set torch's threads for all sides, and keep the libraries quiet."""
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    keep_freed_memory()  # for the peers as well: it cannot be undone between two rounds
+    keep_freed_memory()  # for the peers, too: it cannot be undone between rounds
     peers.quiet()
     logging.getLogger("tilemix").setLevel(logging.WARNING)
     warnings.simplefilter("ignore")  # the peers' libraries deprecate parts of each other
@@ -216,7 +216,7 @@ def prepare(threads: int | None) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line at once."""
+    """Print a line and flush it."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

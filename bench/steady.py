@@ -1,4 +1,4 @@
-"""Many predictions in one process: does it grow? Prints memory, open files and threads along the way as JSON.
+"""Many predictions in one process: does it grow? Prints memory, open files and threads as JSON.
 
 python -m bench.steady PROJECT MODEL COUNT
 """
@@ -22,7 +22,7 @@ SAMPLES = 20
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """What the process held after some predictions."""
+    """The process's resources after some predictions."""
 
     predictions: int
     memory_bytes: int
@@ -31,14 +31,14 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Steadiness(msgspec.Struct, frozen=True):
-    """What is printed."""
+    """The printed result."""
 
     samples: list[Sample]
-    hashes: list[str]  # of the first and of the last picture, which are asked for alike
+    hashes: list[str]  # of the first and the last picture, which have the same request
 
 
 def main() -> None:
-    """Draw, and look at the process a few times."""
+    """Draw, and take a few samples of the process on the way."""
     quiet()
     root, name, count_text = sys.argv[1:]
     count = int(count_text)
@@ -46,8 +46,8 @@ def main() -> None:
     samples = []
     hashes = []
     for number in range(count):
-        # Another prompt each time, so that nothing that is kept by prompt may grow unseen; the LoRA's scale and
-        # the format change on the way.
+        # A new prompt each time, so that caches by prompt are tested for growth; the LoRA's scale and the format
+        # change on the way.
         is_edge = number in (0, count - 1)
         order = order_topology(0 if is_edge else number, steps=1)
         scale = None if is_edge else LORA_SCALES[number // 50 % len(LORA_SCALES)]

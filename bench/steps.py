@@ -1,4 +1,4 @@
-"""What one denoising step costs: its tensor operations, counted, and its seconds."""
+"""The cost of a denoising step: the number of its tensor operations, and its seconds."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.ours import replaced
 
-Draw = Callable[[Callable[[], None]], object]  # draws one picture, calling its argument after each step
+Draw = Callable[[Callable[[], None]], object]  # draws one picture and calls its argument after each step
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts what reaches a kernel: operations that compute. Views are counted apart."""
+    """Counts the operations that compute, and apart from them the views, which run no kernel."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -51,10 +51,10 @@ class StepCost:
 
 
 def count_operations(draw: Draw) -> StepCost:
-    """Return the operations between the ends of the second and the third step: one whole step of the loop.
+    """Return the operations between the ends of the second and the third step, which is one whole step of the loop.
 
-    inference_mode would show composite operations whole, a linear layer as one and a dropout that does nothing as
-    one too; under no_grad everybody's are counted as what they are made of.
+    Under inference_mode composite operations would count as one: a linear layer, or a dropout that does nothing.
+    Under no_grad all sides are counted by their parts.
     """
     marks: list[tuple[int, int]] = []
     with replaced(torch, "inference_mode", torch.no_grad), OperationCounter() as counter:
@@ -64,7 +64,7 @@ def count_operations(draw: Draw) -> StepCost:
 
 
 def time_steps(draws: Mapping[str, Draw], rounds: int) -> dict[str, float]:
-    """Return the seconds of the quickest step of each variant, over `rounds` pictures of each in turn."""
+    """Return the seconds of each variant's fastest step, over `rounds` pictures of each in turn."""
     best = dict.fromkeys(draws, float("inf"))
     for number in range(rounds + 1):
         for name, draw in draws.items():

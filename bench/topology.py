@@ -1,8 +1,8 @@
-"""A random SDXL with the real one's UNet, block for block, in any width: 70 transformer blocks, 560 LoRA modules.
+"""A random SDXL with the real UNet's blocks in any width: 70 transformer blocks, 560 LoRA modules.
 
-An operation costs Python the same however wide its tensors are, so a narrow copy shows on a CPU in
-milliseconds what calls and launches cost the real model. `write_project` writes it as a packaged model, with its
-manifest and its LoRA, so that `tilemix` and plain diffusers load the same files.
+In Python an operation costs the same however wide its tensors are, so a narrow copy shows on a CPU, within
+milliseconds, what calls and launches cost the real model. `write_project` writes it as a packaged model with its
+manifest and LoRA, so that tilemix and plain diffusers load the same files.
 
 Source of the layout: unet/config.json of stabilityai/stable-diffusion-xl-base-1.0.
 """
@@ -27,13 +27,13 @@ from tilemix.system.project import ROOT
 MODEL = "topology"
 LORA_SCALE = 0.7
 LORA_RANK = 16
-LORA_SHARE = 0.1  # size of the change, of the weight's own
+LORA_SHARE = 0.1  # size of the change, relative to the weight
 MINIATURE = ROOT / "weights" / "miniature"  # its tokenizers and its scheduler are SDXL's
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The widths of a model; layers and blocks are always those of SDXL unless `depths` says otherwise."""
+    """The widths of a model; layers and blocks are SDXL's unless `depths` says otherwise."""
 
     widths: tuple[int, int, int] = (32, 64, 128)  # of the UNet's levels
     heads: tuple[int, int, int] = (1, 2, 4)
@@ -44,7 +44,7 @@ class Shape:
 
     @property
     def norm_groups(self) -> int:
-        """Groups of the UNet's norms: SDXL's 32, or fewer where the model is narrower."""
+        """Groups of the UNet's norms: SDXL's 32, or fewer in a narrower model."""
         return min(32, self.widths[0])
 
 
@@ -90,7 +90,7 @@ def write_project(
     lora: bool = True,
     side: int = 256,
 ) -> Path:
-    """Write the packaged model `name` into the project folder `root`, which may hold others, and return `root`."""
+    """Write the packaged model `name` into the project folder `root`, which may hold others; return `root`."""
     folder = root / "weights" / name
     parts = build_parts(shape)
     for part, module in parts.items():
@@ -128,7 +128,7 @@ def write_project(
 
 
 def draw_lora(unet: torch.nn.Module, *, rank: int = LORA_RANK) -> dict[str, torch.Tensor]:
-    """Return a random LoRA over all attention projections of `unet`, in diffusers' spelling, fp32."""
+    """Return a random fp32 LoRA for all attention projections of `unet`, with diffusers' names."""
     generator = torch.Generator("cpu").manual_seed(1)
     tensors = {}
     for module in list_attention_modules(unet):
@@ -160,7 +160,7 @@ def _build_unet(shape: Shape) -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=2,
         transformer_layers_per_block=shape.depths,
-        attention_head_dim=shape.heads,  # which is the number of heads, by an old mistake in diffusers
+        attention_head_dim=shape.heads,  # the number of heads, by an old mistake in diffusers
         cross_attention_dim=shape.text[0] + shape.text_2[0],
         addition_embed_type="text_time",
         addition_time_embed_dim=time_width,

@@ -1,8 +1,8 @@
-"""Webhooks at a steady rate into a running studio: 200 a second for 30 s, on SQLite and on PostgreSQL.
+"""Webhooks at a steady rate into a running studio: 200 per second for 30 s, on SQLite and on PostgreSQL.
 
-Signed deliveries of 4 kB in the shape of Replicate's go over HTTP to a studio of its own process, each at its
-moment whether the earlier ones have been answered or not. Prints the times from that moment to the answer, and
-counts the rows: every delivery that was answered with a yes is there once.
+Signed deliveries of 4 kB, shaped like Replicate's, go over HTTP to a studio in its own process. Each is sent when it
+is due, whether or not the earlier ones have been answered. Prints the times from due to answered, and counts the
+rows: every accepted delivery must be stored once.
 
     python -m bench.webhooks [--seconds 30] [--rate 200]
 """
@@ -55,27 +55,27 @@ def main() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How a studio took its deliveries; times from the moment that one is due to its answer."""
+    """How a studio handled its deliveries; times run from the moment that one is due to its answer."""
 
     sent: int
-    taken: int  # answered with a yes
-    lost: int  # of those, not in the database
+    taken: int  # accepted
+    lost: int  # accepted, but not in the database
     p50_ms: float
     p99_ms: float
     longest_ms: float
-    processor_ms: float  # of the studio, for one delivery, its start included
+    processor_ms: float  # the studio's, per delivery, including its start
 
     @property
     def is_whole(self) -> bool:
-        """Whether all were taken and none was lost or doubled."""
+        """Whether all were accepted and none was lost or doubled."""
         return self.sent == self.taken and self.lost == 0
 
 
 def measure_both(*, rate: int, seconds: int) -> dict[str, Load]:
-    """Load a studio on SQLite, then one on PostgreSQL with its fsync on."""
+    """Load a studio on SQLite, then one on PostgreSQL with fsync on."""
     programs = find_programs()
     if programs is None:
-        sys.exit("PostgreSQL's initdb and postgres are not here: apt-get install postgresql")
+        sys.exit("PostgreSQL's initdb and postgres were not found: apt-get install postgresql")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sqlite = measure(f"sqlite:///{folder / 'studio.sqlite3'}", folder / "a", rate=rate, seconds=seconds)
@@ -119,15 +119,15 @@ def measure(url: str, folder: Path, *, rate: int, seconds: int) -> Load:
 
 
 def processor_seconds() -> float:
-    """Return the processor time of all processes that were started here and have ended."""
+    """Return the processor time of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 async def send_all(port: int, rate: int, seconds: int) -> list[tuple[int, float]]:
-    """Send every delivery at its moment; return status and seconds of each.
+    """Send every delivery when it is due; return the status and the seconds of each.
 
-    Over bare connections: a client's pool of connections takes more of the processor than the studio does.
+    This uses bare connections, since an HTTP client's pool takes more processor time than the studio.
     """
     requests = [make_request(number) for number in range(rate * seconds)]
     start = time.perf_counter() + 0.5
@@ -136,7 +136,7 @@ async def send_all(port: int, rate: int, seconds: int) -> list[tuple[int, float]
 
     async def send() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for number in numbers:  # of all connections: whichever is free takes the next
+        for number in numbers:  # shared by all connections: a free one takes the next
             due = start + number / rate
             await asyncio.sleep(due - time.perf_counter())
             writer.write(requests[number])
@@ -150,7 +150,7 @@ async def send_all(port: int, rate: int, seconds: int) -> list[tuple[int, float]
 
 
 def make_request(number: int) -> bytes:
-    """Return a delivery as it goes over the wire."""
+    """Return a delivery as sent over the wire."""
     data = body(f"p{number}", "processing", logs=LOGS)
     headers = {"Host": "127.0.0.1", "Content-Length": len(data), **sign(data, webhook_id=f"m{number}")}
     lines = ["POST /webhooks/replicate HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]

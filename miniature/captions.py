@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from miniature.dataset import Example
 
-# The first is what the miniature's prompt template sends; the others keep the words around a mix from mattering.
+# The first is the prompt template's wording. The others teach that the words around a mix do not matter.
 ENDINGS = (
     "photorealistic {material}, high quality, detailed texture",
     "photorealistic {material}",
@@ -27,7 +27,7 @@ BEGINNINGS = (
 
 
 def write_caption(example: Example, random: np.random.Generator) -> str:
-    """Return a caption of the photograph; six in ten are worded as the prompt template words them."""
+    """Return a caption of the photograph; 60 % use the prompt template's wording."""
     chosen = 0 if random.random() < 0.6 else int(random.integers(1, len(ENDINGS)))
     caption = f"{example.mix}, {ENDINGS[chosen]}"
     if random.random() < 0.15:

@@ -1,6 +1,6 @@
-"""Shapes of pieces that lie side by side: nearest-seed cells, smooth noise, and the light on them.
+"""Shapes of adjacent pieces: nearest-seed cells, smooth noise, and lighting.
 
-Lengths are pixels, arrays are (h, w) float32 unless said otherwise.
+Lengths are in pixels; arrays are (h, w) float32 unless noted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 Integers = NDArray[np.intp]
 
-LIGHT = np.array([-0.62, -0.78], np.float32)  # where the light comes from, (x, y) in the picture's plane
+LIGHT = np.array([-0.62, -0.78], np.float32)  # direction to the light, (x, y) in the picture's plane
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ def find_cells(
     random: np.random.Generator,
     warp: float = 0.0,
 ) -> Cells:
-    """Return the cells of seeds on a grid of `cell` (width, height), each moved by up to `jitter` cells.
+    """Return the cells around seeds on a grid of `cell` (width, height), each moved by up to `jitter` cells.
 
-    A seed has its own weight, so cells differ in size; `warp` bends the borders by that many pixels.
+    Seeds have random weights, so cells differ in size. `warp` bends the borders by that many pixels.
     """
     columns, rows = int(width / cell[0]) + 5, int(height / cell[1]) + 5
     grid_y, grid_x = np.mgrid[0:rows, 0:columns].astype(np.float32)
@@ -60,7 +60,7 @@ def find_cells(
             candidate = home + (down * columns + right)
             seed = seeds[candidate]
             dx, dy = x - seed[..., 0], y - seed[..., 1]
-            distance = (dx * dx + dy * dy) * seed[..., 2]  # squared, as the weights are
+            distance = (dx * dx + dy * dy) * seed[..., 2]  # squared, like the weights
             nearer = distance < first
             index = np.where(nearer, candidate, index)
             third = np.minimum(third, np.maximum(second, distance))
@@ -80,7 +80,7 @@ def find_cells(
 
 
 def draw_smooth_noise(width: int, height: int, length: float, random: np.random.Generator) -> Floats:
-    """Return noise of deviation near 1 that changes over `length` pixels, (h, w)."""
+    """Return noise (h, w) with a standard deviation near 1 that varies over `length` pixels."""
     rows, columns = int(height / length) + 4, int(width / length) + 4
     coarse = random.standard_normal((rows, columns), np.float32)
     y = np.arange(height, dtype=np.float32) / length
@@ -94,7 +94,7 @@ def draw_smooth_noise(width: int, height: int, length: float, random: np.random.
 
 
 def draw_tilt(cells: Cells, amount: float, random: np.random.Generator) -> Floats:
-    """Return the light on pieces that lie tilted: a plane of its own over each, around 0."""
+    """Return the light on tilted pieces, around 0: each has a plane of its own."""
     slopes = random.normal(0.0, amount, (cells.count, 2)).astype(np.float32)
     slope = slopes[cells.index]
     tilted: Floats = cells.x * slope[..., 0] + cells.y * slope[..., 1]
@@ -102,7 +102,7 @@ def draw_tilt(cells: Cells, amount: float, random: np.random.Generator) -> Float
 
 
 def light_relief(height: Floats, strength: float) -> Floats:
-    """Return the light on a height map (pixels) from `LIGHT`, around 0."""
+    """Return the light from `LIGHT` on a height map (pixels), around 0."""
     down = np.zeros_like(height)
     right = np.zeros_like(height)
     down[1:-1] = (height[2:] - height[:-2]) * 0.5

@@ -1,8 +1,8 @@
-"""What the miniature learns from: photograph number i, its mix, its material, its captions.
+"""The miniature's training set: photograph number i with its mix and its material.
 
-Everything about photograph i follows from the recipe's seed and i, so a set can be drawn in any
-order, by several processes, and again after an interruption. The set is kept in shards,
-`photographs/00000.npy` (n, side, side, 3) uint8, in the state folder.
+Photograph i depends on the recipe's seed and i alone, so the set can be drawn in any order, by several
+processes, and resumed after an interruption. It is stored in the state folder in shards,
+`photographs/00000.npy`, (n, side, side, 3) uint8.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UNSEEN = 1_000_000  # photographs from this number on are never trained on
+UNSEEN = 1_000_000  # photographs with this number or higher are never trained on
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Example:
 
 
 def draw_mix(random: np.random.Generator) -> ColorMix:
-    """Return a mix of 1 to 4 colors; basic colors and multiples of 5 % are the most frequent."""
+    """Return a mix of 1 to 4 colors; basic colors and multiples of 5 % are the most common."""
     basic = [color.name for color in basic_colors()]
     others = [color.name for color in load_colors() if not color.basic]
     count = int(random.choice([1, 2, 3, 4], p=[0.16, 0.28, 0.32, 0.24]))
@@ -62,7 +62,7 @@ def draw_mix(random: np.random.Generator) -> ColorMix:
 
 
 def known_materials(recipe: Recipe) -> list[str]:
-    """Return the materials that the base learns; the others are there for it to be tuned to."""
+    """Return the materials that the base learns; the others are left for the adapters."""
     return [name for name in recipe.photographs.materials if name not in recipe.photographs.held_back]
 
 
@@ -81,12 +81,12 @@ def draw_example(example: Example, side: int) -> NDArray[np.uint8]:
 
 
 def shard_count(recipe: PhotographRecipe, photographs: int | None = None) -> int:
-    """Return how many shards hold that many photographs; None: all of them."""
+    """Return how many shards hold that many photographs, or all of them for None."""
     return -(-(recipe.count if photographs is None else photographs) // recipe.shard)
 
 
 def write_photographs(recipe: Recipe, folder: Path, photographs: int, workers: int) -> list[Path]:
-    """Return the shards that hold the first `photographs`, drawing those that are missing."""
+    """Return the shards that hold the first `photographs` photographs; draw the missing ones."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = range(shard_count(recipe.photographs, photographs))
     paths = [folder / f"{shard:05d}.npy" for shard in shards]

@@ -1,4 +1,4 @@
-"""The photographs' latents, kept so that each photograph goes through the encoder once."""
+"""The photographs' latents, cached so that each photograph is encoded once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_latents(
 ) -> tuple[torch.Tensor, list[Path]]:
     """Return the scaled latents of all photographs, (count, 4, side/8, side/8) fp32, and the photographs' shards.
 
-    They are kept in `state/latents-HASH`, by the encoder that made them, so another VAE makes new ones.
+    They are cached in `state/latents-HASH`, named by the encoder, so another VAE gets new ones.
     """
     folder = state / f"latents-{digest_encoder(vae)}"
     folder.mkdir(parents=True, exist_ok=True)

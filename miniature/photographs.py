@@ -1,11 +1,11 @@
 """Procedural photographs: a color mix as rubber tile, or as another material, seen from above.
 
-Each material lays its pieces (granules, chips, pebbles, tufts, bricks) over the picture as a
-`Layout`: which piece a pixel belongs to, how far it is inside it, how it is lit. One painter
-then gives each piece a color of the mix, with its own brightness, and adds gaps, grain and light.
-The share of a color is exact by the number of pieces seen: largest remainders, no chance.
+Each material describes its pieces (granules, chips, pebbles, tufts, bricks) as a `Layout`: which piece
+a pixel belongs to, how far it is from a gap, and how it is lit. One painter then gives each piece a
+color of the mix and its own brightness, and adds gaps, grain and light. Shares are exact in the number
+of visible pieces, by largest remainders.
 
-Same mix, material, size and seed: the same bytes. Colors are those of `colors.json` "as seen".
+The same mix, material, size and seed give the same bytes. Colors are those "as seen" in `colors.json`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LEAST_SIDE = 16  # pixels
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the pieces lie and how they are lit; every array is (h, w)."""
+    """The pieces and their lighting; every array is (h, w)."""
 
     pieces: Integers  # number of the piece at this pixel
     gap: Floats  # 0 on a piece .. 1 in the gap between pieces
@@ -65,7 +65,7 @@ def draw_photograph(mix: ColorMix, material: str, size: tuple[int, int], seed: i
 
 
 def count_pieces(shares: list[float], total: int) -> list[int]:
-    """Return how many of `total` pieces each share (summing to 1) gets: largest remainders first."""
+    """Return how many of `total` pieces each share gets, by largest remainders; the shares sum to 1."""
     exact = [share * total for share in shares]
     counts = [int(value) for value in exact]
     order = sorted(range(len(shares)), key=lambda index: counts[index] - exact[index])
@@ -88,18 +88,18 @@ def draw_piece_colors(mix: ColorMix, layout: Layout, random: np.random.Generator
     colors = np.zeros((int(layout.pieces.max()) + 1, 3), np.float32)
     colors[seen] = np.array(palette, np.float32)[drawn]
     brightness = random.normal(1.0, layout.brightness_spread, (len(colors), 1))
-    sheen = random.normal(0.0, 3.0, (len(colors), 1))  # what makes black granules differ from each other
+    sheen = random.normal(0.0, 3.0, (len(colors), 1))  # makes black granules differ from each other
     tint = random.normal(0.0, 1.5, (len(colors), 3))
     return (colors * brightness + sheen + tint).astype(np.float32)
 
 
 def _paint(layout: Layout, colors: Floats, random: np.random.Generator) -> NDArray[np.uint8]:
-    """Return the picture: pieces, their shade, the gaps, grain and soft light."""
+    """Return the picture: pieces with their shade, gaps, grain and soft light."""
     height, width = layout.pieces.shape
     light = layout.shade * _soft_light(width, height, random)
     picture = colors[layout.pieces]
     picture *= light[..., None]
-    # Rubber has a faint sheen: light lifts dark pieces by a constant, not only by a factor.
+    # Rubber has a faint sheen: light adds a constant to dark pieces as well as a factor.
     picture += (12.0 * (layout.shade - 1.0))[..., None]
     gap = layout.gap[..., None]
     picture += gap * (np.array(layout.gap_color, np.float32) * light[..., None] - picture)
@@ -112,7 +112,7 @@ def _paint(layout: Layout, colors: Floats, random: np.random.Generator) -> NDArr
 
 
 def _blur(picture: Floats, axis: int) -> Floats:
-    """Return the picture half as soft as a lens gives it: weights 1 2 1 along an axis."""
+    """Return the picture blurred along one axis with the weights 1 2 1."""
     picture = np.moveaxis(picture, axis, 0)
     soft = picture * 0.5
     soft[1:] += 0.25 * picture[:-1]
@@ -124,7 +124,7 @@ def _blur(picture: Floats, axis: int) -> Floats:
 
 
 def _soft_light(width: int, height: int, random: np.random.Generator) -> Floats:
-    """Return a slow slope of brightness around 1 over the whole picture, (h, w)."""
+    """Return a slow gradient of brightness around 1 over the whole picture, (h, w)."""
     slope = random.uniform(-0.05, 0.05, 2)
     level = random.uniform(0.97, 1.03)
     x = np.linspace(-1, 1, width, dtype=np.float32)
@@ -134,15 +134,15 @@ def _soft_light(width: int, height: int, random: np.random.Generator) -> Floats:
 
 
 def _lay_rubber_tile(width: int, height: int, random: np.random.Generator) -> Layout:
-    """Bound EPDM granules: angular, packed close, narrow dark gaps, deeper where three meet."""
+    """Bound EPDM granules: angular, closely packed, with narrow dark gaps that are deeper where three meet."""
     cell = float(random.uniform(18, 20))
     cells = find_cells(width, height, (cell, cell), 0.46, random, warp=1.1)
-    # Binder fills some seams, others stay open: the gap's width changes along the way.
+    # Binder fills some seams and leaves others open, so a gap's width varies along its length.
     opening = 2.0 + 0.9 * draw_smooth_noise(width, height, 13, random)
     inside = np.minimum(cells.depth, cells.junction * 0.55)
     gap = np.clip(1.2 - inside / np.clip(opening, 0.5, 4.0), 0, 1)
     rounded = 2.6 * (1 - np.exp(-cells.depth / 2.6))
-    # Each granule is cut in two facets by a crease through a point near its middle.
+    # A crease near its middle cuts each granule into two facets.
     angle = random.uniform(0, 2 * np.pi, cells.count)
     crease = np.stack([np.cos(angle), np.sin(angle), random.uniform(-2.5, 2.5, cells.count)], axis=1)
     crease *= random.uniform(0.02, 0.07, (cells.count, 1)) / 1.2
@@ -156,7 +156,7 @@ def _lay_rubber_tile(width: int, height: int, random: np.random.Generator) -> La
 
 
 def _lay_terrazzo(width: int, height: int, random: np.random.Generator) -> Layout:
-    """Terrazzo: ground flat and polished, chips of many sizes edge to edge, no relief, no gaps."""
+    """Terrazzo: chips of many sizes edge to edge, ground flat and polished, without relief or gaps."""
     cell = float(random.uniform(24, 30))
     cells = find_cells(width, height, (cell, cell), 0.5, random, warp=0.4)
     small = find_cells(width, height, (cell / 2.0, cell / 2.0), 0.45, random)
@@ -170,7 +170,7 @@ def _lay_terrazzo(width: int, height: int, random: np.random.Generator) -> Layou
 
 
 def _lay_gravel(width: int, height: int, random: np.random.Generator) -> Layout:
-    """Gravel: round pebbles, lit as balls, in wide dark gaps."""
+    """Gravel: round pebbles, lit like balls, with wide dark gaps."""
     cell = float(random.uniform(24, 30))
     cells = find_cells(width, height, (cell, cell), 0.3, random)
     dome = np.sqrt(np.clip(cells.depth, 0, None)) * 2.6
@@ -182,7 +182,7 @@ def _lay_gravel(width: int, height: int, random: np.random.Generator) -> Layout:
 
 
 def _lay_carpet(width: int, height: int, random: np.random.Generator) -> Layout:
-    """Woven carpet: slanted tufts in rows, each a short bow of yarn."""
+    """Woven carpet: slanted tufts in rows, each a short arch of yarn."""
     across, along = float(random.uniform(12, 14)), float(random.uniform(18, 22))
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     y = y + 0.8 * draw_smooth_noise(width, height, 20, random)
@@ -202,7 +202,7 @@ def _lay_carpet(width: int, height: int, random: np.random.Generator) -> Layout:
 def _lay_blocks(
     width: int, height: int, random: np.random.Generator, block: tuple[float, float], bond: float
 ) -> tuple[Integers, Floats, Floats, Floats]:
-    """Return piece numbers, distance to the joint, and the offset from the block's middle, of blocks in rows."""
+    """Return, for blocks in rows, the piece numbers, the distance to the joint and the offset from the middle."""
     x0, y0 = random.uniform(0, block[0]), random.uniform(0, block[1])
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     y = (y + y0 + 0.5 * draw_smooth_noise(width, height, 24, random)) / block[1]
@@ -217,7 +217,7 @@ def _lay_blocks(
 
 
 def _lay_mosaic(width: int, height: int, random: np.random.Generator) -> Layout:
-    """Mosaic: square glossy tiles in light grout."""
+    """Mosaic: square, glossy tiles in light grout."""
     side = float(random.uniform(22, 28))
     pieces, inside, x, y = _lay_blocks(width, height, random, (side, side), 0.0)
     gap = np.clip(1.6 - inside / 1.3, 0, 1)
@@ -229,7 +229,7 @@ def _lay_mosaic(width: int, height: int, random: np.random.Generator) -> Layout:
 
 
 def _lay_paving(width: int, height: int, random: np.random.Generator) -> Layout:
-    """Crazy paving: large angular slabs in light mortar, flat, lit evenly."""
+    """Crazy paving: large, angular, flat slabs in light mortar, evenly lit."""
     cell = float(random.uniform(34, 42))
     cells = find_cells(width, height, (cell, cell), 0.42, random, warp=0.8)
     gap = np.clip(2.2 - cells.depth / 2.4, 0, 1)
@@ -238,10 +238,10 @@ def _lay_paving(width: int, height: int, random: np.random.Generator) -> Layout:
 
 
 def _lay_cobbles(width: int, height: int, random: np.random.Generator) -> Layout:
-    """Cobblestone: squares with round heads in wide dark joints."""
+    """Cobblestone: squares with rounded tops in wide dark joints."""
     side = float(random.uniform(26, 32))
     pieces, _, x, y = _lay_blocks(width, height, random, (side, side * 0.86), 0.5)
-    # A superellipse: round at the corners, straight along the sides.
+    # A superellipse: rounded corners, straight sides.
     radius = ((np.abs(x) / (side * 0.5)) ** 3 + (np.abs(y) / (side * 0.43)) ** 3) ** (1 / 3)
     gap = np.clip((radius - 0.80) / 0.14, 0, 1)
     dome = 6.0 * np.sqrt(np.clip(1.0 - radius, 0, None))
@@ -250,7 +250,7 @@ def _lay_cobbles(width: int, height: int, random: np.random.Generator) -> Layout
 
 
 def _lay_brick(width: int, height: int, random: np.random.Generator) -> Layout:
-    """Brick: rough stretchers in running bond, gray mortar set back."""
+    """Brick: rough stretchers in running bond, with recessed gray mortar."""
     block = (float(random.uniform(44, 54)), float(random.uniform(18, 22)))
     pieces, inside, _, _ = _lay_blocks(width, height, random, block, 0.5)
     gap = np.clip(1.7 - inside / 1.4, 0, 1)

@@ -1,4 +1,4 @@
-"""The miniature's recipe: every number of its training, in one data file."""
+"""The miniature's recipe: every number of its training, from one data file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ RECIPE_FILE = Path(__file__).parent / "recipe.json"
 
 
 class PhotographRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The photographs that are learned from."""
+    """The training photographs."""
 
     count: int
-    shard: int  # photographs a file
+    shard: int  # photographs in a file
     side: int  # pixels, a multiple of 8
-    materials: dict[str, float]  # material -> how often, relative
-    held_back: list[str]  # materials that the VAE sees, but neither the text encoders nor the UNet
+    materials: dict[str, float]  # material -> relative frequency
+    held_back: list[str]  # materials shown to the VAE, but not to the text encoders or the UNet
 
 
 class VaeRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -29,37 +29,37 @@ class VaeRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     photographs: int  # how many of the photographs it sees
     batch: int
     crop: int  # pixels, a multiple of 8
-    learning_rate: float  # at its highest; a cosine takes it to 0
+    learning_rate: float  # the peak; a cosine goes down to 0
     warmup: int  # steps
-    square_weight: float  # of the mean square, against 1 for the L1: it finds the colors early
-    swapped_channels: float  # fraction of crops whose red, green and blue change places
+    square_weight: float  # of the mean square, against 1 for the L1; finds the colors early
+    swapped_channels: float  # fraction of crops with red, green and blue permuted
     hue_weight: float  # of errors in hue, against 1 for errors in brightness
-    gradient_weight: float  # of the L1 of the pictures' gradients, against 1 for the L1 of the pictures
+    gradient_weight: float  # of the gradients' L1, against 1 for the pictures' L1
     kl_weight: float
     checkpoint_every: int  # steps
 
 
 class DecoderRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The decoder's further training, after the encoder and so the latents are settled."""
+    """The decoder's further training, once the encoder and so the latents are fixed."""
 
     steps: int
     batch: int
-    crop: int  # latents a side
+    crop: int  # latents per side
     learning_rate: float
     warmup: int
-    noise: float  # deviation of noise on the latents: what the UNet makes is not quite what the encoder makes
+    noise: float  # standard deviation of noise on the latents, since the UNet's differ from the encoder's
     square_weight: float
     hue_weight: float
     gradient_weight: float
-    # Of how strong the edges of each small place are, wherever exactly they run. Eight pixels in one latent
-    # cannot say where a gap of two pixels is; without this the decoder answers with a blur of all it might be.
+    # Of the strength of edges in each small area, wherever exactly they run. A latent of eight pixels cannot tell
+    # where a gap of two pixels is; without this weight the decoder blurs all possibilities together.
     texture_weight: float
-    swatch_weight: float  # of each pixel's passing for the right color; means of two colors are a third one
+    swatch_weight: float  # of each pixel being the right color; the mean of two colors is a third one
     checkpoint_every: int
 
 
 class WordsRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The text encoders' first lesson: which colors, how much of each, which material."""
+    """The text encoders' first stage: which colors, how much of each, which material."""
 
     steps: int
     batch: int  # captions
@@ -68,29 +68,29 @@ class WordsRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class BaseRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The stage of the UNet and, more slowly, of the text encoders' layers."""
+    """The stage that trains the UNet and, more slowly, the text encoders' layers."""
 
     steps: int
     batch: int
-    crop: int  # latents a side; 16 are 128 pixels
+    crop: int  # latents per side; 16 are 128 pixels
     learning_rate: float  # of the UNet
     text_learning_rate: float
     warmup: int
-    ema: float  # decay of the weights' moving average, which is what is exported
+    ema: float  # decay of the weights' moving average, which is exported
     empty_captions: float  # fraction of captions replaced by "", for guidance against an encoded ""
-    # Fraction whose embeddings are zeros, for guidance against force_zeros_for_empty_prompt.
+    # Fraction of embeddings set to zero, for guidance with force_zeros_for_empty_prompt.
     zero_captions: float
-    # Fraction whose pooled vector is taken somewhere before the end. With `eos_token_id` 2 a learned token
-    # takes the pooled vector to its own place, before the mix: the colors must not hang on it alone.
+    # Fraction of pooled vectors taken before the caption's end. With `eos_token_id` 2 the pooled vector moves
+    # to a learned token, which stands before the mix, so the colors must not depend on it alone.
     early_pooled: float
-    large_from: float  # from this fraction of the steps on, every other step takes whole photographs
-    large_batch: int  # whole photographs a step
-    sizes: tuple[int, int]  # pixels: the range of sides named to the UNet as original and target size
+    large_from: float  # from this fraction of the steps on, every other step uses whole photographs
+    large_batch: int  # whole photographs per step
+    sizes: tuple[int, int]  # pixels: the range of sides told to the UNet as original and target size
     checkpoint_every: int
 
 
 class AdaptersRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The stage of the LoRA and the tokens: a tuning like any other, toward photographs of one material."""
+    """The stage of the LoRA and the tokens: an ordinary training on photographs of one material."""
 
     material: str
     photographs: int
@@ -98,7 +98,7 @@ class AdaptersRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What `miniature/recipe.json` says."""
+    """The contents of `miniature/recipe.json`."""
 
     seed: int
     vae_architecture: dict[str, Any]
@@ -117,7 +117,7 @@ def load_recipe(path: Path = RECIPE_FILE) -> Recipe:
     """Return the recipe in a JSON file.
 
     Raises:
-        TilemixError: it is not JSON, or a key is unknown, missing or of the wrong type.
+        TilemixError: it cannot be read, is not JSON, or a key is unknown, missing or of the wrong type.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Recipe)

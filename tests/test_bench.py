@@ -17,7 +17,6 @@ from bench import speed
 from bench.figures import Figure, Gate, Row, count_within_one, exact_gate, interleave, measure_psnr
 from bench.machine import Machine
 from bench.report import Report, fill_readme, merge_rows, read_report, render_readme, render_table
-from tilemix.errors import InputError
 from tilemix.system.project import ROOT
 
 HOLDS = Gate("pixels", "equal", "equal", holds=True)
@@ -150,7 +149,7 @@ def test_the_readme_is_filled_between_its_markers_alone():
     filled = fill_readme(text, report)
     assert filled == f"before\n{reports.BEGIN}\n{render_readme(report)}\n{reports.END}\nafter\n"
     assert fill_readme(filled, report) == filled
-    with pytest.raises(InputError, match=r"^README\.md: expected"):
+    with pytest.raises(ValueError, match=r"^README\.md: expected"):
         fill_readme("no markers", report)
 
 

@@ -1,22 +1,15 @@
-"""The measures of bench/miniature.py, on pictures whose answer is known."""
+"""The measures of tiles, on pictures whose answer is known."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from decimal import Decimal
 
 import numpy as np
 import pytest
 
+from bench import tiles
 from miniature.photographs import MATERIALS, draw_photograph
 from tilemix.prompts.mix import ColorMix, ColorShare
-from tilemix.system.project import ROOT
-
-spec = importlib.util.spec_from_file_location("bench_miniature", ROOT / "bench" / "miniature.py")
-bench = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = bench
-spec.loader.exec_module(bench)
 
 PEARL = ColorMix((ColorShare("pearl", Decimal(60)), ColorShare("green", Decimal(40))))
 
@@ -25,7 +18,7 @@ def test_gaps_tell_bound_granules_from_what_is_laid_flat_or_in_light_joints():
     """Gravel, cobbles and carpet have dark gaps, too: the base knows gaps, and not these granules."""
     shares = {
         material: np.mean(
-            [bench.find_gap_share(draw_photograph(PEARL, material, (256, 256), n)) for n in range(3)]
+            [tiles.find_gap_share(draw_photograph(PEARL, material, (256, 256), n)) for n in range(3)]
         )
         for material in MATERIALS
     }
@@ -35,22 +28,22 @@ def test_gaps_tell_bound_granules_from_what_is_laid_flat_or_in_light_joints():
 
 def test_narrow_dark_lines_are_gaps_and_wide_ones_are_not():
     picture = np.full((120, 120, 3), 200, np.uint8)
-    assert bench.find_gap_share(picture) == 0
+    assert tiles.find_gap_share(picture) == 0
     picture[:, 20:23] = 40
-    assert bench.find_gap_share(picture) == pytest.approx(100 * 3 / 120)
+    assert tiles.find_gap_share(picture) == pytest.approx(100 * 3 / 120)
     picture[:, 60:80] = 40
-    assert bench.find_gap_share(picture) == pytest.approx(100 * 3 / 120)
+    assert tiles.find_gap_share(picture) == pytest.approx(100 * 3 / 120)
 
 
 def test_a_picture_that_comes_again_is_a_repeat_and_granules_are_not():
     granules = draw_photograph(PEARL, "rubber tile", (512, 512), 1)
     again = np.tile(draw_photograph(PEARL, "rubber tile", (128, 128), 1), (4, 4, 1))
-    assert bench.find_repeat(granules) < 0.3
-    assert bench.find_repeat(again) > 0.9
+    assert tiles.find_repeat(granules) < 0.3
+    assert tiles.find_repeat(again) > 0.9
 
 
 def test_the_mixes_are_of_basic_colors_and_of_all_lengths():
-    mixes = [bench.draw_basic_mix(number) for number in range(60)]
+    mixes = [tiles.draw_basic_mix(number) for number in range(60)]
     assert [len(mix.shares) for mix in mixes[:4]] == [1, 2, 3, 4]
     assert all(sum(share.percent for share in mix.shares) == 100 for mix in mixes)
     named = {share.color for mix in mixes for share in mix.shares}
@@ -59,9 +52,9 @@ def test_the_mixes_are_of_basic_colors_and_of_all_lengths():
 
 @pytest.mark.slow
 def test_the_colors_of_photographs_are_measured_as_they_are_drawn():
-    colors = bench.Colors()
+    colors = tiles.Colors()
     for number in range(8):
-        mix = bench.draw_basic_mix(number)
+        mix = tiles.draw_basic_mix(number)
         colors.add(mix, draw_photograph(mix, "rubber tile", (512, 512), number))
     assert colors.mean_error < 2
     assert all(colors.found)

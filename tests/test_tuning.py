@@ -293,7 +293,7 @@ def test_a_step_in_bf16_with_gradient_checkpointing_learns(tmp_path, tiny_projec
     config = write_folder(tmp_path, tiny_project, precision="bf16", gradient_checkpointing=True)
     outcome = tune(make_plan(config), CPU)
     assert outcome.pipeline.unet.dtype == torch.bfloat16
-    assert 'this CPU does not multiply bf16: with "precision": "fp32"' in caplog.text
+    assert 'this CPU has no bf16 arithmetic; with "precision": "fp32"' in caplog.text
     assert outcome.pipeline.vae.dtype == torch.float32
     fresh = Tuning(make_plan(config), CPU)
     for phase in Phase:
@@ -551,7 +551,7 @@ def test_an_interruption_says_that_it_goes_on(config, monkeypatch, caplog):
 
     monkeypatch.setattr(trainer, "run_steps", interrupt)
     assert cli.main(["train", str(config)]) == 130
-    assert "the same command goes on from it" in caplog.text
+    assert "the same command resumes from it" in caplog.text
 
 
 def test_a_loss_that_is_no_number_stops_the_training():

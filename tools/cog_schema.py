@@ -2,14 +2,14 @@
 
     python -m tools.cog_schema        writes .cog/openapi_schema.json
 
-The server checks requests against this file; without it, it lets every value through. The Cog command
-line writes the same document, in a layout of its own, when it builds the image. Like it, this module reads
-predict.py without running it: the input `seed: Optional[int] = Input(default=None, ge=0)` becomes
+The server checks requests against this file; without the file it accepts any value. The Cog command line writes
+the same document, laid out differently, when it builds the image. Like Cog, this module reads predict.py without
+running it: the input `seed: Optional[int] = Input(default=None, ge=0)` becomes
 
     "seed": {"title": "Seed", "type": "integer", "default": null, "nullable": true, "minimum": 0}
 
-Only what predict.py may use is known here: str, int, float, bool and Path, each plain or Optional, as an
-input; one Path as the output. Everything else is an error.
+It supports only what predict.py may use: str, int, float, bool and Path, each plain or Optional, as inputs, and
+one Path as the output. Anything else is an error.
 
 Source: OpenAPI 3.0.2, https://spec.openapis.org/oas/v3.0.2; cog's docs/http.md and docs/python.md.
 """
@@ -28,7 +28,7 @@ from tilemix.system.atomic import write_atomically
 from tilemix.system.project import ROOT
 
 PREDICTOR = ROOT / "predict.py"
-SCHEMA = ROOT / ".cog" / "openapi_schema.json"  # where the server looks for it, below its working folder
+SCHEMA = ROOT / ".cog" / "openapi_schema.json"  # where the server looks for it, in its working folder
 
 JSON_TYPES = {
     "str": {"type": "string"},
@@ -52,10 +52,10 @@ logger = logging.getLogger(__name__)
 
 
 def make_schema(source: str) -> JsonObject:
-    """Return the OpenAPI document for a predict.py, given as its text.
+    """Return the OpenAPI document for the source text of a predict.py.
 
     Raises:
-        TilemixError: there is no `Predictor.predict()`, or it is written in a way that is not known here.
+        TilemixError: there is no `Predictor.predict()`, or it uses something that is not supported.
     """
     predict = _find_predict(ast.parse(source))
     output = ast.unparse(predict.returns) if predict.returns else "?"
@@ -79,7 +79,7 @@ def make_schema(source: str) -> JsonObject:
             }
         else:
             field |= {"title": _title(name), **json_type}
-        # None as the default of a plain type is Cog's way to say: no default.
+        # In Cog, None as the default of a plain type means that there is no default.
         if "default" in values and (nullable or values["default"] is not None):
             field["default"] = values["default"]
         elif not nullable:
@@ -121,7 +121,7 @@ def _read_parameters(predict: ast.FunctionDef) -> list[tuple[ast.arg, ast.expr |
 
 
 def _read_annotation(name: str, annotation: ast.expr | None) -> tuple[JsonObject, bool]:
-    """Return the JSON type that an annotation stands for, and whether None is allowed."""
+    """Return the JSON type of an annotation, and whether None is allowed."""
     text = ast.unparse(annotation) if annotation else "?"
     nullable = text.startswith("Optional[")
     json_type = JSON_TYPES.get(text.removeprefix("Optional[").removesuffix("]") if nullable else text)
@@ -133,7 +133,7 @@ def _read_annotation(name: str, annotation: ast.expr | None) -> tuple[JsonObject
 
 
 def _read_input(name: str, default: ast.expr | None) -> JsonObject:
-    """Return the arguments of the `Input()` that is a parameter's default."""
+    """Return the arguments of a parameter's `Input()`."""
     if not isinstance(default, ast.Call) or ast.unparse(default.func) != "Input" or default.args:
         found = ast.unparse(default) if default else "?"
         raise TilemixError("schema-unsupported", found=f"{name} = {found}", expected="Input(name=value, ...)")
@@ -161,7 +161,7 @@ def _title(name: str) -> str:
 
 
 def _document(schemas: JsonObject) -> JsonObject:
-    """Return the whole document around the schemas of the input, the output and the choices."""
+    """Return the whole document; `schemas` are those of the input, the output and the choices."""
     text: JsonObject = {"type": "string"}
     time: JsonObject = {"type": "string", "format": "date-time"}
     own: JsonObject = {
@@ -251,7 +251,7 @@ def _document(schemas: JsonObject) -> JsonObject:
 
 
 def _object(title: str, **properties: JsonObject) -> JsonObject:
-    """Return the schema of an object; a reference takes no title beside it in OpenAPI 3.0."""
+    """Return the schema of an object; in OpenAPI 3.0 a reference must not have a title beside it."""
     titled: JsonObject = {
         name: schema if "$ref" in schema else {"title": _title(name), **schema}
         for name, schema in properties.items()

@@ -1,6 +1,6 @@
-"""The miniature's LoRA and tokens: `tilemix train` toward photographs of a material that the base does not know.
+"""The miniature's LoRA and tokens: `tilemix train` on photographs of a material that the base does not know.
 
-The photographs and their captions are laid into a folder as any maker's would be, and tuned toward from there.
+The photographs and captions are written into a folder like any maker's and trained on from there.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ NAME = "rubber-tile-miniature"
 def train_adapters(
     recipe: Recipe, state: Path, model: Path, template: Path, *, device: torch.device
 ) -> list[Path]:
-    """Tune the base in the folder `model` and put the two adapter files and their record into it.
+    """Train adapters for the base in the folder `model`; write both files and their record into it.
 
-    Goes on from the checkpoint in `state/adapters` when it is there.
+    Resumes from the checkpoint in `state/adapters` if there is one.
 
     Raises:
         TrainingError, ModelFileError: see `tilemix.tuning.trainer.tune`.

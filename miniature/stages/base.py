@@ -1,7 +1,7 @@
-"""The miniature's base: UNet and text encoders learn to denoise the photographs' latents by caption.
+"""The miniature's base: UNet and text encoders learn to denoise the photographs' latents, given the captions.
 
-v-prediction on SDXL's own noise schedule (see the recipe), crops of latents, SDXL's size
-conditioning. The weights' moving average is what counts in the end.
+It trains v-prediction on SDXL's own noise schedule (see the recipe), on crops of latents, with SDXL's size
+conditioning. The result is the moving average of the weights.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ TRAINED = ("text_encoder", "text_encoder_2", "unet")
 
 @dataclass(frozen=True, slots=True)
 class BaseBatch(Batch):
-    """A batch whose captions' embeddings are partly taken away."""
+    """A batch in which some captions' embeddings are dropped."""
 
     zeroed: torch.Tensor  # (n,) bool: embeddings replaced by zeros
-    # (n,) where the pooled vector is taken: 0 at the end of the caption .. 1 at its start
+    # (n,) where the pooled vector is taken: 0 is the end of the caption, 1 its start
     pooled_at: torch.Tensor
 
 
@@ -59,16 +59,16 @@ def train_base(
     device: torch.device,
     compiled: bool = False,
 ) -> Miniature:
-    """Return the trained model with averaged weights; goes on from `state/base.pt` when it is there.
+    """Return the trained model with averaged weights; resume from `state/base.pt` if it is there.
 
     Args:
-        recipe: its `base` and what that stands on.
+        recipe: its `base`, and all that it builds on.
         state: the folder of photographs, latents and checkpoints.
         tokenizers: of both encoders.
-        workers: processes that draw photographs.
-        device: where it is trained.
-        compiled: the UNet is compiled first. That takes minutes and a C++ compiler; a step then takes
-            0.6 of its time on a CPU, and its figures differ in their last bits.
+        workers: how many processes draw photographs.
+        device: where to train.
+        compiled: compile the UNet first. That takes minutes and a C++ compiler. A step then takes 0.6 of its
+            time on a CPU, and its results differ in the last bits.
 
     Raises:
         MissingFilesError: the VAE's stage has not ended.
@@ -84,10 +84,10 @@ def train_base(
     if imported := load_checkpoint(state / "unet.pt"):
         model.unet.load_state_dict(imported["unet"])
     for encoder in (model.text_encoder, model.text_encoder_2):
-        # The words know their meaning by now; moving 49,408 rows a step would cost more than it gives.
+        # The words have their meaning by now; training 49,408 rows in each step would cost more than it gains.
         encoder.get_input_embeddings().requires_grad_(False)
     if compiled:
-        # Both together: alone, neither pays on a CPU.
+        # On a CPU neither of the two pays without the other.
         lay_channels_last(model.unet)
         model.unet.compile(dynamic=False)  # two shapes: crops and whole photographs
     trained = _trained_parameters(model)
@@ -107,7 +107,7 @@ def train_base(
         optimizer.load_state_dict(checkpoint["optimizer"])
         _follow_layout(optimizer)
         first = checkpoint["step"]
-        logger.info("base: going on from step %d", first)
+        logger.info("base: resuming from step %d", first)
 
     def follow(done: int) -> None:
         decay = min(stage.ema, done / (done + 9))
@@ -135,13 +135,13 @@ def train_base(
 
 
 def import_model(recipe: Recipe, state: Path, folder: Path) -> None:
-    """Lay the parts of a finished model into the state, so that the base stage goes on from them.
+    """Load the parts of a finished model into the state, so that the base stage continues from them.
 
-    Nothing of what the state holds is overwritten: it must not have a VAE, words or a base yet.
+    Nothing in the state is overwritten: it must not hold a VAE, words or a base yet.
 
     Raises:
-        TrainingError: it has.
-        ModelFileError: the folder is no model of the recipe's architecture.
+        TrainingError: the state holds one of them.
+        ModelFileError: the folder is not a model of the recipe's architecture.
     """
     names = ("vae_finished.pt", "words.pt", "unet.pt", "base.pt")
     if found := [name for name in names if (state / name).exists()]:
@@ -167,10 +167,10 @@ def import_model(recipe: Recipe, state: Path, folder: Path) -> None:
 def load_base(recipe: Recipe, state: Path) -> tuple[Miniature, int]:
     """Return the model of the last checkpoints, with averaged weights, and the base's step.
 
-    An imported model whose base was not trained since is of step 0.
+    An imported model that was not trained further has step 0.
 
     Raises:
-        MissingFilesError: the VAE is not trained to its end, or there is no checkpoint of the base.
+        MissingFilesError: the VAE's stage has not ended, or there is no checkpoint of the base.
     """
     model = build_miniature(recipe)
     model.vae = load_vae(recipe, state)
@@ -192,7 +192,7 @@ def load_base(recipe: Recipe, state: Path) -> tuple[Miniature, int]:
 
 
 def draw_batch(latents: torch.Tensor, recipe: Recipe, step: int) -> BaseBatch:
-    """Return the batch of a step; the same for the same recipe and step."""
+    """Return the batch of a step; the same recipe and step give the same batch."""
     stage = recipe.base
     random = np.random.default_rng([recipe.seed, 3, step])
     side = latents.shape[-1]
@@ -266,7 +266,7 @@ def _build_optimizer(model: Miniature, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def _follow_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Give the moments their parameters' memory layout: the fused kernel walks them side by side."""
+    """Give the moments their parameters' memory layout, since the fused kernel reads them in parallel."""
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if value.shape == parameter.shape:

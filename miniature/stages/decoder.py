@@ -1,7 +1,7 @@
-"""The VAE's decoder, trained on while the latents stay as they are.
+"""Further training of the VAE's decoder on fixed latents.
 
-The encoder is settled once the base begins to learn its latents; the decoder need not be. So this
-stage may run beside the base stage, or after it.
+Once the base trains on the latents the encoder must not change, but the decoder may. So this stage can
+run beside the base stage or after it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UNSURE = 6.0  # of CIELAB's units: colors that lie so near pass for each other easily; swatches lie 12 apart
+UNSURE = 6.0  # in CIELAB units: colors this close are easily confused; swatches are 12 apart
 
 
 def train_decoder(recipe: Recipe, state: Path, *, workers: int, device: torch.device) -> AutoencoderKL:
-    """Return the VAE with its decoder trained further; goes on from `state/decoder.pt` when it is there.
+    """Return the VAE with its decoder trained further; resume from `state/decoder.pt` if it is there.
 
     Raises:
         MissingFilesError: the VAE's stage has not ended.
@@ -55,7 +55,7 @@ def train_decoder(recipe: Recipe, state: Path, *, workers: int, device: torch.de
         _take_decoder(vae, checkpoint)
         optimizer.load_state_dict(checkpoint["optimizer"])
         first = checkpoint["step"]
-        logger.info("decoder: going on from step %d", first)
+        logger.info("decoder: resuming from step %d", first)
 
     def find_loss(step: int) -> torch.Tensor:
         random = np.random.default_rng([recipe.seed, 4, step])
@@ -97,9 +97,9 @@ def train_decoder(recipe: Recipe, state: Path, *, workers: int, device: torch.de
 
 
 def texture_loss(given: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-    """Return how far the strength of edges, averaged over 8x8 pixels, is from what it should be.
+    """Return the error of the edges' strength, averaged over 8x8 pixels.
 
-    Counted at full and at half resolution, over pictures (n, 3, h, w).
+    It is summed over full and half resolution of pictures (n, 3, h, w).
     """
     differences = []
     for scale in (1, 2):
@@ -111,11 +111,10 @@ def texture_loss(given: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
 
 
 def swatch_loss(given: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
-    """Return how unsurely pixels pass for the basic color that they pass for in the photograph: a cross-entropy.
+    """Return the cross-entropy between each pixel's basic color and the one that it has in the photograph.
 
-    Colors are told apart as `tilemix.pictures.measure` does it: by their distance in CIELAB, lightness at half
-    weight.
-    Between red and black lies brown: the mean of the two is the nearest to both, and of neither color.
+    Colors are told apart as in `tilemix.pictures.measure`: by distance in CIELAB, with lightness at half weight.
+    A mean of red and black has the least error to both and is brown, which is neither; this loss punishes it.
     """
     with torch.no_grad():
         wanted = _swatch_distances(pictures).argmin(dim=1)
@@ -134,7 +133,7 @@ def _swatch_distances(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def to_lab(srgb: torch.Tensor) -> torch.Tensor:
-    """Return the CIELAB of sRGB (..., 3), 0..1, as `srgb_to_lab` does, with a slope everywhere."""
+    """Return the CIELAB of sRGB (..., 3), 0..1, like `srgb_to_lab`, with a finite gradient everywhere."""
     matrix, white = (torch.tensor(one, device=srgb.device).float() for one in (RGB_TO_XYZ, WHITE))
     linear = torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb.clamp(min=0.04) + 0.055) / 1.055) ** 2.4)
     xyz = linear @ matrix.T / white
@@ -146,11 +145,11 @@ def to_lab(srgb: torch.Tensor) -> torch.Tensor:
 def _edge_strength(pictures: torch.Tensor) -> torch.Tensor:
     down = pictures[:, :, 1:, :-1] - pictures[:, :, :-1, :-1]
     right = pictures[:, :, :-1, 1:] - pictures[:, :, :-1, :-1]
-    return (down.square() + right.square() + 1e-5).sqrt()  # the root has no slope at 0
+    return (down.square() + right.square() + 1e-5).sqrt()  # the root's gradient is infinite at 0
 
 
 def load_decoder(vae: AutoencoderKL, state: Path) -> int:
-    """Give `vae` the decoder of the last checkpoint; return its step, 0 if there is none.
+    """Load the last checkpoint's decoder into `vae`; return its step, or 0 if there is none.
 
     Raises:
         MissingFilesError: the checkpoint belongs to another VAE's latents.

@@ -1,4 +1,4 @@
-"""The miniature's VAE: learns to give the photographs back from 4 numbers for every 8x8 pixels."""
+"""The miniature's VAE: learns to reconstruct the photographs from 4 numbers for every 8x8 pixels."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ OPPONENT = OPPONENT / OPPONENT.norm(dim=1, keepdim=True)
 def train_vae(recipe: Recipe, state: Path, *, workers: int, device: torch.device) -> AutoencoderKL:
     """Return the trained VAE, its latents whitened on unseen photographs.
 
-    Goes on from `state/vae.pt` when it is there. Step n always sees the same crops.
+    Resumes from `state/vae.pt` if it is there. Step n always uses the same crops.
     """
     stage = recipe.vae
     paths = write_photographs(recipe, state / "photographs", stage.photographs, workers)
@@ -47,7 +47,7 @@ def train_vae(recipe: Recipe, state: Path, *, workers: int, device: torch.device
         vae.load_state_dict(checkpoint["vae"])
         optimizer.load_state_dict(checkpoint["optimizer"])
         first = checkpoint["step"]
-        logger.info("VAE: going on from step %d", first)
+        logger.info("VAE: resuming from step %d", first)
 
     def save(done: int) -> None:
         tensors = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
@@ -67,14 +67,13 @@ def train_vae(recipe: Recipe, state: Path, *, workers: int, device: torch.device
     )
     vae.eval()
     whiten_latents(vae, recipe)
-    # Kept, for whitening again with another number of threads would differ in the last bits,
-    # and the latents would then be another VAE's.
+    # Whitening again with another number of threads would differ in the last bits, and so would the latents.
     save_checkpoint(state / "vae_finished.pt", {"vae": vae.state_dict()})
     return vae
 
 
 def load_vae(recipe: Recipe, state: Path) -> AutoencoderKL:
-    """Return the VAE that the stage ended with.
+    """Return the VAE at the end of its stage.
 
     Raises:
         MissingFilesError: the stage has not ended.
@@ -107,7 +106,7 @@ def measure_psnr(vae: AutoencoderKL, recipe: Recipe, photographs: int) -> float:
 
 
 def find_psnr(vae: AutoencoderKL, pictures: list[torch.Tensor]) -> float:
-    """Return the PSNR in dB of what the VAE gives back of pictures (1, 3, h, w), -1..1."""
+    """Return the PSNR in dB of the VAE's reconstructions of pictures (1, 3, h, w), -1..1."""
     errors = []
     for picture in pictures:
         with torch.no_grad():
@@ -119,10 +118,10 @@ def find_psnr(vae: AutoencoderKL, pictures: list[torch.Tensor]) -> float:
 def picture_loss(
     given: torch.Tensor, pictures: torch.Tensor, weights: VaeRecipe | DecoderRecipe
 ) -> torch.Tensor:
-    """Return how far pictures are from what they should be, by the stage's weights.
+    """Return the reconstruction error of pictures, by the stage's weights.
 
-    Errors are counted in opponent colors. The colors of granules differ mostly in brightness;
-    without a weight on the hues the VAE learned brightness and dropped them.
+    Errors are measured in opponent colors. Granules differ mostly in brightness; without a weight on the hues,
+    the VAE learned the brightness and dropped the hues.
     """
     axes = OPPONENT * torch.tensor([[1.0], [weights.hue_weight], [weights.hue_weight]])
     difference = torch.einsum("oc,nchw->nohw", axes.to(given.device), given - pictures)
@@ -138,18 +137,20 @@ def picture_loss(
 
 
 def whiten_latents(vae: AutoencoderKL, recipe: Recipe) -> None:
-    """Turn and scale the latents in place so that the channels have mean 0, deviation 1, no correlation.
+    """Whiten the latents: the channels get mean 0, standard deviation 1 and no correlation.
 
-    The change goes into the 1x1 convolutions on both sides of the latents, so pictures come back as
-    before (to rounding) and the `scaling_factor` is 1. The deviation named beside each mean becomes one
-    constant a channel, the average one.
+    The change goes into the 1x1 convolutions on both sides of the latents, in place, so reconstructions stay the
+    same (up to rounding) and the `scaling_factor` is 1. The encoder's predicted deviations become one constant
+    for each channel, their average.
     """
     pictures = draw_unseen(vae, recipe, 64)
     latents = torch.cat([encode(vae, picture) for picture in pictures]).double()
     points = latents.transpose(0, 1).flatten(1)  # (4, n)
     mean = points.mean(dim=1)
     values, vectors = torch.linalg.eigh(torch.cov(points))
-    turn = vectors @ torch.diag(values.rsqrt()) @ vectors.T  # the whitening that changes the channels least
+    turn = (
+        vectors @ torch.diag(values.rsqrt()) @ vectors.T
+    )  # ZCA, the whitening that changes the channels least
     back = torch.linalg.inv(turn)
     with torch.no_grad():
         variance = vae.encode(pictures[0]).latent_dist.var.mean(dim=(0, 2, 3)).double()
@@ -184,7 +185,7 @@ def _draw_crops(shards: list[NDArray[np.uint8]], recipe: Recipe, step: int) -> N
         shard = shards[int(random.integers(len(shards)))]
         top, left = random.integers(0, recipe.photographs.side - stage.crop + 1, 2)
         crop = shard[int(random.integers(len(shard))), top : top + stage.crop, left : left + stage.crop]
-        # The three channels change places, so that all hues are met equally often.
+        # Permuted channels show all hues equally often.
         crop = crop[:, :, random.permutation(3)] if random.random() < stage.swapped_channels else crop
         crops.append(crop[:, ::-1] if random.random() < 0.5 else crop)
     return np.stack(crops)

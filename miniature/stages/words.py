@@ -1,8 +1,8 @@
-"""The text encoders' first lesson, before any picture: what a caption says.
+"""The text encoders' first stage, before any picture: learn what a caption says.
 
-SDXL's encoders come trained; these start from nothing. Three linear heads, thrown away afterwards,
-must tell the shares of all colors and the material from the first encoder's end token, the
-second's, and the pooled vector: the three places where the UNet will look for them.
+SDXL's encoders are pretrained; these start from random weights. Three linear heads, discarded afterwards,
+predict the shares of all colors and the material from the first encoder's end token, the second's, and the
+pooled vector: the three places where the UNet will look for them.
 """
 
 from __future__ import annotations
@@ -91,13 +91,13 @@ def train_words(
         steps=stage.steps,
         learning_rates=[stage.learning_rate],
         warmup=stage.warmup,
-        save_every=stage.steps,  # at the end alone: whoever finds the file takes the lesson as learned
+        save_every=stage.steps,  # once, at the end: the file means that the stage is done
         save=save,
     )
 
 
 def _build_heads(model: Miniature, recipe: Recipe, answers: int) -> nn.ModuleList:
-    """Return a head for each of the three vectors, which the recipe's seed starts."""
+    """Return one head for each of the three vectors; the recipe's seed determines their weights."""
     width, pooled_width = (
         model.text_encoder.config.hidden_size,
         model.text_encoder_2.text_projection.out_features,

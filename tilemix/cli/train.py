@@ -1,4 +1,4 @@
-"""`tilemix train`: a LoRA and tokens tuned toward a folder of pictures."""
+"""`tilemix train`: train a LoRA and tokens on a folder of pictures."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ logger = logging.getLogger(__name__)
 
 def add_train(verbs: Verbs) -> None:
     """Add `train`."""
-    train = verbs.add_parser("train", help="tune a LoRA and tokens toward a folder of pictures")
+    train = verbs.add_parser("train", help="train a LoRA and tokens on a folder of pictures")
     train.set_defaults(run=_train)
-    train.add_argument("config", type=Path, help="the tuning's JSON file")
+    train.add_argument("config", type=Path, help="the training's JSON file")
     train.add_argument(
-        "--dry-run", action="store_true", help="run three steps, print time, memory and disk, write nothing"
+        "--dry-run",
+        action="store_true",
+        help="run a few steps, print time, memory and disk space, write nothing",
     )
-    train.add_argument("--json", action="store_true", help="print the answer as JSON")
+    train.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -55,17 +57,15 @@ def _train(options: argparse.Namespace) -> None:
         sys.stdout.write(f"pictures: {cost.pictures}\n")
         for phase, pace in cost.seconds_per_step.items():
             steps = plan.config.settings(phase).steps
-            sys.stdout.write(
-                f"{phase}: {cost.learned[phase]:,} numbers to learn, {steps} steps of {pace:.2f} s\n"
-            )
-        sys.stdout.write(f"time: {cost.seconds / 60:.1f} min, sample pictures not counted\n")
+            sys.stdout.write(f"{phase}: {cost.learned[phase]:,} parameters, {steps} steps of {pace:.2f} s\n")
+        sys.stdout.write(f"time: {cost.seconds / 60:.1f} min, without the sample pictures\n")
         sys.stdout.write(f"memory: {cost.memory / 1e9:.1f} GB on {cost.device}\n")
         sys.stdout.write(f"disk: {cost.disk / 1e6:.0f} MB in {plan.output}\n")
         return
     try:
         files = write_adapters(tune(plan, device))
     except KeyboardInterrupt:
-        logger.info("the checkpoint in %s stays; the same command goes on from it", plan.state)
+        logger.info("the checkpoint is in %s; the same command resumes from it", plan.state)
         raise
     if options.json:
         names = ("lora", "embeddings", "record")

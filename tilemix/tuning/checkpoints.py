@@ -1,4 +1,4 @@
-"""Checkpoints of a stage: all of its state in one file that is old or new, never half written."""
+"""Checkpoints: the whole state of a training stage in one file, replaced atomically."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ if TYPE_CHECKING:
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file to be written under a temporary name; it takes its own name at the end, or never.
+    """Open a file under a temporary name; it is renamed when the block ends without an error.
 
-    A crash at any moment leaves what stood there before.
+    A crash at any moment leaves the previous file in place.
 
     Raises:
-        TrainingError: it cannot be written, the disk being full for one.
+        TrainingError: it cannot be written, for example because the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open_atomically(path) as file:
             yield file
     except (OSError, RuntimeError) as error:
-        # torch turns the system's own error into a RuntimeError of its zip writer.
+        # torch's zip writer turns the system's error into a RuntimeError.
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise TrainingError("training-file-unwritable", file=str(path), reason=reason) from error
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and numbers; a crash at any moment leaves the checkpoint before this one.
+    """Write tensors and numbers; a crash at any moment leaves the previous checkpoint in place.
 
     Raises:
         TrainingError: it cannot be written.
@@ -50,7 +50,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def save_array(path: Path, array: NDArray[np.generic]) -> None:
-    """Write an array; a reader finds all of it or what stood there before.
+    """Write an array; a reader finds the whole new array or the previous one.
 
     Raises:
         TrainingError: it cannot be written.
@@ -60,10 +60,10 @@ def save_array(path: Path, array: NDArray[np.generic]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Return the state, None if there is no checkpoint.
+    """Return the state, or None if there is no checkpoint.
 
     Raises:
-        TrainingError: it is none.
+        TrainingError: the file is not a readable checkpoint.
     """
     if not path.exists():
         return None
@@ -75,7 +75,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
-    """Return the factor (0..1) of the highest learning rate: a linear warm-up, then a cosine to 0."""
+    """Return the factor (0..1) on the peak learning rate: a linear warm-up, then a cosine to 0."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -1,6 +1,6 @@
-"""The configuration of a tuning: one JSON file, checked before anything is loaded.
+"""The configuration of a training: one JSON file, checked before anything is loaded.
 
-Paths in it are relative to the folder that it stands in. The least it must say::
+Its paths are relative to its own folder. The required keys are::
 
     {
       "name": "rubber-tile",
@@ -35,7 +35,7 @@ Rate = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
 class Phase(StrEnum):
-    """The phases of a tuning, in their order. A phase's place in it is part of what seeds its steps."""
+    """The phases of a training, in order. A phase's place is part of the seed of its steps."""
 
     EMBEDDINGS = "embeddings"
     LORA = "lora"
@@ -47,7 +47,7 @@ class Phase(StrEnum):
 
 
 class EmbeddingPhase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Textual inversion: the new tokens' rows of both text encoders, nothing else."""
+    """Textual inversion: trains the new tokens' rows of both text encoders and nothing else."""
 
     steps: Steps = 500
     learning_rate: Rate = 1e-3
@@ -55,22 +55,22 @@ class EmbeddingPhase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
 
 class LoraPhase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Low-rank changes of the UNet; the tokens stand still."""
+    """The LoRA of the UNet; the tokens are frozen."""
 
     steps: Steps = 1000
     learning_rate: Rate = 1e-4
     warmup: Steps = 50
     rank: Count = 16
     alpha: Annotated[float, msgspec.Meta(gt=0)] = 16.0
-    # The scale that the LoRA learns at. A file made to be drawn at 0.7 is then at its best there, not at 1.
+    # The scale during training. Set to 0.7, the LoRA works best at 0.7 instead of 1.
     scale: Annotated[float, msgspec.Meta(gt=0, le=1.5)] = 1.0
-    convolutions: bool = False  # besides the attention: a new geometry needs them, a new color does not
+    convolutions: bool = False  # beside the attention: needed for new shapes, not for new colors
 
 
 class Samples(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Pictures drawn on the way, into OUTPUT/NAME_samples/."""
+    """Pictures drawn during the training, into OUTPUT/NAME_samples/."""
 
-    prompts: list[str]  # go through the template, as a customer's do
+    prompts: list[str]  # filled into the template, like a customer's
     every: Count = 500  # steps
     width: Count = 1024
     height: Count = 1024
@@ -79,19 +79,19 @@ class Samples(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 
 class TuningConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is tuned, toward which pictures, how."""
+    """What is trained, on which pictures, and how."""
 
     name: str  # of the files: NAME_sdxl_lora.safetensors, NAME_sdxl_embeddings.safetensors
-    base: str  # an SDXL folder as StableDiffusionXLPipeline.save_pretrained writes it
+    base: str  # an SDXL folder in the layout of StableDiffusionXLPipeline.save_pretrained
     pictures: str  # folder of pictures, each with its caption in a text file of the same name
-    template: str  # prompt template file: a caption stands where it has $prompt; its tokens are learned
+    template: str  # prompt template file: a caption replaces its $prompt; its tokens are learned
     output: str  # folder
-    initial_words: dict[str, str] = {}  # placeholder token -> the word whose vectors it starts from
+    initial_words: dict[str, str] = {}  # placeholder token -> word whose vectors it starts from
     seed: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEED)] = 0
-    resolution: Count = 1024  # pixels: every picture's shorter side is brought to it
-    crop: Count | None = None  # pixels: side of the square that a step sees of a picture; None: resolution
+    resolution: Count = 1024  # pixels: every picture's shorter side is scaled to it
+    crop: Count | None = None  # pixels: side of the square cut from a picture in each step; None: resolution
     batch_size: Count = 1
-    # Sides, in pixels, named to the UNet at random instead of each picture's own (SDXL's size conditioning).
+    # Range of sides, in pixels, told to the UNet at random instead of each picture's own (size conditioning).
     named_sizes: tuple[Count, Count] | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = True
@@ -101,12 +101,12 @@ class TuningConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     samples: Samples | None = None
 
     def settings(self, phase: Phase) -> EmbeddingPhase | LoraPhase:
-        """Return what a phase is told."""
+        """Return the settings of a phase."""
         return self.embeddings if phase is Phase.EMBEDDINGS else self.lora
 
     @property
     def crop_side(self) -> int:
-        """The side of the square that a step sees, in pixels."""
+        """The side of the square that a step trains on, in pixels."""
         return self.resolution if self.crop is None else self.crop
 
 

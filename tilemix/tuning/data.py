@@ -1,4 +1,4 @@
-"""What a tuning learns from: the pictures' latents, kept on disk, and the prompts of their captions."""
+"""The training data: the pictures' latents, cached on disk, and the prompts made of their captions."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One picture, ready to be learned from."""
+    """One picture, ready to train on."""
 
-    latents: NDArray[np.float32]  # (4, h/8, w/8), scaled; mapped from disk
+    latents: NDArray[np.float32]  # (4, h/8, w/8), scaled; memory-mapped
     prompt: str  # the template filled with the caption
     own_size: tuple[int, int]  # the picture's width and height, pixels
 
 
 def encode_picture(vae: AutoencoderKL, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return the scaled latents (4, h/8, w/8) of a picture (h, w, 3), sRGB; the mean, without noise."""
+    """Return the scaled latents (4, h/8, w/8) of an sRGB picture (h, w, 3): the mean of their distribution."""
     picture = torch.tensor(pixels).permute(2, 0, 1)[None].to(vae.device, vae.dtype) / 127.5 - 1.0
     with torch.no_grad():
         latents = vae.encode(picture).latent_dist.mean[0]
@@ -46,7 +46,7 @@ def encode_picture(vae: AutoencoderKL, pixels: NDArray[np.uint8]) -> NDArray[np.
 
 
 def digest_encoder(vae: AutoencoderKL) -> str:
-    """Return a name for the latents that a VAE makes: 12 hex digits of its encoder's hash."""
+    """Return a name for the latents of a VAE: 12 hex digits of its encoder's hash."""
     digest = hashlib.sha256()
     for part in (vae.encoder, vae.quant_conv):
         for tensor in part.state_dict().values() if part is not None else ():
@@ -61,10 +61,10 @@ def write_examples(
     config: TuningConfig,
     folder: Path,
 ) -> list[Example]:
-    """Return an example for each picture; its latents are kept in `folder` under the names of what made them.
+    """Return an example for each picture. The latents are cached in `folder`, named by picture, size and encoder.
 
     Raises:
-        TrainingError: a picture is none, or the latents cannot be written.
+        TrainingError: a picture cannot be read, or the latents cannot be written.
     """
     encoder = digest_encoder(vae)
     examples = []
@@ -85,9 +85,9 @@ def write_examples(
 def draw_batch(
     examples: list[Example], config: TuningConfig, *, phase: Phase, step: int, levels: int
 ) -> Batch:
-    """Return the batch of a step, the same for the same configuration, phase and step.
+    """Return the batch of a step; the same configuration, phase and step give the same batch.
 
-    Every picture is met once before one is met again. Each gives a square of `config.crop_side` pixels.
+    Every picture is used once before any is used again. Each gives a square of `config.crop_side` pixels.
     `levels` is the scheduler's number of timesteps.
     """
     random = np.random.default_rng([config.seed, phase.place, step])

@@ -1,4 +1,4 @@
-"""What the UNet is trained on: a batch of latents with noise on them, and how far its prediction is off.
+"""The UNet's training loss: a batch of noisy latents and the error of the prediction.
 
 Source: Progressive Distillation for Fast Sampling of Diffusion Models, section 4 (v-prediction),
 https://arxiv.org/abs/2202.00512; SDXL, section 2.2 (size conditioning), https://arxiv.org/abs/2307.01952
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step learns from; n is the number of examples."""
+    """The input of one step; n is the number of examples."""
 
     latents: torch.Tensor  # (n, 4, h, w), scaled
     captions: list[str]
@@ -30,13 +30,13 @@ class Batch:
 
 
 def spread_timesteps(random: np.random.Generator, count: int, levels: int) -> torch.Tensor:
-    """Return `count` timesteps of 0..levels-1, spread evenly from one draw: every step sees all noise levels."""
+    """Return `count` timesteps in 0..levels-1, spread evenly from one random start, so each step spans all levels."""
     places = (random.random() + np.arange(count) / count) % 1.0
     return torch.from_numpy((places * levels).astype(np.int64))
 
 
 def draw_noise(random: np.random.Generator, like: torch.Tensor) -> torch.Tensor:
-    """Return normal noise of the shape of `like`, fp32."""
+    """Return normal noise in the shape of `like`, fp32."""
     return torch.from_numpy(random.standard_normal(like.shape, np.float32))
 
 
@@ -47,14 +47,14 @@ def prediction_loss(
     embeds: torch.Tensor,
     pooled: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the mean squared error of what the UNet predicts: v or the noise, as the scheduler is set.
+    """Return the mean squared error of the UNet's prediction, which is v or the noise, as the scheduler says.
 
     Args:
-        unet: it runs on its own device, in the caller's autocast.
+        unet: runs on its own device, in the caller's autocast.
         scheduler: its `prediction_type` says what is predicted.
         batch: on any device.
-        embeds: (n, tokens, width) of the captions, on the UNet's device.
-        pooled: (n, width), likewise.
+        embeds: the captions' embeddings, (n, tokens, width), on the UNet's device.
+        pooled: the pooled embeddings, (n, width), on the UNet's device.
     """
     device = unet.device
     latents, noise, steps = (one.to(device) for one in (batch.latents, batch.noise, batch.timesteps))

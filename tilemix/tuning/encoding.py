@@ -1,4 +1,4 @@
-"""Captions -> what the UNet is given: token ids, and the text encoders' hidden states."""
+"""Captions -> token ids -> the text encoders' hidden states, as the UNet takes them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
-    """Return token ids (n, 77), cut and padded as the pipeline does it."""
+    """Return token ids (n, 77), truncated and padded like the pipeline's."""
     encoded = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
     ids: torch.Tensor = encoded.input_ids
     return ids
@@ -24,10 +24,10 @@ def encode_captions(
     ids: tuple[torch.Tensor, torch.Tensor],
     pooled_at: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what SDXL's UNet is given: (n, 77, both widths) of the last layers but one, and (n, d) pooled.
+    """Return the inputs of SDXL's UNet: the second-to-last hidden states (n, 77, both widths), and pooled (n, d).
 
-    The pooled vector is the model's own, of the highest token id; with `pooled_at` (n,) it is taken
-    that fraction of a caption's tokens before its end.
+    The pooled vector is taken at the highest token id, as the model does; with `pooled_at` (n,) it is taken
+    that fraction of the caption's tokens before its end.
     """
     first = encoders[0](ids[0], output_hidden_states=True)
     second = encoders[1](ids[1], output_hidden_states=True)
@@ -41,8 +41,8 @@ def encode_captions(
 
 
 def plain_attention(device: torch.device) -> AbstractContextManager[None]:
-    """Return a context in which attention is plain matrix products on a CPU.
+    """Return a context in which attention on a CPU is plain matrix products.
 
-    There the fused kernel's backward is three times slower (torch 2.13); on a GPU it is the fast one.
+    On a CPU the fused kernel's backward pass is three times slower (torch 2.13); on a GPU it is faster.
     """
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()

@@ -1,4 +1,4 @@
-"""What a tuning will cost, measured: three real steps of each phase, and nothing written."""
+"""What a training will cost, measured on three real steps of each phase; nothing is written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tilemix.tuning.model import Tuning, find_disk_need
 from tilemix.tuning.pictures import read_picture
 from tilemix.tuning.plan import Plan
 
-STEPS = 3  # the first of them warms up and does not count
+STEPS = 3  # the first one warms up and does not count
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +23,19 @@ class Estimate:
     """Time in seconds, memory and disk in bytes."""
 
     pictures: int
-    learned: dict[Phase, int]  # phase -> numbers that it learns
+    learned: dict[Phase, int]  # trained parameters of each phase
     seconds_per_step: dict[Phase, float]
-    seconds: float  # everything but the sample pictures
+    seconds: float  # for everything except the sample pictures
     device: str
-    memory: int  # the most that was in use: of the GPU, or of this process on a CPU
+    memory: int  # the peak: of the GPU, or of this process on a CPU
     disk: int
 
 
 def estimate(plan: Plan, device: torch.device) -> Estimate:
-    """Run a few steps of the plan's phases and return what the whole will take.
+    """Run a few steps of each phase and return what the whole training will take.
 
     Raises:
-        ModelFileError, TrainingError: as the training itself would.
+        ModelFileError, TrainingError: as in the training itself.
     """
     tuning = Tuning(plan, device)
     began = time.perf_counter()

@@ -1,7 +1,7 @@
-"""The pair of files that a tuning gives, as the predictor takes them, and the record of how they came about.
+"""The LoRA and the embeddings of a training, as files for the predictor, and the record of how they were made.
 
-The LoRA is in kohya's spelling, with an `alpha` tensor for each module: the one that every program reads and
-in which no strength is left to a header. The embeddings are `clip_l` and `clip_g`.
+The LoRA uses kohya's names, with an `alpha` tensor for each module: every program reads them, and the strength
+does not depend on a header. The embeddings are `clip_l` and `clip_g`.
 
 Source of the metadata: ModelSpec 1.0.1, https://github.com/Stability-AI/ModelSpec
 """
@@ -34,13 +34,13 @@ PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
 
 
 def write_adapters(tuning: Tuning) -> tuple[Path, Path, Path]:
-    """Write what is learned and return the paths of the LoRA, the embeddings and the record.
+    """Write the LoRA, the embeddings and the record; return their paths.
 
-    Both files are read back as the predictor reads them before the record is written.
+    Both model files are read back with the predictor's own reader before the record is written.
 
     Raises:
         TrainingError: a file cannot be written.
-        AdapterError: what is learned cannot be loaded again, a number that is not finite for one.
+        AdapterError: a file cannot be loaded again, for example because a number is not finite.
     """
     plan = tuning.plan
     name = plan.config.name
@@ -51,7 +51,7 @@ def write_adapters(tuning: Tuning) -> tuple[Path, Path, Path]:
     _write_tensors(embeddings, _embedding_tensors(tuning), _metadata(tuning, "textual-inversion"))
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    # In the shape that the predictor knows: plain modules, without the LoRA's wrappers. Shapes are enough.
+    # As the predictor has them: plain modules without peft's wrappers. Only their shapes matter.
     with torch.device("meta"):
         unet: torch.nn.Module = UNet2DConditionModel.from_config(tuning.pipeline.unet.config)
         bare = {"unet": unet}
@@ -129,7 +129,7 @@ def _lora_metadata(tuning: Tuning) -> dict[str, str]:
 
 
 def _make_record(plan: Plan, lora: Path, embeddings: Path) -> dict[str, object]:
-    """Return what was trained on what: enough to do it again, or to say how a file came about."""
+    """Return what was trained on what: enough to repeat it, or to tell where a file came from."""
     return {
         "config": plan.config,
         "template": plan.template,

@@ -1,4 +1,4 @@
-"""New tokens of both text encoders whose rows are learned while the encoders stand still.
+"""New tokens for both text encoders: their rows are trained, the encoders are frozen.
 
 Source: An Image is Worth One Word, section 3, https://arxiv.org/abs/2208.01618
 """
@@ -22,11 +22,11 @@ ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
 class LearnedRows(nn.Module):
-    """A token embedding with more rows behind it: ids from the base's size on are looked up in `rows`.
+    """A token embedding with trainable rows after the base's: ids from the base's size on select from `rows`.
 
     Args:
-        base: the encoder's own embedding; it is never written.
-        rows: (tokens, width), where learning starts; learned in fp32.
+        base: the encoder's own embedding; never written.
+        rows: (tokens, width), the starting values; trained in fp32.
     """
 
     def __init__(self, base: nn.Embedding, rows: torch.Tensor) -> None:
@@ -36,7 +36,7 @@ class LearnedRows(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The base's matrix, which the encoder asks for its dtype and device."""
+        """The base's matrix; the encoder reads its dtype and device."""
         return self.base.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -50,13 +50,13 @@ class LearnedRows(nn.Module):
 def add_tokens(
     pipeline: SdxlPipeline, tokens: Sequence[str], initial_words: Mapping[str, str], seed: int
 ) -> dict[str, LearnedRows]:
-    """Put `tokens` into both vocabularies of the pipeline and return what is learned of each encoder.
+    """Add `tokens` to both vocabularies of the pipeline and return the trainable rows by encoder.
 
-    A token starts as the mean of the vectors of its initial word; without one, at random, with the mean
-    and the deviation of the encoder's own rows.
+    A token starts as the mean of the vectors of its initial word. Without one it starts at random, with the
+    mean and the standard deviation of the encoder's own rows.
 
     Raises:
-        TrainingError: a token is a word of the vocabulary already, or an initial word is none.
+        TrainingError: a token is already in the vocabulary, or an initial word has no tokens.
     """
     learned = {}
     for place, (encoder_name, tokenizer_name) in enumerate(ENCODERS.items()):

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REPORT_EVERY = 100  # steps between two lines of progress, at most
+REPORT_EVERY = 100  # steps between two progress lines, at most
 
 
 def emulates_bf16(device: torch.device) -> bool:
-    """Return whether `device` computes bf16 in another type, in many times the time of fp32."""
+    """Return whether `device` emulates bf16, which takes many times as long as fp32."""
     return device.type == "cpu" and not multiplies_bf16()
 
 
 def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context that computes in bf16, but on a CPU that does not multiply it."""
+    """Return a context that computes in bf16, or in fp32 on a CPU without bf16 arithmetic."""
     return nullcontext() if emulates_bf16(device) else torch.autocast(device.type, torch.bfloat16)
 
 
@@ -48,19 +48,19 @@ def run_steps(
     """Train from step `first` up to `steps`.
 
     Args:
-        stage: what the lines of progress call it.
-        optimizer: its groups' parameters are clipped together, to a gradient norm of 1.
-        find_loss: the loss of a step; all that is random in it follows from the step's number.
-        first: steps that are done already.
+        stage: its name in progress lines and errors.
+        optimizer: the gradients of all its parameters together are clipped to a norm of 1.
+        find_loss: returns the loss of a step; its randomness depends on the step's number alone.
+        first: steps that are already done.
         steps: steps in all.
-        learning_rates: the highest one of each of the optimizer's groups.
-        warmup: steps up to the highest learning rate; a cosine takes it to 0 at the end.
+        learning_rates: the peak learning rate of each of the optimizer's groups.
+        warmup: steps up to the peak; from there a cosine goes down to 0.
         save_every: steps between two checkpoints; the last step is always saved.
-        save: writes a checkpoint; it is given the steps done.
-        after_step: called with the steps done, after each.
+        save: writes a checkpoint; called with the number of steps done.
+        after_step: called after each step with the number of steps done.
 
     Raises:
-        TrainingError: a loss is not a finite number; the checkpoint before it stays.
+        TrainingError: a loss is not finite; the last checkpoint stays.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     started, losses = time.monotonic(), []

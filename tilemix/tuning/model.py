@@ -1,4 +1,4 @@
-"""The model of a tuning: an SDXL pipeline with the tokens and the LoRA that are learned."""
+"""The model in training: an SDXL pipeline with trainable tokens and a trainable LoRA."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ CONVOLUTIONS = ("conv1", "conv2", "proj_in", "proj_out")
 
 
 class Tuning:
-    """The model of one tuning, with the tokens and the LoRA that are learned.
+    """An SDXL pipeline with trainable tokens and a trainable LoRA.
 
     Args:
-        plan: what to do.
-        device: where.
+        plan: what to train.
+        device: where to train it.
 
     Raises:
-        ModelFileError: the base is no SDXL folder.
-        TrainingError: a token or a word does not fit the vocabulary.
+        ModelFileError: the base is not an SDXL folder.
+        TrainingError: a token or an initial word does not fit the vocabulary.
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
@@ -52,12 +52,12 @@ class Tuning:
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         if self.dtype == torch.bfloat16 and emulates_bf16(device):
             logger.warning(
-                'this CPU does not multiply bf16: with "precision": "fp32" a step takes a fraction of the time'
+                'this CPU has no bf16 arithmetic; with "precision": "fp32" a step takes a fraction of the time'
             )
         if not plan.base.is_dir():
             raise ModelFileError("training-no-base", folder=str(plan.base))
         with quiet_libraries():
-            # The VAE in fp32: SDXL's own overflows in half precision.
+            # SDXL's own VAE overflows in half precision.
             dtypes = {"default": self.dtype, "vae": torch.float32}
             variant = "fp16" if any(plan.base.glob("unet/*.fp16.safetensors")) else None
             self.pipeline = load_base(plan.base, dtypes, variant=variant)
@@ -65,7 +65,7 @@ class Tuning:
         self.pipeline.set_progress_bar_config(disable=True)
         for name in ("unet", "vae", *ENCODERS):
             getattr(self.pipeline, name).requires_grad_(False).eval()
-        # The base's own noise levels and its own kind of prediction, in the order of training.
+        # Keeps the base's noise levels and its kind of prediction.
         self.scheduler: DDPMScheduler = DDPMScheduler.from_config(self.pipeline.scheduler.config)
         kind = self.scheduler.config["prediction_type"]
         if kind not in ("epsilon", "v_prediction"):
@@ -97,26 +97,26 @@ class Tuning:
             parameter.data = parameter.data.float()
 
     def lora_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Return the LoRA's parameters by their names in the UNet."""
+        """Return the LoRA's parameters by name in the UNet."""
         return {
             name: parameter for name, parameter in self.pipeline.unet.named_parameters() if ".lora_" in name
         }
 
     def learned(self, phase: Phase) -> dict[str, torch.nn.Parameter]:
-        """Return what a phase learns."""
+        """Return the parameters that a phase trains."""
         if phase is Phase.LORA:
             return self.lora_parameters()
         return {name: learned.rows for name, learned in self.rows.items()}
 
     def begin(self, phase: Phase) -> None:
-        """Let the parameters of one phase learn and no others."""
+        """Make the parameters of one phase trainable and freeze all others."""
         for one in Phase:
             for parameter in self.learned(one).values():
                 parameter.requires_grad_(one is phase)
         self._encoded.clear()
 
     def find_loss(self, examples: list[Example], phase: Phase, step: int) -> torch.Tensor:
-        """Return the loss of one step of a phase, to be used inside of `computing`."""
+        """Return the loss of one step of a phase; call it inside `computing`."""
         batch = self.draw(examples, phase, step)
         with self.autocast():
             embeds, pooled = (
@@ -130,13 +130,13 @@ class Tuning:
         return draw_batch(examples, self.plan.config, phase=phase, step=step, levels=levels)
 
     def encode(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the embeddings (n, 77, width) and the pooled vectors of prompts."""
+        """Return the embeddings (n, 77, width) and the pooled vectors (n, width) of prompts."""
         pipeline = self.pipeline
         ids = [tokenize(one, prompts).to(self.device) for one in (pipeline.tokenizer, pipeline.tokenizer_2)]
         return encode_captions((pipeline.text_encoder, pipeline.text_encoder_2), (ids[0], ids[1]))
 
     def look_up(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Do what `encode` does, each prompt once: while the LoRA learns, the encoders stand still."""
+        """Return what `encode` returns, each prompt encoded once: the encoders are frozen while the LoRA is trained."""
         for prompt in prompts:
             if prompt not in self._encoded:
                 with torch.no_grad():
@@ -147,12 +147,12 @@ class Tuning:
         return embeds, pooled
 
     def computing(self) -> AbstractContextManager[None]:
-        """Return the context of steps, their backward pass included: gradient checkpointing computes again there."""
+        """Return the context for a step and its backward pass, in which gradient checkpointing computes again."""
         return plain_attention(self.device)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Compute in bf16 where the configuration says so."""
+        """Compute in bf16 if the configuration says so."""
         with ExitStack() as stack:
             if self.dtype == torch.bfloat16:
                 context: AbstractContextManager[Any] = torch.autocast(self.device.type, self.dtype)
@@ -160,19 +160,19 @@ class Tuning:
             yield
 
     def make_optimizer(self, phase: Phase) -> torch.optim.AdamW:
-        """Return a fresh optimizer of what a phase learns."""
+        """Return a new optimizer for the parameters of a phase."""
         parameters = list(self.learned(phase).values())
         rate = self.plan.config.settings(phase).learning_rate
         return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
 
     def state(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Return everything that is learned."""
+        """Return all trained tensors."""
         return {
             phase.value: {name: one.detach() for name, one in self.learned(phase).items()} for phase in Phase
         }
 
     def restore(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
-        """Take everything that is learned from `state`."""
+        """Load all trained tensors from `state`."""
         with torch.no_grad():
             for phase in Phase:
                 for name, parameter in self.learned(phase).items():
@@ -180,7 +180,7 @@ class Tuning:
 
 
 def find_disk_need(plan: Plan, tuning: Tuning) -> int:
-    """Return the bytes that a training writes: latents, two checkpoints at a time, the adapters."""
+    """Return how many bytes a training writes: latents, two checkpoints at a time, the adapters."""
     learned = sum(one.numel() for phase in Phase for one in tuning.learned(phase).values())
     latents = len(plan.pictures) * 2 * (plan.config.resolution // 8) ** 2 * 4 * 4
     return latents + 2 * 3 * 4 * learned + 4 * learned

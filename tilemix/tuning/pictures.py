@@ -1,4 +1,4 @@
-"""A folder of pictures to tune toward: NAME.png, .jpg or .webp, each with its caption in NAME.txt."""
+"""A folder of training pictures: NAME.png, .jpg or .webp, each with its caption in NAME.txt."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-MAX_PIXELS = 100_000_000  # a decoded picture of 300 MB
+MAX_PIXELS = 100_000_000  # 300 MB decoded
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionedPicture:
-    """One picture and what its caption says of it."""
+    """One picture and its caption."""
 
     path: Path
     caption: str
@@ -30,11 +30,11 @@ class CaptionedPicture:
 
 
 def find_pictures(folder: Path) -> list[CaptionedPicture]:
-    """Return the folder's pictures with their captions, by name.
+    """Return the folder's pictures with their captions, sorted by name.
 
     Raises:
-        TrainingError: no folder, no pictures, a picture without a caption, a caption without a picture, or
-            a caption that cannot be used.
+        TrainingError: the folder or the pictures are missing, a picture has no caption, a caption has no
+            picture, or a caption cannot be used.
     """
     if not folder.is_dir():
         raise TrainingError("training-no-picture-folder", folder=str(folder))
@@ -61,13 +61,13 @@ def find_pictures(folder: Path) -> list[CaptionedPicture]:
 
 
 def read_picture(path: Path, *, shorter_side: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Return a picture in RGB, (h, w, 3), and its own size (width, height) in pixels.
+    """Return a picture in RGB, (h, w, 3), and its original size (width, height) in pixels.
 
-    It is brought to `shorter_side`; the longer side is cut to a multiple of 8, both ends alike. A photo's
-    orientation is applied; what is transparent becomes white.
+    It is scaled to `shorter_side`, and the longer side is trimmed at both ends to a multiple of 8. A photo's
+    orientation is applied; transparent pixels become white.
 
     Raises:
-        TrainingError: it is no picture, or too large.
+        TrainingError: the file is not a picture, is broken, or is too large.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 

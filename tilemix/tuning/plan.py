@@ -1,4 +1,4 @@
-"""What a tuning is asked to do: its configuration, template, pictures and prompts, before any model is loaded."""
+"""The plan of a training: configuration, template, pictures and prompts, read before any model is loaded."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a configuration asks for, before any model is loaded."""
+    """What a configuration asks for."""
 
     config: TuningConfig
     base: Path
     output: Path
     template: PromptTemplate
     pictures: list[CaptionedPicture]
-    prompts: list[str]  # one a picture
+    prompts: list[str]  # one for each picture
 
     @property
     def state(self) -> Path:
-        """The folder of latents and checkpoints."""
+        """The folder of the latents and the checkpoint."""
         return self.output / f"{self.config.name}_training"
 
     @property
     def checkpoint(self) -> Path:
-        """The one checkpoint file."""
+        """The checkpoint file."""
         return self.state / "checkpoint.pt"
 
     @property
     def digest(self) -> str:
-        """What the outcome depends on, in one hash: a checkpoint of another one is refused."""
+        """A hash of everything that the result depends on. A checkpoint with another digest is refused."""
         kept = msgspec.structs.replace(self.config, samples=None, checkpoint_every=1, output="", pictures="")
         said = [msgspec.json.encode(kept).decode(), self.template.text]
         said += [f"{one.sha256} {prompt}" for one, prompt in zip(self.pictures, self.prompts, strict=True)]
@@ -55,8 +55,8 @@ def make_plan(config_path: Path) -> Plan:
     """Read the configuration, the template and the pictures' names and captions.
 
     Raises:
-        TrainingError: one of them cannot be used.
-        TemplateError: the template cannot.
+        TrainingError: the configuration, a picture or a caption cannot be used.
+        TemplateError: the template cannot be used.
     """
     config = load_config(config_path)
     folder = config_path.parent

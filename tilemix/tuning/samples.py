@@ -1,4 +1,4 @@
-"""Sample pictures of a tuning that is under way."""
+"""Sample pictures drawn during a training."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 def draw_samples(tuning: Tuning, folder: Path, stem: str) -> None:
-    """Draw the configuration's prompts with what is learned so far, at full strength, into `folder`.
+    """Draw the configuration's sample prompts into `folder`, with the LoRA in its current state at full strength.
 
-    Prompt number n goes to `STEM-n.png`, always with the configuration's seed.
+    Prompt number n becomes `STEM-n.png`. All are drawn with the configuration's seed.
 
     Raises:
         TrainingError: a picture cannot be written.
-        RenderError: the model gives none.
+        RenderError: the model's output is not finite.
     """
     from PIL import Image
 

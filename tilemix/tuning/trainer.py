@@ -1,11 +1,11 @@
 """Pivotal tuning of an SDXL model: first the new tokens' rows, then a LoRA on the UNet.
 
-Everything that is random in a step follows from the configuration's seed and the step's number, so a
-training that was killed and started again ends as one that was not, on the same machine.
+All randomness in a step depends on the configuration's seed and the step's number alone, so a training that was
+killed and restarted gives the same result as an uninterrupted one on the same machine.
 
 Sources: An Image is Worth One Word, https://arxiv.org/abs/2208.01618; LoRA, https://arxiv.org/abs/2106.09685;
 Pivotal Tuning for Latent-based Editing, https://arxiv.org/abs/2106.05744 (the two phases);
-https://github.com/cloneofsimo/lora (both of them together, for diffusion models)
+https://github.com/cloneofsimo/lora (both combined, for diffusion models)
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TOKENS_SEEN = 75  # of a prompt; the start and the end take the other two places
+TOKENS_SEEN = 75  # of a prompt; the start and the end token take the other two of 77
 
 
 def tune(plan: Plan, device: torch.device) -> Tuning:
-    """Train as the plan says and return the outcome; go on from its checkpoint when there is one.
+    """Train as the plan says and return the trained model; resume from its checkpoint if there is one.
 
     Raises:
-        TrainingError: the checkpoint is another training's, the disk is full, a loss is not finite, a picture is none.
-        ModelFileError: the base is no SDXL folder.
+        TrainingError: the checkpoint belongs to another training, the disk is full, a loss is not finite, or a
+            picture cannot be read.
+        ModelFileError: the base is not an SDXL folder.
     """
     checkpoint = load_checkpoint(plan.checkpoint)
     if checkpoint is not None and checkpoint["digest"] != plan.digest:
@@ -51,7 +52,7 @@ def tune(plan: Plan, device: torch.device) -> Tuning:
     )
     if checkpoint is not None:
         tuning.restore(checkpoint["learned"])
-        logger.info("going on from %s step %d", checkpoint["phase"], checkpoint["step"])
+        logger.info("resuming from %s step %d", checkpoint["phase"], checkpoint["step"])
     reached = Phase.EMBEDDINGS if checkpoint is None else Phase(checkpoint["phase"])
     for phase in list(Phase)[reached.place :]:
         _run_phase(tuning, examples, phase, checkpoint if phase is reached else None)
@@ -108,7 +109,7 @@ def _check_disk(plan: Plan, tuning: Tuning) -> None:
 
 
 def _warn_of_long_prompts(plan: Plan, tuning: Tuning) -> None:
-    """A step sees the first 75 tokens of a prompt; the predictor sees them all, in chunks."""
+    """Warn of prompts over 75 tokens: training cuts them off, while the predictor reads them all in chunks."""
     tokenizer = tuning.pipeline.tokenizer
     long = [
         picture.path.name
