@@ -1,7 +1,7 @@
 """The Cog contract and nothing else: what a client sends becomes a `GenerationRequest`, its picture a file.
 
-The Cog command line reads the signature of `predict()` without running it and drops in silence what is no
-plain one-line literal. Annotations are not postponed: cog 0.16 needs the types. setup() imports torch.
+The Cog command line reads the signature of `predict()` without running it, and silently drops whatever is not a plain
+one-line literal. Annotations are not postponed, because cog 0.16 needs the types. torch is imported in setup().
 """
 # ruff: noqa: UP045
 
@@ -40,7 +40,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     def healthcheck(self) -> bool:
-        """Return whether the model is loaded and its device computes; asked by the server from cog 0.17 on."""
+        """Return whether the model is loaded and its device computes. The server asks from cog 0.17 on."""
         return hasattr(self, "renderer") and self.renderer.is_healthy()
 
     def predict(
@@ -105,14 +105,14 @@ class Predictor(BasePredictor):  # type: ignore[misc]
 
     def _make_folder(self) -> Path:
         """Remove the folders of earlier predictions, however they ended, and return a new one."""
-        self.folder.mkdir(mode=0o700, exist_ok=True)  # a cleaner of old temporary files may have been here
+        self.folder.mkdir(mode=0o700, exist_ok=True)  # in case a cleaner of temporary files removed it
         for earlier in self.folder.iterdir():
             shutil.rmtree(earlier)
         return Path(tempfile.mkdtemp(dir=self.folder))
 
 
 def log_to_stdout() -> None:
-    """Send the package's log lines to standard output, once; Cog makes them the prediction's logs."""
+    """Send the package's log lines to standard output, where Cog collects a prediction's logs. Once is enough."""
     package = logging.getLogger("tilemix")
     package.setLevel(logging.INFO)
     if not package.handlers:
@@ -120,13 +120,13 @@ def log_to_stdout() -> None:
 
 
 def log_progress(done: int, total: int) -> None:
-    """Log a line that the clients of Replicate read: `12%|##------------------| 3/25 denoise`."""
+    """Log progress in the form that Replicate's clients parse: `12%|##------------------| 3/25 denoise`."""
     bar = "#" * (BAR_LENGTH * done // total)
     logger.info("%3d%%|%s| %d/%d denoise", 100 * done // total, bar.ljust(BAR_LENGTH, "-"), done, total)
 
 
 def record_metrics(metrics: Mapping[str, object]) -> None:
-    """Record metrics of the running prediction; where the SDK has none running, do nothing."""
+    """Record metrics of the running prediction, if there is one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # cog 0.16 calls its scope experimental
         try:

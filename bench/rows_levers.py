@@ -29,8 +29,8 @@ from bench.pictures import order_tile, order_topology, read_tile_picture, to_dec
 from bench.processes import run_module
 from bench.topology import MODEL, TINY, write_project
 from tilemix.pictures.files import encode_image
+from tilemix.pipelines.decoding import to_pixels
 from tilemix.pipelines.speed import Speed
-from tilemix.render import to_pixels
 from tilemix.system.project import ROOT
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from bench.steps import count_operations, time_steps
 from bench.topology import LORA_SCALE, MODEL, TINY, write_project
 from tilemix.pictures.files import encode_image
 from tilemix.pipelines.conditioning import encode_prompt
+from tilemix.pipelines.decoding import decode_latents
 from tilemix.pipelines.speed import Speed
-from tilemix.render import decode_latents
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

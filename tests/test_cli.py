@@ -194,7 +194,7 @@ def test_predict_draws_a_tile_that_repeats_byte_for_byte(tmp_path):
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
-def test_a_number_of_threads_that_is_none_is_refused(tmp_path):
+def test_a_thread_count_that_is_not_a_number_is_refused(tmp_path):
     done = run("predict", "red", "-o", str(tmp_path / "a.png"), TILEMIX_THREADS="many")
     assert done.returncode == 1
     assert done.stderr.endswith("TILEMIX_THREADS is 'many'; expected a whole number, 1 or more\n")

@@ -1,6 +1,7 @@
 import msgspec
 import pytest
 
+from tilemix.cli.predict import SUFFIXES
 from tilemix.errors import PromptError, RequestError
 from tilemix.inputs import (
     ChoiceInput,
@@ -11,6 +12,7 @@ from tilemix.inputs import (
     find_input,
     load_inputs,
 )
+from tilemix.pictures.files import FORMATS
 from tilemix.request import Defaults, GenerationRequest
 
 DEFAULTS = Defaults(width=512, height=768, num_inference_steps=9, guidance_scale=2.5)
@@ -40,6 +42,11 @@ def test_every_limit_of_the_table_is_one():
             case ChoiceInput():
                 assert row.default in row.choices
         assert not row.description.endswith(".")
+
+
+def test_the_formats_are_those_that_can_be_written_and_the_command_line_has_a_suffix_for_each():
+    formats = set(find_input("output_format", ChoiceInput).choices)
+    assert formats == set(FORMATS) == set(SUFFIXES.values())
 
 
 def test_a_row_that_is_not_known_is_refused():

@@ -9,8 +9,9 @@ import torch
 
 from tilemix.errors import TilemixError
 from tilemix.pipelines.compilation import compiling
+from tilemix.pipelines.decoding import decode_latents
 from tilemix.pipelines.loading import load_pipeline
-from tilemix.render import Renderer, decode_latents
+from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
 from tilemix.system.project import ROOT
 from tilemix.weights import find_model

@@ -1,4 +1,4 @@
-"""`Predictor` round a renderer that draws at once."""
+"""`Predictor` with a renderer that draws at once."""
 
 import importlib
 import logging
@@ -25,7 +25,7 @@ LEFT_OUT = {**dict.fromkeys(GenerationRequest.__dataclass_fields__), "output_for
 
 
 class Cancelled(BaseException):
-    """As cog's own: no `Exception`, so that nothing swallows it."""
+    """Like cog's own, not an `Exception`, so that nothing swallows it."""
 
 
 class FakeRenderer:
@@ -296,13 +296,13 @@ def test_setup_takes_the_model_and_the_settings_from_the_environment(
     assert not folder.exists()
 
 
-def test_setup_refuses_a_number_of_threads_that_is_none(module, monkeypatch):
+def test_setup_refuses_a_thread_count_that_is_not_a_number(module, monkeypatch):
     monkeypatch.setenv("TILEMIX_THREADS", "many")
     with pytest.raises(TilemixError, match="TILEMIX_THREADS is 'many'"):
         module.Predictor().setup()
 
 
-def test_setup_refuses_a_speed_that_is_none(module, monkeypatch):
+def test_setup_refuses_an_unknown_speed(module, monkeypatch):
     monkeypatch.setenv("TILEMIX_SPEED", "warp")
     with pytest.raises(
         TilemixError, match="TILEMIX_SPEED is 'warp'; expected one of exact, equivalent, fast"

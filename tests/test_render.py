@@ -12,9 +12,10 @@ from tests.test_pipelines_loading import QUERY, base_of, project  # noqa: F401  
 from tests.tiny_sdxl import random_pairs, write_manifest
 from tilemix import __version__
 from tilemix.errors import ManifestError, ModelFileError, PromptError, RenderError
+from tilemix.pipelines.decoding import decode_latents, to_pixels
 from tilemix.pipelines.loading import load_pipeline
 from tilemix.pipelines.settings import Settings
-from tilemix.render import Renderer, decode_latents, to_pixels
+from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
 from tilemix.system.project import ROOT
 from tilemix.weights import find_model

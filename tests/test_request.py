@@ -71,7 +71,7 @@ def test_a_value_out_of_its_range_is_named_with_the_rule(bad, message):
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", "a\x00b", "\ud800", "x" * 2001, 7, None])
-def test_a_text_that_is_no_prompt_is_refused(prompt):
+def test_a_bad_prompt_is_refused(prompt):
     with pytest.raises(PromptError) as caught:
         GenerationRequest(prompt=prompt)
     assert len(str(caught.value)) < 200
@@ -79,7 +79,7 @@ def test_a_text_that_is_no_prompt_is_refused(prompt):
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "\ud800", "x" * 2001, 7])
-def test_a_negative_prompt_that_is_no_text_is_refused(text):
+def test_a_bad_negative_prompt_is_refused(text):
     with pytest.raises(PromptError, match="^negative_prompt"):
         GenerationRequest(prompt="red", negative_prompt=text)
 

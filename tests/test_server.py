@@ -362,7 +362,7 @@ BAD_INPUTS = [
     ({"guidance_scale": "7"}, "type", "RequestError: guidance_scale '7' is not a number"),
     ({"lora_scale": 2}, "maximum of 1.5", "RequestError: lora_scale 2 is out of range"),
     ({"output_format": "gif"}, "one of", "RequestError: unknown output_format 'gif'; known: png, webp, jpeg"),
-    ({"output_format": ["png"]}, "one of", "RequestError: unknown output_format ['png']"),
+    ({"output_format": ["png"]}, "one of", "RequestError: unknown output_format \"['png']\""),
     ({"prompt": None}, "type", "PromptError: prompt"),
     ({"prompt": 7}, "type", "PromptError: prompt"),
     ({"prompt": ""}, "shorter than 1", "PromptError: prompt"),

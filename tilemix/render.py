@@ -1,13 +1,12 @@
 """GenerationRequest -> picture and record. The only module that calls the pipeline.
 
-Every request starts from the same state: a scheduler made from the pristine configuration, the LoRAs
-merged at the asked scale, one generator seeded on the CPU, so that a seed gives the same starting latents
-on every device. Nothing of a request stays behind, whether it ends well, badly or is cancelled.
+Every request starts from the same state: a scheduler from the pristine configuration, the LoRAs merged at the scales
+asked for, and a generator seeded on the CPU, so that a seed gives the same starting latents on every device. Nothing
+of a request stays behind, whether it succeeds, fails or is canceled.
 """
 
 from __future__ import annotations
 
-import copy
 import gc
 import logging
 import os
@@ -24,12 +23,12 @@ import numpy as np
 import torch
 
 from tilemix import __version__
-from tilemix.errors import ManifestError, RenderError
+from tilemix.errors import ManifestError
 from tilemix.pictures.record import Record
 from tilemix.pipelines.compilation import WARM_UP_STEPS, compile_networks, compiling, plain_where_not_compiled
 from tilemix.pipelines.conditioning import Conditioning, PromptEncoder
+from tilemix.pipelines.decoding import decode_latents
 from tilemix.pipelines.loading import ReadyPipeline, choose_device, load_pipeline
-from tilemix.pipelines.parts import move
 from tilemix.pipelines.sdxl import import_libraries
 from tilemix.pipelines.settings import Settings
 from tilemix.pipelines.speed import GUIDED_PART, Speed
@@ -41,7 +40,6 @@ from tilemix.system.project import ROOT
 from tilemix.weights import check_files, locate_model
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from numpy.typing import NDArray
 
     from tilemix.pipelines.parts import SdxlPipeline
@@ -106,14 +104,14 @@ class Renderer:
         device = choose_device(settings.speed)
         located = locate_model(model, root)
         with ThreadPoolExecutor(1) as reader:
-            # Reading and hashing need no interpreter, importing needs hardly anything else.
+            # Hashing releases the GIL and importing holds it, so the two overlap.
             checked = reader.submit(check_files, located)
             import_libraries()
             checked.result()
         renderer = cls(load_pipeline(located, *device, speed=settings.speed))
         if settings.compiled:
             renderer.compile()
-        gc.freeze()  # what is loaded stays: a collection during a prediction need not walk through it
+        gc.freeze()  # what is loaded stays: collections during predictions can skip it
         logger.info("model %s ready in %.1f s", model, time.perf_counter() - began)
         return renderer
 
@@ -133,11 +131,11 @@ class Renderer:
         self._is_compiled = True
 
     def is_healthy(self) -> bool:
-        """Return whether the device still computes; a CUDA context that has failed once never does again."""
+        """Return whether the device still computes. A CUDA context that has failed once stays broken."""
         try:
             return bool(torch.ones(2, device=self.ready.device).sum() == 2)
         except RuntimeError:
-            logger.exception("the device %s does not compute any more", self.ready.device)
+            logger.exception("the device %s no longer computes", self.ready.device)
             return False
 
     @property
@@ -156,7 +154,7 @@ class Renderer:
 
         Raises:
             PromptError: the text cannot be used.
-            RenderError: the model gave numbers that are no picture.
+            RenderError: the model gave no usable picture.
         """
         resolved = self._resolve(request)
         logger.info("Using seed: %d", resolved.seed)
@@ -201,7 +199,7 @@ class Renderer:
         def after_step(
             of: SdxlPipeline, step: int, timestep: object, tensors: dict[str, torch.Tensor]
         ) -> dict[str, torch.Tensor]:
-            # A cancellation reaches Python code only: this call is also where it takes effect.
+            # A cancellation can only be raised in Python code: this call gives it a chance at every step.
             if on_step is not None:
                 on_step(step + 1, total)
             return tensors if cutoff is None else cutoff(of, step, timestep, tensors)
@@ -251,56 +249,10 @@ class Renderer:
             threads=torch.get_num_threads(),
             model=self.ready.model.name,
             files=self.ready.model.hashes,
-            # torch by its own word: the build after the "+" is not in its package's version.
+            # torch names its build after a "+", which the version of its package lacks.
             versions={"tilemix": __version__, "torch": str(torch.__version__)}
             | {name: version(name) for name in RECORDED_LIBRARIES},
         )
-
-
-def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> NDArray[np.uint8]:
-    """Decode latents (1, 4, h/8, w/8) to pixels (h, w, 3), uint8 sRGB.
-
-    A VAE that overflows in half precision gives NaN, which a plain conversion would turn into a black
-    picture: such latents are decoded once more in fp32.
-
-    Raises:
-        RenderError: the latents, or the pixels in fp32 too, are not finite.
-    """
-    if not _is_finite(latents):
-        raise RenderError("picture-latents-not-finite")
-    with torch.inference_mode():
-        image = _decode(vae, latents)
-        if not _is_finite(image):
-            logger.warning("pixels decoded in %s are not finite; decoding again in float32", vae.dtype)
-            # A copy: changed in place, a cancellation could leave the VAE half in one dtype, half in another.
-            plain = move(copy.deepcopy(vae), dtype=torch.float32)
-            vars(plain.decoder).pop("forward", None)  # compiled code belongs to the VAE that it was made for
-            image = _decode(plain, latents)
-        if not _is_finite(image):
-            raise RenderError("picture-pixels-not-finite")
-        return to_pixels(image)
-
-
-def to_pixels(image: torch.Tensor) -> NDArray[np.uint8]:
-    """Return a decoded picture (1, 3, h, w), -1 to 1, as pixels (h, w, 3), uint8 sRGB.
-
-    The same numbers as diffusers' own conversion, rounded half to even, in a fifth of its time. On a GPU only
-    the bytes are moved.
-    """
-    # In diffusers' own order of operations: another one rounds other numbers up.
-    scaled = image[0].permute(1, 2, 0).float().mul(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_()
-    pixels: NDArray[np.uint8] = scaled.to(torch.uint8).contiguous().cpu().numpy()
-    return pixels
-
-
-def _is_finite(tensor: torch.Tensor) -> bool:
-    # A NaN is the least and the greatest number both; a seventh of the time of isfinite() for each number.
-    return all(bool(end.isfinite()) for end in torch.aminmax(tensor))
-
-
-def _decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    image: torch.Tensor = vae.decode(latents.to(vae.dtype) / vae.config["scaling_factor"]).sample
-    return image
 
 
 @contextmanager

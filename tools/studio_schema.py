@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OWN_FIELDS = {  # of the form, beside predict()'s inputs
     "task": {"type": "string", "description": "The served model's name. Left out: the same."},
-    "use_model_manager": {"type": "string", "description": "Taken and not used."},
+    "use_model_manager": {"type": "string", "description": "Accepted and ignored."},
 }
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tilemix.cli.measure import list_shares
 from tilemix.errors import LIST_SEPARATOR, TilemixError
-from tilemix.inputs import ChoiceInput, Input, IntegerInput, NumberInput, describe, load_inputs
+from tilemix.inputs import ChoiceInput, Input, IntegerInput, NumberInput, describe, find_input, load_inputs
 from tilemix.system.garbage import uncollected
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "miniature"
-OUTPUT_FORMAT = "output_format"  # the file's suffix can say it
+OUTPUT_FORMAT = "output_format"  # usually follows from the file's suffix
 SUFFIXES = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 
@@ -35,7 +35,9 @@ def add_predict(verbs: Verbs) -> None:
         if row.name != OUTPUT_FORMAT:
             _add_input(predict, row)
     predict.add_argument(
-        "--output-format", choices=sorted(set(SUFFIXES.values())), help="default: FILE's suffix"
+        "--output-format",
+        choices=find_input(OUTPUT_FORMAT, ChoiceInput).choices,
+        help="default: FILE's suffix",
     )
     predict.add_argument("--model", metavar="NAME", help=f"default: $TILEMIX_MODEL, else {DEFAULT_MODEL}")
     predict.add_argument(

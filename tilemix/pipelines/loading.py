@@ -108,7 +108,7 @@ def prepare_pipeline(
     if dtype == torch.float16 and pipeline.vae.config["force_upcast"]:
         move(pipeline.vae, dtype=torch.bfloat16)  # this VAE overflows in fp16; bf16 has the range of fp32
     for component in (pipeline.unet, pipeline.vae):
-        # Convolutions read all channels of a place: the VAE takes 0.8 of its time, in bf16 half of it.
+        # Convolutions read all channels of a pixel: in this layout the VAE takes 0.8 of the time, in bf16 half.
         lay_channels_last(move(component, device))
     pipeline.to(device)
     if dtype != torch.float32:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tilemix.render import decode_latents
+from tilemix.pipelines.decoding import decode_latents
 from tilemix.tuning.checkpoints import write_whole
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from tilemix.request import GenerationRequest
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# The form's fields, and the input that each is.
+# Field of the form -> input.
 FORM_INPUTS = {
     "prompt": "prompt",
     "task": None,

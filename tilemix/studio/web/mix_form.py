@@ -128,7 +128,7 @@ def _replace_mix(text: str, mix: str, language: str) -> str:
     try:
         _, head, tail = split_text(text)
     except PromptError:
-        return written  # what the text said was no mix
+        return written  # the text held no clear mix to replace
     return f"{head}{written}{tail}"
 
 

@@ -1,0 +1,65 @@
+"""Latents -> pixels."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+from tilemix.errors import RenderError
+from tilemix.pipelines.parts import move
+
+if TYPE_CHECKING:
+    import numpy as np
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
+
+
+def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> NDArray[np.uint8]:
+    """Decode latents (1, 4, h/8, w/8) to pixels (h, w, 3), uint8 sRGB.
+
+    A VAE that overflows in half precision gives NaN, which would become a black picture. Such latents are decoded
+    again in fp32.
+
+    Raises:
+        RenderError: the latents, or the pixels in fp32 too, are not finite.
+    """
+    if not _is_finite(latents):
+        raise RenderError("picture-latents-not-finite")
+    with torch.inference_mode():
+        image = _decode(vae, latents)
+        if not _is_finite(image):
+            logger.warning("pixels decoded in %s are not finite; decoding again in float32", vae.dtype)
+            # A copy, because a cancellation in the middle would leave the VAE in two dtypes.
+            plain = move(copy.deepcopy(vae), dtype=torch.float32)
+            vars(plain.decoder).pop("forward", None)  # compiled code belongs to the VAE that it was made for
+            image = _decode(plain, latents)
+        if not _is_finite(image):
+            raise RenderError("picture-pixels-not-finite")
+        return to_pixels(image)
+
+
+def to_pixels(image: torch.Tensor) -> NDArray[np.uint8]:
+    """Return a decoded picture (1, 3, h, w), -1 to 1, as pixels (h, w, 3), uint8 sRGB.
+
+    It rounds half to even, as diffusers' own conversion does, and takes a fifth of its time. From a GPU only the bytes
+    are copied.
+    """
+    # In diffusers' order of operations: another order rounds differently.
+    scaled = image[0].permute(1, 2, 0).float().mul(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_()
+    pixels: NDArray[np.uint8] = scaled.to(torch.uint8).contiguous().cpu().numpy()
+    return pixels
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # aminmax propagates NaN, and takes a seventh of the time of isfinite() on every number.
+    return all(bool(end.isfinite()) for end in torch.aminmax(tensor))
+
+
+def _decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    image: torch.Tensor = vae.decode(latents.to(vae.dtype) / vae.config["scaling_factor"]).sample
+    return image
