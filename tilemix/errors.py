@@ -1,6 +1,6 @@
 """Every error that tilemix raises on purpose.
 
-The tree, so that a caller can catch exactly as much as it can handle:
+The tree, so that a caller can catch exactly what it can handle:
 
 * TilemixError
     * InputError               what the caller sent cannot be used
@@ -23,7 +23,7 @@ The tree, so that a caller can catch exactly as much as it can handle:
             * DeliveryError    a webhook delivery is refused
         * BackendError         the back end did not take a prediction
             * BackendBusyError       it has no free slot now; wait
-            * BackendDownError       it cannot be reached, or is broken; surely nothing was begun
+            * BackendDownError       it cannot be reached or is broken; nothing has begun
             * BackendRefusedError    it will never take this one
             * BackendUncertainError  it may or may not have begun
         * OutputError          a prediction's picture cannot be taken
@@ -147,7 +147,7 @@ class MixError(PromptError):
 
 
 class RequestError(InputError):
-    """A number or a choice of the request is out of its range."""
+    """A number or a choice of the request cannot be used."""
 
 
 class TemplateError(TilemixError):
@@ -219,7 +219,7 @@ class BackendBusyError(BackendError):
 
 
 class BackendDownError(BackendError):
-    """The back end cannot be reached, or is broken; what was asked of it has surely not begun."""
+    """The back end cannot be reached, or is broken; nothing has begun."""
 
 
 class BackendRefusedError(BackendError):
@@ -231,7 +231,7 @@ class BackendUncertainError(BackendError):
 
 
 class OutputError(StudioError):
-    """A prediction's picture cannot be taken; `is_final` says that trying again is of no use."""
+    """A prediction's picture cannot be taken; `is_final`: trying again is useless."""
 
     def __init__(self, code: str, *, is_final: bool, field: str | None = None, **values: Value) -> None:
         super().__init__(code, field=field, **values)

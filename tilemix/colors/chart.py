@@ -1,6 +1,6 @@
 """The colors of the trade: granule colors, their RAL numbers, how they look, their names in five languages.
 
-`data/colors.json` holds them; everything else asks here. Two values stand for
+`data/colors.json` holds them; only this module reads it. Two values stand for
 a color: `srgb` is the RAL card on a screen, `as_seen` is a surface of
 granules of that color, which is usually darker because of the shadows between
 the granules. A picture is measured against `as_seen`.
@@ -24,11 +24,11 @@ class Color(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     srgb: str  # the RAL card, "#RRGGBB"; screen approximations differ by several units from source to source
     as_seen: str  # a surface of these granules, "#RRGGBB"
     synonyms: dict[str, list[str]]  # language (en, de, ru, uk, zh) -> base forms
-    # A: name and RAL stand in a granule chart. B: name or swatch does, the rest is the nearest match.
-    # C: usual in the trade, in no chart found. Where no chart shows a swatch (chocolate, ivory, lilac,
-    # olive, white, wine red), as_seen is the card, a little darker.
+    # A: a granule chart gives name and RAL number. B: one gives the name or a swatch; the rest is the nearest
+    # match. C: common in the trade, but found in no chart. Where no chart shows a swatch (chocolate, ivory,
+    # lilac, olive, white, wine red), as_seen is the RAL card, slightly darkened.
     sure: str
-    basic: bool = False  # one of the twelve everyday colors that measuring always knows
+    basic: bool = False  # one of the twelve everyday colors that are always measured
 
 
 @cache

@@ -38,7 +38,7 @@ def parse_hex(text: str) -> tuple[int, int, int]:
     """Return the channels, 0..255, of `#aa3f27`, `AA3F27` or the short form `#a32`.
 
     Raises:
-        InputError: it is no such value.
+        InputError: it is not a color value.
     """
     match = HEX.fullmatch(text)
     if match is None:
@@ -77,7 +77,7 @@ def lab_to_srgb(lab: ArrayLike) -> Floats:
 def delta_e_2000(lab1: ArrayLike, lab2: ArrayLike) -> Floats:
     """Return the color difference delta E 2000 of two CIELAB arrays (..., 3), broadcast against each other.
 
-    About 1 is just seen, 12 is another color. kL = kC = kH = 1.
+    About 1 is barely visible, 12 is another color. kL = kC = kH = 1.
 
     Source: Sharma, Wu and Dalal, "The CIEDE2000 Color-Difference Formula", Color Research
     and Application 30 (2005), equations 2 to 22.
@@ -93,7 +93,7 @@ def delta_e_2000(lab1: ArrayLike, lab2: ArrayLike) -> Floats:
     c1, c2 = np.hypot(a1, b1), np.hypot(a2, b2)
     h1 = np.degrees(np.arctan2(b1, a1)) % 360
     h2 = np.degrees(np.arctan2(b2, a2)) % 360
-    is_gray = c1 * c2 == 0  # then the hue means nothing: no difference, and the mean is the sum
+    is_gray = c1 * c2 == 0  # gray has no hue: then the difference is 0 and the mean is the sum
 
     turn = h2 - h1
     turn = np.where(turn > 180, turn - 360, np.where(turn < -180, turn + 360, turn))

@@ -1,10 +1,10 @@
 """RAL numbers and hex values: which granule color they stand for, or come nearest to.
 
-`data/ral.json` lists the 216 numbers of RAL Classic with a value for the
-screen. No sRGB value of an RAL card is binding: these are the usual
-approximations, and sources differ by several units. They serve to find the
-nearest granule color, nothing else. The file also lists the second number of
-a granule color where makers disagree: blue is sold as 5017 and as 5005.
+`data/ral.json` lists the 216 numbers of RAL Classic, each with a screen value.
+No sRGB value of an RAL card is binding: these are the usual approximations,
+and sources differ by several units. They are used only to find the nearest
+granule color. Where makers disagree on a granule color's number, the file
+lists the second one, too: blue is sold as 5017 and as 5005.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RAL_FILE = Path(__file__).parents[1] / "data" / "ral.json"
 
 
 class Match(NamedTuple):
-    """The granule color that a value means."""
+    """The granule color that a value stands for."""
 
     name: str
     delta_e: float  # delta E 2000; 0 when the value is the color's own
@@ -62,10 +62,10 @@ def match_ral(number: str) -> Match | None:
 def match_hex(value: str) -> Match:
     """Return the granule color of this hex value, or else the one that looks most like it.
 
-    A hex value says what the eye shall see, so it is compared with `as_seen`, not with the RAL card.
+    A hex value is meant as seen, so it is compared with `as_seen` and not with the RAL card.
 
     Raises:
-        InputError: it is no hex value.
+        InputError: it is not a hex value.
     """
     for color in load_colors():
         if value.upper() in (color.as_seen, color.srgb):

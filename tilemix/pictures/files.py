@@ -1,6 +1,6 @@
 """uint8 pixels <-> PNG, WebP and JPEG files, with the record of how they were made inside.
 
-The same pixels and the same record give the same bytes: nothing here looks at the clock.
+The same pixels and the same record give the same bytes: nothing here reads the clock.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ WEBP_QUALITY = 95
 def write_image(path: Path, pixels: NDArray[np.uint8], record: Record, *, output_format: str) -> int:
     """Write `pixels` (h, w, 3), sRGB, to `path` with the record inside; return the file's size in bytes.
 
-    The file is there complete or not at all: it is written beside `path` under another name, synced and
-    renamed. A file that stood there before is replaced.
+    The file appears complete or not at all: it is written beside `path` under another name, synced and
+    renamed. An earlier file is replaced.
 
     Raises:
-        ImageFileError: an unknown format, pixels that are none, a record that the format cannot hold,
+        ImageFileError: an unknown format, pixels of another shape or type, a record that the format cannot hold,
             or a folder that cannot be written.
     """
     data = encode_image(pixels, record, output_format=output_format)
@@ -52,7 +52,7 @@ def encode_image(pixels: NDArray[np.uint8], record: Record, *, output_format: st
     """Return `pixels` (h, w, 3), sRGB, as the bytes of a PNG, WebP or JPEG file with the record inside.
 
     Raises:
-        ImageFileError: as `write_image`, apart from the folder.
+        ImageFileError: as `write_image`, except for the folder.
     """
     if output_format not in FORMATS:
         raise ImageFileError("picture-unknown-format", typed=output_format[:40], known=", ".join(FORMATS))
@@ -65,10 +65,10 @@ def encode_image(pixels: NDArray[np.uint8], record: Record, *, output_format: st
 
 
 def read_pixels(path: Path) -> NDArray[np.uint8]:
-    """Return the pixels of a PNG, WebP or JPEG file from anywhere, uint8 (h, w, 3), sRGB.
+    """Return the pixels of any PNG, WebP or JPEG file, uint8 (h, w, 3), sRGB.
 
     Raises:
-        ImageFileError: see `tilemix.pictures.record.open_picture`.
+        ImageFileError: see `tilemix.pictures.reading.open_picture`.
     """
     return np.asarray(open_picture(path).convert("RGB"))
 
@@ -79,14 +79,14 @@ def _encode_png(pixels: NDArray[np.uint8], record: Record) -> bytes:
 
 
 def _encode_webp(pixels: NDArray[np.uint8], record: Record) -> bytes:
-    # Lossy, because who wants the pixels exact takes PNG: 1024x1024 granules in 45 ms and 0.4 MB, where
-    # lossless takes 50 ms and 1.4 MB. Method 0, the fastest, is no larger here than 4, the default (120 ms).
+    # Lossy, because PNG is there for exact pixels: 1024x1024 granules take 45 ms and 0.4 MB, lossless 50 ms and
+    # 1.4 MB. With method 0, the fastest, the file is no larger than with 4, the default (120 ms).
     exif, xmp = exif_segment(record), xmp_segment(record)
     return _save(pixels, "WEBP", quality=WEBP_QUALITY, method=0, exif=exif, xmp=xmp)
 
 
 def _encode_jpeg(pixels: NDArray[np.uint8], record: Record) -> bytes:
-    # 4:4:4, because halved color bleeds over the granules' edges: mean delta E 2.2 instead of 1.3.
+    # 4:4:4, because subsampled color bleeds over the granules' edges: mean delta E 2.2 instead of 1.3.
     exif, xmp = exif_segment(record), xmp_segment(record)
     return _save(pixels, "JPEG", quality=JPEG_QUALITY, subsampling=0, exif=exif, xmp=xmp)
 

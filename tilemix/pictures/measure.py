@@ -6,15 +6,15 @@ the twelve basic ones. Three things stand between that rule and what a person wo
 * Shade. A granule lit from the side is darker on the other; so lightness counts half.
 * Dark gaps. They would pass for black, and the dim rims beside them for other colors (a dim
   orange is a red). So light granules are grown over the gaps and shrunk again (a gray closing);
-  a place that is darker than the outcome is gap or rim, and its own color does not count.
-* Soft edges. Between red and white lies pink; so a place gets the color that most of the places
-  around it have, those apart that do not count.
+  a place that is darker than the result is gap or rim, and its own color does not count.
+* Soft edges. Between red and white lies pink; so a place takes the color of most places around
+  it, not counting gaps and rims.
 
 On procedural photographs of granules (cells of 16 to 20 pixels, 1 to 4 of the basic colors,
-512x512) a share is 1.0 points off in the mean, and 0.9 % of the picture passes for colors that
-are not there. It is made for such granules. Specks under 8 pixels are hardly counted, and
-where pieces meet without a gap light colors come out too large: dark squares of 20 pixels on a
-lighter ground measure 36 % where they cover 44 %.
+512x512) a share is 1.0 points off on average, and 0.9% of the picture counts as colors that are
+not there. The method is made for such granules. Specks under 8 pixels hardly count, and where
+pieces meet without a gap, light colors come out too large: dark squares of 20 pixels on a lighter
+ground cover 44% and measure 36%.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from tilemix.colors.chart import Color
     from tilemix.prompts.mix import ColorMix
 
-STEP = 2  # every second pixel of every second row: copied, not averaged, for an average is a new color
-GROW = 4  # pixels of the reduced copy that light granules are grown, both sides together
+STEP = 2  # every second pixel of every second row: copied, because averaging makes new colors
+GROW = 4  # pixels of the reduced copy by which light granules grow, both sides together
 SHRINK = 3  # one less, so that the rims beside a gap are covered too
 DROP_PART = 10  # what is darker than the closed picture by more than a tenth is gap or rim
 SMALLEST_DROP = 14  # of 255; less is the grain of dark granules
 VOTERS = 5  # a place gets its color from the 5x5 places around it
 LIGHTNESS_WEIGHT = 0.5
-# Basic colors are at least this far apart; one that is nearer to another color of the mix cannot be told from it.
+# Basic colors are at least this far apart; one that is nearer to a color of the mix cannot be told from it.
 NEAREST_OTHER = 12.0  # delta E 2000
 LEVELS = 64  # of each channel, in the table of colors
 NO_VOTE = np.uint8(255)  # in place of a color's number
@@ -66,11 +66,11 @@ def has_swatch(mix: ColorMix) -> bool:
 def measure_shares(pixels: NDArray[np.uint8], mix: ColorMix) -> Measurement:
     """Measure the colors of `mix` in `pixels` (h, w, 3), sRGB.
 
-    A color that is not on the chart has no swatch, so it is left out: what shows of it counts for the
-    nearest other color. Of a mix of such colors alone nothing can be measured, and the answer is empty.
+    A color that is not on the chart has no swatch, so its pixels count for the nearest other color. A mix of
+    such colors alone cannot be measured, and the result is empty.
 
     Raises:
-        InputError: the pixels are none.
+        InputError: the pixels have another shape or type.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
         raise InputError("picture-bad-pixels", dtype=str(pixels.dtype), shape=str(pixels.shape))
@@ -119,7 +119,7 @@ def _swatches(colors: list[Color]) -> NDArray[np.float64]:
 def _find_granules(lightness: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Return which pixels are neither dark gap nor the rim beside one; `lightness` is the largest channel."""
     closed = _over_windows(_over_windows(lightness, GROW, np.maximum), SHRINK, np.minimum)
-    # The closed picture is nowhere darker, so the difference stays in its 8 bits.
+    # The closed picture is nowhere darker, so the difference fits into 8 bits.
     return np.asarray(closed - lightness <= np.maximum(closed // DROP_PART, SMALLEST_DROP))
 
 
@@ -154,15 +154,15 @@ def _find_nearest(lab: NDArray[np.float64], swatches: NDArray[np.float64]) -> ND
 def _count_votes(labels: NDArray[np.uint8], colors: int) -> list[float]:
     """Return the percent of each color, 0 to `colors` - 1, once every place took the commonest color around it.
 
-    Equals share the place. Places with no vote around them, the middle of a hole, are no part of the picture.
+    Ties split the place. A place with no vote around it, such as the middle of a hole, does not count.
     """
     present = np.flatnonzero(np.bincount(labels.ravel(), minlength=NO_VOTE)[:NO_VOTE])
     votes = [_over_windows((labels == color).view(np.uint8), VOTERS, np.add) for color in present]
-    most = np.maximum(reduce(np.maximum, votes), 1)  # at least 1, so that nobody wins where nobody votes
+    most = np.maximum(reduce(np.maximum, votes), 1)  # at least 1, so that no color wins where none has a vote
     wins = [count == most for count in votes]
     equals = np.asarray(np.sum(wins, axis=0, dtype=np.uint8))
     percents = np.zeros(colors)
     for color, is_won in zip(present, wins, strict=True):
-        places = np.bincount(equals[is_won])  # won alone, with one equal, with two, ...
+        places = np.bincount(equals[is_won])  # won alone, in a tie of two, of three, ...
         percents[color] = (places[1:] / np.arange(1, len(places))).sum()
     return [float(percent) for percent in percents * 100 / np.count_nonzero(equals)]

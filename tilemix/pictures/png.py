@@ -1,10 +1,10 @@
 """uint8 pixels -> the bytes of a PNG file, fast where the picture is granules and noise.
 
 A PNG encoder spends its time in the search for repeats, which a photograph of granules does not have, and
-in trying all filters on every row. So here one filter is chosen for the whole picture, from a sample of its
-rows, and what the filter leaves is packed by ISA-L's deflate, which looks for repeats next to nothing: in a
-window of 512 bytes it finds hardly one, and what is left are codes by frequency. A quarter of the time of
-zlib's Huffman strategy, and the file is as small.
+in trying all filters on every row. So one filter is chosen for the whole picture, from a sample of its rows.
+The filtered rows are packed by ISA-L's deflate with a window of 512 bytes, in which it finds hardly any repeats
+and so spends its time on Huffman codes alone: a quarter of the time of zlib's Huffman strategy, and the file is
+as small.
 
 Source: PNG, third edition, https://www.w3.org/TR/png-3/, sections 5 (chunks) and 9 (filters).
 """
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 RGB_8_BIT = (8, 2, 0, 0, 0)  # bit depth, color type, compression, filter method, no interlace
 PIXEL = 3  # bytes
-BAND = 16  # rows filtered at a time: all that is in between stays in the processor's cache
-SAMPLED = 16  # one band in so many is looked at to choose the filter
+BAND = 16  # rows filtered at a time, so that intermediate results stay in the processor's cache
+SAMPLED = 16  # the filter is chosen from one band in 16
 FASTEST = 1  # of ISA-L's levels
 WINDOW_BITS = 9  # 512 bytes
-FLAT = 2.0  # bits a byte, below which repeats are worth zlib's search: such a picture packs in no time
+FLAT = 2.0  # bits per byte; below it zlib's search for repeats is worth its time, which is short then
 
 
 def encode_png(pixels: Bytes, chunks: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
@@ -55,7 +55,7 @@ def _deflate(pixels: Bytes) -> bytes:
 
 
 def choose_filter(pixels: Bytes) -> tuple[int, float]:
-    """Return the number of the filter that leaves the fewest bits in a sample of the rows, and the bits a byte."""
+    """Return the number of the filter that leaves the fewest bits in a sample of the rows, and its bits per byte."""
     sample = range(0, len(pixels), BAND * SAMPLED)
     bits = {number: _count_bits(filter_rows(pixels, number, sample)) for number in PREDICTORS}
     number = min(bits, key=bits.__getitem__)
@@ -86,7 +86,7 @@ def filter_rows(pixels: Bytes, number: int, starts: Iterable[int]) -> Iterator[m
 
 
 def _predict_average(left: Bytes, above: Bytes, _: Bytes) -> Bytes:
-    # (left + above) // 2 without a ninth bit: half of where they differ and all that they share.
+    # (left + above) // 2 without a ninth bit: half of the bits that differ plus the bits in common.
     half = left ^ above
     half >>= 1
     half += left & above
@@ -94,7 +94,7 @@ def _predict_average(left: Bytes, above: Bytes, _: Bytes) -> Bytes:
 
 
 def _predict_paeth(left: Bytes, above: Bytes, corner: Bytes) -> Bytes:
-    """Return whichever of the three is nearest to left + above - corner, the first of equals."""
+    """Return whichever of the three is nearest to left + above - corner, the first in a tie."""
     wide = corner.astype(np.int16)
     from_left, from_above = above.astype(np.int16), left.astype(np.int16)
     from_left -= wide  # how far the estimate is from each
@@ -108,7 +108,7 @@ def _predict_paeth(left: Bytes, above: Bytes, corner: Bytes) -> Bytes:
 
 
 def _select(condition: NDArray[np.bool_], chosen: Bytes, other: Bytes) -> Bytes:
-    """Return np.where(condition, chosen, other), by masks: a third of its time."""
+    """Return np.where(condition, chosen, other), with masks: a third of its time."""
     mask = np.negative(condition.view(np.uint8))  # 255 or 0
     mask &= chosen ^ other
     mask ^= other
@@ -119,7 +119,7 @@ PREDICTORS: Mapping[int, Callable[[Bytes, Bytes, Bytes], Bytes]] = {3: _predict_
 
 
 def _count_bits(bands: Iterable[memoryview]) -> float:
-    """Return the bits a byte that the best code by frequency takes: the entropy of the bytes."""
+    """Return the entropy of the bytes, in bits per byte."""
     counts = np.zeros(256, np.intp)
     for band in bands:
         counts += np.bincount(np.frombuffer(band, np.uint8), minlength=256)

@@ -1,4 +1,4 @@
-"""Pictures from anywhere, decoded with care, and the record that one of ours carries."""
+"""Pictures from anywhere, decoded safely, and the record inside those that tilemix made."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def open_picture(path: Path) -> Image.Image:
     """Open a PNG, WebP or JPEG from anywhere and decode it whole.
 
     Raises:
-        ImageFileError: the file is not there, has more than 64 MiB, or is as `decode_picture` says.
+        ImageFileError: the file is not there or has more than 64 MiB; and see `decode_picture`.
     """
     return decode_picture(_read_bytes(path), source=str(path))
 
@@ -33,10 +33,10 @@ def open_picture(path: Path) -> Image.Image:
 def decode_picture(data: bytes, *, source: str) -> Image.Image:
     """Decode a PNG, WebP or JPEG from anywhere whole; `source` names it in messages.
 
-    At most 40 million pixels, told from the header before anything is decoded.
+    At most 40 million pixels, which is checked in the header before anything is decoded.
 
     Raises:
-        ImageFileError: it is too large, is no such picture or is broken or cut off.
+        ImageFileError: it is too large, not such a picture, broken or cut off.
     """
     try:
         with Image.open(BytesIO(data), formats=PICTURE_FORMATS) as checked:
@@ -48,14 +48,14 @@ def decode_picture(data: bytes, *, source: str) -> Image.Image:
                     height=checked.height,
                     most=MAX_PIXELS,
                 )
-            checked.verify()  # every chunk and its checksum; the picture cannot be used after it
+            checked.verify()  # every chunk's checksum; the picture cannot be used afterward
         picture = Image.open(BytesIO(data), formats=PICTURE_FORMATS)
         picture.load()
     except UnidentifiedImageError as error:
         raise ImageFileError("picture-not-one", file=source) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageFileError("picture-too-many-pixels", file=source, most=MAX_PIXELS) from error
-    # What Pillow's readers let through on damaged files: found by changing bytes at random.
+    # What Pillow's readers raise on damaged files, found by changing bytes at random.
     except (OSError, SyntaxError, ValueError, IndexError, struct.error) as error:
         raise ImageFileError("picture-broken", file=source, reason=str(error)) from error
     return picture
@@ -65,7 +65,7 @@ def read_record(path: Path) -> Record:
     """Return the record that a picture of tilemix carries.
 
     Raises:
-        ImageFileError: it is no picture, is broken, or carries no record.
+        ImageFileError: it is not a picture, is broken, or carries no record.
     """
     return record_of(open_picture(path), source=str(path))
 
@@ -98,7 +98,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _record_in_xmp(packet: bytes, *, source: str) -> str | None:
-    # An XMP packet has no document type, so none is parsed: entities are how XML is made to explode.
+    # An XMP packet needs no document type. One that has it is refused: its entities could expand without end.
     if len(packet) > 2 * MAX_RECORD_BYTES or b"<!" in packet:
         raise ImageFileError("picture-xmp-foreign", file=source)
     if not packet:

@@ -1,6 +1,6 @@
 """The record inside every picture, which says how it was made.
 
-It travels twice, in whatever place a format has for it:
+It is stored twice, where each format has a place for it:
 
 =============  ==========================  ============================================
                the record, as JSON         the web UIs' `parameters` text
@@ -15,8 +15,8 @@ prompts of 2,000 characters fit in any alphabet (at the very worst 51 kB of XMP 
 EXIF). The XMP packet of each format also carries IPTC's digital source type, which is how a
 picture says that it was generated.
 
-Only the JSON is read back (`pictures/reading.py`). The `parameters` text is for the web UIs: their parsers guess
-where a prompt ends, so a prompt can confuse it; the JSON cannot be confused.
+Only the JSON is read back (`pictures/reading.py`). The `parameters` text is for the web UIs. Their parsers guess
+where a prompt ends, so a prompt can mislead them; the JSON is unambiguous.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ SAMPLERS = {
     "euler": ("Euler", "Uniform"),
     "euler_a": ("Euler a", "Uniform"),
 }
-# What a web UI, or a site that reads its pictures, takes for the start of another part.
+# What web UIs, and sites that read their pictures, take for the start of another part.
 PART_START = re.compile(r"^(\s*)(Negative prompt:|Steps:)", re.MULTILINE)
 # JSON may hold them, XML may not.
 NOT_XML = re.compile("[\ufffe\uffff]")
@@ -93,7 +93,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     speed: str = "exact"  # a mode of tilemix.pipelines.speed
     compiled: bool = False  # the networks, by torch.compile; other last bits
     device: str
-    threads: int  # of torch; another number changes bits
+    threads: int  # of torch; another number changes the last bits
     model: str  # the manifest's name
     files: dict[str, str | None]  # path in the manifest -> sha256; None: not locked
     versions: dict[str, str]  # package -> version
@@ -103,7 +103,7 @@ def record_json(record: Record) -> str:
     """Return the record as JSON on one line.
 
     Raises:
-        ImageFileError: a text of it holds a lone surrogate, which no file can keep.
+        ImageFileError: a text of it holds a lone surrogate, which no file can store.
     """
     try:
         return msgspec.json.encode(record).decode()
@@ -112,10 +112,10 @@ def record_json(record: Record) -> str:
 
 
 def parse_record(text: bytes, *, source: str) -> Record:
-    """Return the record that `text` holds as JSON. Keys of later versions are passed over.
+    """Return the record that `text` holds as JSON. Keys of later versions are ignored.
 
     Raises:
-        ImageFileError: it holds none; the message starts with `source`.
+        ImageFileError: it is not a record; the message starts with `source`.
     """
     if len(text) > MAX_RECORD_BYTES:
         raise ImageFileError("picture-record-too-large", file=source, size=len(text), most=MAX_RECORD_BYTES)
@@ -129,8 +129,8 @@ def parameters_text(record: Record) -> str:
     """Return the record in the web UIs' own notation: prompt, negative prompt, and a last line of parameters.
 
     The parameters are always the last line and always at least five, so a parser that looks for them there
-    finds ours, whatever stands in the prompt. A prompt line that starts like another part ("Negative
-    prompt:", "Steps:") starts in lower case here: the text encoders lower-case everything themselves.
+    finds ours, whatever the prompt contains. A prompt line that starts like another part ("Negative
+    prompt:", "Steps:") starts in lower case here, which the text encoders turn everything into anyway.
     `Lora hashes` and `TI hashes` name the files called so, by the first 12 digits of the file's sha256.
 
     Source: the notation as A1111 1.10 writes and reads it.
@@ -143,7 +143,7 @@ def parameters_text(record: Record) -> str:
 
 
 def png_chunks(record: Record) -> PngInfo:
-    """Return the text chunks of a PNG, to stand before its pixels."""
+    """Return the text chunks of a PNG, which come before its pixels."""
     chunks = PngInfo()
     chunks.add_text(PARAMETERS_KEY, parameters_text(record))
     chunks.add_text(JSON_KEY, record_json(record))

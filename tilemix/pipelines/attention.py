@@ -1,9 +1,9 @@
 """The UNet's attention in fewer operations, with the same numbers.
 
-* Self-attention: query, key and value come from one product instead of three. The joined weight is no copy:
-  `to_q`, `to_k` and `to_v` become parts of it, so what is merged into them is merged into it.
+* Self-attention: query, key and value come from one product instead of three. `to_q`, `to_k` and
+  `to_v` become views of the joined weight, so what is merged into them is merged into it.
 * Cross-attention: the text's keys and values depend on the prompt's embeddings alone, which are the same
-  tensor in every denoising step, so they are computed once a run. They stand in buffers beside the weights,
+  tensor in every denoising step, so they are computed once a run. They are kept in buffers beside the weights,
   where compiled code finds them at the same address each time.
 
 In fp32 on a CPU the numbers are those of diffusers' `AttnProcessor2_0`; elsewhere the joined product may be
@@ -57,7 +57,7 @@ class SelfAttention:
 class CrossAttention:
     """An attention processor of diffusers for SDXL's cross-attention: no mask, no norms, no residual.
 
-    The text is the one that `TextKeys` has seen last.
+    The text is the last one that `TextKeys` has seen.
     """
 
     def __call__(
@@ -94,18 +94,18 @@ class TextKeys:
             self._is_kept, self._text = False, None
 
     def see_text(self, _: torch.nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        """Compute what the UNet is about to be called with; a hook before its forward()."""
+        """Compute keys and values of the text that the UNet is about to be called with; a forward pre-hook."""
         text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
         assert isinstance(text, torch.Tensor)
         self.compute(text)
 
     def compute(self, text: torch.Tensor) -> None:
-        """Compute the keys and values of `text` (n, tokens, width), unless they are there."""
+        """Compute the keys and values of `text` (n, tokens, width), unless they are kept."""
         if self._text is text:
             return
         self._text = None
         for attention in self._attentions:
-            # A pipeline hands over the text in its encoders' dtype, which may be another than the UNet's.
+            # A pipeline passes the text in its encoders' dtype, which may differ from the UNet's.
             cast = text.to(attention.to_k.weight.dtype)
             for buffer, projection in TEXT_PARTS:
                 _fill(attention, buffer, _split_heads(getattr(attention, projection)(cast), attention.heads))
@@ -116,8 +116,8 @@ class TextKeys:
 def speed_attention(unet: UNet2DConditionModel) -> TextKeys:
     """Give `unet`, on its device and in its dtype, these processors; return what keeps the text's keys.
 
-    Its weights may be changed in place afterwards, but not moved; nor copied by copy.deepcopy, which takes the
-    joined weights apart.
+    Afterward its weights may be changed in place, but not moved, and not copied by copy.deepcopy, which separates
+    the joined weights.
     """
     attentions = {name: _find_attention(unet, name) for name in unet.attn_processors}
     crossing = [one for name, one in attentions.items() if name.endswith("attn2.processor")]
@@ -157,7 +157,7 @@ def _join_weights(attention: Attention) -> None:
 def _fill(attention: Attention, buffer: str, value: torch.Tensor) -> None:
     kept = getattr(attention, buffer)
     if (kept.shape, kept.dtype, kept.device) != (value.shape, value.dtype, value.device):
-        with torch.inference_mode(mode=False):  # what inference mode makes cannot be filled outside of it
+        with torch.inference_mode(mode=False):  # a tensor made in inference mode cannot be filled outside it
             kept = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
         setattr(attention, buffer, kept)
     kept.copy_(value)

@@ -1,9 +1,9 @@
-"""TILEMIX_COMPILE: the UNet and the VAE's decoder as code that torch makes for one size of pictures.
+"""TILEMIX_COMPILE: the UNet and the VAE's decoder, compiled by torch for one picture size.
 
-torch fuses what stands between the big products and writes C++ (on a CPU) or Triton (on a GPU, where it also tries
-out several kernels for each product and records the whole as a CUDA graph). That takes minutes, once: it is for a
-process that draws many pictures. `TORCHINDUCTOR_CACHE_DIR` names a folder where torch keeps the code for the next
-start. Only the manifest's own size is compiled; pictures of other sizes are drawn by the plain modules, at once.
+torch fuses the operations between the big products and writes C++ (on a CPU) or Triton (on a GPU, where it also
+tries several kernels for each product and records the whole as a CUDA graph). That takes minutes, once, so it pays
+in a process that draws many pictures. `TORCHINDUCTOR_CACHE_DIR` names a folder where torch keeps the code for the
+next start. Only the manifest's own size is compiled; other sizes are drawn by the plain modules, without delay.
 
 The weights stay where they are: a LoRA at another scale is merged into them and needs no new code.
 """
@@ -21,17 +21,17 @@ from tilemix.errors import TilemixError
 if TYPE_CHECKING:
     from tilemix.pipelines.parts import SdxlPipeline
 
-WARM_UP_STEPS = 4  # both batches of `fast` are among them, and what a CUDA graph needs before it is recorded
+WARM_UP_STEPS = 4  # enough for both batch sizes of `fast`, and for the runs before a CUDA graph is recorded
 
 
 def compile_networks(pipeline: SdxlPipeline) -> None:
     """Let the UNet and the VAE's decoder of `pipeline` be compiled when they are next called.
 
-    Their hooks stay outside of the compiled code: they cast, and they fill the buffers that it reads.
+    Their hooks stay outside the compiled code: they cast, and they fill the buffers that it reads.
     """
     on_gpu = pipeline.unet.device.type == "cuda"
     for network in (pipeline.unet, pipeline.vae.decoder):
-        # dynamic=False: code for any size is slower code, and a CUDA graph has one size.
+        # dynamic=False: code for every size is slower, and a CUDA graph has one size.
         compiled = torch.compile(
             network.forward, fullgraph=True, dynamic=False, mode="max-autotune" if on_gpu else None
         )
@@ -40,7 +40,7 @@ def compile_networks(pipeline: SdxlPipeline) -> None:
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Say in one line what keeps torch from compiling.
+    """Turn torch's errors into one line that says why it cannot compile.
 
     Raises:
         TilemixError: torch cannot compile here.
@@ -57,7 +57,7 @@ def compiling() -> Iterator[None]:
 
 @contextmanager
 def plain_where_not_compiled(*, is_compiled: bool) -> Iterator[None]:
-    """Compile nothing within: what has no code yet, such as another size, runs as plain modules."""
+    """Compile nothing in this context: what has no code yet, such as another size, runs as plain modules."""
     if not is_compiled:
         yield
         return

@@ -4,8 +4,8 @@ compel splits prompts of more than 77 tokens into chunks and reads its own empha
 `("a", "b").and()`). Its pooled embedding is computed from the text with that syntax still in it
 (https://github.com/damian0815/compel/issues/96), so the pooled vectors here come from the plain words.
 
-A text without emphasis that fits into 77 tokens needs none of it. Both prompts then go through each encoder
-in one batch, 2 passes where compel makes 6, and the numbers are the same but for a last bit.
+A text without emphasis that fits into 77 tokens needs none of it. Then both prompts go through each encoder in
+one batch, 2 passes instead of compel's 6, and the numbers are the same except for the last bit.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from tilemix.errors import PromptError
 if TYPE_CHECKING:
     from tilemix.pipelines.parts import SdxlPipeline
 
-WEIGHT_RANGE = (0.0, 5.0)  # of emphasis; beyond it nothing but noise comes out
+WEIGHT_RANGE = (0.0, 5.0)  # of emphasis; beyond it the model draws only noise
 TOKENS = 77  # that a text encoder takes at a time
-# Without any of these the parser leaves a text's tokens as they are, for 10 ms. It spaces out some commas.
+# The parser changes nothing without one of these; skipping it saves 10 ms. It adds spaces after commas.
 SYNTAX = re.compile(r'[()"\\+-]|,\S')
 KEPT_PROMPTS = 16  # 1.3 MB each at SDXL's size
 
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What the UNet is told: positive and negative, as many tokens in each. Widths are SDXL's."""
+    """What the UNet gets, positive and negative, with the same number of tokens. Widths are SDXL's."""
 
     prompt_embeds: torch.Tensor  # (1, 77 * n, 2048)
     pooled_prompt_embeds: torch.Tensor  # (1, 1280)
@@ -46,12 +46,12 @@ class Conditioning:
 
 
 class PromptEncoder:
-    """Encodes prompts and keeps the last ones.
+    """Encodes prompts and keeps the most recent results.
 
     Args:
         pipeline: an SDXL pipeline.
-        read_state: returns what the text encoders and the vocabulary depend on; what was kept in another
-            state is not used.
+        read_state: returns the state that the text encoders and the vocabulary depend on; a result of another state
+            is not used.
     """
 
     def __init__(self, pipeline: SdxlPipeline, read_state: Callable[[], Hashable]) -> None:
@@ -60,7 +60,7 @@ class PromptEncoder:
         self._kept: OrderedDict[Hashable, Conditioning] = OrderedDict()
 
     def encode(self, positive: str, negative: str) -> Conditioning:
-        """Return `encode_prompt` of the two, computed or kept.
+        """Return `encode_prompt` of the two, computed now or kept from before.
 
         Raises:
             PromptError: as `encode_prompt`.
@@ -80,7 +80,7 @@ def encode_prompt(pipeline: SdxlPipeline, positive: str, negative: str) -> Condi
     An empty negative prompt is encoded like any other text, as cog-sdxl does; it is not all zeros.
 
     Raises:
-        PromptError: the emphasis in a text cannot be read, or asks for what no SDXL prompt can do.
+        PromptError: the emphasis in a text cannot be read, or asks for something that an SDXL prompt cannot do.
     """
     prompts = [parse_emphasis(positive, field="prompt"), parse_emphasis(negative, field="negative_prompt")]
     plain = [prompt.words for prompt in prompts]
@@ -163,7 +163,7 @@ def parse_emphasis(text: str, *, field: str) -> ParsedText:
     from compel import Compel
     from compel.prompt_parser import PromptParser
 
-    # Without memory the parser's time is exponential in the depth of parentheses: 36 characters took over
+    # Without memoization the parser's time is exponential in the depth of parentheses: 36 characters took over
     # 10 seconds (compel 2.5.1), with it 0.03. Calling this twice does nothing the second time.
     pyparsing.ParserElement.enable_packrat(None)
     try:

@@ -27,6 +27,7 @@ from tilemix.weights import LocalModel
 
 if TYPE_CHECKING:
     from tilemix.pipelines.parts import Scheduler, SdxlPipeline
+
 logger = logging.getLogger(__name__)
 
 TILE_PIXELS = 1024  # the VAE decodes up to this side length in one piece
@@ -62,7 +63,7 @@ class ReadyPipeline:
 
 
 def choose_device(speed: Speed = Speed.EXACT) -> tuple[torch.device, torch.dtype]:
-    """Return where to run and in what: a CUDA device in fp16, else the CPU in what `speed` says."""
+    """Return device and dtype: CUDA in fp16 if there is one, else the CPU in the dtype of `speed`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return device, choose_dtype(device, speed)
 
@@ -73,10 +74,10 @@ def load_pipeline(
     """Load the model's files, put its tokens into the vocabulary and its LoRAs into the weights.
 
     `dtype` is the UNet's and the VAE's. The text encoders have it on a GPU, and fp32 on a CPU, where they
-    are a hundredth of the work. The UNet takes and gives fp32 in any case.
+    are a hundredth of the work. The UNet takes and returns fp32 in any case.
 
     Raises:
-        ModelFileError: a file is not what its name says.
+        ModelFileError: a file cannot be loaded as what it should be.
         AdapterError: an adapter cannot be loaded completely.
         ManifestError: the base's folder or the scheduler's name does not fit.
     """
@@ -116,8 +117,8 @@ def prepare_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vae.enable_slicing()
     pipeline.vae.enable_tiling()
-    # The tile size follows the VAE's sample_size, which is 512 for the fp16-fix VAE: a 1024 px picture
-    # would be decoded in tiles, and every tile differs from the whole (GroupNorm sees less of it).
+    # By default the tile size is the VAE's sample_size, 512 for the fp16-fix VAE. A picture of 1024 pixels would
+    # be decoded in tiles, which differ from the whole, because GroupNorm sees less of it.
     pipeline.vae.tile_sample_min_size = TILE_PIXELS
     pipeline.vae.tile_latent_min_size = TILE_PIXELS // 8
     components = {name: getattr(pipeline, name) for name in MERGED_COMPONENTS}

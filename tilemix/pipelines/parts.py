@@ -1,7 +1,7 @@
-"""The types of what is touched of the libraries' parts.
+"""The types of the libraries' parts, as far as tilemix uses them.
 
-diffusers registers a pipeline's parts at run time and wraps some methods, which hides their types; what is
-declared here is checked wherever a part is used.
+diffusers registers a pipeline's parts at run time and wraps some methods, which hides their types. These
+declarations let mypy check every use of a part.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 class Scheduler(Protocol):
-    """A scheduler of diffusers, whichever."""
+    """Any scheduler of diffusers."""
 
     @property
     def config(self) -> Mapping[str, object]:
@@ -49,10 +49,10 @@ class SdxlPipeline(Protocol):
         """Move every part."""
 
     def set_progress_bar_config(self, *, disable: bool) -> None:
-        """Show the bar of the steps, or not."""
+        """Show or hide the progress bar of the steps."""
 
     def __call__(self, **inputs: object) -> Drawn:
-        """Draw; the inputs are those of diffusers' documentation."""
+        """Draw; diffusers documents the inputs."""
 
 
 def move(network: Network, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Network:

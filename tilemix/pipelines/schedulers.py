@@ -1,7 +1,7 @@
 """Scheduler name -> diffusers scheduler, always from a pristine configuration.
 
-`from_config(pipe.scheduler.config)` carries the settings of one scheduler into the next (Karras sigmas
-stay on for good, say), so every scheduler here starts from the base model's own file.
+`from_config(pipe.scheduler.config)` carries settings from one scheduler into the next (Karras sigmas would
+stay on for good), so every scheduler here starts from the base model's own file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tilemix.errors import ManifestError
 if TYPE_CHECKING:
     from tilemix.pipelines.parts import Scheduler
 
-# name -> (diffusers class, what goes over the base's configuration)
+# name -> (diffusers class, settings that override the base's configuration)
 SCHEDULERS: Mapping[str, tuple[str, Mapping[str, bool | int | float | str]]] = {
     "ddim": ("DDIMScheduler", {}),
     "dpm++_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
@@ -51,7 +51,7 @@ def make_scheduler(
     known = set(inspect.signature(scheduler_class.__init__).parameters) - {"self"}
     if unknown := sorted(set(config or {}) - known):
         raise ManifestError("manifest-unknown-scheduler-setting", name=name, setting=unknown[0][:80])
-    # Only what this class knows is handed over: a foreign key would draw a warning and do nothing.
+    # Only settings that this class knows are passed on: another would only raise a warning.
     own = {key: value for key, value in base_config.items() if key in known}
     scheduler: Scheduler = scheduler_class.from_config(own | dict(preset) | dict(config or {}))
     return scheduler

@@ -22,7 +22,7 @@ MERGED_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 
 def import_libraries() -> None:
-    """Import what `load_pipeline` and a first prediction need of the libraries, which takes seconds."""
+    """Import the libraries that `load_pipeline` and the first prediction need, which takes seconds."""
     with quiet_libraries():
         import compel  # noqa: F401
         from diffusers import (  # noqa: F401
@@ -40,7 +40,7 @@ def load_base(
     unet: UNet2DConditionModel | None = None,
     variant: str | None = None,
 ) -> SdxlPipeline:
-    """Load an SDXL folder in diffusers' layout, with its own VAE or the one in the folder `vae`, and so the UNet.
+    """Load an SDXL folder in diffusers' layout, with its own VAE and UNet, or with those given.
 
     `dtype` may name one for each component, and "default" for the rest; `variant` is the "fp16" in the
     files' names.
@@ -69,11 +69,11 @@ def load_base(
 def load_unet(folder: Path, tensors: Path, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
     """Load a UNet from the `folder` of its configuration and the file of its `tensors`.
 
-    from_pretrained maps the file into memory, where it stays beside its copies in another dtype until the last
-    one is made, and it reads as the pages are touched. Here one tensor after another is read, and converted.
+    `from_pretrained` maps the file into memory, where it stays until the last copy in another dtype is made, and
+    is read page by page as it is touched. Here each tensor is read and converted before the next.
 
     Raises:
-        ModelFileError: the two do not fit together, or one of them cannot be read.
+        ModelFileError: the two do not match, or one of them cannot be read.
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from safetensors import SafetensorError, safe_open
@@ -107,10 +107,10 @@ def load_unet(folder: Path, tensors: Path, device: torch.device, dtype: torch.dt
 
 
 def take_and_give_fp32(unet: UNet2DConditionModel) -> None:
-    """Let a UNet of lower precision take its latents and give its answer in fp32.
+    """Make a UNet of lower precision take its latents and return its result in fp32.
 
-    So the pipeline keeps the latents, the guidance and the scheduler's sums in fp32. In bf16 throughout, the
-    latents would be rounded to 8 bits in every step.
+    So the pipeline computes latents, guidance and the scheduler's sums in fp32. In bf16, every step would round
+    the latents to 8 bits.
     """
     dtype: torch.dtype = unet.dtype
 
@@ -131,7 +131,7 @@ def take_and_give_fp32(unet: UNet2DConditionModel) -> None:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the loaders' progress bars and notes about parts that SDXL does not use off the screen."""
+    """Hide the loaders' progress bars, and their notes about parts that SDXL does not use."""
     import diffusers.utils.logging
     import transformers.utils.logging
 
@@ -150,5 +150,5 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def _shorten(error: Exception) -> str:
-    """Return the beginning of what an error of the libraries says, in one line."""
+    """Return the beginning of a library's error message, on one line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

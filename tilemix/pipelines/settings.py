@@ -13,16 +13,18 @@ from tilemix.pipelines.speed import Speed
 class Settings:
     """How a process draws."""
 
-    threads: int | None = None  # of torch on the CPU; None: one a core. Another number changes the last bits
+    threads: int | None = (
+        None  # of torch on the CPU; None: one per core. Another number changes the last bits
+    )
     speed: Speed = Speed.EQUIVALENT
     compiled: bool = False  # see tilemix.pipelines.compilation
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
-    """Return the settings in `environment`; what is unset or empty has its default.
+    """Return the settings in `environment`; a variable that is unset or empty has its default.
 
     Raises:
-        TilemixError: a value is none of its kind.
+        TilemixError: a value cannot be used.
     """
     return Settings(
         threads=parse_threads(environment.get("TILEMIX_THREADS")),
@@ -32,10 +34,10 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def parse_threads(text: str | None) -> int | None:
-    """Return the number of CPU threads that TILEMIX_THREADS asks for; None where it is unset or empty.
+    """Return the number of CPU threads that TILEMIX_THREADS asks for; None if it is unset or empty.
 
     Raises:
-        TilemixError: it is no number from 1 on.
+        TilemixError: it is not a whole number from 1.
     """
     if not text:
         return None
@@ -45,10 +47,10 @@ def parse_threads(text: str | None) -> int | None:
 
 
 def parse_speed(text: str | None) -> Speed:
-    """Return the mode that TILEMIX_SPEED asks for; `equivalent` where it is unset or empty.
+    """Return the mode that TILEMIX_SPEED asks for; `equivalent` if it is unset or empty.
 
     Raises:
-        TilemixError: it is none of the modes.
+        TilemixError: there is no such mode.
     """
     try:
         return Speed(text or Speed.EQUIVALENT)
@@ -60,7 +62,7 @@ def parse_speed(text: str | None) -> Speed:
 
 
 def parse_compile(text: str | None) -> bool:
-    """Return whether TILEMIX_COMPILE asks for compiled networks; unset or empty: it does not.
+    """Return whether TILEMIX_COMPILE asks for compiled networks; not if it is unset or empty.
 
     Raises:
         TilemixError: it is neither 0 nor 1.

@@ -1,4 +1,4 @@
-"""The checks that every text from outside passes before anything else looks at it."""
+"""Checks for every text from outside, made before anything else reads it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from tilemix.inputs import TextInput, find_input
 
 MAX_PROMPT_CHARACTERS = find_input("prompt", TextInput).max_length
 
-# In angle brackets: a tokenizer would find a bare word inside of other words ("TOK" in "stoked").
+# In angle brackets, because a tokenizer finds a bare word inside other words, too ("TOK" in "stoked").
 PLACEHOLDER_TOKEN = re.compile(r"<[A-Za-z0-9_-]{1,64}>")
 
-# C0 and C1 controls but tab and the line ends, the characters that turn the writing direction of what
-# follows (a log line would show another text than was sent), and halves of surrogate pairs (not text at all).
+# C0 and C1 controls except tab and line ends; marks that change the writing direction, with which a log line
+# could show another text than was sent; halves of surrogate pairs, which are not text.
 REFUSED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def check_text(text: str, *, field: str) -> None:
-    """Refuse text that is too long, or that holds control characters or lone surrogates.
+    """Refuse text that is too long, or contains control characters or lone surrogates.
 
     Empty text passes: an empty negative prompt means something. `field` names the text in the message.
 
@@ -34,7 +34,7 @@ def check_text(text: str, *, field: str) -> None:
 
 
 def check_prompt(text: str) -> None:
-    """Do what `check_text` does, and refuse a prompt without a visible character.
+    """Check a prompt as `check_text` does, and refuse one without a visible character.
 
     Raises:
         PromptError: the prompt cannot be used.

@@ -6,8 +6,8 @@ is filled::
     "50 % rot, 30 % schwarz, Rest weiß"
     -> "ohwx_rubber_tile <s0><s1>, 50% red, 30% black, 20% white, photorealistic rubber tile, ..."
 
-Loads neither torch nor numpy (a hex value, or an RAL number of no granule
-color, loads numpy on first use to find the nearest).
+Loads no torch, and numpy only to find the nearest granule color of a hex value
+or an RAL number.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class Prompt:
     positive: str  # what is sent
     negative: str  # "" is really empty
     mix: ColorMix | None  # None: no share was typed, so there is nothing to measure
-    notes: tuple[Message, ...]  # what was read otherwise than typed
+    notes: tuple[Message, ...]  # what was read differently from what was typed
 
 
 def rewrite(text: str, template: PromptTemplate, *, negative_prompt: str | None = None) -> Prompt:
     """Return the prompt for `text`; a `negative_prompt` of None means the template's.
 
-    Text that holds one of the template's trigger words or placeholder tokens is sent untouched.
+    Text with one of the template's trigger words or placeholder tokens is sent untouched.
 
     Raises:
-        PromptError: a text is empty (the negative prompt may be), too long, or holds control characters.
+        PromptError: a text is empty (the negative prompt may be), too long, or contains control characters.
         MixError: the color mix is not clear.
     """
     check_prompt(text)
@@ -63,7 +63,7 @@ def rewrite(text: str, template: PromptTemplate, *, negative_prompt: str | None 
 
 
 def _read_mix_if_clear(text: str) -> ColorMix | None:
-    """Return the mix in a prompt that is sent untouched: it serves for measuring only, so it is no reason to refuse."""
+    """Return the mix in a prompt that is sent untouched. It is only measured, so an unclear one is not refused."""
     try:
         return parse_mix(text).mix
     except MixError as error:

@@ -10,8 +10,8 @@ A template is a JSON file, named after itself::
       "negative_prompt": "blurry, watermark"
     }
 
-Only `text` is ever a template; what the user typed is put in its place as it
-is, so `$x`, `{x}` and `%s` in it mean nothing.
+Only `text` is a template. What the user typed is inserted as it is, so `$x`,
+`{x}` and `%s` in it have no meaning.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ class PromptTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A prompt template that passed every check of `load_template`."""
 
     name: str
-    text: str  # `$prompt` stands once where the user's words go
-    trigger_words: list[str]  # words the adapter was trained with; a prompt that holds one is complete
+    text: str  # contains `$prompt` once, where the user's words go
+    trigger_words: list[str]  # words the adapter was trained with; a prompt with one of them is complete
     placeholder_tokens: list[str]  # "<s0>", "<s1>": textual inversion tokens; as above
-    negative_prompt: str  # used where the request has none
+    negative_prompt: str  # used if the request has none
 
     def fill(self, prompt: str) -> str:
         """Return the template's text with `prompt` in its place."""
         return Template(self.text).substitute(prompt=prompt)
 
     def find_marker(self, prompt: str) -> str | None:
-        """Return the first trigger word or placeholder token that `prompt` holds; None if it holds none.
+        """Return the first trigger word or placeholder token in `prompt`; None if there is none.
 
-        Trigger words are found whatever their case, as CLIP's tokenizer folds it too, and as whole words.
+        A trigger word matches as a whole word, in any case, because CLIP's tokenizer ignores case.
         """
         for token in self.placeholder_tokens:
             if token in prompt:
@@ -63,7 +63,7 @@ def find_template(name: str, root: Path = ROOT) -> PromptTemplate:
     """Read and check `prompt_templates/NAME.json`.
 
     Raises:
-        TemplateError: there is no such template, or it is no correct one.
+        TemplateError: there is no such template, or it is not correct.
     """
     known = sorted(path.stem for path in (root / "prompt_templates").glob("*.json"))
     if name not in known:
@@ -75,7 +75,7 @@ def load_template(path: Path) -> PromptTemplate:
     """Read and check the prompt template at `path`.
 
     Raises:
-        TemplateError: the file is missing, or is no correct template.
+        TemplateError: the file is missing or not a correct template.
     """
     try:
         with path.open("rb") as file:

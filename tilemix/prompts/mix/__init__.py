@@ -7,9 +7,9 @@ Text before the first and after the last share is kept::
     half red + half RAL 9005                         50%红色30%黑色20%珍珠白
     30% red, rest black                              red, black (equal shares)
 
-A total between 99 and 101 percent is rounding and becomes 100. What is not
-clear is refused, with the place and the reason; the one thing let through is
-a color that is in no chart, because the model may know it.
+A total from 99 to 101 percent counts as rounding and becomes 100. Anything
+unclear is refused, with its place and the reason. Only a color that is not in
+the chart passes, because the model may know it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from tilemix.errors import MixError
 from tilemix.prompts.checks import check_text
 from tilemix.prompts.mix.naming import shorten
-from tilemix.prompts.mix.shares import TRIMMINGS, TypedMix, TypedShare, read_shares, refuse_misspelt_rest
+from tilemix.prompts.mix.shares import TRIMMINGS, TypedMix, TypedShare, read_shares, refuse_misspelled_rest
 
 if TYPE_CHECKING:
     from tilemix.errors import Message
@@ -63,16 +63,16 @@ class ParsedText:
     """A prompt whose mix has been read."""
 
     mix: ColorMix | None  # None: the text holds no share
-    text: str  # the mix in its canonical spelling, the rest as typed; all as typed where there is no mix
-    notes: tuple[Message, ...]  # what was read otherwise than typed
+    text: str  # the mix in its canonical spelling, the rest as typed; all of it as typed if there is no mix
+    notes: tuple[Message, ...]  # what was read differently from what was typed
 
 
 def parse_mix(text: str) -> ParsedText:
     """Read the color mix in `text`, wherever it stands.
 
     Raises:
-        MixError: a share is not clear, a color is misspelt, an RAL number does not exist, the total is not 100.
-        PromptError: the text is too long or holds control characters.
+        MixError: a share is unclear, a color is misspelled, an RAL number does not exist, the total is not 100.
+        PromptError: the text is too long or contains control characters.
     """
     check_text(text, field="prompt")
     typed = read_shares(text)
@@ -111,7 +111,7 @@ def _total(text: str, typed: TypedMix) -> ColorMix:
         if amounts.count(None) > 1:
             raise MixError("mix-two-rests")
         if not LOWEST_TOTAL <= total <= HIGHEST_TOTAL:
-            refuse_misspelt_rest(text)
+            refuse_misspelled_rest(text)
             read = [
                 f"{_format(percent)}% {share.color[:40]}"
                 for share, percent in zip(typed.shares, percents, strict=True)
@@ -131,7 +131,7 @@ def _total(text: str, typed: TypedMix) -> ColorMix:
 
 
 def _apportion(amounts: dict[str, Decimal], total: Decimal, unit: Decimal) -> ColorMix:
-    """Scale `amounts` to 100 in whole units by largest remainder; shares of nothing are left out."""
+    """Scale `amounts` to 100 in whole units by largest remainder; shares of 0 are left out."""
     exact = {color: amount * HUNDRED / total for color, amount in amounts.items()}
     percents = {color: value.quantize(unit, rounding=ROUND_FLOOR) for color, value in exact.items()}
     missing = int((HUNDRED - sum(percents.values())) / unit)
@@ -142,7 +142,7 @@ def _apportion(amounts: dict[str, Decimal], total: Decimal, unit: Decimal) -> Co
 
 
 def _assemble(text: str, typed: TypedMix, mix: ColorMix) -> str:
-    """Put the canonical mix in the place of the typed one."""
+    """Put the canonical mix in place of the typed one."""
     head = text[: typed.start]
     if TRIMMINGS.fullmatch(head):
         head = ""

@@ -24,7 +24,7 @@ def shorten(text: str) -> str:
 
 
 def name_color(text: str, token: Token, notes: list[Message]) -> str:
-    """Return the trade name of the color that `token`, one of COLORS, stands for; add a note if it is the nearest.
+    """Return the trade name of the color that `token`, one of COLORS, stands for; note if it is only the nearest.
 
     Raises:
         MixError: an RAL number that does not exist.
@@ -54,7 +54,7 @@ def name_color(text: str, token: Token, notes: list[Message]) -> str:
 def name_pair(text: str, first: Token, second: Token, notes: list[Message]) -> str:
     """Return the trade name of a color that is named twice: "red (RAL 3016)".
 
-    Where one of the two is only near a granule color, the other one says which.
+    If only one of the two is exactly a granule color, that one counts.
 
     Raises:
         MixError: they are two colors, or an RAL number does not exist.
@@ -79,7 +79,7 @@ def name_pair(text: str, first: Token, second: Token, notes: list[Message]) -> s
 
 
 def name_unknown(text: str, words: Sequence[Token], notes: list[Message]) -> str:
-    """Return a color that is in no chart as typed, and add a note.
+    """Return a color that is not in the chart as typed, and add a note.
 
     Raises:
         MixError: it is a mistyped hex value.
@@ -92,11 +92,11 @@ def name_unknown(text: str, words: Sequence[Token], notes: list[Message]) -> str
     return typed
 
 
-def refuse_misspelt(text: str, words: Sequence[Token], *, is_last_first: bool) -> None:
+def refuse_misspelled(text: str, words: Sequence[Token], *, is_last_first: bool) -> None:
     """Compare an unknown color with the known ones.
 
-    `words` may run on into other text, so their first one, two and three are compared as well; where the
-    color comes before its percent, that text is in front (`is_last_first`), and the last ones are.
+    `words` may include other text, so the first one, two and three of them are compared as well. A color that
+    comes before its percent has that text in front: then it is the last ones (`is_last_first`).
 
     Raises:
         MixError: a known color is near.

@@ -1,4 +1,4 @@
-"""Find the shares in a prompt: which percent belongs to which color, and what is mere text.
+"""Find the shares in a prompt: which percent belongs to which color, and what is only text.
 
 Separators cut the prompt into parts. In a part the percents stand before their
 colors or after them: before, if the part begins with one ("50% red 50%
@@ -13,7 +13,7 @@ from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from tilemix.errors import MixError
-from tilemix.prompts.mix.naming import COLORS, name_color, name_pair, name_unknown, refuse_misspelt, shorten
+from tilemix.prompts.mix.naming import COLORS, name_color, name_pair, name_unknown, refuse_misspelled, shorten
 from tilemix.prompts.mix.tokens import tokenize
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ SOFT = frozenset({"link", "granules"})
 DASHES = "-‐‑–—−"
 OPENING = "([（"
 CLOSING = ")]）"
-# Bullets, numbering, quotation marks and stops round the shares: no text to keep.
+# Bullets, numbering, quotation marks and stops around the shares: not text to keep.
 TRIMMINGS = re.compile(r"[\s\d.,:;+/|&=*•·~)\]，。；：、）\-‐‑–—−\"'`«»„“”‘’]*")
 
 
@@ -42,7 +42,7 @@ class TypedShare(NamedTuple):
 class TypedMix:
     """The shares of a prompt and where they stand; text[start:end] is the mix."""
 
-    shares: list[TypedShare] = field(default_factory=list)  # in the order typed; empty: mere text
+    shares: list[TypedShare] = field(default_factory=list)  # in the order typed; empty: only text
     between: list[str] = field(default_factory=list)  # text inside the mix that belongs to no share
     notes: list[Message] = field(default_factory=list)
     start: int = 0
@@ -61,7 +61,7 @@ def read_shares(text: str) -> TypedMix:
     """Return the shares in `text`.
 
     Raises:
-        MixError: a share is not clear, a color is misspelt, or an RAL number does not exist.
+        MixError: a share is unclear, a color is misspelled, or an RAL number does not exist.
     """
     parts = _split(_settle(tokenize(text)))
     holds_share = [any(token.kind in AMOUNTS for token in part) for part in parts]
@@ -81,8 +81,8 @@ def read_shares(text: str) -> TypedMix:
     return mix
 
 
-def refuse_misspelt_rest(text: str) -> None:
-    """Look for a misspelt color after a "rest" or a "half" that was therefore taken for text: "rest blakc".
+def refuse_misspelled_rest(text: str) -> None:
+    """Look for a misspelled color after a "rest" or "half" that was read as text because of it: "rest blakc".
 
     Raises:
         MixError: there is one.
@@ -93,7 +93,7 @@ def refuse_misspelt_rest(text: str) -> None:
             following = list(
                 takewhile(lambda token: token.kind != "separator", tokens[place + 1 : place + 6])
             )
-            refuse_misspelt(text, _trim(following), is_last_first=False)
+            refuse_misspelled(text, _trim(following), is_last_first=False)
 
 
 def _split(tokens: Sequence[Token]) -> list[list[Token]]:
@@ -115,7 +115,7 @@ def _trim(tokens: Sequence[Token]) -> Sequence[Token]:
 def _settle(tokens: Sequence[Token]) -> list[Token]:
     """Turn "half", "rest" and their like into plain words where no color is next to them.
 
-    "half red" is a share; "half-tone" and "the third row" are text. "rest" is a share beside other shares only.
+    "half red" is a share; "half-tone" and "the third row" are text. "rest" is a share only beside other shares.
     """
     settled = list(tokens)
     before = _neighbors(tokens)
@@ -209,8 +209,8 @@ def _read_side(
     inner = _trim(span)
     outward = inner[::-1] if is_color_first else inner
     if not outward or outward[0].kind not in COLORS:
-        refuse_misspelt(text, inner, is_last_first=is_color_first)
-        # A companion of colors is a part of the name here: "100% rubber mat".
+        refuse_misspelled(text, inner, is_last_first=is_color_first)
+        # Without a known color, a word such as "rubber" is part of the name: "100% rubber mat".
         lead = [
             token for token in takewhile(lambda token: token.kind in SOFT, span) if token.kind == "granules"
         ]
@@ -246,7 +246,7 @@ def _skip_rest_of_share(text: str, start: int, end: int, following: Sequence[Tok
 
 
 def _keep(text: str, tokens: Sequence[Token], mix: TypedMix) -> None:
-    """Note the text of `tokens`, which stand inside the mix and belong to no share, unless it says nothing."""
+    """Keep the text of `tokens`, which are inside the mix but in no share, unless it is only trimmings."""
     solid = _trim(tokens)
     if solid:
         typed = text[solid[0].start : solid[-1].end]
@@ -255,7 +255,7 @@ def _keep(text: str, tokens: Sequence[Token], mix: TypedMix) -> None:
 
 
 def _refuse_bare_color(text: str, tokens: Sequence[Token]) -> None:
-    """Refuse a color and nothing else beside the shares: no text to keep ("rest black and white")."""
+    """Refuse a color without a percent among the shares, which is not text to keep ("rest black and white")."""
     solid = _trim(tokens)
     if solid and all(token.kind in COLORS | SOFT for token in solid):
         typed = shorten(text[solid[0].start : solid[0].end])

@@ -15,7 +15,7 @@ HAN_LETTERS = 5  # in a Chinese word of the vocabulary; the longest has four
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff"
 LETTER = rf"(?:[^\W\d_{HAN}]|[\u0300-\u036f])"
-# Every quantifier is possessive: what a piece has taken it never gives back, so nothing is tried twice.
+# Every quantifier is possessive: a match is never given back, so nothing is tried twice.
 PIECE = re.compile(
     rf"""
     (?P<space>  (?:(?![\n\r\u2028\u2029])\s|[\u00ad\u200b-\u200f\u2060\ufeff])++ )
@@ -42,7 +42,7 @@ Kind = Literal[
     "hex",  # "#aa3f27"
     "separator",  # between shares: comma, semicolon, plus, slash, new line, "and"
     "link",  # between a share and its color: hyphen, colon, bracket, quote, "of"
-    "granules",  # a word such as "granules" or "крошка", which says nothing new
+    "granules",  # a word such as "granules" or "крошка", which adds nothing
     "word",  # anything else
 ]
 

@@ -3,8 +3,8 @@
 The data files list base forms: красный, weiß, dark green. This module makes
 the rest of them (красная, красного, weisser, weissen, dark-green, darkgreen)
 and puts all words into one table, folded: case, ё/е, ß/ss, ä/ae, hyphens and
-the widths of Chinese keyboards make no difference. A word means one thing
-only; a test says so.
+the widths of Chinese keyboards make no difference. Each word has one meaning
+only; a test checks it.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Meaning(NamedTuple):
 
 
 class MixWords(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The words round the colors, as `data/mix_words.json` lists them, all languages together."""
+    """The words around the colors, as `data/mix_words.json` lists them, all languages together."""
 
     percent: list[str]
     fractions: dict[str, list[str]]  # percent -> words
     rest: list[str]
     and_: list[str] = msgspec.field(name="and")
     of: list[str]  # may stand between a share and its color
-    granules: list[str]  # may stand before or after a color and say nothing new
+    granules: list[str]  # may stand before or after a color and add nothing
 
 
 def fold(text: str) -> str:
@@ -71,7 +71,7 @@ def expand_color_word(base: str, language: str) -> list[str]:
                 forms = [stem + ending for ending in endings]
                 break
     elif language == "de":
-        # The invariable ones are inflected in speech: ein lilanes, ein rosanes Muster.
+        # In speech even invariable adjectives are inflected: ein lilanes, ein rosanes Muster.
         stem = lowered + "n" if lowered.endswith("a") else lowered.removesuffix("e")
         forms += [stem + ending for ending in GERMAN[1:]]
     elif language == "zh" and not lowered.endswith("色"):
