@@ -7,7 +7,7 @@ from tilemix.errors import Message, PromptError, RequestError
 from tilemix.prompts.rewrite import rewrite
 from tilemix.prompts.template import find_template
 from tilemix.request import GenerationRequest
-from tilemix.studio.web.messages import explain
+from tilemix.studio.web.messages import explain, explain_data
 from tilemix.studio.web.mix_form import read_page_form
 from tilemix.studio.web.words import LANGUAGES, load_words
 
@@ -97,3 +97,10 @@ def test_numbers_and_colors_in_them_are_the_readers():
 def test_english_is_the_librarys_own_line_where_the_page_has_no_other():
     message = Message("input-missing", {}, "prompt")
     assert explain(message, load_words()["en"]) == str(message) == "input prompt is missing"
+
+
+def test_an_error_that_a_database_kept_is_said_even_if_its_code_is_gone():
+    kept = Message("prediction-lost", {"count": 3}).describe()
+    words = load_words()["de"]
+    assert explain_data(kept, words) == "Das Backend ist beim Zeichnen 3-mal ausgefallen."
+    assert explain_data(kept | {"code": "of-another-version"}, words) == kept["message"]

@@ -639,6 +639,24 @@ def test_errors_are_pages_for_browsers_and_json_for_programs(shared):
     assert "<!doctype html>" in shared.get("/", headers={"Host": "evil.example"}).text
 
 
+def test_an_error_page_speaks_the_readers_language(shared):
+    headers = {"Accept": "text/html", "Accept-Language": "de"}
+    for path, text in (
+        ("/results/x", "Dieses Bild gibt es nicht."),
+        ("/x", "Unter dieser Adresse gibt es nichts."),
+    ):
+        answer = shared.get(path, headers=headers)
+        assert answer.status_code == 404
+        assert text in answer.text
+
+
+def test_a_failure_is_told_in_the_readers_language(client, cog):
+    cog.outcome = {"status": "succeeded", "output": "data:text/html;base64,AAAA"}
+    page = finish(client, ask(client)).url
+    answer = client.get(page, headers={"Accept-Language": "ru"})
+    assert "Результат непригоден" in answer.text
+
+
 # --- The model's files
 
 
