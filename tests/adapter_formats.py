@@ -306,18 +306,24 @@ LORA_FORMATS = (
         "Flux",
         "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight",
         zeros(lora_unet_double_blocks_0_img_attn_qkv__lora_down__weight=(4, 3072)),
-        f"x.safetensors: Flux LoRA {NOT_SUPPORTED}",
+        f"x.safetensors: Flux.1 LoRA {NOT_SUPPORTED}",
     ),
     Format(
         "SD 3",
-        "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
-        zeros(transformer__transformer_blocks__0__attn__to_q__lora_A__weight=(4, 1536)),
+        "transformer.transformer_blocks.0.attn.add_q_proj.lora_A.weight",
+        zeros(transformer__transformer_blocks__0__attn__add_q_proj__lora_A__weight=(4, 1536)),
         f"x.safetensors: SD 3 LoRA {NOT_SUPPORTED}",
     ),
     Format(
         "other diffusion transformers",
         "diffusion_model.blocks.0.cross_attn.q.lora_A.weight",
         zeros(diffusion_model__blocks__0__cross_attn__q__lora_A__weight=(4, 1536)),
+        f"x.safetensors: LoRA for a diffusion transformer {NOT_SUPPORTED}",
+    ),
+    Format(
+        "the same, diffusers' names",
+        "transformer.transformer_blocks.0.attn.to_q.lora_A.weight",
+        zeros(transformer__transformer_blocks__0__attn__to_q__lora_A__weight=(4, 1536)),
         f"x.safetensors: LoRA for a diffusion transformer {NOT_SUPPORTED}",
     ),
     Format(

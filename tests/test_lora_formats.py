@@ -1,6 +1,7 @@
 """Every format of tests/adapter_formats.py, through the project's own path and against weights merged by hand."""
 
 import copy
+import re
 from collections import Counter
 from contextlib import nullcontext
 
@@ -223,6 +224,23 @@ def test_the_inspector_finds_the_modules_and_tokens_that_the_loader_finds(ready,
     assert counts == Counter(component for component, _ in lora.deltas)
     if training is None:
         assert found.tokens == (lora.embedding.tokens if lora.embedding else ())
+
+
+OTHER_BASES = [
+    pytest.param(form, told[1], id=form.name)
+    for form in LORA_FORMATS
+    if (
+        told := re.match(
+            r".+?: (?:made for )?(SD 1 or SD 2|SD \d|SDXL refiner|SDXL|Flux\.1)", form.message or ""
+        )
+    )
+]
+
+
+@pytest.mark.parametrize(("form", "base"), OTHER_BASES)
+def test_the_inspector_names_the_base_that_the_loader_refuses(bench, form, base):
+    path, _ = form.craft(bench)
+    assert inspect_file(path, hashes="none").base_model == base
 
 
 @pytest.mark.parametrize("form", named(LORA_FORMATS, "refused"))

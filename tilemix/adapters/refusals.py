@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tilemix.deltas import FAMILIES, find_width
 from tilemix.errors import LIST_SEPARATOR, AdapterError
-from tilemix.modelfile.base_models import TOP_ATTENTION, name_declared, name_text_base
+from tilemix.modelfile.base_models import TOP_ATTENTION, name_declared, name_later_base, name_text_base
 from tilemix.modelfile.embedding_names import is_embedding_name
 from tilemix.modelfile.spellings import (
     COMPONENTS,
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 # What the name of a tensor without a place holds -> the format that it gives away. The first match is named:
 # other architectures, then the parts of families that are not supported, then files that are no LoRAs.
-ARCHITECTURES = {
-    re.compile(r"double_blocks|single_blocks|single_transformer_blocks"): "Flux LoRA",
-    re.compile(r"joint_blocks|^lora_te3_|^transformer\.transformer_blocks\.|^lora_transformer_"): "SD 3 LoRA",
-    re.compile(r"^(transformer|diffusion_model)\.(blocks|layers)\."): "LoRA for a diffusion transformer",
+TRANSFORMERS = {
+    re.compile(
+        r"^transformer\.(transformer_)?(blocks|layers)\.|^diffusion_model\.(blocks|layers)\.|^lora_transformer_"
+    ): "LoRA for a diffusion transformer",
 }
 REFUSED_PARTS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.refused.values()))
 OTHER_FILES = {
@@ -94,8 +94,9 @@ def refuse_homeless(name: str, header: Header, homeless: Sequence[str]) -> None:
     if not homeless:
         return
     looked_at = homeless[:MAX_LOOKED_AT]
-    found = _find(ARCHITECTURES, looked_at) or _find_part(looked_at) or _find(OTHER_FILES, looked_at)
-    if found:
+    base = name_later_base(looked_at)
+    found = f"{base} LoRA" if base else _find(TRANSFORMERS, looked_at)
+    if found := found or _find_part(looked_at) or _find(OTHER_FILES, looked_at):
         raise AdapterError("lora-format-unsupported", file=name, format=found)
     if any(map(is_embedding_name, looked_at)):
         raise AdapterError("lora-is-embedding", file=name)

@@ -55,13 +55,11 @@ class Family:
     """
 
     name: str
-    suffixes: Mapping[
-        str, str
-    ]  # what follows a module's name in a file -> part; a part belongs to one family
+    # What follows a module's name in a file -> part. A part belongs to one family.
+    suffixes: Mapping[str, str]
     complete: tuple[frozenset[str], ...] = ()  # the sets of parts that make one change, alpha aside
-    refused: Mapping[str, str] = field(
-        default_factory=dict
-    )  # part that is not supported -> what it is called
+    # Part that is not supported -> its name in the refusal.
+    refused: Mapping[str, str] = field(default_factory=dict)
     width: Callable[[Shapes], int | None] = _tell_nothing  # inputs of a linear module; None: not told
     rank: Callable[[Shapes], int | None] = _tell_nothing
     # Puts the parts together; None where their shapes do not fit.

@@ -33,7 +33,7 @@ class AdapterLayout:
     modules: dict[str, dict[str, Shape]]  # the module as the file spells it -> part -> shape
     families: frozenset[str]
     left_over: tuple[str, ...]  # names that no suffix explains: bundled or foreign tensors
-    folder: str = ""  # the name of the file's
+    folder: str = ""  # name of the file's folder
 
     def describe_format(self) -> str:
         """Return the family and whose spelling it is: "LoCon (kohya, original blocks)"."""
@@ -68,7 +68,7 @@ class AdapterLayout:
         return spellings.find_component(module, self.folder)
 
     def input_widths(self, is_wanted: Callable[[str], bool]) -> set[int]:
-        """Return the input widths of the modules whose names `is_wanted` says yes to."""
+        """Return the input widths of the modules that `is_wanted` accepts by name."""
         widths = (find_width(parts) for module, parts in self.modules.items() if is_wanted(module))
         return {width for width in widths if width is not None}
 

@@ -10,7 +10,7 @@ Sources: the block tables of the released models' configurations; kohya's and St
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tilemix.modelfile.header import Header, TensorInfo
     from tilemix.modelfile.kinds import Recognized
 
-# Text encoder prefixes that only files for SDXL have.
+# Prefixes of text encoders that only files for SDXL have.
 SDXL_PREFIXES = (
     "lora_te1_",
     "lora_te2_",
@@ -40,7 +40,7 @@ TOP_ATTENTION = re.compile(
 DEEP_ATTENTION = re.compile(
     r"transformer_blocks[._][1-9]|up_blocks[._]0[._]attentions|output_blocks[._]0[._]1(?!\d)"
 )
-# The start of a metadata value -> base model; the first that fits.
+# The start of a metadata value -> base model; the first match counts.
 ARCHITECTURES = (
     ("stable-diffusion-xl-v1-refiner", "SDXL refiner"), ("stable-diffusion-xl", "SDXL"),
     ("stable-diffusion-v1", "SD 1"), ("stable-diffusion-v2", "SD 2"), ("stable-diffusion-v3", "SD 3"),
@@ -51,11 +51,11 @@ VERSIONS = (
     ("sdxl_refiner", "SDXL refiner"), ("sdxl", "SDXL"), ("sd_v1", "SD 1"), ("sd_v2", "SD 2"), ("sd3", "SD 3"),
     ("flux1", "Flux.1"), ("flux2", "Flux.2"), ("chroma", "Chroma"), ("lumina2", "Lumina 2"),
 )  # fmt: skip
-LATER_LORAS = (  # names that only later architectures have
-    (r"double_stream_modulation|single_stream_modulation", "Flux.2"),
-    (r"distilled_guidance_layer", "Chroma"),
-    (r"double_blocks[._]|single_blocks[._]|single_transformer_blocks[._]", "Flux.1"),
-    (r"joint_blocks[._]|context_block[._]|attn[._]add_[qkv]_proj", "SD 3"),
+LATER_BASES = (  # names that only later architectures have; the first match counts
+    (re.compile(r"double_stream_modulation|single_stream_modulation"), "Flux.2"),
+    (re.compile(r"distilled_guidance_layer"), "Chroma"),
+    (re.compile(r"double_blocks[._]|single_blocks[._]|single_transformer_blocks[._]"), "Flux.1"),
+    (re.compile(r"joint_blocks[._]|context_block[._]|attn[._]add_[qkv]_proj|^lora_te3_"), "SD 3"),
 )
 INPUT_CHANNELS = {9: "inpainting", 8: "instruct-pix2pix", 5: "depth"}
 WHOLE = "model.diffusion_model."
@@ -72,7 +72,7 @@ class Base:
 
 
 def tell_base(header: Header, recognized: Recognized) -> Base:
-    """Tell the base model of a file from its header."""
+    """Return the base model of a file, told by its header."""
     found: list[tuple[str, str]] = []  # (base model, what says so), the strongest first
     if recognized.layout is not None:
         found += _from_lora(recognized.layout)
@@ -97,9 +97,8 @@ def tell_base(header: Header, recognized: Recognized) -> Base:
 
 def _from_lora(layout: AdapterLayout) -> list[tuple[str, str]]:
     modules = list(layout.modules)
-    for pattern, base in LATER_LORAS:
-        if any(re.search(pattern, module) for module in modules):
-            return [(base, "names of its blocks")]
+    if base := name_later_base(modules):
+        return [(base, "names of its blocks")]
     widths = layout.input_widths(lambda module: module.endswith(CROSS_ATTENTION))
     known = {CONTEXT_WIDTHS[width] for width in widths if width in CONTEXT_WIDTHS}
     if len(widths) == 1 and known:
@@ -129,13 +128,19 @@ def name_text_base(module: str, width: int) -> str | None:
     return "SDXL" if module.startswith(SDXL_PREFIXES) else "SD 1 or SDXL"
 
 
+def name_later_base(names: Iterable[str]) -> str | None:
+    """Return the architecture later than SDXL that the names of tensors or modules give away."""
+    known = tuple(names)
+    return next((base for pattern, base in LATER_BASES if any(map(pattern.search, known))), None)
+
+
 def name_declared(value: str) -> str | None:
     """Return the base model that a `modelspec.architecture` or an `ss_base_model_version` names."""
     return _by_start(ARCHITECTURES + VERSIONS, value)
 
 
 def _from_blocks(modules: list[str]) -> str | None:
-    """Tell SDXL from its forerunners by which blocks have attention, and how deep.
+    """Distinguish SDXL from its predecessors by which blocks have attention, and how deep.
 
     SDXL's transformers are 2 and 10 deep, in the lower two of three resolutions; those of SD 1 and SD 2 are 1 deep,
     in the upper three of four.
@@ -157,16 +162,15 @@ def _from_embedding(tensors: Mapping[str, TensorInfo]) -> list[tuple[str, str]]:
 
 
 def _from_network(tensors: Mapping[str, TensorInfo]) -> list[tuple[str, str]]:
-    """Tell the base of a checkpoint, a UNet, a VAE or a text encoder."""
+    """Identify the base of a checkpoint, a UNet, a VAE or a text encoder."""
 
     def width(name: str) -> int | None:
         tensor = tensors.get(WHOLE + name) or tensors.get(name)
         return tensor.shape[-1] if tensor and tensor.shape else None
 
+    if later := name_later_base(tensors):
+        return [(later, "names of its blocks")]
     names = "\n".join(tensors)
-    for pattern, base in LATER_LORAS:
-        if re.search(pattern, names):
-            return [(base, "names of its blocks")]
     to_k = "transformer_blocks.0.attn2.to_k.weight"
     upper = width(f"input_blocks.2.1.{to_k}") or width(f"down_blocks.0.attentions.0.{to_k}")
     lower = width(f"input_blocks.4.1.{to_k}") or width(f"down_blocks.1.attentions.0.{to_k}")

@@ -137,9 +137,8 @@ def compute_hashes(
     try:
         with path.open("rb", buffering=0) as file:
             before = os.fstat(file.fileno())
-            os.posix_fadvise(
-                file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL
-            )  # makes the kernel read further ahead
+            # Makes the kernel read further ahead.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
             hashes = _hash_open_file(file, before.st_size, every=every, on_bytes=on_bytes)
             after = os.fstat(file.fileno())
     except OSError as error:

@@ -41,10 +41,8 @@ DTYPE_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-EMPTY_MARKERS = {
-    "v_pred",
-    "ztsnr",
-}  # empty tensors by which checkpoints say "v-prediction" and "zero terminal SNR"
+# Empty tensors by which checkpoints say "v-prediction" and "zero terminal SNR".
+EMPTY_MARKERS = {"v_pred", "ztsnr"}
 # How often a byte can occur in a header within the limits above: what the tensors need, plus brackets and commas in
 # the metadata's texts, which may be JSON. They are counted before a parser builds the values: eight megabytes of
 # `[],` cost it 0.8 s and 200 MB.
@@ -138,7 +136,7 @@ def _begins_with(*words: bytes) -> Callable[[bytes], bool]:
     return lambda start: start.lstrip(b"\xef\xbb\xbf \t\r\n")[:40].lower().startswith(words)
 
 
-# What another kind of file is -> the code that says so; the first that applies.
+# Test for another kind of file -> code of the error; the first test that applies counts.
 FOREIGN: tuple[tuple[Callable[[bytes], bool], str], ...] = (
     (lambda s: _is_pickled(s) and any(mark in s for mark in HYPERNETWORK_MARKS), "file-is-hypernetwork"),
     (lambda s: _is_pickled(s) and b"string_to_param" in s, "file-is-pickled-embedding"),

@@ -69,9 +69,8 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     hash_type_detected: str | None = None  # by its digits, where that is not what was declared
     hash_source: str | None = None  # the sidecar, or "computed"
     hashes: Hashes = Hashes()  # computed now or earlier
-    verified: bool | None = (
-        None  # does the file have the declared hash? None: not computed, or nothing to compare
-    )
+    # Whether the file has the declared hash; None: not computed, or nothing to compare with.
+    verified: bool | None = None
     mismatch: Mismatch | None = None  # why verified is False
     name: str | None = None
     trigger_words: tuple[str, ...] = ()

@@ -51,7 +51,7 @@ class Recognized:
 
 
 def recognize(header: Header, folder: str = "") -> Recognized:
-    """Tell the kind and the format of a model file in the folder `folder` from its header; "unknown" is an answer."""
+    """Tell the kind and the format of a model file in the folder `folder` from its header; it may be "unknown"."""
     tensors = header.tensors
     if (layout := read_layout(tensors, folder)) is not None:
         return Recognized("lora", layout.describe_format(), layout, tokens=_bundled_tokens(layout, tensors))

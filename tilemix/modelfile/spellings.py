@@ -25,7 +25,7 @@ class Prefix(NamedTuple):
     start: str
     component: str
     writer: str
-    blocks: Blocks = "diffusers"  # whose names of the blocks follow; "none": no such module can be loaded
+    blocks: Blocks = "diffusers"  # which names of the blocks follow; "none": its modules are not loaded
 
     def spell(self, path: str) -> str:
         """Return the name of the module at `path` of the component."""
@@ -50,9 +50,9 @@ PREFIXES = (
     Prefix("transformer.", "transformer", "diffusers", "none"),
     Prefix("lora_transformer_", "transformer", "kohya", "none"),
 )
-# cog-sdxl and PEFT, to whom the UNet is the whole model, write its paths alone.
+# cog-sdxl and PEFT treat the UNet as the whole model and write its paths without a prefix.
 BARE = Prefix("", "unet", "diffusers, no component's name in front")
-# The starts of a path by whose names of the blocks it has.
+# Whose names the blocks have -> how such a path starts.
 BLOCK_NAMES = (
     (
         "original blocks",
@@ -61,7 +61,7 @@ BLOCK_NAMES = (
     ("diffusers blocks", ("down_blocks", "mid_block", "up_blocks")),
 )
 BARE_STARTS = tuple(f"{name}." for name in BLOCK_NAMES[1][1])
-# The order in which a file's spellings are told: a text encoder's says less than the UNet's.
+# A file's spelling is the first of these that occurs in it: the UNet's says more than a text encoder's.
 TOLD_FIRST = (
     "PEFT",
     "LyCORIS",
@@ -74,7 +74,7 @@ TOLD_FIRST = (
 )
 # PEFT's wrapper, written by `save_pretrained`; it stands before or after the component's name.
 PEFT_WRAPPER = re.compile(r"((?:unet|text_encoder|text_encoder_2)\.)?base_model\.model\.")
-# diffusers 0.17 to 0.21: attention processors, and the text encoders' like them.
+# diffusers 0.17 to 0.21: attention processors, and the text encoders' counterparts.
 PROCESSOR = re.compile(
     r"(?P<attention>.+)\.processor\.(?P<layer>to_(?:q|k|v|out))_lora\.(?P<part>down|up)\.weight"
 )
@@ -86,7 +86,7 @@ TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_ou
 WITH_ADAPTER_NAME = re.compile(
     r"(?P<module>.+)\.(?P<kind>lora_(?:A|B|magnitude_vector))\.(?!weight$|bias$)[A-Za-z0-9_-]+(?:\.weight)?"
 )
-# The ends of the names of the layers whose inputs tell the base model.
+# How the names of the layers end whose input widths tell the base model.
 CROSS_ATTENTION = tuple(f"attn2{dot}to_{letter}" for dot in "._" for letter in "kv")
 TEXT_ATTENTION = tuple(f"self_attn{dot}{letter}_proj" for dot in "._" for letter in "qkv")
 
@@ -100,7 +100,7 @@ class Part(NamedTuple):
 
     @property
     def is_refused(self) -> bool:
-        """Whether the loader does not know what to do with it."""
+        """Whether the loader refuses it."""
         return self.family is not None and self.part in self.family.refused
 
 
@@ -156,7 +156,7 @@ def find_component(module: str, folder: str = "") -> str:
 
 
 def name_spelling(module: str) -> str:
-    """Return whose spelling a module's name has, one of `TOLD_FIRST`; "" for nobody's."""
+    """Return whose spelling a module's name has, one of `TOLD_FIRST`; "" if unknown."""
     if is_wrapped(module):
         return "PEFT"
     prefix = find_prefix(module)

@@ -57,7 +57,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One adapter file: a LoRA, with the embeddings it brings, or embeddings alone for both text encoders.
 
-    A LoRA's may be the archive of a Replicate training, or a PEFT folder's adapter_model.safetensors.
+    A LoRA's file may be the archive of a Replicate training, or the adapter_model.safetensors of a PEFT folder.
     """
 
     file: str  # below weights/ or weights/files/
