@@ -22,9 +22,9 @@ from tilemix.request import GenerationRequest
 from tilemix.studio import api
 from tilemix.studio.__main__ import MaskingFormatter
 from tilemix.studio.app import create_app
-from tilemix.studio.backends import ReplicateBackend, replicate_client
 from tilemix.studio.guard import BURST, RateLimit
 from tilemix.studio.inbox import MAX_BODY_BYTES
+from tilemix.studio.replicate_backend import ReplicateBackend, replicate_client
 from tilemix.studio.service import Studio
 from tilemix.studio.settings import Secret, Settings
 from tilemix.studio.store.schema import Delivery

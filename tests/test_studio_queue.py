@@ -11,7 +11,7 @@ from tilemix.errors import Message
 from tilemix.prompts.rewrite import rewrite
 from tilemix.prompts.template import find_template
 from tilemix.request import GenerationRequest
-from tilemix.studio.backends import CogBackend, cog_client
+from tilemix.studio.cog_backend import CogBackend, cog_client
 from tilemix.studio.queue import Queue
 
 NO_REASON = Message("studio-refused", {"reason": "no reason"})

@@ -12,9 +12,9 @@ from tilemix.errors import BackendBusyError, BackendDownError, BackendError, Bac
 from tilemix.prompts.rewrite import rewrite
 from tilemix.prompts.template import find_template
 from tilemix.request import GenerationRequest
-from tilemix.studio.backends import ReplicateBackend, replicate_client
 from tilemix.studio.queue import Queue
 from tilemix.studio.reconciler import Reconciler
+from tilemix.studio.replicate_backend import ReplicateBackend, replicate_client
 from tilemix.studio.settings import Secret
 
 TOKEN = "r8_" + 3 * "0123456789"

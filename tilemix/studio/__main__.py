@@ -19,7 +19,7 @@ import uvicorn
 
 from tilemix.errors import SettingsError, TilemixError
 from tilemix.studio.app import create_app
-from tilemix.studio.backends import CogBackend, cog_client
+from tilemix.studio.cog_backend import CogBackend, cog_client
 from tilemix.studio.server_keeper import ServerKeeper, start_process
 from tilemix.studio.service import Studio
 from tilemix.studio.settings import Secret, Settings, mask

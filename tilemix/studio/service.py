@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Self
 
 from tilemix.prompts.rewrite import Prompt, rewrite
 from tilemix.prompts.template import find_template
-from tilemix.studio.backends import CogBackend, ReplicateBackend, cog_client, replicate_client
+from tilemix.studio.cog_backend import CogBackend, cog_client
 from tilemix.studio.inbox import Arrival, Inbox
 from tilemix.studio.outputs import OutputTaker
 from tilemix.studio.queue import Queue
 from tilemix.studio.reconciler import Reconciler
+from tilemix.studio.replicate_backend import ReplicateBackend, replicate_client
 from tilemix.studio.signatures import Keyring
 from tilemix.studio.store.database import Database
 from tilemix.studio.store.locks import lock_file
