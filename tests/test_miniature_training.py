@@ -96,6 +96,7 @@ def stop_after(monkeypatch, module, saves):
     monkeypatch.setattr(module, "save_checkpoint", save)
 
 
+@pytest.mark.slow
 def test_a_vae_stage_that_was_killed_ends_as_one_that_was_not(tmp_path, recipe, state, monkeypatch):
     (tmp_path / "photographs").symlink_to(state / "photographs")
     with monkeypatch.context() as patch:
@@ -108,6 +109,7 @@ def test_a_vae_stage_that_was_killed_ends_as_one_that_was_not(tmp_path, recipe, 
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_a_base_stage_that_was_killed_ends_as_one_that_was_not(
     tmp_path, recipe, state, tokenizers, monkeypatch
 ):
@@ -125,6 +127,7 @@ def test_a_base_stage_that_was_killed_ends_as_one_that_was_not(
         assert all(torch.equal(whole[key][name], resumed[key][name]) for name in whole[key])
 
 
+@pytest.mark.slow
 def test_a_compiled_base_goes_on_where_a_plain_one_stopped(tmp_path, recipe, state, tokenizers, monkeypatch):
     """The compiler is left out, for it takes minutes; the memory layout that it needs is not."""
     for name in ("vae_finished.pt", "words.pt", "photographs"):
@@ -192,6 +195,7 @@ def test_training_computes_in_bf16_only_where_the_cpu_multiplies_it(monkeypatch,
     assert made.dtype == (torch.bfloat16 if multiplies else torch.float32)
 
 
+@pytest.mark.slow
 def test_a_decoder_stage_that_was_killed_ends_as_one_that_was_not(tmp_path, recipe, state, monkeypatch):
     for name in ("photographs", "vae_finished.pt"):
         (tmp_path / name).symlink_to(state / name)
@@ -255,6 +259,7 @@ def test_the_first_lesson_ends_at_a_loss_that_is_no_number(tmp_path, recipe, tok
     assert not (tmp_path / "words.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_model_can_be_trained_on(tmp_path, recipe, state, tokenizers):
     folder = tmp_path / "model"
     exported, _ = load_base(recipe, state)
@@ -274,6 +279,7 @@ def test_a_finished_model_can_be_trained_on(tmp_path, recipe, state, tokenizers)
         import_model(recipe, tmp_path / "other", MODEL)
 
 
+@pytest.mark.slow
 def test_an_imported_model_whose_decoder_alone_was_trained_on_is_exported(tmp_path, recipe, state):
     """It was refused for want of base.pt, so a better decoder could not come into the committed weights."""
     folders = [tmp_path / name for name in ("before", "after")]

@@ -115,6 +115,7 @@ def test_pixels_that_are_not_finite_are_decoded_again_by_a_plain_decoder(rendere
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning:torch.jit"
 )  # torch's own, as its compiler is imported

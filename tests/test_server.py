@@ -374,6 +374,7 @@ BAD_INPUTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["server", "bare_server"])
 def test_bad_input_is_refused_in_one_line_and_nothing_is_lost(kind, request, reference):
     server = request.getfixturevalue(kind)
@@ -394,6 +395,7 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_lost(kind, request, ref
     assert picture(server.predict()) == reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["server", "bare_server"])
 @pytest.mark.parametrize(
     "body",
@@ -425,6 +427,7 @@ def test_a_prompt_of_60_megabytes_is_refused_and_nothing_is_lost(server, bare_se
     assert picture(bare_server.predict()) == reference
 
 
+@pytest.mark.slow
 def test_without_a_schema_what_is_missing_or_too_much_is_refused_by_name(bare_server):
     missing = bare_server.when_free().post("/predictions", json={"input": {}}).json()
     assert "PromptError: prompt" in missing["error"]
@@ -446,6 +449,7 @@ def test_the_server_gives_out_the_committed_schema(server):
     assert server.client.get("/openapi.json").json() == committed
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_loaded_is_named_by_the_failed_setup(tmp_path):
     with serve(tmp_path, schema=True, model="no-such-model") as failed:
         health = failed.client.get("/health-check").json()
@@ -454,6 +458,7 @@ def test_a_model_that_cannot_be_loaded_is_named_by_the_failed_setup(tmp_path):
         assert failed.predict().status_code == 503
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     "COG_0_16_PYTHON" not in os.environ, reason="COG_0_16_PYTHON names no Python with cog 0.16.2"
 )

@@ -22,6 +22,7 @@ def test_over_a_back_end_that_fails_the_answers_are_those_of_the_document(caplog
     assert 500 not in fuzz(4, is_faulty=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", ["404", "422"])
 def test_an_answer_that_the_document_does_not_know_is_found(tmp_path, monkeypatch, status):
     """The judge is judged."""

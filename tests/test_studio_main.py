@@ -89,6 +89,7 @@ def test_beside_another_server_its_own_gets_a_free_port(caplog):
     assert place_server(placed, is_chosen=False) == placed
 
 
+@pytest.mark.slow
 def test_a_port_that_is_in_use_is_one_line_and_exit_status_1(tmp_path):
     """It was found out after the Cog server had been started, and ended with exit status 3."""
     with socket.socket() as other:

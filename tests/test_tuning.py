@@ -265,6 +265,7 @@ def test_the_files_say_what_they_are(trained):
     assert said["files"].keys() == {lora.name, embeddings.name}
 
 
+@pytest.mark.slow
 def test_attention_alone_is_tuned_where_convolutions_are_not_asked_for(tmp_path, tiny_project):
     settings = CONFIG["lora"] | {"convolutions": False}
     model = Tuning(make_plan(write_folder(tmp_path, tiny_project, lora=settings)), CPU)
@@ -288,6 +289,7 @@ def test_learned_rows_stand_behind_the_bases():
     assert torch.equal(given[0, [1, 3]], torch.ones(2, 3))
 
 
+@pytest.mark.slow
 def test_a_step_in_bf16_with_gradient_checkpointing_learns(tmp_path, tiny_project, monkeypatch, caplog):
     monkeypatch.setattr("tilemix.tuning.loop.multiplies_bf16", lambda: False)
     config = write_folder(tmp_path, tiny_project, precision="bf16", gradient_checkpointing=True)
@@ -304,6 +306,7 @@ def test_a_step_in_bf16_with_gradient_checkpointing_learns(tmp_path, tiny_projec
     assert all(parameter.dtype == torch.float32 for parameter in outcome.lora_parameters().values())
 
 
+@pytest.mark.slow
 def test_an_epsilon_model_is_trained_on_the_noise(config):
     plan = make_plan(config)
     model = Tuning(plan, CPU)
@@ -340,6 +343,7 @@ def test_batches_meet_every_picture_before_one_again_and_name_its_size_and_crop(
             assert top % 8 == left % 8 == 0
 
 
+@pytest.mark.slow
 def test_named_sizes_stand_in_for_the_pictures_own(tmp_path, tiny_project):
     plan = make_plan(write_folder(tmp_path, tiny_project, named_sizes=[256, 512]))
     model = Tuning(plan, CPU)
@@ -350,6 +354,7 @@ def test_named_sizes_stand_in_for_the_pictures_own(tmp_path, tiny_project):
         assert target == [height, width]
 
 
+@pytest.mark.slow
 def test_latents_are_kept(config, monkeypatch):
     plan = make_plan(config)
     model = Tuning(plan, CPU)
@@ -488,6 +493,7 @@ def test_missing_files_are_named(tmp_path, config):
         tune(make_plan(config), CPU)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_configuration_is_refused(config):
     tune(make_plan(config), CPU)
     changed = json.loads(config.read_text()) | {"seed": 4}
@@ -505,6 +511,7 @@ def test_a_checkpoint_that_is_none_is_refused(config, content):
         tune(make_plan(config), CPU)
 
 
+@pytest.mark.slow
 def test_a_full_disk_in_the_middle_leaves_the_last_checkpoint(config, trained, monkeypatch, capsys):
     saved = []
 
@@ -545,6 +552,7 @@ def test_where_peft_is_missing_as_in_the_image_one_line_says_so(config, monkeypa
     assert capsys.readouterr().err.endswith(expected)
 
 
+@pytest.mark.slow
 def test_an_interruption_says_that_it_goes_on(config, monkeypatch, caplog):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
@@ -573,6 +581,7 @@ def test_a_loss_that_is_no_number_stops_the_training():
     assert saved == [1]
 
 
+@pytest.mark.slow
 def test_a_long_caption_is_warned_of(config, caplog):
     (config.parent / "pictures" / "0.txt").write_text("50% red, 50% black" + ", very shiny" * 30)
     tune(make_plan(config), CPU)

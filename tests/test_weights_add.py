@@ -603,6 +603,7 @@ def test_an_address_that_is_not_allowed_is_refused_at_once(project, url):
     assert refusal(url, project).startswith(f"{url}: the address has the ")
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_add_leaves_no_file_or_the_right_one(project, tmp_path, server):
     """kill -9 between the first byte and beyond the last; then one run without a kill completes the work."""
     body = write_tensors(tmp_path / "big", dict.fromkeys(LORA_KEYS["kohya"], (128, 256))).read_bytes()

@@ -114,6 +114,7 @@ def test_a_trainings_tokens_may_be_called_otherwise_but_not_be_more(project, ben
     assert load(project).tokens.installed == ("<a>", "<b>")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["folder", "its file", "another name"])
 def test_a_peft_folder_is_added_with_its_configuration_under_the_lock(project, folder, form):  # noqa: F811
     path, truth = folder
