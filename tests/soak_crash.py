@@ -106,7 +106,7 @@ class Drawer:
         is_first = not any(attempt_id[:32] in line for line in self._outside.remembered())
         self._outside.remember(f"drawn {attempt_id} {inputs['seed']}")
         if is_first and "lost" in STORY[inputs["prompt"]][0]:
-            raise BackendUncertainError("the Cog server was lost")
+            raise BackendUncertainError("backend-answer-lost", backend="the Cog server", reason="killed")
         output = data_uri(picture_of(inputs["prompt"]))
         return Report(
             remote_id=attempt_id, status="succeeded", output=output, metrics={"seed": inputs["seed"]}
@@ -147,7 +147,7 @@ class Host:
     def fetch(self, url: str) -> bytes:
         if not self._is_up:
             self._is_up = True
-            raise OutputError("the output's host answers 503", is_final=False)
+            raise OutputError("output-host-answers", status=503, is_final=False)
         return picture_of(PROMPTS[int(url.rpartition("/")[2])])
 
 

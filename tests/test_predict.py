@@ -149,7 +149,9 @@ def test_a_folder_that_somebody_removed_is_made_again(predictor):
     assert predict(predictor).is_file()
 
 
-@pytest.mark.parametrize("trouble", [RenderError("no picture"), Cancelled(), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "trouble", [RenderError("picture-latents-not-finite"), Cancelled(), KeyboardInterrupt()]
+)
 def test_a_prediction_that_ends_early_tells_its_seed_and_leaves_the_next_one_unharmed(
     predictor, metrics, trouble
 ):

@@ -133,7 +133,7 @@ class Failing(Fetcher):
     """A fetcher whose host is down."""
 
     def fetch(self, url):
-        raise OutputError("the output's host answers 503", is_final=False)
+        raise OutputError("output-host-answers", status=503, is_final=False)
 
 
 def test_a_fetch_that_failed_is_tried_again_ever_later_and_for_an_hour(database, tmp_path):

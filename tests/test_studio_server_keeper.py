@@ -33,7 +33,7 @@ class Setup:
 
     def ask(self):
         if self.health is None:
-            raise BackendDownError("not there")
+            raise BackendDownError("backend-unreachable", backend="the Cog server", reason="not there")
         return self.health
 
     def steps(self, count, seconds=1.0):

@@ -86,7 +86,7 @@ def test_the_senders_new_key_is_asked_for_when_none_fits_and_once_a_minute_at_mo
     def refetch() -> Secret:
         asked.append(moments[0])
         if len(asked) == 1:
-            raise BackendDownError("no answer")
+            raise BackendDownError("backend-unreachable", backend="Replicate", reason="no answer")
         return Secret(OTHER_SECRET)
 
     keyring = Keyring([Secret(SECRET)], refetch=refetch, clock=lambda: moments[0])

@@ -636,14 +636,17 @@ def test_the_command_line_adds_to_the_product_unless_told_otherwise(monkeypatch,
 
     def record(source, name, wish, *, web):
         calls.append((source, name, wish, web.tokens, "my.example" in web.hosts))
-        raise WeightsError("stop here")
+        raise WeightsError("weights-part-taken", file="x.safetensors")
 
     monkeypatch.setattr("tilemix.weights.add", record)
     monkeypatch.delenv("TILEMIX_MODEL", raising=False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("CIVITAI_TOKEN", "secret-2")
     assert cli.main(["weights", "add", "x.safetensors"]) == 1
-    assert capsys.readouterr().err == "tilemix weights: stop here\n"
+    assert (
+        capsys.readouterr().err
+        == "tilemix weights: x.safetensors: another process is getting this file now\n"
+    )
     monkeypatch.setenv("TILEMIX_MODEL", "tiny")
     cli.main(
         ["weights", "add", "x", "--scale", "0.5", "--as", "y", "--replace", "--allow-host", "my.example"]

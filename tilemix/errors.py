@@ -78,10 +78,7 @@ class Message:
     field: str | None = None  # the input that it is about; the line may name it, as `{field}`
 
     def __str__(self) -> str:
-        line = load_messages().get(self.code)
-        if line is None:  # until every error has a code, a whole line stands in its place
-            return self.code
-        return Composer().vformat(line, (), {"field": self.field, **self.values})
+        return Composer().vformat(load_messages()[self.code], (), {"field": self.field, **self.values})
 
     def describe(self) -> dict[str, Any]:
         """Return the message as JSON values: code, field, message (the English line) and values."""
