@@ -69,11 +69,11 @@ def test_a_correct_template_loads_with_every_field(tmp_path):
         ({"trigger_words": [" "]}, "trigger word ' ', expected a word of the text"),
         (
             {"placeholder_tokens": ["<s2>"]},
-            "placeholder token '<s2>', expected one such as '<s0>' that stands in the text",
+            "placeholder token '<s2>', expected one such as '<s0>' that is in the text",
         ),
         (
             {"placeholder_tokens": ["trigger"]},
-            "placeholder token 'trigger', expected one such as '<s0>' that stands in the text",
+            "placeholder token 'trigger', expected one such as '<s0>' that is in the text",
         ),
         (
             {"negative_prompt": "a\u0000b"},
