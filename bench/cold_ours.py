@@ -30,7 +30,8 @@ def main() -> None:
 def import_needed_parts() -> dict[str, float]:
     """Import the classes that an SDXL folder names, and nothing of tilemix."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+    from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
     assert all((StableDiffusionXLPipeline, DPMSolverMultistepScheduler))
     assert all((CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from decimal import Decimal
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from bench import tiles
 from miniature.photographs import MATERIALS, draw_photograph
 from tilemix.prompts.mix import ColorMix, ColorShare
+from tilemix.system.project import ROOT
 
 PEARL = ColorMix((ColorShare("pearl", Decimal(60)), ColorShare("green", Decimal(40))))
 
@@ -48,6 +51,15 @@ def test_the_mixes_are_of_basic_colors_and_of_all_lengths():
     assert all(sum(share.percent for share in mix.shares) == 100 for mix in mixes)
     named = {share.color for mix in mixes for share in mix.shares}
     assert len(named) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [["bench/miniature.py"], ["-m", "bench.miniature"]])
+def test_the_bench_starts_as_a_file_and_as_a_module(program):
+    done = subprocess.run(
+        [sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "--write" in done.stdout
 
 
 @pytest.mark.slow

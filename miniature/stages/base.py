@@ -32,7 +32,7 @@ from tilemix.tuning.loop import mixed_precision, run_steps
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from transformers import CLIPTokenizer
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
     from miniature.recipe import Recipe
 

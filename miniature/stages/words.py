@@ -26,7 +26,7 @@ from tilemix.tuning.loop import REPORT_EVERY, run_steps
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from transformers import CLIPTokenizer
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
     from miniature.architecture import Miniature
     from miniature.recipe import Recipe
