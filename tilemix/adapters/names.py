@@ -52,20 +52,23 @@ def spell_modules(components: Mapping[str, nn.Module]) -> dict[str, ModuleKey]:
         components: the pipeline's "unet", "text_encoder" and "text_encoder_2".
     """
     spellings: dict[str, ModuleKey] = {}
+    prefixes = {component: _find_prefixes(component, "diffusers") for component in components}
     for component, name in find_weights(components):
         # The published text encoder files have `text_model.` in front; transformers 5 dropped it for one class.
         bare = name.removeprefix("text_model.")
         paths = [name] if component == "unet" else [bare, f"text_model.{bare}"]
-        for prefix in _find_prefixes(component, "diffusers"):
-            spellings |= {prefix.spell(path): (component, name) for path in paths}
+        for prefix in prefixes[component]:
+            for path in paths:
+                spellings[prefix.spell(path)] = (component, name)
     unet = components["unet"]
     unet_modules = [name for _, name in find_weights({"unet": unet})]
-    prefixes = _find_prefixes("unet", "original")
+    originals = _find_prefixes("unet", "original")
     for diffusers_name, original_name in _name_original_blocks(unet):
         for name in unet_modules:
             if name == diffusers_name or name.startswith(f"{diffusers_name}."):
                 path = original_name + name[len(diffusers_name) :]
-                spellings |= {prefix.spell(path): ("unet", name) for prefix in prefixes}
+                for prefix in originals:
+                    spellings[prefix.spell(path)] = ("unet", name)
     return spellings
 
 
