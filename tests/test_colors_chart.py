@@ -10,16 +10,25 @@ import pytest
 
 from tilemix.colors.chart import basic_colors, get_color, load_colors
 from tilemix.colors.cielab import delta_e_2000, parse_hex, srgb_to_lab
+from tilemix.colors.languages import load_languages
 from tilemix.colors.nearest import load_ral, match_hex, match_ral
 from tilemix.errors import InputError
 from tilemix.prompts.mix.spelling import LONGEST, find_near_words
-from tilemix.prompts.mix.tokens import HAN_LETTERS, MOST_WORDS
-from tilemix.prompts.mix.words import WORDS_FILE, MixWords, color_words, expand_color_word, fold, vocabulary
+from tilemix.prompts.mix.tokens import HAN_LETTERS, LONGEST_LETTERS, MOST_WORDS
+from tilemix.prompts.mix.words import (
+    ambiguous_words,
+    color_words,
+    expand_color_word,
+    fold,
+    meanings,
+    number_words,
+    vocabulary,
+)
 
 BASIC = {
     "red", "black", "pearl", "white", "gray", "blue", "green", "yellow", "orange", "brown", "beige", "purple",
 }  # fmt: skip
-LANGUAGES = ["en", "de", "ru", "uk", "zh"]
+LANGUAGES = ["en", "de", "ru", "uk", "zh", "es", "fr", "it", "pl"]
 
 # What people type for the everyday colors, case endings and all.
 EVERYDAY = {
@@ -114,31 +123,60 @@ def test_get_color_knows_trade_names_only():
     assert get_color("grün") is None
 
 
-def test_no_word_in_any_form_belongs_to_two_colors():
+def test_no_word_in_any_form_belongs_to_two_colors_of_a_language():
     """The charts sell two reds as красный, two grays as серый, pearl as белый: the everyday word is one color's."""
-    owners = defaultdict(set)
-    for color in load_colors():
-        for language, bases in color.synonyms.items():
-            for base in bases:
+    forms = set()
+    for language in LANGUAGES:
+        owners = defaultdict(set)
+        for color in load_colors():
+            for base in color.synonyms[language]:
                 for form in expand_color_word(base, language):
                     owners[form].add(color.name)
-    assert {form: names for form, names in owners.items() if len(names) > 1} == {}
-    assert len(owners) > 2500
+        assert {form: names for form, names in owners.items() if len(names) > 1} == {}
+        forms |= set(owners)
+    assert len(forms) > 5000
 
 
-def test_no_word_of_a_mix_means_two_things():
-    listed = msgspec.json.decode(WORDS_FILE.read_bytes(), type=MixWords)
+def test_a_word_with_two_colors_is_one_of_two_languages():
+    """The rest of the text says which; every further one is a decision, to be written down here."""
+    colors = {
+        word: {
+            language: meaning.value
+            for language, meaning in meanings()[word].items()
+            if meaning.kind == "color"
+        }
+        for word in ambiguous_words()
+    }
+    assert {word: found for word, found in colors.items() if len(set(found.values())) > 1} == {
+        "lila": {"de": "purple", "es": "lilac"}
+    }
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_no_word_of_a_language_is_listed_twice(code):
+    language = load_languages()[code]
     groups = [
-        listed.percent,
-        listed.rest,
-        listed.and_,
-        listed.of,
-        listed.granules,
-        *listed.fractions.values(),
-    ]
+        *language.colors.values(), *language.shades.values(), language.percent, language.percent_before,
+        *language.fractions.values(), language.equal, language.rest, language.each, language.and_, language.with_,
+        language.of, language.part, language.weight, language.nouns, language.fillers,
+    ]  # fmt: skip
     words = [fold(word) for group in groups for word in group]
     assert [word for word in words if words.count(word) > 1] == []
-    assert set(words) & set(color_words()) == set()
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_a_language_has_words_for_every_part_of_a_mix(code):
+    language = load_languages()[code]
+    assert {color.name for color in load_colors()} == {
+        name for name, words in language.colors.items() if words
+    }
+    assert set(language.shades) == {"light", "dark", "bright", "medium"}
+    assert {"50", "33.3", "25", "75"} <= set(language.fractions)
+    for name in ("percent", "rest", "each", "equal", "part", "nouns", "fillers", "with_", "and_", "to"):
+        assert getattr(language, name), name
+    units = [number for number in map(int, language.numbers) if number < 10]
+    assert units == list(range(1, 10))
+    assert {20, 30, 40, 50, 60, 70, 80, 90, 100} <= set(map(int, language.numbers))
 
 
 @pytest.mark.parametrize("name", sorted(EVERYDAY))
@@ -168,7 +206,9 @@ def test_case_hyphens_umlauts_and_yo_make_no_difference(spellings, name):
 def test_the_limits_of_the_matching_hold_for_the_vocabulary():
     assert max(len(word.split()) for word in vocabulary()) <= MOST_WORDS
     assert max(map(len, color_words())) <= LONGEST
-    han = [word for word in vocabulary() if "\u4e00" <= word[0] <= "\u9fff"]
+    assert max(len(word.split()) for word in number_words()) <= MOST_WORDS
+    assert max(map(len, vocabulary())) <= LONGEST_LETTERS
+    han = [word for word in (*vocabulary(), *number_words()) if "\u4e00" <= word[0] <= "\u9fff"]
     assert max(map(len, han)) <= HAN_LETTERS
 
 

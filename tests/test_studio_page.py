@@ -283,7 +283,7 @@ def test_the_preview_says_what_is_wrong_and_where(shared):
 
 def test_a_text_without_a_mix_says_so(shared):
     """The sliders showed the mix before, and nothing told that the text was not read as one."""
-    read = shared.get("/preview", params={"prompt": "1/3 red, 2/3 black"}).json()
+    read = shared.get("/preview", params={"prompt": "wet granules in the sun"}).json()
     assert read["mix"] == []
     assert read["notes"] == ["No color mix is found in this text. It is sent as you wrote it."]
 

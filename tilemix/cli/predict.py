@@ -16,6 +16,7 @@ from tilemix.system.garbage import uncollected
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
+    from tilemix.request import GenerationRequest
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +74,13 @@ def _predict(options: argparse.Namespace) -> None:
         raise TilemixError("file-no-folder", file=str(options.output), folder=str(folder))
     given = {name: getattr(options, name) for name in load_inputs()}
     request = GenerationRequest(**given | {OUTPUT_FORMAT: output_format})
+    model = options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
+    _check_text(request, model)  # a slip in the text is told before the model is loaded
     with uncollected():
         from tilemix.drawing import draw_to_file
         from tilemix.pipelines.settings import read_settings
         from tilemix.render import Renderer
 
-        model = options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
         renderer = Renderer.load(model, read_settings(os.environ))
     drawing = draw_to_file(renderer, options.output, request, on_step=_show_step)
     rendered, measured = drawing.rendered, drawing.measured
@@ -95,6 +97,19 @@ def _predict(options: argparse.Namespace) -> None:
     sys.stdout.write(f"{options.output}\n")
     if measured:
         logger.info("measured: %s", list_shares(measured.shares))
+
+
+def _check_text(request: GenerationRequest, model: str) -> None:
+    """Read the text as the renderer will.
+
+    Raises:
+        PromptError: it cannot be read.
+    """
+    from tilemix.prompts.rewrite import read_text
+    from tilemix.prompts.template import find_template
+    from tilemix.weights import load_manifest
+
+    read_text(request.prompt, find_template(load_manifest(model).prompt_template))
 
 
 def _show_step(done: int, total: int) -> None:

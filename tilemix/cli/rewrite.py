@@ -22,7 +22,10 @@ def add_rewrite(verbs: Verbs) -> None:
         "--template", default=DEFAULT_TEMPLATE, metavar="NAME", help=f"default: {DEFAULT_TEMPLATE}"
     )
     rewrite.add_argument(
-        "--json", action="store_true", help="with the mix, the negative prompt and the notes"
+        "--json", action="store_true", help="with the mix, the negative prompt, the notes and the spans"
+    )
+    rewrite.add_argument(
+        "--explain", action="store_true", help="print what every part of the text was taken for"
     )
 
 
@@ -31,6 +34,13 @@ def _rewrite(options: argparse.Namespace) -> None:
     from tilemix.prompts.template import find_template
 
     prompt = rewrite(options.text, find_template(options.template))
+    if options.explain and not options.json:
+        for span in prompt.spans:
+            typed = options.text[span.start : span.end]
+            sys.stdout.write(
+                f"{span.start + 1:>4}  {span.role:<9}  {typed!r}{span.value and f' = {span.value}'}\n"
+            )
+        return
     if not options.json:
         sys.stdout.write(f"{prompt.positive}\n")
         return
@@ -40,5 +50,15 @@ def _rewrite(options: argparse.Namespace) -> None:
         "negative_prompt": prompt.negative,
         "mix": mix,
         "notes": [str(note) for note in prompt.notes],
+        "spans": [
+            {
+                "start": span.start,
+                "end": span.end,
+                "text": options.text[span.start : span.end],
+                "role": span.role,
+                "value": span.value,
+            }
+            for span in prompt.spans
+        ],
     }
     sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")

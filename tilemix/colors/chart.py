@@ -1,6 +1,6 @@
-"""The colors of the trade: granule colors, their RAL numbers, how they look, their names in five languages.
+"""The colors of the trade: granule colors, their RAL numbers, how they look, their names in every language.
 
-`data/colors.json` holds them; only this module reads it. Two values stand for
+`data/colors.json` holds them and `data/languages/` their names; only this module reads the chart. Two values stand for
 a color: `srgb` is the RAL card on a screen, `as_seen` is a surface of
 granules of that color, which is usually darker because of the shadows between
 the granules. A picture is measured against `as_seen`.
@@ -13,6 +13,8 @@ from pathlib import Path
 
 import msgspec
 
+from tilemix.colors.languages import load_languages
+
 COLORS_FILE = Path(__file__).parents[1] / "data" / "colors.json"
 
 
@@ -23,18 +25,25 @@ class Color(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ral: str | None  # RAL Classic number, four digits; None: the chart names none and none is near
     srgb: str  # the RAL card, "#RRGGBB"; screen approximations differ by several units from source to source
     as_seen: str  # a surface of these granules, "#RRGGBB"
-    synonyms: dict[str, list[str]]  # language (en, de, ru, uk, zh) -> base forms
     # A: a granule chart gives name and RAL number. B: one gives the name or a swatch; the rest is the nearest
     # match. C: common in the trade, but found in no chart. Where no chart shows a swatch (chocolate, ivory,
     # lilac, olive, white, wine red), as_seen is the RAL card, slightly darkened.
     sure: str
     basic: bool = False  # one of the twelve everyday colors that are always measured
+    synonyms: dict[str, list[str]] = {}  # language -> base forms; from `data/languages/`
 
 
 @cache
 def load_colors() -> tuple[Color, ...]:
     """Return every granule color, in the order of the file."""
-    return msgspec.json.decode(COLORS_FILE.read_bytes(), type=tuple[Color, ...])
+    colors = msgspec.json.decode(COLORS_FILE.read_bytes(), type=tuple[Color, ...])
+    languages = load_languages().items()
+    return tuple(
+        msgspec.structs.replace(
+            color, synonyms={code: language.colors.get(color.name, []) for code, language in languages}
+        )
+        for color in colors
+    )
 
 
 @cache

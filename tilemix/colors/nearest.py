@@ -9,6 +9,7 @@ lists the second one, too: blue is sold as 5017 and as 5005.
 
 from __future__ import annotations
 
+import math
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,10 @@ from typing import NamedTuple
 import msgspec
 
 from tilemix.colors.chart import load_colors
+from tilemix.colors.shades import colors_of_screen_hue
 
+CLOSE = 5.0  # delta E 2000 up to which a granule color looks the same on a screen
+CHROMA_WEIGHT = 0.25  # beside lightness 1: no granules are as vivid as a screen
 RAL_FILE = Path(__file__).parents[1] / "data" / "ral.json"
 
 
@@ -62,7 +66,9 @@ def match_ral(number: str) -> Match | None:
 def match_hex(value: str) -> Match:
     """Return the granule color of this hex value, or else the one that looks most like it.
 
-    A hex value is meant as seen, so it is compared with `as_seen` and not with the RAL card.
+    A hex value is meant as seen, so it is compared with `as_seen` and not with the RAL card. No granules
+    are as vivid as a screen's red or blue, and the nearest color of such a value may have another hue. So its hue
+    comes first, then its lightness.
 
     Raises:
         InputError: it is not a hex value.
@@ -70,7 +76,26 @@ def match_hex(value: str) -> Match:
     for color in load_colors():
         if value.upper() in (color.as_seen, color.srgb):
             return Match(color.name, 0.0)
-    return _nearest(value, [color.as_seen for color in load_colors()])
+    nearest = _nearest(value, [color.as_seen for color in load_colors()])
+    return nearest if nearest.delta_e <= CLOSE else _nearest_of_hue(value) or nearest
+
+
+def _nearest_of_hue(value: str) -> Match | None:
+    from tilemix.colors.cielab import delta_e_2000, parse_hex, srgb_to_lab
+
+    names = colors_of_screen_hue(*parse_hex(value))
+    lab = srgb_to_lab(parse_hex(value))
+
+    def distance(seen: str) -> float:
+        other = srgb_to_lab(parse_hex(seen))
+        chroma = math.hypot(*lab[1:]) - math.hypot(*other[1:])
+        return math.hypot(lab[0] - other[0], CHROMA_WEIGHT * chroma)
+
+    found = [color for color in load_colors() if color.name in names]
+    if not found:
+        return None
+    best = min(found, key=lambda color: distance(color.as_seen))
+    return Match(best.name, float(delta_e_2000(lab, srgb_to_lab(parse_hex(best.as_seen)))))
 
 
 def _nearest(value: str, candidates: list[str]) -> Match:

@@ -13,18 +13,20 @@ or an RAL number.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tilemix.errors import MixError
+from tilemix.errors import Message, MixError
 from tilemix.prompts.checks import check_prompt, check_text
-from tilemix.prompts.mix import ColorMix, parse_mix
+from tilemix.prompts.mix import ColorMix, find_trade_codes, parse_mix
 
 if TYPE_CHECKING:
-    from tilemix.errors import Message
+    from tilemix.prompts.mix import Span
     from tilemix.prompts.template import PromptTemplate
 
 logger = logging.getLogger(__name__)
+
+NO_MIX = Message("mix-not-found", {}, "prompt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,14 @@ class Prompt:
     positive: str  # what is sent
     negative: str  # "" is really empty
     mix: ColorMix | None  # None: no share was typed, so there is nothing to measure
-    notes: tuple[Message, ...]  # what was read differently from what was typed
+    notes: tuple[Message, ...]  # what was read differently from what was typed; that no mix was found
+    spans: tuple[Span, ...] = field(
+        default=(), compare=False
+    )  # what every part of the text does; () if untouched
 
 
 def rewrite(text: str, template: PromptTemplate, *, negative_prompt: str | None = None) -> Prompt:
-    """Return the prompt for `text`; a `negative_prompt` of None means the template's.
+    """Return the prompt for `text`, and log its notes; a `negative_prompt` of None means the template's.
 
     Text with one of the template's trigger words or placeholder tokens is sent untouched.
 
@@ -47,6 +52,14 @@ def rewrite(text: str, template: PromptTemplate, *, negative_prompt: str | None 
         PromptError: a text is empty (the negative prompt may be), too long, or contains control characters.
         MixError: the color mix is not clear.
     """
+    prompt = read_text(text, template, negative_prompt=negative_prompt)
+    for note in prompt.notes:
+        logger.warning("%s", note)
+    return prompt
+
+
+def read_text(text: str, template: PromptTemplate, *, negative_prompt: str | None = None) -> Prompt:
+    """Do what `rewrite` does, and log no notes."""
     check_prompt(text)
     if negative_prompt is None:
         negative_prompt = template.negative_prompt
@@ -55,11 +68,22 @@ def rewrite(text: str, template: PromptTemplate, *, negative_prompt: str | None 
     marker = template.find_marker(text)
     if marker is not None:
         logger.info("prompt holds %r: sent untouched", marker)
-        return Prompt(text, text, negative_prompt, _read_mix_if_clear(text), ())
+        return Prompt(text, text, negative_prompt, _read_mix_if_clear(text), _note_trade_codes(text))
     parsed = parse_mix(text)
-    for note in parsed.notes:
-        logger.warning("%s", note)
-    return Prompt(text, template.fill(parsed.text), negative_prompt, parsed.mix, parsed.notes)
+    notes = parsed.notes if parsed.mix else (*parsed.notes, NO_MIX)
+    return Prompt(text, template.fill(parsed.text), negative_prompt, parsed.mix, notes, parsed.spans)
+
+
+def _note_trade_codes(text: str) -> tuple[Message, ...]:
+    """Say of the codes in a prompt that is sent untouched that the model may know other words for them."""
+    return tuple(
+        Message(
+            "mix-known-by-another-word",
+            {"typed": text[code.start : code.end], "position": code.start + 1, "color": code.value},
+            "prompt",
+        )
+        for code in find_trade_codes(text)
+    )
 
 
 def _read_mix_if_clear(text: str) -> ColorMix | None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tilemix.colors.nearest import Match, match_hex, match_ral
+from tilemix.colors.shades import load_shades, share_hue
 from tilemix.errors import LIST_SEPARATOR, Message, MixError, Value
 from tilemix.prompts.mix.spelling import find_near_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tilemix.prompts.mix.clauses import Color
     from tilemix.prompts.mix.tokens import Token
 
-COLORS = frozenset({"color", "ral", "hex"})
 MOST_WORDS = 3  # of an unknown color that are compared with known ones
 SHOWN = 40  # characters of a typed text in a message
 
@@ -24,7 +25,7 @@ def shorten(text: str) -> str:
 
 
 def name_color(text: str, token: Token, notes: list[Message]) -> str:
-    """Return the trade name of the color that `token`, one of COLORS, stands for; note if it is only the nearest.
+    """Return the trade name that a color, an RAL number or a hex value stands for; add a note if it is the nearest.
 
     Raises:
         MixError: an RAL number that does not exist.
@@ -51,31 +52,52 @@ def name_color(text: str, token: Token, notes: list[Message]) -> str:
     return match.name
 
 
-def name_pair(text: str, first: Token, second: Token, notes: list[Message]) -> str:
-    """Return the trade name of a color that is named twice: "red (RAL 3016)".
+def name_group(text: str, tokens: Sequence[Token], color: Color, notes: list[Message]) -> str:
+    """Return the trade name of a color with its shade, or of one that is named twice: "red (RAL 3016)".
 
-    If only one of the two is exactly a granule color, that one counts.
+    A number that is a granule color's own decides over a word of its hue. Where the number is only near one, the word
+    says which.
 
     Raises:
-        MixError: they are two colors, or an RAL number does not exist.
+        MixError: the two are of different hues, the chart has no such shade, or an RAL number does not exist.
     """
-    only_near: list[Message] = []
-    names = set()
-    exact = []
-    for token in (first, second):
-        notes_before = len(only_near)
-        name = name_color(text, token, only_near)
-        names.add(name)
-        if len(only_near) == notes_before:
-            exact.append(name)
-    if len(names) == 1:
-        return names.pop()
-    if len(exact) == 1:
-        notes.extend(
-            Message("mix-read-beside", {**note.values, "color": exact[0]}, "prompt") for note in only_near
-        )
-        return exact[0]
-    raise MixError("mix-two-colors", colors=LIST_SEPARATOR.join(sorted(names)), position=first.start + 1)
+    near: list[Message] = []
+    found: list[tuple[str, bool]] = []  # with whether it is exact
+    for place in color.named:
+        notes_before = len(near)
+        found.append((name_color(text, tokens[place], near), len(near) == notes_before))
+    name = found[0][0]
+    if len(found) == 2:
+        (name, is_exact), (other, is_other_exact) = found
+        if name == other:
+            near = []
+        elif not share_hue(name, other):
+            names = LIST_SEPARATOR.join(sorted((name, other)))
+            raise MixError("mix-two-colors", colors=names, position=tokens[color.named[0]].start + 1)
+        elif is_exact != is_other_exact:
+            name = name if is_exact else other
+            near = [Message("mix-read-beside", {**note.values, "color": name}, "prompt") for note in near]
+        elif tokens[color.named[1]].kind != "color":
+            name = other
+    notes.extend(near)
+    for place in color.shades:
+        name = _apply_shade(text, tokens[place], name)
+    return name
+
+
+def _apply_shade(text: str, shade: Token, name: str) -> str:
+    """Return the color that the chart has for a shade of another.
+
+    Raises:
+        MixError: it has none.
+    """
+    of_color = load_shades().shades[shade.value]
+    if name in of_color:
+        return of_color[name]
+    if name in of_color.values():
+        return name  # "light blue, light": said twice
+    typed = shorten(text[shade.start : shade.end])
+    raise MixError("mix-no-shade", typed=typed, position=shade.start + 1, color=name)
 
 
 def name_unknown(text: str, words: Sequence[Token], notes: list[Message]) -> str:
@@ -111,3 +133,20 @@ def refuse_misspelled(text: str, words: Sequence[Token], *, is_last_first: bool)
             raise MixError(
                 "mix-unknown-color", typed=shorten(typed), position=piece[0].start + 1, words=words_near
             )
+
+
+def refuse_misspelled_name(text: str, words: Sequence[Token], color: Sequence[Token]) -> None:
+    """Compare words beside a known color, together with it: "drak green".
+
+    Raises:
+        MixError: a known color is near.
+    """
+    tokens = sorted([*words, *color], key=lambda token: token.start)
+    typed = text[tokens[0].start : tokens[-1].end]
+    if near := find_near_words(typed):
+        raise MixError(
+            "mix-unknown-color",
+            typed=shorten(typed),
+            position=tokens[0].start + 1,
+            words=LIST_SEPARATOR.join(near),
+        )

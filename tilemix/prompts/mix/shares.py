@@ -1,273 +1,216 @@
-"""Find the shares in a prompt: which percent belongs to which color, and what is only text.
+"""Find the shares in a prompt: which amount belongs to which color, and what is mere text.
 
-Separators cut the prompt into parts. In a part the percents stand before their
-colors or after them: before, if the part begins with one ("50% red 50%
-black"); after, if it ends with one ("red 50% black 50%").
+The grammar, over the tokens of a text::
+
+    mix    = share (separator share)*          share = amount color | color amount
+    amount = percent | fraction | rest         color = shade? (word | RAL | hex)+ shade?
+           | parts | weight | number           base  = color, alone: it takes the rest
+
+Separators cut the text into clauses. In a clause the amounts stand before
+their colors or after them: before, if it begins with one ("50% red 50%
+black"); after, if it ends with one ("red 50% black 50%"). An amount and a
+color that stand alone in their clauses belong together where the two kinds
+take turns, as in the cells of a table.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from itertools import pairwise, takewhile
-from typing import TYPE_CHECKING, NamedTuple
+from decimal import Decimal
+from itertools import takewhile
 
-from tilemix.errors import MixError
-from tilemix.prompts.mix.naming import COLORS, name_color, name_pair, name_unknown, refuse_misspelled, shorten
-from tilemix.prompts.mix.tokens import tokenize
+from tilemix.errors import LIST_SEPARATOR, MixError
+from tilemix.prompts.mix.clauses import SOFT, Clause, Color, is_pure, make_clauses, settle
+from tilemix.prompts.mix.naming import name_group, name_unknown, refuse_misspelled, shorten
+from tilemix.prompts.mix.pairing import find_base, give_each, is_followed_by_words, join_lone, read_clause
+from tilemix.prompts.mix.spelling import find_near_words
+from tilemix.prompts.mix.tokens import parse_number, percent_of_fraction, tokenize
+from tilemix.prompts.mix.typed import TypedMix, TypedShare, close_mix
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tilemix.errors import Message
-    from tilemix.prompts.mix.tokens import Token
-
-AMOUNTS = frozenset({"percent", "fraction", "rest"})
-SOFT = frozenset({"link", "granules"})
-DASHES = "-‐‑–—−"
-OPENING = "([（"
-CLOSING = ")]）"
-# Bullets, numbering, quotation marks and stops around the shares: not text to keep.
-TRIMMINGS = re.compile(r"[\s\d.,:;+/|&=*•·~)\]，。；：、）\-‐‑–—−\"'`«»„“”‘’]*")
-
-
-class TypedShare(NamedTuple):
-    """A share as typed."""
-
-    amount: Token | None  # None: a color alone, which takes an equal share
-    color: str  # a trade name, or an unknown color as typed
-
-
-@dataclass(slots=True)
-class TypedMix:
-    """The shares of a prompt and where they stand; text[start:end] is the mix."""
-
-    shares: list[TypedShare] = field(default_factory=list)  # in the order typed; empty: only text
-    between: list[str] = field(default_factory=list)  # text inside the mix that belongs to no share
-    notes: list[Message] = field(default_factory=list)
-    start: int = 0
-    end: int = 0
-
-
-class _Side(NamedTuple):
-    """What stands on the color's side of an amount, in the order of the text."""
-
-    color: str
-    named: Sequence[Token]  # the tokens that name the color
-    beyond: Sequence[Token]  # those farther from the amount
+PERCENTS = frozenset({"percent", "fraction"})
+HIGHEST = 101  # percent; up to here a total counts as 100
+MOST_NAMED = 6  # numbers in a message
 
 
 def read_shares(text: str) -> TypedMix:
     """Return the shares in `text`.
 
     Raises:
-        MixError: a share is unclear, a color is misspelled, or an RAL number does not exist.
+        MixError: a share is not clear, a color is misspelled, or an RAL number does not exist.
     """
-    parts = _split(_settle(tokenize(text)))
-    holds_share = [any(token.kind in AMOUNTS for token in part) for part in parts]
-    if not any(holds_share):
-        return _read_names(text, parts)
-    first = holds_share.index(True)
-    last = len(parts) - 1 - holds_share[::-1].index(True)
-    for part in parts[max(first - 1, 0) : last + 2]:
-        _refuse_bare_color(text, part)
-    mix = TypedMix()
-    for place in range(first, last + 1):
-        part = parts[place]
-        if holds_share[place]:
-            _read_part(text, part, mix, is_first=place == first, is_last=place == last)
-        else:
-            _keep(text, part, mix)
+    tokens, amounts = settle(tokenize(text))
+    mix = TypedMix(tokens)
+    clauses = make_clauses(tokens, amounts)
+    ratios = [place for place, token in enumerate(tokens) if token.kind == "ratio"]
+    if "number" in amounts:
+        return _read_numbers(text, clauses, mix)
+    if any(clause.amounts for clause in clauses):
+        _refuse_unreadable_amounts(text, clauses)
+        _read_clauses(text, clauses, mix)
+    elif len(ratios) == 1 and _read_ratio(text, clauses, ratios[0], mix):
+        close_mix(text, mix)
+    else:
+        _read_names(text, clauses, mix)
     return mix
 
 
+def _read_numbers(text: str, clauses: list[Clause], mix: TypedMix) -> TypedMix:
+    """Read "60 blue 40 black": every number stands with a color, and they total 100, or 1.
+
+    Raises:
+        MixError: two numbers stand with colors, and this is not a mix.
+    """
+    numbers = [token for token in mix.tokens if token.kind == "number"]
+    try:
+        _read_clauses(text, clauses, mix)
+        is_whole = not (mix.lone or mix.bare or mix.base) and not any(
+            share.is_unknown for share in mix.shares
+        )
+    except MixError:
+        if len(numbers) < 2:
+            return TypedMix(mix.tokens)
+        raise
+    amounts = [parse_number(token.value) for token in numbers]
+    total = sum((amount or Decimal(0) for amount in amounts), Decimal(0))
+    has_rest = any(share.amount is not None and share.amount.kind == "rest" for share in mix.shares)
+    is_total = is_near(total, 100) or is_near(total, 1) or (has_rest and total < 100)
+    if is_whole and None not in amounts and is_total:
+        return mix
+    if sum(not share.is_unknown for share in mix.shares) < 2:
+        return TypedMix(mix.tokens)
+    typed = LIST_SEPARATOR.join(shorten(text[token.start : token.end]) for token in numbers[:MOST_NAMED])
+    raise MixError("mix-numbers", numbers=typed, position=numbers[0].start + 1)
+
+
+def is_near(total: Decimal | int, whole: int) -> bool:
+    """Return whether a total is `whole` but for rounding, one percent of it."""
+    return abs(Decimal(total) - whole) * 100 <= whole
+
+
+def _read_ratio(text: str, clauses: list[Clause], place: int, mix: TypedMix) -> bool:
+    """Read "3:1 red:black": as many colors as numbers; return whether it is one.
+
+    Raises:
+        MixError: there are more or fewer colors than numbers.
+    """
+    ratio = mix.tokens[place]
+    numbers = [parse_number(number) for number in re.split("[:/]", ratio.value)]
+    colors = [color for clause in clauses for color in clause.colors]
+    while len(colors) > len(numbers) and _is_of_text(clauses, colors[-1]):
+        colors.pop()
+    if len(colors) == len(numbers) and None not in numbers:
+        for number, color in zip(numbers, colors, strict=True):
+            name = name_group(text, mix.tokens, color, mix.notes)
+            amount = ratio._replace(kind="part", value=str(number))
+            mix.add(TypedShare(amount, name, (color.first, color.last)), place)
+        return True
+    percent = percent_of_fraction(ratio.value)
+    if percent is not None and len(colors) == 2 - (percent == "50"):
+        return False
+    if len(colors) >= 2:
+        typed = shorten(text[ratio.start : ratio.end])
+        raise MixError(
+            "mix-ratio", typed=typed, position=ratio.start + 1, numbers=len(numbers), colors=len(colors)
+        )
+    return False
+
+
+def _is_of_text(clauses: list[Clause], color: Color) -> bool:
+    return any(color in clause.colors and is_followed_by_words(clause, color) for clause in clauses)
+
+
 def refuse_misspelled_rest(text: str) -> None:
-    """Look for a misspelled color after a "rest" or "half" that was read as text because of it: "rest blakc".
+    """Look for a misspelled color after a "rest" or a "half" that was therefore taken for text: "rest blakc".
 
     Raises:
         MixError: there is one.
     """
     tokens = tokenize(text)
-    for place, (typed, settled) in enumerate(zip(tokens, _settle(tokens), strict=True)):
-        if typed.kind != settled.kind:
-            following = list(
-                takewhile(lambda token: token.kind != "separator", tokens[place + 1 : place + 6])
+    for place, (typed, settled) in enumerate(zip(tokens, settle(tokens)[0], strict=True)):
+        if typed.kind in {"rest", "fraction"} and typed.kind != settled.kind:
+            following = takewhile(lambda token: token.kind != "separator", tokens[place + 1 : place + 6])
+            refuse_misspelled(
+                text, [token for token in following if token.kind not in SOFT], is_last_first=False
             )
-            refuse_misspelled(text, _trim(following), is_last_first=False)
 
 
-def _split(tokens: Sequence[Token]) -> list[list[Token]]:
-    parts: list[list[Token]] = [[]]
-    for token in tokens:
-        if token.kind == "separator":
-            parts.append([])
-        else:
-            parts[-1].append(token)
-    return [part for part in parts if part]
+def _read_names(text: str, clauses: list[Clause], mix: TypedMix) -> None:
+    """Read "red, black" and "equal parts red, black": colors that take equal shares, or one that takes all.
 
-
-def _trim(tokens: Sequence[Token]) -> Sequence[Token]:
-    """Return `tokens` without the soft ones at both ends."""
-    solid = [place for place, token in enumerate(tokens) if token.kind not in SOFT]
-    return tokens[solid[0] : solid[-1] + 1] if solid else []
-
-
-def _settle(tokens: Sequence[Token]) -> list[Token]:
-    """Turn "half", "rest" and their like into plain words where no color is next to them.
-
-    "half red" is a share; "half-tone" and "the third row" are text. "rest" is a share only beside other shares.
+    Without a word such as "equally" every clause is a color and nothing else.
     """
-    settled = list(tokens)
-    before = _neighbors(tokens)
-    after = _neighbors(tokens[::-1])[::-1]
-    is_share = [
-        right in COLORS or (left in COLORS and right == "") for left, right in zip(before, after, strict=True)
-    ]
-    for place, token in enumerate(tokens):
-        if token.kind == "fraction" and not is_share[place]:
-            settled[place] = token._replace(kind="word")
-    has_others = any(token.kind in {"percent", "fraction"} for token in settled)
-    for place, token in enumerate(tokens):
-        if token.kind == "rest" and not (is_share[place] and has_others):
-            settled[place] = token._replace(kind="word")
-    return settled
+    is_equal = any(token.kind == "equal" for token in mix.tokens)
+    colors = [color for clause in clauses if is_pure(clause) for color in clause.colors]
+    if not colors or (is_equal and len(colors) < 2):
+        return
+    if not is_equal:
+        for clause in clauses:
+            if not is_pure(clause) or len(clause.colors) != 1 or clause.opener == "with":
+                return
+    for color in colors:
+        name = name_group(text, mix.tokens, color, mix.notes)
+        mix.add(TypedShare(None, name, (color.first, color.last)), None)
+    for place, token in enumerate(mix.tokens):
+        if token.kind == "equal":
+            mix.roles[place] = "equal"
+    close_mix(text, mix)
+    if not is_equal:
+        mix.start, mix.end = 0, len(text)
 
 
-def _neighbors(tokens: Sequence[Token]) -> list[str]:
-    """Return for every token the kind of the nearest one before it that is not soft, "" where the part begins."""
-    kinds = []
-    latest = ""
-    for token in tokens:
-        kinds.append(latest)
-        if token.kind == "separator":
-            latest = ""
-        elif token.kind not in SOFT:
-            latest = token.kind
-    return kinds
+def _refuse_unreadable_amounts(text: str, clauses: list[Clause]) -> None:
+    """Refuse ranges and numbers below zero in the clauses with shares and beside them."""
+    holds = [bool(clause.amounts) for clause in clauses]
+    first, last = holds.index(True), len(holds) - 1 - holds[::-1].index(True)
+    for clause in clauses[max(first - 1, 0) : last + 2]:
+        for place in clause.amounts:
+            token = clause.tokens[place]
+            if token.kind in {"range", "minus"}:
+                typed = shorten(text[token.start : token.end])
+                code = "mix-range" if token.kind == "range" else "mix-minus"
+                raise MixError(code, typed=typed, position=token.start + 1)
 
 
-def _read_names(text: str, parts: Sequence[Sequence[Token]]) -> TypedMix:
-    """Read "red, black": every part is a color and nothing else."""
-    for part in parts:
-        is_end = part is parts[-1] and len(part) == 2 and text[part[1].start : part[1].end] == "."
-        if part[0].kind not in COLORS or not (len(part) == 1 or is_end):
-            return TypedMix()
-    mix = TypedMix(end=len(text))
-    for token, *_ in parts:
-        mix.shares.append(TypedShare(None, name_color(text, token, mix.notes)))
-    return mix
+def _read_clauses(text: str, clauses: list[Clause], mix: TypedMix) -> None:
+    holds = [bool(clause.amounts) for clause in clauses]
+    first, last = holds.index(True), len(holds) - 1 - holds[::-1].index(True)
+    bare: list[tuple[Clause, Color]] = []
+    for number, clause in enumerate(clauses[max(first - 1, 0) : last + 2], start=max(first - 1, 0)):
+        if clause.amounts:
+            bare += [(clause, color) for color in read_clause(text, clause, mix)]
+        elif is_pure(clause) or (number + 1 < len(clauses) and clauses[number + 1].opener == "with"):
+            bare += [(clause, color) for color in clause.colors]
+    bare = join_lone(text, bare, mix)
+    give_each(text, bare, mix)
+    find_base(text, bare, mix)
+    _name_unknowns(text, mix)
+    if mix.shares:
+        close_mix(text, mix)
 
 
-def _read_part(text: str, part: Sequence[Token], mix: TypedMix, *, is_first: bool, is_last: bool) -> None:
-    """Read the shares of one part into `mix`; is_first and is_last: of the parts with shares."""
-    places = [place for place, token in enumerate(part) if token.kind in AMOUNTS]
-    _refuse_range(text, part, places)
-    is_color_first = _is_color_first(part, places[0])
-    if is_color_first:
-        spans = [(part[place], part[before + 1 : place]) for before, place in pairwise([-1, *places])]
-        outside = part[places[-1] + 1 :]
-    else:
-        spans = [(part[place], part[place + 1 : after]) for place, after in pairwise([*places, len(part)])]
-        outside = part[: places[0]]
-    sides = [
-        _read_side(text, amount, span, mix.notes, is_color_first=is_color_first) for amount, span in spans
-    ]
-    mix.shares.extend(TypedShare(amount, side.color) for (amount, _), side in zip(spans, sides, strict=True))
+def _name_unknowns(text: str, mix: TypedMix) -> None:
+    """Name the colors that no chart has, or take them for text: the other shares total 100, and no color is near.
 
-    leading = sides[0].beyond if is_color_first else outside
-    trailing = outside if is_color_first else sides[-1].beyond
-    _refuse_bare_color(text, leading)
-    _refuse_bare_color(text, trailing)
-    if is_first:
-        mix.start = sides[0].named[0].start if is_color_first else part[places[0]].start
-    else:
-        _keep(text, leading, mix)
-    for side in sides[1:] if is_color_first else sides[:-1]:
-        _refuse_bare_color(text, side.beyond)
-        _keep(text, side.beyond, mix)
-    if is_last:
-        mix.end = part[places[-1]].end if is_color_first else sides[-1].named[-1].end
-        following = [token for token in part if token.start >= mix.end]
-        mix.end = _skip_rest_of_share(text, mix.start, mix.end, following)
-    else:
-        _keep(text, trailing, mix)
-
-
-def _is_color_first(part: Sequence[Token], first_amount: int) -> bool:
-    solid = _trim(part)
-    if solid[0].kind in AMOUNTS:
-        return False
-    if solid[-1].kind in AMOUNTS:
-        return True
-    return _trim(part[:first_amount])[-1].kind in COLORS
-
-
-def _read_side(
-    text: str, amount: Token, span: Sequence[Token], notes: list[Message], *, is_color_first: bool
-) -> _Side:
-    """Read the color that belongs to `amount` from the tokens between it and the next amount or the part's end."""
-    inner = _trim(span)
-    outward = inner[::-1] if is_color_first else inner
-    if not outward or outward[0].kind not in COLORS:
-        refuse_misspelled(text, inner, is_last_first=is_color_first)
-        # Without a known color, a word such as "rubber" is part of the name: "100% rubber mat".
-        lead = [
-            token for token in takewhile(lambda token: token.kind in SOFT, span) if token.kind == "granules"
-        ]
-        words = inner if inner and is_color_first else [*lead, *inner]
-        if not words:
-            typed = shorten(text[amount.start : amount.end])
-            raise MixError("mix-no-color", typed=typed, position=amount.start + 1)
-        return _Side(name_unknown(text, words, notes), words, [])
-    solid = [place for place, token in enumerate(outward) if token.kind not in SOFT]
-    second = outward[solid[1]] if len(solid) > 1 else None
-    if second is not None and second.kind in COLORS and {outward[0].kind, second.kind} != {"color"}:
-        color = name_pair(text, outward[0], second, notes)
-        used = solid[1] + 1
-    else:
-        color = name_color(text, outward[0], notes)
-        used = 1
-    if is_color_first:
-        return _Side(color, inner[len(inner) - used :], inner[: len(inner) - used])
-    return _Side(color, inner[:used], inner[used:])
-
-
-def _skip_rest_of_share(text: str, start: int, end: int, following: Sequence[Token]) -> int:
-    """Return the end of the mix after words such as "granules" and brackets that were opened inside it."""
-    inside = text[start:end]
-    opened = sum(map(inside.count, OPENING)) - sum(map(inside.count, CLOSING))
-    for token in following:
-        if opened > 0 and text[token.start] in CLOSING:
-            opened -= 1
-        elif token.kind != "granules":
-            break
-        end = token.end
-    return end
-
-
-def _keep(text: str, tokens: Sequence[Token], mix: TypedMix) -> None:
-    """Keep the text of `tokens`, which are inside the mix but in no share, unless it is only trimmings."""
-    solid = _trim(tokens)
-    if solid:
-        typed = text[solid[0].start : solid[-1].end]
-        if not TRIMMINGS.fullmatch(typed):
-            mix.between.append(typed)
-
-
-def _refuse_bare_color(text: str, tokens: Sequence[Token]) -> None:
-    """Refuse a color without a percent among the shares, which is not text to keep ("rest black and white")."""
-    solid = _trim(tokens)
-    if solid and all(token.kind in COLORS | SOFT for token in solid):
-        typed = shorten(text[solid[0].start : solid[0].end])
-        raise MixError("mix-no-percent", typed=typed, position=solid[0].start + 1)
-
-
-def _refuse_range(text: str, part: Sequence[Token], places: Sequence[int]) -> None:
-    for place in places:
-        if place < 2 or part[place].kind != "percent":
+    Raises:
+        MixError: a known color is near.
+    """
+    known = [share for share in mix.shares if not share.is_unknown]
+    amounts = [parse_number(share.amount.value) for share in known if share.amount and share.amount.value]
+    total = sum((amount or Decimal(0) for amount in amounts), Decimal(0))
+    is_full = is_near(total, 100) and all(share.amount and share.amount.kind in PERCENTS for share in known)
+    for share in [share for share in mix.shares if share.is_unknown]:
+        words = mix.tokens[share.named[0] : share.named[1] + 1]
+        amount = share.amount and parse_number(share.amount.value)
+        is_over = len(known) < len(amounts) + 1 and total + (amount or 0) > HIGHEST
+        if (is_full or is_over) and not find_near_words(text[words[0].start : words[-1].end]):
+            mix.remove(share)
             continue
-        low, dash, high = part[place - 2 : place + 1]
-        is_range = text[low.start].isdecimal() and text[dash.start] in DASHES
-        if is_range and low.end == dash.start and dash.end == high.start:
-            typed = shorten(text[low.start : high.end])
-            raise MixError("mix-range", typed=typed, position=low.start + 1)
+        is_last_first = share.amount is not None and share.amount.start > words[0].start
+        refuse_misspelled(text, words, is_last_first=is_last_first)
+        share.color = name_unknown(text, words, mix.notes)
+    if is_full:
+        whole = [
+            place for place in mix.lone if is_near(parse_number(mix.tokens[place].value or "0") or 0, 100)
+        ]
+        mix.roles |= dict.fromkeys(whole, "filler")  # the sum
+        mix.lone = [place for place in mix.lone if place not in whole]

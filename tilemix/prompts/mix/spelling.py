@@ -14,10 +14,11 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from functools import cache, lru_cache
 
+from tilemix.colors.languages import FIRST
 from tilemix.prompts.mix.words import color_words, fold
 
 SHORTEST = 3  # letters
-LONGEST = 20  # letters; no color word has more than 18
+LONGEST = 22  # letters; no color word has more than 21
 TWO_SLIPS_FROM = 10  # letters of the base form
 MOST_SLIPS = 2
 SUGGESTIONS = 3
@@ -38,12 +39,13 @@ def find_near_words(typed: str) -> tuple[str, ...]:
     end = bisect_right(listed, len(word) + MOST_SLIPS, key=len)
     found = extract_iter(word, listed[first:end], scorer=OSA.distance, score_cutoff=MOST_SLIPS)
     near: dict[str, str] = {}
+    others: dict[str, str] = {}  # of languages that fewer people write in
     for slips, candidate in sorted((slips, candidate) for candidate, slips, _ in found):
-        name, base = color_words()[candidate]
+        name, base, language = color_words()[candidate]
         # The base's length counts: "hellblauen" must not be nearer to "hellbraun" than "hellblau" is.
         if slips <= (MOST_SLIPS if len(fold(base)) >= TWO_SLIPS_FROM else 1):
-            near.setdefault(name, base)
-    return tuple(near.values())[:SUGGESTIONS]
+            (near if language in FIRST else others).setdefault(name, base)
+    return tuple((near or others).values())[:SUGGESTIONS]
 
 
 @cache

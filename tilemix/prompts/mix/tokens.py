@@ -3,48 +3,83 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from decimal import Decimal
+from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from tilemix.prompts.mix.words import fold, vocabulary
+from tilemix.prompts.mix.words import TRADE, ambiguous_words, fold, meanings, number_words, vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MOST_WORDS = 3  # in a phrase of the vocabulary; the longest has two
-HAN_LETTERS = 5  # in a Chinese word of the vocabulary; the longest has four
+    from tilemix.prompts.mix.words import Meaning
+
+MOST_WORDS = 4  # in a phrase of the vocabulary
+HAN_LETTERS = 5  # in a Chinese word of the vocabulary
+LONGEST_LETTERS = 40  # of a word that can be one of the vocabulary
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff"
 LETTER = rf"(?:[^\W\d_{HAN}]|[\u0300-\u036f])"
-# Every quantifier is possessive: a match is never given back, so nothing is tried twice.
+VULGAR = "¼½¾⅓⅔⅕⅛⅒"
+NUMBER = r"\d++(?:[.,．]\d++)*+"
+# Every quantifier is possessive: what a piece has taken it never gives back, so nothing is tried twice.
 PIECE = re.compile(
     rf"""
     (?P<space>  (?:(?![\n\r\u2028\u2029])\s|[\u00ad\u200b-\u200f\u2060\ufeff])++ )
     |(?P<ral>   (?:RAL|РАЛ)[ \t\u00a0-]*+\d++ )
     |(?P<hex>   \#(?:[0-9a-f]{{6}}|[0-9a-f]{{3}})(?!\w) )
-    |(?P<number>\d++(?:[.,．]\d++)*+ )
+    |(?P<rgb>   rgba?\([ ]*+\d{{1,3}}[ ,]++\d{{1,3}}[ ,]++\d{{1,3}}(?:[ ]*+[,/][ ]*+[\d.]++%?)?[ ]*+\) )
+    |(?P<code>  [A-Za-z]++(?<=p)\d{{1,3}}(?![^\W_]) )
+    |(?P<mixed> \d{{1,3}}[ \u00a0]\d{{1,2}}/\d{{1,2}}(?![\d/:]) | \d{{1,3}}[ \u00a0]?[{VULGAR}] )
+    |(?P<ratio> {NUMBER}(?:[:/]{NUMBER})++(?!\d)
+                | {NUMBER}[ ]?[:：∶/][ ]?{NUMBER}(?:[ ]?[:：∶/][ ]?{NUMBER})*+(?![\d.,]*+[ ]?[%％]) )
+    |(?P<dashed>{NUMBER}[-‐‑–—−]{NUMBER}(?:[-‐‑–—−]{NUMBER})*+(?![ ]?[%％]|\w) )
+    |(?P<number>{NUMBER} )
     |(?P<sign>  [%％﹪٪] )
     |(?P<separator> [,;+/|&，；＋／、､\n\r\u2028\u2029] )
-    |(?P<link>  [-‐‑–—−:.=()\[\]：（）＝*•·~"'`«»„“”‘’] )
-    |(?P<vulgar>[¼½¾⅓⅔] )
+    |(?P<link>  [-‐‑–—−:.=()\[\]：（）＝*•·~≈"'`«»„“”‘’_→>] )
+    |(?P<vulgar>[{VULGAR}] )
     |(?P<han>   [{HAN}]++ )
-    |(?P<word>  {LETTER}++(?:['’ʼ\-‐‑]{LETTER}++)*+ )
+    |(?P<word>  {LETTER}++(?:['’ʼ\-‐‑_]{LETTER}++)*+ )
     |(?P<other> . )
     """,
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
+VULGAR_VALUES = dict(zip(VULGAR, ["1/4", "1/2", "3/4", "1/3", "2/3", "1/5", "1/8", "1/10"], strict=True))
+JOINTS = re.compile("[-‐‑_]")
+DASHES = "-‐‑–—−"
+DECIMAL_POINTS = str.maketrans({",": ".", "．": "."})
+MOST_DIGITS = 8  # in a number as typed
 
 Kind = Literal[
     "percent",  # "50%", "12,5 percent"; value: the number as typed
-    "fraction",  # "half"; value: its percent
+    "minus",  # "-5", a number below zero
+    "part",  # "3 parts"; value: the number as typed
+    "weight",  # "15 kg"
+    "number",  # alone
+    "range",  # "10-20%", "10 to 20%"
+    "ratio",  # "3:1", "60/40"; value: the numbers, separated by ":"
+    "fraction",  # "half", "1/3"; value: its percent
+    "equal",  # "equal parts"
+    "each",
     "rest",
+    "to",
     "color",  # a color word; value: the trade name
+    "shade",  # "light"
     "ral",  # "RAL 3016"; value: the digits
-    "hex",  # "#aa3f27"
+    "hex",  # "#aa3f27", "rgb(170, 63, 39)"; value: "#aa3f27"
     "separator",  # between shares: comma, semicolon, plus, slash, new line, "and"
+    "with",  # between a base and its accents
     "link",  # between a share and its color: hyphen, colon, bracket, quote, "of"
-    "granules",  # a word such as "granules" or "крошка", which adds nothing
+    "noun",  # a word such as "granules" or "крошка", which says nothing new
+    "filler",  # "about", "a"
     "word",  # anything else
 ]
+OF_MEANING: dict[str, Kind] = {
+    "color": "color", "shade": "shade", "fraction": "fraction", "equal": "equal", "rest": "rest", "each": "each",
+    "and": "separator", "with": "with", "of": "link", "to": "to", "noun": "noun", "filler": "filler",
+}  # fmt: skip
 
 
 class Token(NamedTuple):
@@ -54,6 +89,7 @@ class Token(NamedTuple):
     start: int
     end: int
     value: str = ""
+    source: str = ""  # "trade": a code of the trade
 
 
 class _Piece(NamedTuple):
@@ -61,18 +97,28 @@ class _Piece(NamedTuple):
     start: int
     end: int
     text: str
+    folded: str = ""
 
 
 def tokenize(text: str) -> list[Token]:
     """Return the tokens of `text` in order; spaces are left out."""
     pieces = list(_cut(text))
+    languages = _rank_languages(pieces)
     tokens: list[Token] = []
     place = 0
     while place < len(pieces):
-        token, used = _read(pieces, place)
+        token, used = _read(pieces, place, languages, tokens)
         tokens.append(token)
         place += used
     return tokens
+
+
+def parse_number(typed: str) -> Decimal | None:
+    """Return a number as typed; None where it is not one, or has more than eight digits."""
+    plain = typed.translate(DECIMAL_POINTS)
+    if not plain or plain.count(".") > 1 or len(plain) > MOST_DIGITS:
+        return None
+    return Decimal(plain)
 
 
 def _cut(text: str) -> Iterator[_Piece]:
@@ -80,78 +126,251 @@ def _cut(text: str) -> Iterator[_Piece]:
         kind = match.lastgroup or "other"
         if kind == "han":
             yield from _cut_han(match[0], match.start())
-        elif kind == "word" and "-" in match[0]:
-            yield from _cut_hyphenated(match[0], match.start())
+        elif kind == "code":
+            yield from _cut_code(match[0], match.start())
+        elif kind == "word":
+            yield from _cut_joined(match[0], match.start())
         elif kind != "space":
-            yield _Piece(kind, match.start(), match.end(), match[0])
+            yield _Piece(kind, match.start(), match.end(), match[0], match[0] if kind == "vulgar" else "")
 
 
-def _cut_hyphenated(word: str, start: int) -> Iterator[_Piece]:
-    """Cut "half-red" and "rest-black" in two; "dark-green" stays one word."""
+def _word(text: str, start: int) -> _Piece:
+    return _Piece("word", start, start + len(text), text, fold(text) if len(text) <= LONGEST_LETTERS else "")
+
+
+def _cut_code(typed: str, start: int) -> Iterator[_Piece]:
+    """Cut "BLACKp15" in two, the percent with a sign of no length; "mp3" stays a word."""
+    name, _, digits = typed.rpartition("p")
+    meaning = vocabulary().get(fold(name))
+    if name.isupper() or (meaning is not None and meaning.kind == "color"):
+        yield _word(name, start)
+        end = start + len(typed)
+        yield _Piece("number", start + len(name), end, digits)
+        yield _Piece("sign", end, end, "")
+    else:
+        yield _Piece("word", start, start + len(typed), typed, fold(typed))
+
+
+def _cut_joined(word: str, start: int) -> Iterator[_Piece]:
+    """Cut "half-red", "red-black" and "red_black" where every part is known; "dark-green" stays one word."""
+    whole = _word(word, start)
     words = vocabulary()
-    head, _, tail = word.partition("-")
-    meaning = words.get(fold(head))
-    if tail and meaning and meaning.kind in {"fraction", "rest"} and fold(word) not in words:
-        yield _Piece("word", start, start + len(head), head)
-        start, word = start + len(head) + 1, tail
-    yield _Piece("word", start, start + len(word), word)
+    if not JOINTS.search(word) or not whole.folded or whole.folded in words or whole.folded in number_words():
+        yield whole
+        return
+    parts: list[_Piece] = []
+    place = 0
+    for joint in [*JOINTS.finditer(word), None]:
+        end = joint.start() if joint else len(word)
+        parts.append(_word(word[place:end], start + place))
+        place = joint.end() if joint else end
+    kinds = [words[part.folded].kind if part.folded in words else "" for part in parts]
+    if kinds[0] in {"fraction", "rest"} or all(kinds):
+        yield from parts
+    else:
+        yield whole
 
 
 def _cut_han(run: str, start: int) -> Iterator[_Piece]:
     """Cut a run of Chinese characters, which has no spaces, into the longest known words."""
-    words = vocabulary()
+    words, numbers = vocabulary(), number_words()
     place = unknown = 0
     while place < len(run):
         for length in range(min(HAN_LETTERS, len(run) - place), 0, -1):
-            if run[place : place + length] in words:
+            piece = run[place : place + length]
+            if piece in words or piece in numbers:
                 if unknown < place:
-                    yield _Piece("word", start + unknown, start + place, run[unknown:place])
-                yield _Piece("word", start + place, start + place + length, run[place : place + length])
+                    yield _word(run[unknown:place], start + unknown)
+                yield _word(piece, start + place)
                 place += length
                 unknown = place
                 break
         else:
             place += 1
     if unknown < place:
-        yield _Piece("word", start + unknown, start + place, run[unknown:place])
+        yield _word(run[unknown:place], start + unknown)
 
 
-def _read(pieces: list[_Piece], place: int) -> tuple[Token, int]:
+def _rank_languages(pieces: list[_Piece]) -> list[str]:
+    """Return the languages of the text, that with the most words first; none where no word needs it."""
+    ambiguous = ambiguous_words()
+    if not any(piece.folded in ambiguous for piece in pieces):
+        return []
+    counts: Counter[str] = Counter()
+    for piece in pieces:
+        if piece.folded and piece.folded not in ambiguous:
+            counts.update(list(meanings().get(piece.folded, ())))
+    return [language for language, _ in counts.most_common()]
+
+
+def _read(pieces: list[_Piece], place: int, languages: list[str], before: list[Token]) -> tuple[Token, int]:
     """Return the token that begins at `place`, and how many pieces it takes."""
     piece = pieces[place]
+    start, end = piece.start, piece.end
     match piece.kind:
-        case "number":
-            following = pieces[place + 1] if place + 1 < len(pieces) else None
-            if following is not None and following.kind == "sign":
-                return Token("percent", piece.start, following.end, piece.text), 2
-            meaning, _, end, used = _read_phrase(pieces, place + 1)
-            if meaning == "percent":
-                return Token("percent", piece.start, end, piece.text), 1 + used
+        case "number" | "mixed":
+            value = piece.text if piece.kind == "number" else _value_of_mixed(piece.text)
+            return _read_number(pieces, place, 1, value, languages, before)
         case "word" | "vulgar":
-            meaning, value, end, used = _read_phrase(pieces, place)
-            match meaning:
-                case "color" | "fraction" | "rest" | "granules":
-                    return Token(meaning, piece.start, end, value), used
-                case "and":
-                    return Token("separator", piece.start, end), used
-                case "of":
-                    return Token("link", piece.start, end), used
+            return _read_words(pieces, place, languages, before)
+        case "ratio" | "dashed":
+            meaning, phrase_end, words = _read_phrase(pieces, place + 1, languages)
+            if piece.kind == "dashed" and meaning is not None and meaning.kind == "percent":
+                return Token("range", start, phrase_end), 1 + words
+            is_signed = place + 1 < len(pieces) and pieces[place + 1].kind == "sign"
+            end = pieces[place + 1].end if is_signed else end
+            value = re.sub("[ ]?[:：∶‐‑–—−-][ ]?", ":", piece.text).replace(" ", "")
+            return Token("ratio", start, end, value), 1 + is_signed
         case "ral":
-            return Token("ral", piece.start, piece.end, fold(piece.text).lstrip("ralрал \t")), 1
+            return Token("ral", start, end, fold(piece.text).lstrip("ralрал \t")), 1
+        case "rgb":
+            channels = [int(channel) for channel in re.findall(r"\d+", piece.text)[:3]]
+            if max(channels) <= 255:
+                return Token("hex", start, end, "#{:02x}{:02x}{:02x}".format(*channels)), 1
         case "hex" | "separator" | "link":
-            return Token(piece.kind, piece.start, piece.end, piece.text), 1
-    return Token("word", piece.start, piece.end), 1
+            return Token(piece.kind, start, end, piece.text), 1
+    return Token("word", start, end), 1
 
 
-def _read_phrase(pieces: list[_Piece], place: int) -> tuple[str, str, int, int]:
-    """Find the longest phrase of the vocabulary at `place`: its kind ("" for none), value, end, pieces taken."""
+def _value_of_mixed(typed: str) -> str:
+    *whole, fraction = (
+        re.split(r"[ \u00a0]", typed) if "/" in typed else (typed[:-1], VULGAR_VALUES[typed[-1]])
+    )
+    numerator, denominator = map(int, fraction.split("/"))
+    if denominator == 0:
+        return "0.0.0"
+    value = Decimal(whole[0].strip()) + Decimal(numerator) / Decimal(denominator)
+    return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _read_number(
+    pieces: list[_Piece], place: int, used: int, value: str, languages: list[str], before: list[Token]
+) -> tuple[Token, int]:
+    """Return the token of a number that takes `used` pieces, with the unit behind it."""
+    start, end = pieces[place].start, pieces[place + used - 1].end
+    following = pieces[place + used] if place + used < len(pieces) else None
+    kind: Kind = "number"
+    if following is not None and following.kind == "sign":
+        kind, end, used = "percent", following.end, used + 1
+    elif following is not None:
+        meaning, phrase_end, words = _read_phrase(pieces, place + used, languages)
+        unit = meaning.kind if meaning else ""
+        if unit in {"percent", "part", "weight"}:
+            kind, end, used = unit, phrase_end, used + words
+    if kind == "number" and pieces[place].kind == "word":
+        return Token("word", start, end), used
+    if kind == "percent" and _ends_range(before, start):
+        before.pop()
+        return Token("range", before.pop().start, end), used
+    is_first = len(before) == 1 or (len(before) > 1 and before[-2].kind in {"separator", "with"})
+    if kind != "number" and is_first and _is_dash(before[-1]) and before[-1].end == start:
+        return Token("minus", before.pop().start, end, value), used
+    return Token(kind, start, end, value), used
+
+
+def _is_dash(token: Token) -> bool:
+    return token.kind == "link" and token.value in DASHES
+
+
+def _ends_range(before: list[Token], start: int) -> bool:
+    """Return whether what stands before a percent makes it the end of a range: "10-", "10 to", "10 and"."""
+    if len(before) < 2 or before[-2].kind not in {"number", "percent"}:
+        return False
+    joint = before[-1]
+    if _is_dash(joint) or joint.value == "~":
+        return before[-2].end == joint.start and joint.end == start
+    is_word = joint.kind == "to" or (joint.kind == "separator" and not joint.value)
+    is_alone = len(before) < 3 or before[-3].kind not in {"color", "ral", "hex"}
+    return is_word and before[-2].kind == "number" and is_alone
+
+
+def _read_words(
+    pieces: list[_Piece], place: int, languages: list[str], before: list[Token]
+) -> tuple[Token, int]:
+    piece = pieces[place]
+    meaning, end, used = _read_phrase(pieces, place, languages)
+    number, number_used = _read_number_word(pieces, place)
+    if number and number_used >= used:
+        token, taken = _read_number(pieces, place, number_used, number, languages, before)
+        if token.kind != "word":
+            return token, taken
+    if meaning is None:
+        if piece.kind == "vulgar":
+            numerator, denominator = map(int, VULGAR_VALUES[piece.text].split("/"))
+            return Token("fraction", piece.start, piece.end, _percent(numerator, denominator)), 1
+        return Token("word", piece.start, piece.end), 1
+    if meaning.kind == "before":
+        following = pieces[place + used] if place + used < len(pieces) else None
+        number, number_used = _read_number_word(pieces, place + used)
+        if following is not None and following.kind == "number":
+            return Token("percent", piece.start, following.end, following.text), used + 1
+        if number:
+            end = pieces[place + used + number_used - 1].end
+            return Token("percent", piece.start, end, number), used + number_used
+    kind = OF_MEANING.get(meaning.kind, "word")
+    source = TRADE if kind == "color" and TRADE in meanings()[_phrase(pieces, place, used)] else ""
+    return Token(kind, piece.start, end, meaning.value, source), used
+
+
+def _percent(numerator: int, denominator: int) -> str:
+    """Return a fraction as a percent, with one decimal where it needs one."""
+    return f"{Decimal(100) * numerator / denominator:.1f}".removesuffix(".0")
+
+
+def percent_of_fraction(value: str) -> str | None:
+    """Return the percent of "1/3" as a ratio token says it; None where it is not a part of a whole."""
+    numbers = value.split("/")
+    if len(numbers) != 2 or not all(number.isdecimal() and len(number) <= 3 for number in numbers):
+        return None
+    numerator, denominator = map(int, numbers)
+    return _percent(numerator, denominator) if 0 < numerator < denominator else None
+
+
+def _phrase(pieces: list[_Piece], place: int, used: int) -> str:
+    return " ".join(piece.folded for piece in pieces[place : place + used])
+
+
+def _read_phrase(pieces: list[_Piece], place: int, languages: list[str]) -> tuple[Meaning | None, int, int]:
+    """Find the longest phrase of the vocabulary at `place`: what it means (None: no phrase), its end, pieces taken."""
     words = vocabulary()
     phrase = ""
-    best = ("", "", 0, 0)
+    best: tuple[Meaning | None, int, int] = (None, 0, 0)
     for used, piece in enumerate(pieces[place : place + MOST_WORDS], start=1):
-        if piece.kind not in {"word", "vulgar"}:
+        if not piece.folded:
             break
-        phrase = f"{phrase} {fold(piece.text)}" if phrase else fold(piece.text)
-        if meaning := words.get(phrase):
-            best = (meaning.kind, meaning.value, piece.end, used)
+        phrase = f"{phrase} {piece.folded}" if phrase else piece.folded
+        if used > 1 and phrase not in _beginnings():
+            if phrase in words:
+                best = (_choose(phrase, languages), piece.end, used)
+            break
+        if phrase in words:
+            best = (_choose(phrase, languages), piece.end, used)
+    return best
+
+
+def _choose(phrase: str, languages: list[str]) -> Meaning:
+    of_language = meanings()[phrase]
+    return next((of_language[name] for name in languages if name in of_language), vocabulary()[phrase])
+
+
+@cache
+def _beginnings() -> frozenset[str]:
+    """Return the beginnings of longer phrases: "the same" of "the same amount"."""
+    phrases = [word.split() for word in (*vocabulary(), *number_words()) if " " in word]
+    return frozenset(" ".join(words[:count]) for words in phrases for count in range(1, len(words)))
+
+
+def _read_number_word(pieces: list[_Piece], place: int) -> tuple[str, int]:
+    """Find the longest number word at `place`: its digits ("" for none), pieces taken."""
+    numbers = number_words()
+    phrase = ""
+    best = ("", 0)
+    for used, piece in enumerate(pieces[place : place + MOST_WORDS], start=1):
+        if not piece.folded:
+            break
+        phrase = f"{phrase} {piece.folded}" if phrase else piece.folded
+        if phrase in numbers:
+            best = (numbers[phrase], used)
+        if phrase not in _beginnings():
+            break
     return best

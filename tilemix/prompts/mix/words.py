@@ -1,58 +1,40 @@
-"""The words of a color mix in English, German, Russian, Ukrainian and Chinese, in every form people type.
+"""The words of a color mix in every language, in every form people type.
 
 The data files list base forms: красный, weiß, dark green. This module makes
 the rest of them (красная, красного, weisser, weissen, dark-green, darkgreen)
 and puts all words into one table, folded: case, ё/е, ß/ss, ä/ae, hyphens and
-the widths of Chinese keyboards make no difference. Each word has one meaning
-only; a test checks it.
+the widths of Chinese keyboards make no difference. A word means one thing in
+a language; where two languages differ, the rest of the text says which.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from functools import cache
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-import msgspec
-
-from tilemix.colors.chart import load_colors
-
-WORDS_FILE = Path(__file__).parents[2] / "data" / "mix_words.json"
-
-# Endings of regular adjectives; the base form is listed with the first ending.
-RUSSIAN_HARD = ("ый", "ая", "ое", "ые", "ого", "ой", "ому", "ую", "ым", "ом", "ых", "ыми", "ою")
-RUSSIAN_STRESSED = ("ой", *RUSSIAN_HARD[1:5], *RUSSIAN_HARD[6:])
-RUSSIAN_SOFT = ("ий", "яя", "ее", "ие", "его", "ей", "ему", "юю", "им", "ем", "их", "ими", "ею")
-UKRAINIAN_HARD = ("ий", "а", "е", "і", "ого", "ої", "ому", "ій", "у", "им", "ою", "их", "ими", "ім")
-UKRAINIAN_SOFT = ("ій", "я", "є", "і", "ього", "ьої", "ьому", "ю", "ім", "ьою", "іх", "іми")
-SLAVIC = {"ru": (RUSSIAN_HARD, RUSSIAN_STRESSED, RUSSIAN_SOFT), "uk": (UKRAINIAN_HARD, UKRAINIAN_SOFT)}
-GERMAN = ("", "e", "er", "es", "en", "em")
+from tilemix.colors.languages import Language, load_languages, load_trade_codes
 
 FOLD = str.maketrans(
-    {"ё": "е", "ä": "ae", "ö": "oe", "ü": "ue", "’": "'", "ʼ": "'", "-": " ", "\u2010": " ", "\u2011": " "}
-)
-UMLAUTS = str.maketrans({"ä": "a", "ö": "o", "ü": "u"})
+    {
+        "ё": "е", "ä": "ae", "ö": "oe", "ü": "ue", "’": "'", "ʼ": "'",
+        "-": " ", "_": " ", "\u2010": " ", "\u2011": " ",
+    }
+)  # fmt: skip
+PLAIN = str.maketrans({"ł": "l", "Ł": "L"})  # a letter with a stroke is one letter to Unicode
+TRADE = "trade"  # the language of the codes
 
-Kind = Literal["color", "percent", "fraction", "rest", "and", "of", "granules"]
+Kind = Literal[
+    "color", "shade", "percent", "before", "fraction", "equal", "rest", "each", "and", "with", "of", "part", "weight",
+    "to", "noun", "filler", "text",
+]  # fmt: skip
 
 
 class Meaning(NamedTuple):
     """What a word means in a mix."""
 
     kind: Kind
-    value: str = ""  # a color's trade name, or the percent of a fraction
-
-
-class MixWords(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The words around the colors, as `data/mix_words.json` lists them, all languages together."""
-
-    percent: list[str]
-    fractions: dict[str, list[str]]  # percent -> words
-    rest: list[str]
-    and_: list[str] = msgspec.field(name="and")
-    of: list[str]  # may stand between a share and its color
-    granules: list[str]  # may stand before or after a color and add nothing
+    value: str = ""  # a color's trade name, a shade, or the percent of a fraction
 
 
 def fold(text: str) -> str:
@@ -61,54 +43,124 @@ def fold(text: str) -> str:
 
 
 def expand_color_word(base: str, language: str) -> list[str]:
-    """Return the folded forms of a listed color word: cases, genders, joined spelling, dropped umlauts."""
+    """Return the folded forms of a listed color word: cases, genders, joined spelling, dropped diacritics."""
+    return _expand(base, load_languages()[language])
+
+
+def _expand(base: str, language: Language) -> list[str]:
     lowered = unicodedata.normalize("NFC", base).lower()
     forms = [lowered]
-    if language in SLAVIC:
-        for endings in SLAVIC[language]:
-            if lowered.endswith(endings[0]):
-                stem = lowered.removesuffix(endings[0])
-                forms = [stem + ending for ending in endings]
-                break
-    elif language == "de":
-        # In speech even invariable adjectives are inflected: ein lilanes, ein rosanes Muster.
-        stem = lowered + "n" if lowered.endswith("a") else lowered.removesuffix("e")
-        forms += [stem + ending for ending in GERMAN[1:]]
-    elif language == "zh" and not lowered.endswith("色"):
-        forms.append(lowered + "色")
-    if language == "de":
-        forms += [form.translate(UMLAUTS) for form in forms]
+    for endings in language.endings:
+        if lowered.endswith(endings[0]):
+            stem = lowered.removesuffix(endings[0])
+            forms += [stem + ending for ending in endings]
+            break
+    forms = _fold_all(forms, language)
+    joined = [form.replace(" ", "") for form in forms if " " in form]
+    return list(dict.fromkeys([*forms, *joined]))
+
+
+def _fold_all(forms: list[str], language: Language) -> list[str]:
     folded = [fold(form) for form in forms]
-    joined = [form.replace(" ", "") for form in folded if " " in form]
-    return list(dict.fromkeys([*folded, *joined]))
+    if language.plain:
+        folded += [fold(_strip(form)) for form in forms if not form.isascii()]
+    return folded
+
+
+def _strip(text: str) -> str:
+    decomposed = unicodedata.normalize("NFD", text.translate(PLAIN))
+    return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
 
 
 @cache
-def color_words() -> dict[str, tuple[str, str]]:
-    """Return every folded color word -> (the color's trade name, the base form as listed)."""
-    words: dict[str, tuple[str, str]] = {}
-    for color in load_colors():
-        for language, bases in color.synonyms.items():
+def color_words() -> dict[str, tuple[str, str, str]]:
+    """Return every folded color word -> (the color's trade name, the base form as listed, the language)."""
+    words: dict[str, tuple[str, str, str]] = {}
+    for code, language in load_languages().items():
+        for name, bases in language.colors.items():
             for base in bases:
-                for form in expand_color_word(base, language):
-                    words.setdefault(form, (color.name, base))
+                for form in _expand(base, language):
+                    words.setdefault(form, (name, base, code))
     return words
 
 
 @cache
-def vocabulary() -> dict[str, Meaning]:
-    """Return every folded word or phrase that means something in a mix."""
-    listed = msgspec.json.decode(WORDS_FILE.read_bytes(), type=MixWords)
-    table = {form: Meaning("color", name) for form, (name, _) in color_words().items()}
-    plain: list[tuple[Kind, list[str]]] = [
-        ("percent", listed.percent),
-        ("rest", listed.rest),
-        ("and", listed.and_),
-        ("of", listed.of),
-        ("granules", listed.granules),
-    ]
+def meanings() -> dict[str, dict[str, Meaning]]:
+    """Return every folded word or phrase -> language -> what it means there."""
+    table: dict[str, dict[str, Meaning]] = {}
+    for code, language in load_languages().items():
+        for form, meaning in _list_words(language):
+            table.setdefault(form, {}).setdefault(code, meaning)
+    for name, codes in load_trade_codes().items():
+        for trade_code in codes:
+            table.setdefault(fold(trade_code), {}).setdefault(TRADE, Meaning("color", name))
+    return table
+
+
+def _list_words(language: Language) -> list[tuple[str, Meaning]]:
+    found = [(form, Meaning("text")) for form in _fold_all(language.text, language)]
+    inflected: tuple[tuple[Kind, dict[str, list[str]]], ...] = (
+        ("color", language.colors),
+        ("shade", language.shades),
+    )
+    for kind, groups in inflected:
+        for value, bases in groups.items():
+            meaning = Meaning(kind, value)
+            found += [(form, meaning) for base in bases for form in _expand(base, language)]
+    plain: tuple[tuple[Kind, list[str]], ...] = (
+        ("percent", language.percent),
+        ("before", language.percent_before),
+        ("equal", language.equal),
+        ("rest", language.rest),
+        ("each", language.each),
+        ("and", language.and_),
+        ("with", language.with_),
+        ("of", language.of),
+        ("part", language.part),
+        ("weight", language.weight),
+        ("noun", language.nouns),
+        ("filler", language.fillers),
+        ("to", language.to),
+    )
+    for percent, words in language.fractions.items():
+        found += [(form, Meaning("fraction", percent)) for form in _fold_all(words, language)]
     for kind, words in plain:
-        table.update((fold(word), Meaning(kind)) for word in words)
-    for percent, words in listed.fractions.items():
-        table.update((fold(word), Meaning("fraction", percent)) for word in words)
+        meaning = Meaning(kind)
+        found += [(form, meaning) for form in _fold_all(words, language)]
+    return found
+
+
+@cache
+def vocabulary() -> dict[str, Meaning]:
+    """Return every folded word or phrase -> what it means where nothing else in the text says which language it is."""
+    return {
+        word: next((found for found in of_language.values() if found.kind != "text"), Meaning("text"))
+        for word, of_language in meanings().items()
+    }
+
+
+@cache
+def ambiguous_words() -> frozenset[str]:
+    """Return the folded words that mean different things in different languages."""
+    return frozenset(word for word, of_language in meanings().items() if len(set(of_language.values())) > 1)
+
+
+@cache
+def number_words() -> dict[str, str]:
+    """Return the folded words for the numbers from 1 to 100 -> digits."""
+    table: dict[str, str] = {}
+    for language in load_languages().values():
+        listed = {int(number): words for number, words in language.numbers.items()}
+        for number, words in listed.items():
+            table.update((form, str(number)) for form in _fold_all(words, language))
+        for tens in range(20, 100, 10):
+            for unit in range(1, 10):
+                joined = [
+                    pattern.format(tens=first, unit=second)
+                    for pattern in language.compounds
+                    for first in listed.get(tens, ())
+                    for second in listed.get(unit, ())
+                ]
+                for form in _fold_all(joined, language):
+                    table.setdefault(form, str(tens + unit))
     return table

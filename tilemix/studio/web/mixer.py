@@ -10,8 +10,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from tilemix.errors import Message, MixError, PromptError
+from tilemix.errors import MixError, PromptError
 from tilemix.inputs import IntegerInput, NumberInput, load_inputs
+from tilemix.prompts.rewrite import NO_MIX
 from tilemix.studio.web.messages import explain
 from tilemix.studio.web.mix_form import (
     MAX_ROWS,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 MAX_FIELDS = 80
 MAX_FIELD_BYTES = 16 * 2**10
-NO_MIX = Message("mix-not-found", {}, "prompt")
 FIRST_PRESET = 0  # shown in an empty form
 
 

@@ -1,0 +1,55 @@
+"""The words of a color mix in each language: one file a language, `data/languages/XX.json`.
+
+A new file is a new language; the code names none. `data/trade_codes.json` lists the codes of the trade beside them.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import msgspec
+
+FOLDER = Path(__file__).parents[1] / "data" / "languages"
+CODES_FILE = Path(__file__).parents[1] / "data" / "trade_codes.json"
+FIRST = ("en", "de", "ru", "uk", "zh")  # before the others where a word means several things
+
+
+class Language(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The words of one language, in their base forms unless said otherwise."""
+
+    endings: list[list[str]]  # of colors and shades; a word takes the first list whose first ending it has
+    plain: bool  # people also type the words without their diacritics
+    colors: dict[str, list[str]]  # the color's trade name -> words
+    shades: dict[str, list[str]]  # light, dark, bright, medium -> words
+    percent: list[str]
+    percent_before: list[str]  # stands before its number
+    fractions: dict[str, list[str]]  # percent -> words
+    equal: list[str]
+    rest: list[str]
+    each: list[str]
+    and_: list[str] = msgspec.field(name="and")
+    with_: list[str] = msgspec.field(name="with")  # between a base and its accents
+    of: list[str]  # may stand between a share and its color
+    part: list[str]
+    weight: list[str]
+    to: list[str]  # between the numbers of a range or a ratio
+    nouns: list[str]  # the thing and its granules, in every form; say nothing new beside a color
+    fillers: list[str]  # as the nouns: "about", "a", "mix"
+    numbers: dict[str, list[str]]  # 1 to 100 -> words, as far as they are not compounds
+    compounds: list[str]  # how a unit is joined to tens, such as "{tens} {unit}"
+    text: list[str]  # words of another language's mixes that mean something else in this one
+
+
+@cache
+def load_languages() -> dict[str, Language]:
+    """Return every language by its code."""
+    found = {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
+    names = [*FIRST, *(name for name in found if name not in FIRST)]
+    return {name: msgspec.json.decode(found[name].read_bytes(), type=Language) for name in names}
+
+
+@cache
+def load_trade_codes() -> dict[str, list[str]]:
+    """Return the codes of the trade by the chart's color."""
+    return msgspec.json.decode(CODES_FILE.read_bytes(), type=dict[str, list[str]])

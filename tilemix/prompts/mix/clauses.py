@@ -1,0 +1,172 @@
+"""From tokens to clauses: what stands between two separators, its amounts and its colors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tilemix.prompts.mix.tokens import percent_of_fraction
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from tilemix.prompts.mix.tokens import Token
+
+COLORS = frozenset({"color", "ral", "hex"})
+SOFT = frozenset({"link", "noun", "filler"})
+CUTS = frozenset({"separator", "with"})
+STATED = frozenset({"percent", "fraction", "part", "weight", "range", "minus"})
+AMOUNTS = STATED | {"rest"}
+
+
+@dataclass(slots=True)
+class Color:
+    """A color as typed: a word, an RAL number or a hex value, two of them for one color, with its shade."""
+
+    first: int  # its tokens, places in the text's list
+    last: int
+    named: list[int] = field(default_factory=list)  # those of COLORS
+    shades: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Clause:
+    """The tokens first to last of a text, with no separator among them."""
+
+    tokens: Sequence[Token]  # of the whole text
+    first: int
+    last: int
+    opener: str  # the kind of the token before it, "" where it begins the text
+    amounts: list[int] = field(default_factory=list)
+    colors: list[Color] = field(default_factory=list)
+
+
+def is_pure(clause: Clause) -> bool:
+    """Return whether a clause is colors, their shades and soft words, and nothing else."""
+    inside = {place for color in clause.colors for place in range(color.first, color.last + 1)}
+    return bool(clause.colors) and all(
+        place in inside or clause.tokens[place].kind in SOFT | {"equal", "each"}
+        for place in range(clause.first, clause.last + 1)
+    )
+
+
+def make_clauses(tokens: Sequence[Token], amounts: Collection[str]) -> list[Clause]:
+    """Cut the tokens at the separators; `amounts` are the kinds that are amounts in this text."""
+    clauses: list[Clause] = []
+    first, opener = 0, ""
+    for place in range(len(tokens) + 1):
+        if place < len(tokens) and tokens[place].kind not in CUTS:
+            continue
+        if first < place:
+            clause = Clause(tokens, first, place - 1, opener)
+            clause.amounts = [at for at in range(first, place) if tokens[at].kind in amounts]
+            clause.colors = _find_colors(tokens, first, place)
+            clauses.append(clause)
+            opener = ""
+        if place < len(tokens):
+            # "black, with red": the word says more than the comma.
+            opener = "with" if tokens[place].kind == "with" or opener == "with" else "separator"
+        first = place + 1
+    return clauses
+
+
+def _find_colors(tokens: Sequence[Token], first: int, end: int) -> list[Color]:
+    colors: list[Color] = []
+    pending: int | None = None  # a shade before its color
+    solid = [place for place in range(first, end) if tokens[place].kind not in SOFT]
+    for index, place in enumerate(solid):
+        kind = tokens[place].kind
+        neighbor = tokens[solid[index + 1]].kind if index + 1 < len(solid) else ""
+        is_next = bool(colors) and index > 0 and colors[-1].last == solid[index - 1] and pending is None
+        if kind in COLORS:
+            latest = colors[-1] if is_next else None
+            if latest is not None and len(latest.named) == 1:
+                other = tokens[latest.named[0]]
+                # A number beside a word, or the same color twice, as in "green grass".
+                if {other.kind, kind} != {"color"} or other.value == tokens[place].value:
+                    latest.named.append(place)
+                    latest.last = place
+                    continue
+            start = place if pending is None else pending
+            colors.append(Color(start, place, [place], [] if pending is None else [pending]))
+            pending = None
+        elif kind == "shade":
+            if neighbor in COLORS:
+                pending = place
+            elif is_next and neighbor != "word":
+                colors[-1].shades.append(place)
+                colors[-1].last = place
+        else:
+            pending = None
+    return colors
+
+
+def settle(tokens: Sequence[Token]) -> tuple[list[Token], Collection[str]]:
+    """Decide what the words and numbers that need a color beside them are; return the tokens, and what is an amount.
+
+    "half red" is a share; "half-tone" and "the third row" are text. "rest" is a share beside other shares only. "1/3"
+    is a fraction, and numbers alone are shares where the text has no other shares.
+    """
+    settled = list(tokens)
+    is_share = _stand_with_colors(tokens)
+    states = any(token.kind in STATED - {"fraction"} for token in tokens)
+    ratios = [place for place, token in enumerate(tokens) if token.kind == "ratio"]
+    has_rest = any(token.kind == "rest" for token in tokens)
+    for place, token in enumerate(tokens):
+        if token.kind == "fraction" and not is_share[place]:
+            settled[place] = token._replace(kind="word")
+        elif token.kind == "ratio" and (states or has_rest or len(ratios) > 1):
+            percent = percent_of_fraction(token.value) if is_share[place] else None
+            settled[place] = (
+                token._replace(kind="word")
+                if percent is None
+                else token._replace(kind="fraction", value=percent)
+            )
+    states = states or any(token.kind == "fraction" for token in settled)
+    counts_numbers = not states and any(
+        token.kind == "number" and is_share[place] for place, token in enumerate(settled)
+    )
+    for place, token in enumerate(settled):
+        is_beside = is_share[place] and (states or counts_numbers)
+        if (token.kind == "rest" and not is_beside) or (token.kind == "number" and states):
+            settled[place] = token._replace(kind="word")
+    return settled, AMOUNTS | {"number"} if counts_numbers else AMOUNTS
+
+
+def _stand_with_colors(tokens: Sequence[Token]) -> list[bool]:
+    """Return for every token whether a color follows it, or stands before it at the end of its clause.
+
+    A number may have a separator between it and its color, as in the cells of a table.
+    """
+    before = _neighbors(tokens)
+    after = _neighbors(tokens[::-1])[::-1]
+    found = []
+    for place, token in enumerate(tokens):
+        left, right = before[place], after[place]
+        if token.kind == "number":
+            found.append(left in COLORS or right in COLORS or _in_cells(tokens, place))
+        else:
+            found.append(right in COLORS or (left in COLORS and right == ""))
+    return found
+
+
+def _in_cells(tokens: Sequence[Token], place: int) -> bool:
+    around = [
+        tokens[at + step].kind
+        for at, step in ((place - 1, -1), (place + 1, 1))
+        if 0 <= at + step < len(tokens) and 0 <= at < len(tokens) and tokens[at].kind == "separator"
+    ]
+    return any(kind in COLORS for kind in around)
+
+
+def _neighbors(tokens: Sequence[Token]) -> list[str]:
+    """Return for every token the kind of the nearest one before it that is not soft, "" where the part begins."""
+    kinds = []
+    latest = ""
+    for token in tokens:
+        kinds.append(latest)
+        if token.kind in CUTS:
+            latest = ""
+        elif token.kind not in SOFT and token.kind not in {"shade", "each", "equal"}:
+            latest = token.kind
+    return kinds

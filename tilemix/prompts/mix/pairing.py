@@ -1,0 +1,194 @@
+"""Which amount belongs to which color: in a clause, across clauses, and for the colors that share one amount."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from tilemix.prompts.mix.clauses import SOFT, Clause, Color
+from tilemix.prompts.mix.naming import name_group, refuse_misspelled_name
+from tilemix.prompts.mix.typed import TypedMix, TypedShare
+
+if TYPE_CHECKING:
+    from tilemix.prompts.mix.tokens import Token
+
+MOST_BETWEEN = 3  # words between a share and its color that are kept as text
+
+
+def read_clause(text: str, clause: Clause, mix: TypedMix) -> list[Color]:
+    """Read the shares of one clause; return its colors without an amount."""
+    is_color_first = _is_color_first(clause)
+    places = clause.amounts
+    colors = list(clause.colors)
+    bounds = (
+        [(before + 1, place) for before, place in pairwise([clause.first - 1, *places])]
+        if is_color_first
+        else [(place + 1, after) for place, after in pairwise([*places, clause.last + 1])]
+    )
+    for place, (begin, end) in zip(places, bounds, strict=True):
+        inside = [color for color in colors if begin <= color.first and color.last < end]
+        color = (inside[-1] if is_color_first else inside[0]) if inside else None
+        words = _words_between(clause, place, color, begin, end, is_color_first=is_color_first)
+        amount = clause.tokens[place]
+        if color is not None and len(words) <= MOST_BETWEEN:
+            if words:  # "drak green"
+                refuse_misspelled_name(text, words, clause.tokens[color.first : color.last + 1])
+            name = name_group(text, clause.tokens, color, mix.notes)
+            mix.add(TypedShare(amount, name, (color.first, color.last)), place)
+            colors.remove(color)
+            continue
+        named = _name_of_unknown(clause, begin, end, is_color_first=is_color_first)
+        if named is None:
+            mix.lone.append(place)
+            continue
+        mix.add(TypedShare(amount, "", named, is_unknown=True), place)
+    # A base stands before the amounts: "black 20% red flecks". "black 20% red" may mean either.
+    for color in list(colors):
+        is_base = not is_color_first and color.last < places[0]
+        is_even = is_color_first and [clause.tokens[place].value for place in places] == ["50"]
+        is_text = color.first > places[-1] and is_followed_by_words(clause, color)
+        if not (is_base or is_even or is_text):
+            mix.bare.append(color)
+        if is_text or not (is_base or is_even):
+            colors.remove(color)
+    return colors
+
+
+def _is_color_first(clause: Clause) -> bool:
+    solid = [place for place in range(clause.first, clause.last + 1) if clause.tokens[place].kind not in SOFT]
+    places = clause.amounts
+    if solid[0] == places[0] or (clause.tokens[solid[0]].kind == "each" and solid[1:2] == places[:1]):
+        return False
+    behind = [place for place in solid if clause.tokens[place].kind != "each"]
+    if behind[-1] == places[-1]:
+        return True
+    last_before = max((place for place in solid if place < places[0]), default=None)
+    is_behind_color = any(color.last == last_before for color in clause.colors)
+    # "black 20% red flecks": the granules' word says that the color before the percent is the base.
+    latest = clause.colors[-1] if clause.colors else None
+    if latest is not None and latest.first > places[-1]:
+        following = clause.tokens[latest.last + 1 : clause.last + 1]
+        if any(token.kind == "noun" for token in following):
+            return False
+    return is_behind_color
+
+
+def _words_between(
+    clause: Clause, place: int, color: Color | None, begin: int, end: int, *, is_color_first: bool
+) -> list[Token]:
+    """Return the words between an amount and its color, or all of its side where there is no color."""
+    if color is None:
+        low, high = begin, end
+    elif is_color_first:
+        low, high = color.last + 1, place
+    else:
+        low, high = place + 1, color.first
+    return [token for token in clause.tokens[low:high] if token.kind in {"word", "number", "to"}]
+
+
+def _name_of_unknown(clause: Clause, begin: int, end: int, *, is_color_first: bool) -> tuple[int, int] | None:
+    """Return the first and last token of an unknown color's name; None where there is nothing but soft words."""
+    named = [
+        place for place in range(begin, end) if clause.tokens[place].kind not in {"link", "filler", "each"}
+    ]
+    if not named:
+        return None
+    if not is_color_first:
+        return named[0], named[-1]
+    solid = [place for place in named if clause.tokens[place].kind != "noun"]
+    return (solid[0], solid[-1]) if solid else None
+
+
+def is_followed_by_words(clause: Clause, color: Color) -> bool:
+    return any(token.kind not in SOFT for token in clause.tokens[color.last + 1 : clause.last + 1])
+
+
+def join_lone(text: str, bare: list[tuple[Clause, Color]], mix: TypedMix) -> list[tuple[Clause, Color]]:
+    """Join the amounts and the colors that stand alone, where they take turns or stand in two equal rows."""
+    if (
+        mix.shares
+        or not mix.lone
+        or len(mix.lone) != len(bare)
+        or any(_is_each(mix, place) for place in mix.lone)
+    ):
+        return bare
+    cells = sorted(
+        [*((place, None) for place in mix.lone), *((color.first, color) for _, color in bare)], key=_cell
+    )
+    kinds = [color is None for _, color in cells]
+    half = len(kinds) // 2
+    takes_turns = all(one != other for one, other in pairwise(kinds))
+    two_rows = len(set(kinds[:half])) == len(set(kinds[half:])) == 1 and half > 1
+    if not (takes_turns or two_rows):
+        return bare
+    lone, mix.lone = mix.lone, []
+    for place, (_, color) in zip(lone, bare, strict=True):
+        name = name_group(text, mix.tokens, color, mix.notes)
+        mix.add(TypedShare(mix.tokens[place], name, (color.first, color.last)), place)
+    return []
+
+
+def _cell(cell: tuple[int, Color | None]) -> int:
+    return cell[0]
+
+
+def _is_each(mix: TypedMix, place: int) -> bool:
+    """Return whether "each" or "equally" stands beside an amount."""
+    return bool(_beside(mix, place) & {"each", "equal"})
+
+
+def _beside(mix: TypedMix, place: int) -> set[str]:
+    """Return the kinds of the nearest tokens on both sides of one that are not soft."""
+    kinds: set[str] = set()
+    for step in (1, -1):
+        at = place + step
+        while 0 <= at < len(mix.tokens) and mix.tokens[at].kind in SOFT:
+            at += step
+        if 0 <= at < len(mix.tokens):
+            kinds.add(mix.tokens[at].kind)
+    return kinds
+
+
+def give_each(text: str, bare: list[tuple[Clause, Color]], mix: TypedMix) -> None:
+    """Give the amount of "50% each of red and black" to every color of the list."""
+    places = [place for place in sorted([*mix.lone, *_amount_places(mix)]) if _is_each(mix, place)]
+    if places:
+        mix.roles |= {
+            at: token.kind for at, token in enumerate(mix.tokens) if token.kind in {"each", "equal"}
+        }
+    for place in places:
+        owner = next((share for share in mix.shares if share.amount is mix.tokens[place]), None)
+        bounds = [other for other in sorted([*mix.lone, *_amount_places(mix)]) if other != place]
+        low = max((other for other in bounds if other < place), default=-1)
+        high = min((other for other in bounds if other > place), default=len(mix.tokens))
+        behind = [(clause, color) for clause, color in bare if place < color.first < high]
+        before = [(clause, color) for clause, color in bare if low < color.first < place]
+        is_behind = owner.named[0] > place if owner else bool(behind) and not before
+        group = behind if is_behind else before
+        for clause, color in group:
+            bare.remove((clause, color))
+            name = name_group(text, mix.tokens, color, mix.notes)
+            mix.add(TypedShare(mix.tokens[place], name, (color.first, color.last)), place)
+        if group and place in mix.lone:
+            mix.lone.remove(place)
+        if mix.tokens[place].kind == "rest" or "equal" in _beside(mix, place):
+            for share in mix.shares:
+                if share.amount is mix.tokens[place]:
+                    share.divisor = len(group) + (owner is not None)
+    mix.shares.sort(key=lambda share: share.named[0])
+
+
+def _amount_places(mix: TypedMix) -> list[int]:
+    own = {id(share.amount) for share in mix.shares}
+    return [place for place, token in enumerate(mix.tokens) if id(token) in own]
+
+
+def find_base(text: str, bare: list[tuple[Clause, Color]], mix: TypedMix) -> None:
+    """Take the one color without an amount for the base; more of them are a fault, and so is one beside a "rest"."""
+    has_rest = any(share.amount is not None and share.amount.kind == "rest" for share in mix.shares)
+    if len(bare) == 1 and not has_rest and not mix.bare:
+        _, color = bare[0]
+        name = name_group(text, mix.tokens, color, mix.notes)
+        mix.set_base(TypedShare(None, name, (color.first, color.last)))
+    else:
+        mix.bare += [color for _, color in bare]

@@ -1,0 +1,117 @@
+"""Mixes as programs send them: `{"colors": [{"name": "red", "proportion": 60}, ...]}` and its relatives."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+import msgspec
+
+from tilemix.errors import LIST_SEPARATOR, Message, MixError
+from tilemix.prompts.mix.clauses import is_pure, make_clauses
+from tilemix.prompts.mix.naming import name_group, name_unknown, refuse_misspelled, shorten
+from tilemix.prompts.mix.shares import is_near
+from tilemix.prompts.mix.tokens import tokenize
+from tilemix.prompts.mix.totals import TENTH, WHOLE, ColorMix, make_mix
+
+LISTS = ("colors", "colours", "mix", "palette")
+NAMES = ("name", "color", "colour", "code", "ral", "hex")
+AMOUNTS = ("proportion", "percentage", "percent", "share", "amount", "weight", "ratio", "fraction", "value")
+TEXTS = ("prompt", "text")
+MOST_KEYS = 8  # in a message
+
+
+class Record(NamedTuple):
+    """A mix that a program sent; `text`: a prompt to be read in its place."""
+
+    mix: ColorMix | None
+    text: str | None
+    notes: tuple[Message, ...]
+
+
+def read_record(text: str) -> Record | None:
+    """Return the mix in a text that is a JSON object or list; None where it is neither, or says no colors.
+
+    Raises:
+        MixError: it has colors, and they are not a mix.
+    """
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        data = msgspec.json.decode(text.encode())
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    ignored: list[str] = []
+    rows: object = data
+    if isinstance(data, dict):
+        key = next((key for key in LISTS if key in data), None)
+        ignored = [name for name in data if name != key]
+        if key is not None:
+            rows = data[key]
+        elif (prompt := next((name for name in TEXTS if isinstance(data.get(name), str)), None)) is not None:
+            return Record(None, data[prompt], _note_ignored([name for name in data if name != prompt]))
+        else:
+            ignored = []
+    shares = _list_shares(rows, ignored)
+    if shares is None:
+        return None
+    notes: list[Message] = []
+    amounts = [(_name(name, notes), amount) for name, amount in shares]
+    total = sum((amount for _, amount in amounts), Decimal(0))
+    if is_near(total, 1) and not is_near(total, 100):
+        amounts = [(color, 100 * amount) for color, amount in amounts]
+    elif not is_near(total, 100):
+        read = ", ".join(f"{amount:f}% {color[:40]}" for color, amount in amounts[:MOST_KEYS])
+        raise MixError("mix-total", total=float(total), mix=read)
+    has_decimal = any(amount % 1 for _, amount in amounts)
+    return Record(make_mix(amounts, TENTH if has_decimal else WHOLE), None, (*notes, *_note_ignored(ignored)))
+
+
+def _note_ignored(keys: list[str]) -> tuple[Message, ...]:
+    if not keys:
+        return ()
+    names = LIST_SEPARATOR.join(shorten(key).replace(LIST_SEPARATOR, " ") for key in keys[:MOST_KEYS])
+    return (Message("mix-keys-ignored", {"keys": names}, "prompt"),)
+
+
+def _list_shares(rows: object, ignored: list[str]) -> list[tuple[str, Decimal]] | None:
+    """Return the names and amounts of a list of objects, or of an object of numbers."""
+    if isinstance(rows, dict) and rows and all(_number(value) is not None for value in rows.values()):
+        return [(name, _number(value) or Decimal(0)) for name, value in rows.items()]
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        return None
+    shares = []
+    for row in rows:
+        name = next((row[key] for key in NAMES if isinstance(row.get(key), str)), None)
+        key = next((key for key in AMOUNTS if _number(row.get(key)) is not None), None)
+        if name is None or key is None:
+            return None
+        amount = _number(row[key])
+        if amount is None or amount < 0:
+            raise MixError("mix-bad-share", typed=str(row[key])[:40], color=shorten(name))
+        shares.append((name, amount))
+        ignored += [key for key in row if key not in (*NAMES, *AMOUNTS) and key not in ignored]
+    return shares
+
+
+def _number(value: Any) -> Decimal | None:
+    if isinstance(value, str):
+        value = value.strip().removesuffix("%").strip().replace(",", ".")
+        if not value.replace(".", "", 1).isdecimal() or len(value) > 8:
+            return None
+        return Decimal(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e6:
+        return None
+    return Decimal(str(round(value, 4)))
+
+
+def _name(typed: str, notes: list[Message]) -> str:
+    """Return the trade name of a color as a program names it."""
+    tokens = tokenize(typed)
+    clauses = make_clauses(tokens, ())
+    if len(clauses) == 1 and is_pure(clauses[0]) and len(clauses[0].colors) == 1:
+        return name_group(typed, tokens, clauses[0].colors[0], notes)
+    if not tokens:
+        raise MixError("mix-no-name")
+    refuse_misspelled(typed, tokens, is_last_first=False)
+    return name_unknown(typed, tokens, notes)

@@ -1,0 +1,117 @@
+"""What a reader finds in a prompt: the shares as typed, what every token does in the mix, the text to keep."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tilemix.prompts.mix.clauses import SOFT
+
+if TYPE_CHECKING:
+    from tilemix.errors import Message
+    from tilemix.prompts.mix.clauses import Color
+    from tilemix.prompts.mix.tokens import Token
+
+OPENING = "([（"
+CLOSING = ")]）"
+# Bullets, numbering, quotation marks and stops round the shares: no text to keep.
+TRIMMINGS = re.compile(r"[\s\d.,:;+/|&=*•·~≈)\]，。；：、）\-‐‑–—−\"'`«»„“”‘’_→>]*")
+
+
+@dataclass(slots=True)
+class TypedShare:
+    """A share as typed."""
+
+    amount: Token | None  # None: a color alone; it takes an equal share, or the rest
+    color: str  # a trade name, or an unknown color as typed
+    named: tuple[int, int]  # the tokens that name the color, first and last
+    is_unknown: bool = False
+    divisor: int = 1  # so many colors divide the amount: "the rest equally"
+
+
+@dataclass(slots=True)
+class TypedMix:
+    """The shares of a prompt and where they stand; text[start:end] is the mix."""
+
+    tokens: list[Token] = field(default_factory=list)
+    shares: list[TypedShare] = field(default_factory=list)  # in the order typed; empty: mere text
+    base: TypedShare | None = None  # takes what the shares leave
+    bare: list[Color] = field(default_factory=list)  # further colors without an amount, a fault
+    lone: list[int] = field(default_factory=list)  # tokens: amounts without a color, a fault
+    between: list[str] = field(default_factory=list)  # text inside the mix that belongs to no share
+    notes: list[Message] = field(default_factory=list)
+    roles: dict[int, str] = field(default_factory=dict)  # token -> what it does in the mix
+    start: int = 0
+    end: int = 0
+
+    def add(self, share: TypedShare, place: int | None) -> None:
+        """Add a share; `place` is its amount's token."""
+        self.shares.append(share)
+        if place is not None:
+            self.roles[place] = "share"
+        self._mark(share.named, "unknown" if share.is_unknown else "color")
+
+    def set_base(self, share: TypedShare) -> None:
+        """Take a color alone for the base."""
+        self.base = share
+        self._mark(share.named, "base")
+
+    def remove(self, share: TypedShare) -> None:
+        """Take a share for text after all."""
+        self.shares.remove(share)
+        self.roles = {
+            place: role
+            for place, role in self.roles.items()
+            if self.tokens[place] is not share.amount and not share.named[0] <= place <= share.named[1]
+        }
+
+    def _mark(self, named: tuple[int, int], role: str) -> None:
+        for place in range(named[0], named[1] + 1):
+            kind = self.tokens[place].kind
+            self.roles[place] = (
+                kind if kind in {"shade", "noun", "filler", "link"} and role != "unknown" else role
+            )
+
+
+def close_mix(text: str, mix: TypedMix) -> None:
+    """Say where the mix begins and ends, and keep the text inside it that belongs to no share."""
+    places = sorted(mix.roles)
+    first, last = places[0], places[-1]
+    while first > 0 and (mix.tokens[first - 1].kind == "filler" or _is_stop_of_filler(mix.tokens, first - 1)):
+        first -= 1  # "ca. 60% red"
+    mix.start, mix.end = mix.tokens[first].start, mix.tokens[last].end
+    run: list[Token] = []
+    for place in range(first, last + 1):
+        token = mix.tokens[place]
+        is_bracket = token.kind == "link" and token.value in OPENING + CLOSING
+        if place in mix.roles or token.kind in {"separator", "with"} or is_bracket:
+            _keep(text, run, mix)
+            run = []
+        else:
+            run.append(token)
+        if place not in mix.roles:
+            mix.roles[place] = token.kind if token.kind in {*SOFT, "separator", "with"} else "text"
+    inside = text[mix.start : mix.end]
+    opened = sum(map(inside.count, OPENING)) - sum(map(inside.count, CLOSING))
+    for place in range(last + 1, len(mix.tokens)):
+        token = mix.tokens[place]
+        if opened > 0 and text[token.start] in CLOSING:
+            opened -= 1
+        elif token.kind != "noun":
+            break
+        mix.roles[place] = token.kind
+        mix.end = token.end
+
+
+def _is_stop_of_filler(tokens: list[Token], place: int) -> bool:
+    token = tokens[place]
+    return token.kind == "link" and token.value in ".~≈" and (place == 0 or tokens[place - 1].kind != "word")
+
+
+def _keep(text: str, run: list[Token], mix: TypedMix) -> None:
+    solid = [token for token in run if token.kind not in SOFT]
+    if solid:
+        typed = text[solid[0].start : solid[-1].end]
+        if not TRIMMINGS.fullmatch(typed):
+            mix.between.append(typed)
