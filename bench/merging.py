@@ -16,18 +16,22 @@ import shutil
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import save_file
 
+from bench.topology import REAL, build_unet
 from tilemix.adapters import LoraMerger
 from tilemix.pipelines.parts import move
 
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
 RANK = 16
-DEPTHS = (1, 2, 10)  # transformer blocks in each attention of a resolution; the first has none
-STAND_IN_DEPTHS = (1, 1, 2)
+STAND_IN_DEPTHS = (1, 1, 2)  # transformer blocks in each attention of a resolution
 SCALES = (0.7, 0.35, 1.0, 0.5, 0.85)  # a different one each time
 NEEDED_DISK = 3 * 2**30
 NEEDED_MEMORY = 8 * 2**30
@@ -56,7 +60,7 @@ def measure_merging(folder: Path, runs: int) -> None:
         needed = f"{NEEDED_DISK >> 30} GiB of disk and {NEEDED_MEMORY >> 30} GiB of memory"
         print_line(f"\nmerging: not measured, it needs {needed}")
         return
-    real = sum(2 * layer.weight.numel() for layer in touched(build(DEPTHS)).values())
+    real = sum(2 * layer.weight.numel() for layer in touched(build(REAL.depths)).values())
     unet = fill(build(STAND_IN_DEPTHS))
     base = folder / "unet.safetensors"
     save_file(unet.state_dict(), base)
@@ -104,21 +108,7 @@ def measure(merger: LoraMerger, method: str, runs: int) -> tuple[float, float]:
 def build(depths: tuple[int, int, int]) -> UNet2DConditionModel:
     """Return SDXL's UNet on the meta device, with `depths` transformer blocks."""
     with torch.device("meta"):
-        unet: UNet2DConditionModel = UNet2DConditionModel(
-            sample_size=128,
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=2,
-            transformer_layers_per_block=depths,
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-            use_linear_projection=True,
-        )
-    return unet
+        return build_unet(replace(REAL, depths=depths))
 
 
 def fill(unet: UNet2DConditionModel) -> UNet2DConditionModel:

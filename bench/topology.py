@@ -4,15 +4,19 @@ In Python an operation costs the same however wide its tensors are, so a narrow 
 milliseconds, what calls and launches cost the real model. `write_project` writes it as a packaged model with its
 manifest and LoRA, so that tilemix and plain diffusers load the same files.
 
-Source of the layout: unet/config.json of stabilityai/stable-diffusion-xl-base-1.0.
+`sdxl/` beside this holds the published configurations, byte for byte.
+
+Sources: stabilityai/stable-diffusion-xl-base-1.0; for the VAE madebyollin/sdxl-vae-fp16-fix.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -30,7 +34,17 @@ MODEL = "topology"
 LORA_SCALE = 0.7
 LORA_RANK = 16
 LORA_SHARE = 0.1  # size of the change, relative to the weight
-MINIATURE = ROOT / "weights" / "miniature"  # its tokenizers and its scheduler are SDXL's
+MINIATURE = ROOT / "weights" / "miniature"  # its tokenizers are SDXL's
+CONFIGS = ROOT / "bench" / "sdxl"
+NOT_OF_THE_LAYOUT = ("architectures", "model_type", "torch_dtype", "transformers_version")
+TEMPLATE = {
+    "text": "rubber_tile, $prompt, photorealistic rubber tile, high quality",
+    "trigger_words": ["rubber_tile"],
+    "placeholder_tokens": [],
+    "negative_prompt": "blurry",
+}
+
+Part = ModelMixin | PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +58,6 @@ class Shape:
     text: tuple[int, int, int] = (64, 2, 2)  # width, layers and heads of text_encoder
     text_2: tuple[int, int, int] = (64, 2, 2)
 
-    @property
-    def norm_groups(self) -> int:
-        """Groups of the UNet's norms: SDXL's 32, or fewer in a narrower model."""
-        return min(32, self.widths[0])
-
 
 FAITHFUL = Shape()
 TINY = Shape(widths=(16, 32, 32), heads=(1, 2, 2), depths=(1, 1, 1), vae_widths=(8, 8, 8, 8))
@@ -61,26 +70,55 @@ REAL = Shape(
 )
 
 
-def build_parts(shape: Shape, *, seed: int = 0) -> dict[str, ModelMixin | PreTrainedModel]:
+def read_config(name: str) -> dict[str, Any]:
+    """Return one of SDXL's published configurations: unet, vae, text_encoder, text_encoder_2 or scheduler."""
+    config: dict[str, Any] = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+    return config
+
+
+def build_parts(shape: Shape, *, seed: int = 0) -> dict[str, Part]:
     """Build the four networks with random weights, on the default device in the default dtype."""
     torch.manual_seed(seed)
-    vae: AutoencoderKL = AutoencoderKL(
-        block_out_channels=shape.vae_widths,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        norm_num_groups=min(32, shape.vae_widths[0]),
-        sample_size=1024,
-        scaling_factor=0.13025,
-        force_upcast=False,
+    vae: AutoencoderKL = AutoencoderKL.from_config(
+        read_config("vae")
+        | {"block_out_channels": shape.vae_widths, "norm_num_groups": min(32, shape.vae_widths[0])}
     )
     return {
-        "unet": _build_unet(shape),
+        "unet": build_unet(shape),
         "vae": vae,
-        "text_encoder": CLIPTextModel(_text_config(shape.text, act="quick_gelu", eos_token_id=49407)),
-        "text_encoder_2": CLIPTextModelWithProjection(_text_config(shape.text_2, act="gelu", eos_token_id=2)),
+        "text_encoder": CLIPTextModel(_text_config("text_encoder", shape.text)),
+        "text_encoder_2": CLIPTextModelWithProjection(_text_config("text_encoder_2", shape.text_2)),
     }
+
+
+def build_unet(shape: Shape) -> UNet2DConditionModel:
+    """Build the UNet with random weights, on the default device in the default dtype."""
+    config = read_config("unet")
+    unet: UNet2DConditionModel = UNet2DConditionModel.from_config(
+        config
+        | {
+            "block_out_channels": shape.widths,
+            "transformer_layers_per_block": shape.depths,
+            "attention_head_dim": shape.heads,  # the number of heads, by an old mistake in diffusers
+            "cross_attention_dim": shape.text[0] + shape.text_2[0],
+            "projection_class_embeddings_input_dim": shape.text_2[0] + 6 * config["addition_time_embed_dim"],
+            "norm_num_groups": min(32, shape.widths[0]),
+        }
+    )
+    return unet
+
+
+def _text_config(name: str, size: tuple[int, int, int]) -> CLIPTextConfig:
+    width, layers, heads = size
+    published = {key: value for key, value in read_config(name).items() if key not in NOT_OF_THE_LAYOUT}
+    own = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "projection_dim": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+    return CLIPTextConfig(**published | own)
 
 
 def write_project(
@@ -93,20 +131,37 @@ def write_project(
     side: int = 256,
 ) -> Path:
     """Write the packaged model `name` into the project folder `root`, which may hold others; return `root`."""
-    folder = root / "weights" / name
-    parts = build_parts(shape)
-    for part, module in parts.items():
-        move(module, dtype=dtype).eval()
-        module.save_pretrained(folder / part)
-    for shared in ("tokenizer", "tokenizer_2", "scheduler"):
-        shutil.copytree(MINIATURE / shared, folder / shared)
-    shutil.copy(MINIATURE / "model_index.json", folder)
+    parts = {part: move(module, dtype=dtype).eval() for part, module in build_parts(shape).items()}
     adapters = []
     if lora:
         file = f"{name}_sdxl_lora.safetensors"
-        tensors = draw_lora(parts["unet"])
-        save_file(tensors, root / "weights" / file, metadata={"format": "pt"})
+        (root / "weights").mkdir(exist_ok=True)
+        save_file(draw_lora(parts["unet"]), root / "weights" / file, metadata={"format": "pt"})
         adapters = [{"file": file, "kind": "lora", "scale": LORA_SCALE}]
+    return package(root, parts, TEMPLATE, name=name, adapters=adapters, side=side)
+
+
+def package(
+    root: Path,
+    parts: Mapping[str, Part],
+    template: Mapping[str, object],
+    *,
+    name: str = MODEL,
+    adapters: Sequence[Mapping[str, object]] = (),
+    side: int = 256,
+) -> Path:
+    """Write the four networks as the packaged model `name` into the project folder `root`; return `root`.
+
+    `adapters` are entries of the manifest; their files are the caller's.
+    """
+    folder = root / "weights" / name
+    for part, module in parts.items():
+        module.save_pretrained(folder / part)
+    for shared in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(MINIATURE / shared, folder / shared)
+    (folder / "scheduler").mkdir()
+    shutil.copy(CONFIGS / "scheduler.json", folder / "scheduler" / "scheduler_config.json")
+    shutil.copy(MINIATURE / "model_index.json", folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {
         "base": {"folder": name, "files": [{"path": str(path.relative_to(folder))} for path in files]},
@@ -114,18 +169,13 @@ def write_project(
         "defaults": {"width": side, "height": side, "num_inference_steps": 25, "guidance_scale": 5.0},
         "prompt_template": name,
         "license": "none",
-        "adapters": adapters,
-    }
-    template = {
-        "name": name,
-        "text": "rubber_tile, $prompt, photorealistic rubber tile, high quality",
-        "trigger_words": ["rubber_tile"],
-        "placeholder_tokens": [],
-        "negative_prompt": "blurry",
+        "adapters": list(adapters),
     }
     (root / "prompt_templates").mkdir(exist_ok=True)
     (root / "weights" / f"{name}.model.json").write_text(json.dumps(manifest), encoding="utf-8")
-    (root / "prompt_templates" / f"{name}.json").write_text(json.dumps(template), encoding="utf-8")
+    (root / "prompt_templates" / f"{name}.json").write_text(
+        json.dumps({**template, "name": name}), encoding="utf-8"
+    )
     return root
 
 
@@ -150,39 +200,3 @@ def list_attention_modules(unet: torch.nn.Module) -> list[str]:
     """Return the path of every query, key, value and output projection: 560 in SDXL."""
     ends = (".to_q", ".to_k", ".to_v", ".to_out.0")
     return [path for path, _ in unet.named_modules() if path.endswith(ends) and "transformer_blocks" in path]
-
-
-def _build_unet(shape: Shape) -> UNet2DConditionModel:
-    pooled_width = shape.text_2[0]
-    time_width = 256
-    unet: UNet2DConditionModel = UNet2DConditionModel(
-        sample_size=128,
-        block_out_channels=shape.widths,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=2,
-        transformer_layers_per_block=shape.depths,
-        attention_head_dim=shape.heads,  # the number of heads, by an old mistake in diffusers
-        cross_attention_dim=shape.text[0] + shape.text_2[0],
-        addition_embed_type="text_time",
-        addition_time_embed_dim=time_width,
-        projection_class_embeddings_input_dim=pooled_width + 6 * time_width,
-        use_linear_projection=True,
-        norm_num_groups=shape.norm_groups,
-    )
-    return unet
-
-
-def _text_config(size: tuple[int, int, int], *, act: str, eos_token_id: int) -> CLIPTextConfig:
-    width, layers, heads = size
-    return CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=width,
-        intermediate_size=4 * width,
-        projection_dim=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=77,
-        hidden_act=act,
-        eos_token_id=eos_token_id,
-    )
