@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from miniature.stages.adapters import train_adapters
 from miniature.stages.base import import_model, load_base, train_base
 from miniature.stages.decoder import train_decoder
 from miniature.stages.vae import measure_psnr, train_vae
-from tilemix.errors import TilemixError
+from tilemix.errors import TilemixError, TrainingStoppedError
 from tilemix.system.project import ROOT
 
 logger = logging.getLogger(__name__)
@@ -48,7 +50,18 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="base: compile the UNet (takes minutes and a C++ compiler; a step then takes 0.6 of the time)",
     )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="stop after the step in which they are over; the next run goes on from there",
+    )
     options = parser.parse_args(arguments)
+    until = math.inf if options.minutes is None else time.monotonic() + 60 * options.minutes
+
+    def is_over() -> bool:
+        return time.monotonic() >= until
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     torch.set_num_threads(options.threads)
@@ -56,12 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         recipe = load_recipe(options.recipe)
         if options.stage == "vae":
-            vae = train_vae(recipe, options.state, workers=options.threads, device=device)
+            vae = train_vae(recipe, options.state, workers=options.threads, device=device, is_over=is_over)
             logger.info(
                 "VAE: %.2f dB, scaling factor %s", measure_psnr(vae, recipe, 32), vae.config["scaling_factor"]
             )
         elif options.stage == "decoder":
-            vae = train_decoder(recipe, options.state, workers=options.threads, device=device)
+            vae = train_decoder(
+                recipe, options.state, workers=options.threads, device=device, is_over=is_over
+            )
             logger.info("decoder: %.2f dB on unseen photographs", measure_psnr(vae, recipe, 32))
         elif options.stage == "base":
             tokenizers = load_tokenizers(options.model)
@@ -72,12 +87,15 @@ def main(arguments: list[str] | None = None) -> int:
                 workers=options.threads,
                 device=device,
                 compiled=options.compile,
+                is_over=is_over,
             )
         elif options.stage == "import":
             import_model(recipe, options.state, options.model)
         elif options.stage == "adapters":
             template = ROOT / "prompt_templates" / "miniature.json"
-            for path in train_adapters(recipe, options.state, options.model, template, device=device):
+            for path in train_adapters(
+                recipe, options.state, options.model, template, device=device, is_over=is_over
+            ):
                 logger.info("%s", path)
         elif options.stage == "export":
             model, step = load_base(recipe, options.state)
@@ -94,6 +112,8 @@ def main(arguments: list[str] | None = None) -> int:
                 tokenizers_from = options.state / "tokenizers"
                 write_tokenizers(tokenizers_from, options.wheel)
             write_model(options.model, build_miniature(recipe), recipe, tokenizers_from)
+    except TrainingStoppedError as stopped:
+        logger.info("%s", stopped)
     except TilemixError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -14,6 +14,8 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
+from bench.gpu import training as carry
+from bench.gpu.parts import GpuRunError
 from miniature import __main__ as commands
 from miniature.architecture import build_miniature, build_vae, load_tokenizers, write_model
 from miniature.captions import write_caption
@@ -29,7 +31,13 @@ from miniature.stages.vae import load_vae, train_vae
 from miniature.stages.words import train_words
 from tilemix.colors.chart import get_color
 from tilemix.colors.cielab import parse_hex, srgb_to_lab
-from tilemix.errors import MissingFilesError, ModelFileError, TilemixError, TrainingError
+from tilemix.errors import (
+    MissingFilesError,
+    ModelFileError,
+    TilemixError,
+    TrainingError,
+    TrainingStoppedError,
+)
 from tilemix.tuning.checkpoints import learning_rate_factor, load_checkpoint, save_checkpoint
 from tilemix.tuning.encoding import tokenize
 from tilemix.tuning.loop import mixed_precision
@@ -454,3 +462,113 @@ def test_the_command_says_in_one_line_what_is_missing(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"{tmp_path / 'vae_finished.pt'} is missing: the vae stage has not ended\n"
     )
+
+
+def test_a_stage_whose_time_is_over_goes_on_after_its_state_was_carried(tmp_path, recipe, state, tokenizers):
+    """Out in files of limited size and in again, rounded: what it ends with is near that of a run without a stop."""
+    begun, gone_on, carried = (tmp_path / name for name in ("begun", "gone_on", "carried"))
+    for folder in (begun, gone_on):
+        folder.mkdir()
+        for name in ("vae_finished.pt", "words.pt", "photographs"):
+            (folder / name).symlink_to(state / name)
+    with pytest.raises(TrainingStoppedError, match=r"^base: stopped after step 1 of 4; it goes on"):
+        train_base(recipe, begun, tokenizers, workers=1, device=CPU, is_over=lambda: True)
+    assert load_checkpoint(begun / "base.pt")["step"] == 1
+    size = carry.pack("base", begun, carried)
+    assert size < (begun / "base.pt").stat().st_size / 2
+    carry.unpack("base", carried, gone_on)
+    train_base(recipe, gone_on, tokenizers, workers=1, device=CPU, is_over=lambda: False)
+    whole, resumed, start = (
+        load_checkpoint(folder / "base.pt")["weights"] for folder in (state, gone_on, begun)
+    )
+    assert load_checkpoint(gone_on / "base.pt")["step"] == recipe.base.steps
+    moved, apart = (
+        sum(float((whole[name] - other[name]).square().sum()) for name in whole) for other in (start, resumed)
+    )
+    assert 0 < apart < moved / 2
+
+
+def test_a_carried_state_is_in_pieces_and_comes_back_as_near_as_it_can(tmp_path, monkeypatch):
+    state, out, again = (tmp_path / name for name in ("state", "out", "again"))
+    weights, first, second = torch.randn(1000, 3), torch.randn(1000, 3), torch.rand(1000, 3) * 1e-9
+    moments = {"step": torch.tensor(12345.0), "exp_avg": first, "exp_avg_sq": second}
+    save_checkpoint(
+        state / "base.pt",
+        {
+            "weights": {"w": weights},
+            "optimizer": {"state": {0: moments}, "param_groups": [{"lr": 1e-3}]},
+            "step": 7,
+        },
+    )
+    monkeypatch.setattr(carry, "FILE_BYTES", 5_000)
+    out.mkdir()
+    (out / "state-base.99").write_bytes(b"of another run")
+    size = carry.pack("base", state, out)
+    pieces = sorted(out.iterdir())
+    assert [piece.name for piece in pieces] == [
+        f"state-base.{number:02d}" for number in range(-(-size // 5_000))
+    ]
+    assert len(pieces) > 2
+    assert all(piece.stat().st_size <= 5_000 for piece in pieces)
+    carry.unpack("base", out, again)
+    back = load_checkpoint(again / "base.pt")
+    assert (back["step"], back["optimizer"]["param_groups"]) == (7, [{"lr": 1e-3}])
+    torch.testing.assert_close(back["weights"]["w"], weights, rtol=1e-3, atol=1e-6)
+    held = back["optimizer"]["state"][0]
+    assert held["step"] == 12345
+    assert torch.count_nonzero(held["exp_avg"]) == 0
+    torch.testing.assert_close(held["exp_avg_sq"], second, rtol=1e-2, atol=0)
+    with pytest.raises(GpuRunError, match=r"base\.pt: is there already; remove it"):
+        carry.unpack("base", out, again)
+
+
+def test_a_state_that_cannot_be_carried_is_told(tmp_path, monkeypatch):
+    with pytest.raises(GpuRunError, match="no checkpoint of the stage 'base'$"):
+        carry.pack("base", tmp_path, tmp_path / "out")
+    with pytest.raises(GpuRunError, match="no state of the stage 'base'$"):
+        carry.unpack("base", tmp_path, tmp_path)
+    save_checkpoint(tmp_path / "base.pt", {"weights": torch.full((3,), 1e6)})
+    with pytest.raises(GpuRunError, match=r"^a state holds 1e\+06, which torch\.float16 does not$"):
+        carry.pack("base", tmp_path, tmp_path / "out")
+    save_checkpoint(tmp_path / "base.pt", {"weights": torch.randn(100, 100)})
+    monkeypatch.setattr(carry, "ALL_BYTES", 10_000)
+    with pytest.raises(GpuRunError, match=r"^base: 0\.0 MB of state, expected at most 0 MB$"):
+        carry.pack("base", tmp_path, tmp_path / "out")
+    (tmp_path / "state-base.00").write_bytes(b"no state")
+    with pytest.raises(GpuRunError, match=r"state-base\.00: not a state that can be read"):
+        carry.unpack("base", tmp_path, tmp_path / "state")
+    torch.save({"../elsewhere.pt": {}}, tmp_path / "state-base.00")
+    with pytest.raises(GpuRunError, match=r"'\.\./elsewhere\.pt' leads out of"):
+        carry.unpack("base", tmp_path, tmp_path / "state")
+
+
+def test_the_miniatures_whole_state_can_be_carried():
+    """The base of the recipe, with its average and its second moments: in 45 MB."""
+    full = load_recipe()
+    with torch.device("meta"):
+        unet = build_miniature(full).unet
+    assert 2 * 3 * sum(weight.numel() for weight in unet.parameters()) < 0.9 * carry.ALL_BYTES
+
+
+def test_minutes_end_a_stage_with_its_checkpoint(tmp_path, recipe, state):
+    (tmp_path / "recipe.json").write_bytes(msgspec.json.encode(recipe))
+    folder = tmp_path / "state"
+    folder.mkdir()
+    (folder / "photographs").symlink_to(state / "photographs")
+    arguments = ["--recipe", str(tmp_path / "recipe.json"), "--state", str(folder), "--threads", "1"]
+    assert commands.main(["vae", "--minutes", "0", *arguments]) == 0
+    assert load_checkpoint(folder / "vae.pt")["step"] == 1
+    assert not (folder / "vae_finished.pt").exists()
+
+
+def test_a_stage_is_trained_for_minutes_and_its_state_goes_out(tmp_path, recipe, state):
+    (tmp_path / "recipe.json").write_bytes(msgspec.json.encode(recipe))
+    folder, out = tmp_path / "state", tmp_path / "out"
+    folder.mkdir()
+    (folder / "photographs").symlink_to(state / "photographs")
+    arguments = ["--recipe", str(tmp_path / "recipe.json"), "--state", str(folder), "--model", str(tmp_path)]
+    assert carry.main(["vae", "--minutes", "9", "--out", str(out), *arguments]) == 0
+    back = tmp_path / "back"
+    assert carry.main(["vae", "--unpack", "--from", str(out), "--state", str(back)]) == 0
+    assert load_checkpoint(back / "vae.pt")["step"] == recipe.vae.steps
+    assert (back / "vae_finished.pt").exists()

@@ -15,6 +15,7 @@ The tree, so that a caller can catch exactly what it can handle:
             * AdapterError     a LoRA or an embedding that cannot be loaded completely
         * ModelLookupError     a model site cannot be asked, or its answer cannot be used
     * TrainingError            a training cannot begin, or cannot go on
+    * TrainingStoppedError     its time was over; the checkpoint holds all of it
     * RenderError              the model ran and gave no picture
     * ImageFileError           a picture file cannot be read or written
     * StudioError              the studio cannot do what it was asked
@@ -177,6 +178,10 @@ class ModelLookupError(WeightsError):
 
 class TrainingError(TilemixError):
     """A training cannot begin, or cannot go on: its configuration, its pictures, its disk."""
+
+
+class TrainingStoppedError(TilemixError):
+    """A training's time was over before its last step; it goes on from its checkpoint."""
 
 
 class RenderError(TilemixError):

@@ -21,6 +21,7 @@ from tilemix.tuning.plan import make_plan
 from tilemix.tuning.trainer import tune
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import torch
@@ -31,14 +32,20 @@ NAME = "rubber-tile-miniature"
 
 
 def train_adapters(
-    recipe: Recipe, state: Path, model: Path, template: Path, *, device: torch.device
+    recipe: Recipe,
+    state: Path,
+    model: Path,
+    template: Path,
+    *,
+    device: torch.device,
+    is_over: Callable[[], bool] | None = None,
 ) -> list[Path]:
     """Train adapters for the base in the folder `model`; write both files and their record into it.
 
     Resumes from the checkpoint in `state/adapters` if there is one.
 
     Raises:
-        TrainingError, ModelFileError: see `tilemix.tuning.trainer.tune`.
+        TrainingError, ModelFileError, TrainingStoppedError: see `tilemix.tuning.trainer.tune`.
     """
     folder = state / "adapters"
     _write_pictures(recipe, folder / "pictures")
@@ -54,7 +61,7 @@ def train_adapters(
         config["precision"] = "fp32"
     path = folder / "config.json"
     path.write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
-    written = write_adapters(tune(make_plan(path), device))
+    written = write_adapters(tune(make_plan(path), device, is_over=is_over))
     try:
         return [shutil.copyfile(one, model / one.name) for one in written]
     except OSError as error:

@@ -30,6 +30,7 @@ from tilemix.tuning.encoding import encode_captions, plain_attention, tokenize
 from tilemix.tuning.loop import mixed_precision, run_steps
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
@@ -58,6 +59,7 @@ def train_base(
     workers: int,
     device: torch.device,
     compiled: bool = False,
+    is_over: Callable[[], bool] | None = None,
 ) -> Miniature:
     """Return the trained model with averaged weights; resume from `state/base.pt` if it is there.
 
@@ -69,9 +71,11 @@ def train_base(
         device: where to train.
         compiled: compile the UNet first. That takes minutes and a C++ compiler. A step then takes 0.6 of its
             time on a CPU, and its results differ in the last bits.
+        is_over: see `tilemix.tuning.loop.run_steps`.
 
     Raises:
         MissingFilesError: the VAE's stage has not ended.
+        TrainingStoppedError: `is_over` said so.
     """
     stage = recipe.base
     vae = load_vae(recipe, state)
@@ -129,6 +133,7 @@ def train_base(
         save_every=stage.checkpoint_every,
         save=save,
         after_step=follow,
+        is_over=is_over,
     )
     _restore(trained, average)
     return model

@@ -25,6 +25,7 @@ from tilemix.tuning.checkpoints import load_checkpoint, save_checkpoint
 from tilemix.tuning.loop import mixed_precision, run_steps
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -36,11 +37,19 @@ logger = logging.getLogger(__name__)
 UNSURE = 6.0  # in CIELAB units: colors this close are easily confused; swatches are 12 apart
 
 
-def train_decoder(recipe: Recipe, state: Path, *, workers: int, device: torch.device) -> AutoencoderKL:
+def train_decoder(
+    recipe: Recipe,
+    state: Path,
+    *,
+    workers: int,
+    device: torch.device,
+    is_over: Callable[[], bool] | None = None,
+) -> AutoencoderKL:
     """Return the VAE with its decoder trained further; resume from `state/decoder.pt` if it is there.
 
     Raises:
         MissingFilesError: the VAE's stage has not ended.
+        TrainingStoppedError: `is_over` said so, see `tilemix.tuning.loop.run_steps`.
     """
     stage = recipe.decoder
     vae = move(load_vae(recipe, state), device)
@@ -92,6 +101,7 @@ def train_decoder(recipe: Recipe, state: Path, *, workers: int, device: torch.de
         warmup=stage.warmup,
         save_every=stage.checkpoint_every,
         save=save,
+        is_over=is_over,
     )
     return vae
 

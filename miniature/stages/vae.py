@@ -16,6 +16,7 @@ from tilemix.tuning.checkpoints import load_checkpoint, save_checkpoint
 from tilemix.tuning.loop import mixed_precision, run_steps
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -30,10 +31,20 @@ OPPONENT = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
 OPPONENT = OPPONENT / OPPONENT.norm(dim=1, keepdim=True)
 
 
-def train_vae(recipe: Recipe, state: Path, *, workers: int, device: torch.device) -> AutoencoderKL:
+def train_vae(
+    recipe: Recipe,
+    state: Path,
+    *,
+    workers: int,
+    device: torch.device,
+    is_over: Callable[[], bool] | None = None,
+) -> AutoencoderKL:
     """Return the trained VAE, its latents whitened on unseen photographs.
 
     Resumes from `state/vae.pt` if it is there. Step n always uses the same crops.
+
+    Raises:
+        TrainingStoppedError: `is_over` said so, see `tilemix.tuning.loop.run_steps`.
     """
     stage = recipe.vae
     paths = write_photographs(recipe, state / "photographs", stage.photographs, workers)
@@ -64,6 +75,7 @@ def train_vae(recipe: Recipe, state: Path, *, workers: int, device: torch.device
         warmup=stage.warmup,
         save_every=stage.checkpoint_every,
         save=save,
+        is_over=is_over,
     )
     vae.eval()
     whiten_latents(vae, recipe)

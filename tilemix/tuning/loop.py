@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tilemix.errors import TrainingError
+from tilemix.errors import TrainingError, TrainingStoppedError
 from tilemix.system.machine import multiplies_bf16
 from tilemix.tuning.checkpoints import learning_rate_factor
 
@@ -44,6 +44,7 @@ def run_steps(
     save_every: int,
     save: Callable[[int], None],
     after_step: Callable[[int], None] | None = None,
+    is_over: Callable[[], bool] | None = None,
 ) -> None:
     """Train from step `first` up to `steps`.
 
@@ -58,9 +59,11 @@ def run_steps(
         save_every: steps between two checkpoints; the last step is always saved.
         save: writes a checkpoint; called with the number of steps done.
         after_step: called after each step with the number of steps done.
+        is_over: asked after each step; True ends the training there, with a checkpoint.
 
     Raises:
         TrainingError: a loss is not finite; the last checkpoint stays.
+        TrainingStoppedError: it was over before the last step.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     started, losses = time.monotonic(), []
@@ -91,5 +94,8 @@ def run_steps(
                 pace,
                 round(pace * (steps - done) / 60),
             )
-        if done % save_every == 0 or done == steps:
+        stops = done < steps and is_over is not None and is_over()
+        if done % save_every == 0 or done == steps or stops:
             save(done)
+        if stops:
+            raise TrainingStoppedError("training-stopped", stage=stage, step=done, steps=steps)

@@ -23,6 +23,8 @@ from tilemix.tuning.model import Tuning, find_disk_need
 from tilemix.tuning.samples import draw_samples
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from tilemix.tuning.data import Example
@@ -33,13 +35,14 @@ logger = logging.getLogger(__name__)
 TOKENS_SEEN = 75  # of a prompt; the start and the end token take the other two of 77
 
 
-def tune(plan: Plan, device: torch.device) -> Tuning:
+def tune(plan: Plan, device: torch.device, *, is_over: Callable[[], bool] | None = None) -> Tuning:
     """Train as the plan says and return the trained model; resume from its checkpoint if there is one.
 
     Raises:
         TrainingError: the checkpoint belongs to another training, the disk is full, a loss is not finite, or a
             picture cannot be read.
         ModelFileError: the base is not an SDXL folder.
+        TrainingStoppedError: `is_over` said so, see `tilemix.tuning.loop.run_steps`.
     """
     checkpoint = load_checkpoint(plan.checkpoint)
     if checkpoint is not None and checkpoint["digest"] != plan.digest:
@@ -55,11 +58,17 @@ def tune(plan: Plan, device: torch.device) -> Tuning:
         logger.info("resuming from %s step %d", checkpoint["phase"], checkpoint["step"])
     reached = Phase.EMBEDDINGS if checkpoint is None else Phase(checkpoint["phase"])
     for phase in list(Phase)[reached.place :]:
-        _run_phase(tuning, examples, phase, checkpoint if phase is reached else None)
+        _run_phase(tuning, examples, phase, checkpoint if phase is reached else None, is_over)
     return tuning
 
 
-def _run_phase(tuning: Tuning, examples: list[Example], phase: Phase, resumed: dict[str, Any] | None) -> None:
+def _run_phase(
+    tuning: Tuning,
+    examples: list[Example],
+    phase: Phase,
+    resumed: dict[str, Any] | None,
+    is_over: Callable[[], bool] | None,
+) -> None:
     plan = tuning.plan
     settings = plan.config.settings(phase)
     tuning.begin(phase)
@@ -98,6 +107,7 @@ def _run_phase(tuning: Tuning, examples: list[Example], phase: Phase, resumed: d
             save_every=plan.config.checkpoint_every,
             save=save,
             after_step=sample,
+            is_over=is_over,
         )
 
 
