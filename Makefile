@@ -17,7 +17,7 @@ MODULES := tilemix miniature tools predict.py bench tests
 PYTEST_ENVIRONMENT := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PYTEST_OPTIONS := --numprocesses=2 --dist=loadfile
 
-.PHONY: predict test test-quick check format serve studio soak bench schema test-pins clean \
+.PHONY: predict test test-quick check format serve studio soak bench gpu-wheels schema test-pins clean \
 	miniature miniature-vae miniature-base miniature-adapters miniature-report
 
 predict: .venv/ready ## PROMPT="50% red, 30% black, 20% pearl" [OUT=tile.png] [SEED=n]
@@ -52,6 +52,15 @@ soak: .venv/ready ## the long kill, load and fuzz runs; their figures go into do
 
 bench: .venv/ready ## speed against two peers, under 15 minutes on 2 quiet cores; writes bench/REPORT.md
 	@TRANSFORMERS_VERBOSITY=error exec $(BIN)/python -m bench.speed
+
+# pip matches a platform's name exactly, so each one that wheels are built for is named.
+gpu-wheels: .venv/ready ## what bench/gpu.sh needs on a machine with a GPU: build/gpu-wheels, 60 MB at most
+	@rm -rf build/gpu-wheels
+	@$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version=3.12 \
+		$(foreach tag,manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1,--platform=$(tag)_x86_64) \
+		--dest=build/gpu-wheels -r bench/gpu/requirements.txt
+	@du --apparent-size --block-size=1MB --summarize build/gpu-wheels
+	@test $$(du --apparent-size --block-size=1MB --summarize build/gpu-wheels | cut -f1) -le 60
 
 schema: .venv/ready ## rewrite .cog/openapi_schema.json from predict.py, and the inputs in tilemix/studio/openapi.json
 	@$(BIN)/python -m tools.cog_schema

@@ -52,9 +52,9 @@ class Ours:
             on_step=after_step,
         )
 
-    def predict(self, order: Order) -> bytes:
+    def predict(self, order: Order, *, on_step: Callable[[], None] | None = None) -> bytes:
         """Return the picture as the bytes of a PNG file, its record inside."""
-        rendered = self.draw(order)
+        rendered = self.draw(order, on_step=on_step)
         return encode_image(rendered.pixels, rendered.record, output_format="png")
 
 

@@ -80,9 +80,20 @@ class Peer:
             "negative_pooled_prompt_embeds": encoded.negative_pooled_embeds,
         }
 
-    def draw(self, order: Order, *, on_step: Callable[[], None] | None = None) -> Image.Image:
-        """Return the picture; `on_step` is called after each denoising step."""
+    def draw(
+        self,
+        order: Order,
+        *,
+        on_step: Callable[[], None] | None = None,
+        latents: torch.Tensor | None = None,
+    ) -> Image.Image:
+        """Return the picture; `on_step` is called after each denoising step.
+
+        `latents` (1, 4, h/8, w/8) is the noise to begin with, or None for the seed's own.
+        """
         options = dict(self.call_options)
+        if latents is not None:
+            options["latents"] = latents.to(self.pipe.device, self.pipe.unet.dtype)
         if on_step is not None:
 
             def after_step(_: object, __: int, ___: object, tensors: dict[str, object]) -> dict[str, object]:
@@ -115,7 +126,11 @@ def save_png(image: Image.Image) -> bytes:
 
 def load_naive(files: PeerFiles, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Peer:
     """Load peer N."""
-    pipe = load_base(files, dtype=dtype, device=device)
+    return make_naive(load_base(files, dtype=dtype, device=device), files)
+
+
+def make_naive(pipe: StableDiffusionXLPipeline, files: PeerFiles) -> Peer:
+    """Make peer N of a base with its scheduler and tokens."""
     if files.lora is None:
         return Peer(pipe, CompelForSDXL(pipe))
     load_lora(pipe, files.lora)
@@ -123,25 +138,40 @@ def load_naive(files: PeerFiles, *, dtype: torch.dtype = torch.float32, device: 
 
 
 def load_strong(
-    files: PeerFiles,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
-    compiled: bool = False,
+    files: PeerFiles, *, dtype: torch.dtype = torch.float32, device: str = "cpu", compiled: bool = False
 ) -> Peer:
     """Load peer S. Without `compiled` it stays eager and needs no C++ compiler."""
-    pipe = load_base(files, dtype=dtype, device=device)
+    peer = make_strong(load_base(files, dtype=dtype, device=device), files)
+    if compiled:
+        compile_strong(peer)
+    return peer
+
+
+def make_strong(pipe: StableDiffusionXLPipeline, files: PeerFiles) -> Peer:
+    """Make peer S, eager, of a base with its scheduler and tokens."""
     if files.lora is not None:
         load_lora(pipe, files.lora)
         fuse_lora(pipe, files.lora_scale)
     pipe.fuse_qkv_projections()
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.vae.to(memory_format=torch.channels_last)
-    if compiled:
-        mode = "max-autotune" if device == "cuda" else None
-        pipe.unet = torch.compile(pipe.unet, fullgraph=True, mode=mode)
-        pipe.vae.decode = torch.compile(pipe.vae.decode, fullgraph=True, mode=mode)
     return Peer(pipe, CompelForSDXL(pipe))
+
+
+def compile_strong(peer: Peer) -> None:
+    """Compile peer S when it next draws."""
+    mode = "max-autotune" if peer.pipe.device.type == "cuda" else None
+    peer.pipe.unet = torch.compile(peer.pipe.unet, fullgraph=True, mode=mode)
+    peer.pipe.vae.decode = torch.compile(peer.pipe.vae.decode, fullgraph=True, mode=mode)
+
+
+def compile_regions(peer: Peer) -> None:
+    """Compile what peer S repeats, and its VAE's decoder: diffusers' recipe for a compilation of seconds.
+
+    Source: https://huggingface.co/docs/diffusers, "Compiling and offloading", regional compilation.
+    """
+    peer.pipe.unet.compile_repeated_blocks(fullgraph=True)
+    peer.pipe.vae.decoder.forward = torch.compile(peer.pipe.vae.decoder.forward, fullgraph=True)
 
 
 def load_base(
@@ -151,7 +181,11 @@ def load_base(
     pipe = StableDiffusionXLPipeline.from_pretrained(
         files.base, dtype=dtype, use_safetensors=True, add_watermarker=False, local_files_only=True
     )
-    pipe.to(device)
+    return dress_base(pipe.to(device), files)
+
+
+def dress_base(pipe: StableDiffusionXLPipeline, files: PeerFiles) -> StableDiffusionXLPipeline:
+    """Put the scheduler and the tokens into a base that is on its device."""
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(
         pipe.scheduler.config, algorithm_type="dpmsolver++", use_karras_sigmas=files.karras

@@ -8,15 +8,19 @@ from pathlib import Path
 import msgspec
 
 from bench.figures import FAILURES, Figure, Row
+from bench.gpu.parts import GpuReport
+from bench.gpu.parts import read_report as read_gpu_report
+from bench.gpu.table import render_chapter
 from bench.machine import Machine
+from bench.table import render_table, render_target, render_value
 from tilemix.system.atomic import write_atomically
 from tilemix.system.project import ROOT
 
 REPORT_MD = ROOT / "bench" / "REPORT.md"
 REPORT_JSON = ROOT / "bench" / "report.json"
+GPU_JSON = ROOT / "bench" / "gpu.json"  # the run on a GPU that is told of, if there was one
 README = ROOT / "README.md"
 BEGIN, END = "<!-- bench: written by make bench -->", "<!-- end of bench -->"
-HEAD = "| # | what | measured (target) | gates | |\n|---|---|---|---|---|"
 # What the README shows: a row's key, the name of a figure in it, what to call it there.
 HEADLINES = (
     (
@@ -43,11 +47,6 @@ class Report(msgspec.Struct, frozen=True):
         return any(row.verdict in FAILURES for row in self.rows)
 
 
-def render_table(rows: Sequence[Row]) -> str:
-    """Return rows as a Markdown table."""
-    return "\n".join([HEAD, *(_render_row(row) for row in rows)])
-
-
 def render_facts(machine: Machine) -> str:
     """Return the machine's facts in one line."""
     versions = ", ".join(f"{name} {found}" for name, found in machine.versions.items())
@@ -59,8 +58,8 @@ def render_facts(machine: Machine) -> str:
     )
 
 
-def render_report(report: Report) -> str:
-    """Return bench/REPORT.md."""
+def render_report(report: Report, gpu: GpuReport | None) -> str:
+    """Return bench/REPORT.md; `gpu` is a run on a GPU, if there was one."""
     lines = [
         "# Speed",
         "",
@@ -82,6 +81,15 @@ def render_report(report: Report) -> str:
         lines += [f"* {row.key}: {gate.name}: {gate.found}; the rule: {gate.rule}" for gate in row.gates]
         if row.error is not None:
             lines.append(f"* {row.key}: error: {row.error}")
+    lines += [
+        "",
+        "## On a GPU",
+        "",
+        "SDXL in its real size with random weights, by `bash bench/gpu.sh` ([gpu.md](../docs/gpu.md) says what each "
+        "figure means); medians.",
+        "",
+        render_chapter(gpu),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -93,15 +101,20 @@ def render_readme(report: Report) -> str:
         row = rows.get(key, Row(key, title))
         figure = next((one for one in row.figures if one.name == name), Figure(name, None))
         verdict = row.verdict if row.verdict in FAILURES else Row(key, title, (figure,)).verdict
-        lines.append(f"| {title} | {_render_value(figure)} | {_render_target(figure)} | {verdict} |")
+        lines.append(f"| {title} | {render_value(figure)} | {render_target(figure)} | {verdict} |")
     note = f" *{report.machine.warning.capitalize()}.*" if report.machine.warning else ""
     return "\n".join([*lines, "", f"On {report.machine.cpu}, {report.machine.cores} cores.{note}"])
 
 
 def write_report(report: Report, *, markdown: Path = REPORT_MD, data: Path = REPORT_JSON) -> None:
     """Write both files, each atomically."""
-    write_atomically(markdown, render_report(report).encode())
+    write_atomically(markdown, render_report(report, read_gpu()).encode())
     write_atomically(data, msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+
+
+def read_gpu(path: Path = GPU_JSON) -> GpuReport | None:
+    """Return the run on a GPU, None if there was none yet."""
+    return read_gpu_report(path) if path.exists() else None
 
 
 def read_report(path: Path = REPORT_JSON) -> Report:
@@ -127,30 +140,3 @@ def fill_readme(text: str, report: Report) -> str:
     if not begin or not end or BEGIN in after or END in after:
         raise ValueError(f"README.md: expected {BEGIN!r} and after it {END!r}, each once")
     return f"{before}{BEGIN}\n{render_readme(report)}\n{END}{after}"
-
-
-def _render_row(row: Row) -> str:
-    figures = "; ".join(_render_figure(figure) for figure in row.figures)
-    gates = "; ".join(f"{gate.name}: {gate.found}" for gate in row.gates)
-    cells = [row.key, row.title, figures or "", gates, row.verdict]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-
-def _render_figure(figure: Figure) -> str:
-    target = _render_target(figure)
-    return f"{figure.name} {_render_value(figure)}{f' ({target})' if target else ''}"
-
-
-def _render_target(figure: Figure) -> str:
-    if figure.at_least is not None:
-        return f"at least {figure.at_least:g}"
-    return "" if figure.at_most is None else f"at most {figure.at_most:g}"
-
-
-def _render_value(figure: Figure) -> str:
-    if figure.value is None:
-        return "not measured"
-    unit = {"x": "x", "%": " %", "": ""}.get(figure.unit, f" {figure.unit}")
-    value = figure.value
-    digits = 0 if float(value).is_integer() or abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-    return f"{value:.{digits}f}{unit}"

@@ -28,7 +28,6 @@ import torch
 
 from bench import (
     peers,
-    rows_gpu,
     rows_levers,
     rows_modes,
     rows_parts,
@@ -49,9 +48,9 @@ from bench.report import (
     merge_rows,
     read_report,
     render_facts,
-    render_table,
     write_report,
 )
+from bench.table import render_table
 from bench.topology import MODEL, TINY, write_project
 from tilemix.pictures.record import Record
 from tilemix.system.atomic import write_atomically
@@ -112,11 +111,6 @@ ROWS: Mapping[tuple[str, ...], Measure] = {
     ("L9",): lambda _: rows_levers.measure_import_lever(),
     ("L10", "L11"): lambda _: rows_levers.measure_layout_levers(),
     ("L12",): lambda _: rows_levers.measure_memory_lever(),
-    ("G1", "G2", "G3", "G4"): lambda shop: (
-        rows_gpu.measure_gpu(shop.make_folder("gpu"))
-        if torch.cuda.is_available()
-        else rows_gpu.list_unmeasured()
-    ),
 }
 
 
