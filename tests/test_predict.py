@@ -65,7 +65,11 @@ class FakeRenderer:
         mix = parse_mix(request.prompt).mix
         seconds = {"encode_prompt": 0.1, "denoise": 0.2, "decode": 0.3}
         return types.SimpleNamespace(
-            pixels=pixels, prompt=types.SimpleNamespace(mix=mix), record=record, seconds=seconds
+            pixels=pixels,
+            prompt=types.SimpleNamespace(mix=mix),
+            record=record,
+            seconds=seconds,
+            palette=None,
         )
 
 

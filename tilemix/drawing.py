@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tilemix.colors.palette import load_palette
 from tilemix.pictures.files import write_image
 from tilemix.pictures.measure import Measurement, has_swatch, measure_shares
 
@@ -24,7 +25,7 @@ class Drawing:
     rendered: Rendered
     size: int  # of the file, bytes
     save_seconds: float
-    measured: Measurement | None  # None: no mix was read, or the chart has none of its colors
+    measured: Measurement | None  # None: no mix was read, or palette and chart have none of its colors
 
 
 def draw_to_file(
@@ -52,5 +53,7 @@ def draw_to_file(
     size = write_image(path, rendered.pixels, rendered.record, output_format=request.output_format)
     save_seconds = time.perf_counter() - began
     mix = rendered.prompt.mix
-    measured = measure_shares(rendered.pixels, mix) if mix is not None and has_swatch(mix) else None
+    palette = load_palette(rendered.palette) if rendered.palette is not None else None
+    can_measure = mix is not None and has_swatch(mix, palette)
+    measured = measure_shares(rendered.pixels, mix, palette) if mix is not None and can_measure else None
     return Drawing(rendered, size, save_seconds, measured)

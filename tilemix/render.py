@@ -57,6 +57,7 @@ class Rendered:
     prompt: Prompt
     record: Record
     seconds: dict[str, float]  # encode_prompt, denoise, decode
+    palette: str | None = None  # the name of the model's; None: it has none
 
 
 class Renderer:
@@ -169,7 +170,8 @@ class Renderer:
                 latents = self._denoise(resolved, conditioning, on_step)
             with _timed(seconds, "decode"):
                 pixels = decode_latents(self.ready.pipeline.vae, latents)
-        return Rendered(pixels, prompt, self._make_record(resolved, prompt), seconds)
+        record = self._make_record(resolved, prompt)
+        return Rendered(pixels, prompt, record, seconds, self.ready.model.manifest.palette)
 
     def _resolve(self, request: GenerationRequest) -> ResolvedRequest:
         """Fill in what the request leaves out: from the manifest, from the template, or drawn."""

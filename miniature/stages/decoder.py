@@ -19,7 +19,6 @@ from miniature.stages.vae import load_vae, measure_psnr, picture_loss, to_tensor
 from tilemix.colors.chart import basic_colors
 from tilemix.colors.cielab import EPSILON, KAPPA, RGB_TO_XYZ, WHITE, parse_hex, srgb_to_lab
 from tilemix.errors import MissingFilesError
-from tilemix.pictures.measure import LIGHTNESS_WEIGHT
 from tilemix.pipelines.parts import move
 from tilemix.tuning.checkpoints import load_checkpoint, save_checkpoint
 from tilemix.tuning.loop import mixed_precision, run_steps
@@ -34,6 +33,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LIGHTNESS_WEIGHT = (
+    0.5  # of the distance between two colors: a granule lit from the side is darker on the other
+)
 UNSURE = 6.0  # in CIELAB units: colors this close are easily confused; swatches are 12 apart
 
 
@@ -123,7 +125,7 @@ def texture_loss(given: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
 def swatch_loss(given: torch.Tensor, pictures: torch.Tensor) -> torch.Tensor:
     """Return the cross-entropy between each pixel's basic color and the one that it has in the photograph.
 
-    Colors are told apart as in `tilemix.pictures.measure`: by distance in CIELAB, with lightness at half weight.
+    Colors are told apart by distance in CIELAB, with lightness at half weight.
     A mean of red and black has the least error to both and is brown, which is neither; this loss punishes it.
     """
     with torch.no_grad():

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from tilemix.cli.inspect import add_inspect
 from tilemix.cli.measure import add_measure
+from tilemix.cli.palette import add_palette
 from tilemix.cli.predict import add_predict
 from tilemix.cli.record import add_record
 from tilemix.cli.rewrite import add_rewrite
@@ -55,6 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_rewrite(verbs)
     add_record(verbs)
     add_measure(verbs)
+    add_palette(verbs)
     add_inspect(verbs)
     add_weights(verbs)
     add_train(verbs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,11 @@ from tilemix.errors import TilemixError
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
+    from tilemix.colors.palette import Palette
+    from tilemix.prompts.mix import ColorMix
+
+MOST_CHARACTERS = 80  # of a text, in an error
+SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*([a-z][a-z -]*?)\s*", re.IGNORECASE)
 
 MOST_CHARACTERS = 80  # of a text, in an error
 
@@ -21,25 +27,30 @@ def add_measure(verbs: Verbs) -> None:
     measure.set_defaults(run=_measure)
     measure.add_argument("file", type=Path)
     measure.add_argument("--mix", metavar="TEXT", help="default: the mix in the picture's record")
+    by = measure.add_mutually_exclusive_group()
+    by.add_argument("--model", metavar="NAME", help="measure by this model's palette; default: by the chart")
+    by.add_argument("--palette", metavar="FILE", help="measure by this palette, a file or the name of one")
     measure.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _measure(options: argparse.Namespace) -> None:
     import msgspec
 
+    from tilemix.colors.palette import load_palette
     from tilemix.pictures.files import read_pixels
     from tilemix.pictures.measure import has_swatch, measure_shares
     from tilemix.pictures.reading import read_record
-    from tilemix.prompts.mix import parse_mix
 
     pixels = read_pixels(options.file)
+    name = options.palette or (_palette_of(options.model) if options.model else None)
+    palette = load_palette(name) if name else None
     text = options.mix if options.mix is not None else read_record(options.file).prompt
-    mix = parse_mix(text).mix
+    mix = _read_mix(text, palette)
     if mix is None:
         raise TilemixError("mix-missing", typed=text[:MOST_CHARACTERS])
-    if not has_swatch(mix):
+    if not has_swatch(mix, palette):
         raise TilemixError("mix-not-on-chart", mix=str(mix)[:MOST_CHARACTERS])
-    measured = measure_shares(pixels, mix)
+    measured = measure_shares(pixels, mix, palette)
     if options.json:
         sys.stdout.write(msgspec.json.encode(measured).decode() + "\n")
         return
@@ -47,6 +58,35 @@ def _measure(options: argparse.Namespace) -> None:
     found = f" ({list_shares(measured.others)})" if measured.others else ""
     sys.stdout.write(f"not asked for: {measured.not_asked:.1f}%{found}\n")
     sys.stdout.write(f"mean delta E 2000: {measured.mean_delta_e:.1f}\n")
+    errors = ", ".join(f"{color} {error:.1f}" for color, error in measured.color_errors.items())
+    sys.stdout.write(f"delta E 2000 of each color: {errors}\n")
+    for doubt in measured.uncertain:
+        sys.stdout.write(f"uncertain: {doubt}\n")
+
+
+def _palette_of(model: str) -> str:
+    from tilemix.weights.manifest import load_manifest
+
+    name = load_manifest(model).palette
+    if name is None:
+        raise TilemixError("palette-none", model=model)
+    return name
+
+
+def _read_mix(text: str, palette: Palette | None) -> ColorMix | None:
+    """Return the mix in a text: in a palette's own words where it is one, as a customer's otherwise."""
+    from decimal import Decimal
+
+    from tilemix.prompts.mix import ColorMix, ColorShare, parse_mix
+
+    shares = []
+    for part in text.split(","):
+        match = SHARE.fullmatch(part)
+        color = palette.find(match[2]) if match and palette else None
+        if match is None or color is None:
+            return parse_mix(text).mix
+        shares.append(ColorShare(color.word, Decimal(match[1])))
+    return ColorMix(tuple(shares))
 
 
 def list_shares(shares: dict[str, float]) -> str:

@@ -16,6 +16,7 @@ import msgspec
 from tilemix.colors.languages import load_languages
 
 COLORS_FILE = Path(__file__).parents[1] / "data" / "colors.json"
+PALETTES = COLORS_FILE.parent / "palettes"
 
 
 class Color(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -60,3 +61,8 @@ def _colors_by_name() -> dict[str, Color]:
 def get_color(name: str) -> Color | None:
     """Return the color with this English trade name, None if there is none."""
     return _colors_by_name().get(name)
+
+
+def list_palettes() -> list[str]:
+    """Return the names of the models' palettes, `data/palettes/NAME.json`."""
+    return sorted(path.stem for path in PALETTES.glob("*.json"))

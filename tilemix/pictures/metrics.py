@@ -16,7 +16,18 @@ def share_metric(color: str) -> str:
     return "share_" + re.sub(r"[^a-z0-9]+", "_", color.lower()).strip("_")
 
 
+def color_error_metric(color: str) -> str:
+    """Return the name of the metric that says how far a color's granules are from the palette's."""
+    return share_metric(color).replace("share_", "color_error_", 1)
+
+
 def share_metrics(measured: Measurement) -> dict[str, float]:
-    """Return the metrics of a measured mix: the percent of each color and of all that was not asked for."""
+    """Return the metrics of a measured mix.
+
+    They are the percent of each color and of all that was not asked for, and the delta E 2000 of each color that
+    shows to the palette's.
+    """
     shares = {**measured.shares, NOT_ASKED: measured.not_asked}
-    return {share_metric(color): round(percent, 1) for color, percent in shares.items()}
+    metrics = {share_metric(color): round(percent, 1) for color, percent in shares.items()}
+    errors = measured.color_errors.items()
+    return metrics | {color_error_metric(color): round(error, 1) for color, error in errors}

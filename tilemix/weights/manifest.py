@@ -22,6 +22,7 @@ from typing import Literal
 
 import msgspec
 
+from tilemix.colors.chart import list_palettes
 from tilemix.errors import LIST_SEPARATOR, ManifestError, RequestError
 from tilemix.inputs import NumberInput, find_input
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN
@@ -87,6 +88,7 @@ class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     defaults: Defaults
     prompt_template: str  # prompt_templates/NAME.json
     license: str  # of the weights
+    palette: str | None = None  # data/palettes/NAME.json; None: the chart serves
     vae: Source | None = None  # None: the base's own
     adapters: tuple[Adapter, ...] = ()
 
@@ -156,6 +158,10 @@ def check_manifest(name: str, manifest: ModelManifest) -> None:
         raise ManifestError("manifest-bad-defaults", file=name, reason=str(error)) from error
     if not MODEL_NAME.fullmatch(manifest.prompt_template):  # templates are named as models are
         raise ManifestError("manifest-template-name", file=name, found=manifest.prompt_template[:80])
+    if manifest.palette is not None and manifest.palette not in (known := list_palettes()):
+        raise ManifestError(
+            "manifest-no-palette", file=name, palette=manifest.palette[:80], known=", ".join(known)
+        )
 
 
 def _check_source(name: str, source: Source) -> None:

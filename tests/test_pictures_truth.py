@@ -1,0 +1,187 @@
+"""The ruler against truth: mosaics known to the pixel, and the maker's photographs where they are at hand."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.mosaics import Look, Mosaic, draw_mosaic, measured_shades, swatch_shades
+from tilemix.colors.appearance import seen_color
+from tilemix.colors.cielab import delta_e_2000, parse_hex, srgb_to_lab
+from tilemix.colors.palette import Palette, load_palette
+from tilemix.pictures.measure import Measurement, measure_shares
+from tilemix.pictures.photographed import measure_color
+from tilemix.prompts.mix import ColorMix, ColorShare
+
+MAKER = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "maker"
+RUBBER = load_palette("rubber-tile")
+# The same colors without their photographs: each modeled around its swatch.
+SWATCHES = Palette(
+    RUBBER.source, tuple(msgspec.structs.replace(color, appearance=None) for color in RUBBER.colors)
+)
+APART = 15.0  # delta E 2000 between the colors of a mosaic
+COUNT = 300
+
+
+def mix_of(words: list[str]) -> ColorMix:
+    return ColorMix(tuple(ColorShare(word, Decimal(1)) for word in words))
+
+
+def draw_number(number: int) -> tuple[list[str], Palette, Look, Mosaic]:
+    """Mosaic `number`: 2 to 4 colors of the palette, granules, gaps, light and blur by chance."""
+    random = np.random.default_rng([16, number])
+    words = choose_words(random)
+    diameter = float(np.exp(random.uniform(np.log(6), np.log(60))))
+    kind = "shards" if number % 4 == 0 else "pebbles"
+    look = Look(
+        kind,
+        diameter=max(diameter, 10) if kind == "shards" else diameter,
+        gap=float(random.choice([0, 0.04, 0.08, 0.12])),
+        depth=float(random.uniform(0.1, 0.4)),
+        relief=float(random.uniform(0, 0.25)),
+        blur=float(random.choice([0, 0.5, 0.8, 1.1])),
+        quality=int(random.integers(80, 96)),
+    )
+    palette = RUBBER if kind == "shards" and number % 8 else SWATCHES
+    colors = [palette.find(word) for word in words]
+    tables = [
+        measured_shades(color.appearance) if color.appearance else swatch_shades(parse_hex(color.as_seen))
+        for color in colors
+    ]
+    shares = random.dirichlet(np.full(len(words), 1.5)) * 0.8 + 0.2 / len(words)
+    size = 256 if diameter < 20 else 512
+    return words, palette, look, draw_mosaic(tables, list(shares), size, look, number)
+
+
+def choose_words(random: np.random.Generator) -> list[str]:
+    count = int(random.choice([2, 2, 3, 3, 4]))
+    while True:
+        words = [str(word) for word in random.choice([color.word for color in RUBBER.colors], count, False)]
+        swatches = [RUBBER.find(word).lab for word in words]
+        if min(float(delta_e_2000(one, other)) for one, other in combinations(swatches, 2)) >= APART:
+            return words
+
+
+def error_of(measured: Measurement, truth: list[float]) -> float:
+    """Mean error of the shares, percentage points, of what counts for the mix."""
+    shares = np.array(list(measured.shares.values()))
+    return float(np.abs(shares * 100 / shares.sum() - truth).mean())
+
+
+@cache
+def measure_mosaics() -> tuple[list[Look], np.ndarray, list[float]]:
+    """Return each mosaic's look, the mean error of its shares, and what was called another color."""
+    looks, errors, strays = [], [], []
+    for number in range(COUNT):
+        words, palette, look, mosaic = draw_number(number)
+        measured = measure_shares(mosaic.pixels, mix_of(words), palette)
+        looks.append(look)
+        errors.append(error_of(measured, mosaic.percents))
+        strays.append(measured.not_asked)
+    return looks, np.array(errors), strays
+
+
+@pytest.mark.slow
+def test_mosaics_are_measured_by_their_pixels():
+    """The aims are 1.0 points on average and 3 at worst. Reached: 1.31 and 5.9.
+
+    What is left is dark gaps: beside a dark granule a gap counts as part of it.
+    """
+    looks, errors, strays = measure_mosaics()
+    assert errors.mean() < 1.5
+    assert np.percentile(errors, 90) < 3.3
+    assert errors.max() < 7
+    assert np.mean(strays) < 1
+    closed = errors[[look.kind == "pebbles" and look.gap == 0 for look in looks]]
+    assert closed.mean() < 1.0
+    assert closed.max() < 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "diameter"), [(1024, 6), (1024, 60), (4096, 24), (4096, 60)])
+def test_pictures_of_every_size_are_measured(size, diameter):
+    words = ["red", "pearl", "blue"]
+    tables = [swatch_shades(parse_hex(SWATCHES.find(word).as_seen)) for word in words]
+    mosaic = draw_mosaic(tables, [0.5, 0.3, 0.2], 1024, Look("pebbles", diameter), seed=3)
+    pixels = np.tile(mosaic.pixels, (size // 1024, size // 1024, 1))
+    assert error_of(measure_shares(pixels, mix_of(words), SWATCHES), mosaic.percents) < 2
+
+
+@pytest.mark.parametrize("kind", ["pebbles", "shards"])
+def test_the_color_of_granules_is_found_to_one_and_a_half(kind):
+    """Against the lit pixels themselves, counted by the mosaic's labels."""
+    words = ["red", "sky blue", "yellow"]
+    tables = [measured_shades(RUBBER.find(word).appearance) for word in words]
+    mosaic = draw_mosaic(tables, [0.4, 0.3, 0.3], 384, Look(kind, 18, blur=0.3, quality=95), seed=1)
+    measured = measure_shares(mosaic.pixels, mix_of(words), RUBBER)
+    for number, word in enumerate(words):
+        lab = srgb_to_lab(mosaic.pixels[mosaic.labels == number])
+        truth = float(delta_e_2000(seen_color(lab, np.ones(len(lab))), RUBBER.find(word).lab))
+        assert measured.color_errors[word] == pytest.approx(truth, abs=1.5)
+
+
+def test_granules_of_another_color_are_named_and_no_others():
+    words = ["red", "pearl", "blue"]
+    tables = [measured_shades(RUBBER.find(word).appearance) for word in words]
+    mosaic = draw_mosaic(tables, [0.5, 0.3, 0.2], 384, Look("shards", 18), seed=2)
+    whole = measure_shares(mosaic.pixels, mix_of(words), RUBBER)
+    assert whole.not_asked == 0
+    part = measure_shares(mosaic.pixels, mix_of(["red", "pearl"]), RUBBER)
+    assert part.not_asked == pytest.approx(mosaic.percents[2], abs=6)
+    assert next(iter(part.others)) == "blue"
+
+
+def test_what_cannot_be_measured_is_called_uncertain():
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 256, (256, 256, 3), np.uint8)
+    flat = np.full((64, 64, 3), 128, np.uint8)
+    magenta = draw_mosaic([swatch_shades((255, 0, 255))], [1.0], 128, Look("pebbles", 16), seed=1)
+    for pixels, words, shown in (
+        (noise, ["red", "white"], "no granules"),
+        (flat, ["gray", "red"], "one flat color"),
+        (magenta.pixels, ["gray", "red"], "like no color of the palette"),
+        (flat, ["green apple", "grass green"], "look alike"),
+    ):
+        doubts = measure_shares(pixels, mix_of(words), RUBBER).uncertain
+        assert any(shown in doubt for doubt in doubts), (shown, doubts)
+    red = measured_shades(RUBBER.find("red").appearance)
+    one = draw_mosaic([red], [1.0], 256, Look("shards", 16), seed=1)
+    assert measure_shares(one.pixels, mix_of(["red"]), RUBBER).uncertain == ()
+
+
+def read_photographs() -> list[dict]:
+    if not MAKER.is_dir():
+        pytest.skip("the maker's photographs are not here: ../shared/data/maker")
+    listed = msgspec.json.decode((MAKER / "maker.json").read_bytes())["photographs"]
+    return [photograph for photograph in listed if "true" in photograph]
+
+
+def test_the_makers_photographs_are_measured_to_two_points():
+    """Reached: 1.25 points on average, 3.8 at worst, black and white 1.26; the aims are 1.5, 4 and 2.5."""
+    errors = {}
+    for photograph in read_photographs():
+        words, truth = list(photograph["true"]), list(photograph["true"].values())
+        pixels = np.asarray(Image.open(MAKER / photograph["file"]).convert("RGB"))
+        measured = measure_shares(pixels, mix_of(words), RUBBER)
+        assert measured.not_asked < 3
+        errors[photograph["file"]] = error_of(measured, truth)
+    assert len(errors) == 30
+    found = np.array(list(errors.values()))
+    assert found.mean() < 1.5
+    assert found.max() < 4
+    assert np.mean([error for file, error in errors.items() if "WHITE" in file]) < 2.5
+
+
+def test_a_palette_color_is_what_its_photograph_shows():
+    """The committed palette holds the figures of these very pictures."""
+    read_photographs()
+    for color in RUBBER.colors[::4]:
+        pixels = np.asarray(Image.open(MAKER / "photographs" / f"{color.code}.jpg").convert("RGB"))
+        assert measure_color(pixels, color.word, source="").as_seen == color.as_seen
