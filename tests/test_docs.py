@@ -82,6 +82,12 @@ def test_every_mix_of_the_table_is_read_as_it_says(row):
     assert parse_mix(typed).text == sent
 
 
+@pytest.mark.parametrize("row", rows(section("docs/mixes.md", "Languages")), ids=lambda row: row[1])
+def test_every_mix_of_a_language_is_read_as_it_says(row):
+    _, typed, sent = (cell.strip("`") for cell in row)
+    assert parse_mix(typed).text == sent
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/mixes.md"])
 def test_the_prompt_shown_is_the_prompt_sent(page):
     assert EXAMPLE in PAGES[page]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tilemix.prompts.mix.tokens import Token
 
 COLORS = frozenset({"color", "ral", "hex"})
-SOFT = frozenset({"link", "noun", "filler"})
+SOFT = frozenset({"link", "noun", "filler", "to"})
 CUTS = frozenset({"separator", "with"})
 STATED = frozenset({"percent", "fraction", "part", "weight", "range", "minus"})
 AMOUNTS = STATED | {"rest"}

@@ -44,7 +44,9 @@ def read_clause(text: str, clause: Clause, mix: TypedMix) -> list[Color]:
         mix.add(TypedShare(amount, "", named, is_unknown=True), place)
     # A base stands before the amounts: "black 20% red flecks". "black 20% red" may mean either.
     for color in list(colors):
-        is_base = not is_color_first and color.last < places[0]
+        is_base = not is_color_first and (
+            color.last < places[0] or _is_behind_noun(clause, color, places[-1])
+        )
         is_even = is_color_first and [clause.tokens[place].value for place in places] == ["50"]
         is_text = color.first > places[-1] and is_followed_by_words(clause, color)
         if not (is_base or is_even or is_text):
@@ -52,6 +54,15 @@ def read_clause(text: str, clause: Clause, mix: TypedMix) -> list[Color]:
         if is_text or not (is_base or is_even):
             colors.remove(color)
     return colors
+
+
+def _is_behind_noun(clause: Clause, color: Color, amount: int) -> bool:
+    """Return whether a color stands behind the accents' noun: "20% red flecks in black"."""
+    return (
+        color.first > amount
+        and clause.tokens[color.first - 1].kind == "link"
+        and any(token.kind == "noun" for token in clause.tokens[amount : color.first])
+    )
 
 
 def _is_color_first(clause: Clause) -> bool:
@@ -83,7 +94,7 @@ def _words_between(
         low, high = color.last + 1, place
     else:
         low, high = place + 1, color.first
-    return [token for token in clause.tokens[low:high] if token.kind in {"word", "number", "to"}]
+    return [token for token in clause.tokens[low:high] if token.kind in {"word", "number"}]
 
 
 def _name_of_unknown(clause: Clause, begin: int, end: int, *, is_color_first: bool) -> tuple[int, int] | None:

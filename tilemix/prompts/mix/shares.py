@@ -94,6 +94,8 @@ def _read_ratio(text: str, clauses: list[Clause], place: int, mix: TypedMix) -> 
         MixError: there are more or fewer colors than numbers.
     """
     ratio = mix.tokens[place]
+    if mix.tokens[place + 1 : place + 2] and mix.tokens[place + 1].kind == "word":  # "10 to 20 cm"
+        return False
     numbers = [parse_number(number) for number in re.split("[:/]", ratio.value)]
     colors = [color for clause in clauses for color in clause.colors]
     while len(colors) > len(numbers) and _is_of_text(clauses, colors[-1]):
@@ -174,8 +176,13 @@ def _refuse_unreadable_amounts(text: str, clauses: list[Clause]) -> None:
 def _read_clauses(text: str, clauses: list[Clause], mix: TypedMix) -> None:
     holds = [bool(clause.amounts) for clause in clauses]
     first, last = holds.index(True), len(holds) - 1 - holds[::-1].index(True)
+    # Clauses that are a color and nothing else belong to the mix, too; one with other words may hold its base.
+    while first > 0 and is_pure(clauses[first - 1]):
+        first -= 1
+    while last + 1 < len(clauses) and is_pure(clauses[last + 1]):
+        last += 1
     bare: list[tuple[Clause, Color]] = []
-    for number, clause in enumerate(clauses[max(first - 1, 0) : last + 2], start=max(first - 1, 0)):
+    for number, clause in enumerate(clauses[max(first - 1, 0) : last + 1], start=max(first - 1, 0)):
         if clause.amounts:
             bare += [(clause, color) for color in read_clause(text, clause, mix)]
         elif is_pure(clause) or (number + 1 < len(clauses) and clauses[number + 1].opener == "with"):

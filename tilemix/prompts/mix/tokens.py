@@ -259,6 +259,10 @@ def _read_number(
             kind, end, used = unit, phrase_end, used + words
     if kind == "number" and pieces[place].kind == "word":
         return Token("word", start, end), used
+    if kind == "number" and [token.kind for token in before[-2:]] == ["number", "to"]:
+        before.pop()
+        first = before.pop()
+        return Token("ratio", first.start, end, f"{first.value}:{value}"), used
     if kind == "percent" and _ends_range(before, start):
         before.pop()
         return Token("range", before.pop().start, end), used
@@ -279,9 +283,10 @@ def _ends_range(before: list[Token], start: int) -> bool:
     joint = before[-1]
     if _is_dash(joint) or joint.value == "~":
         return before[-2].end == joint.start and joint.end == start
-    is_word = joint.kind == "to" or (joint.kind == "separator" and not joint.value)
+    if joint.kind == "to":
+        return True
     is_alone = len(before) < 3 or before[-3].kind not in {"color", "ral", "hex"}
-    return is_word and before[-2].kind == "number" and is_alone
+    return joint.kind == "separator" and not joint.value and before[-2].kind == "number" and is_alone
 
 
 def _read_words(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 OPENING = "([（"
 CLOSING = ")]）"
+OPENED = frozenset(OPENING + "\"'«„“‘")
 # Bullets, numbering, quotation marks and stops round the shares: no text to keep.
 TRIMMINGS = re.compile(r"[\s\d.,:;+/|&=*•·~≈)\]，。；：、）\-‐‑–—−\"'`«»„“”‘’_→>]*")
 
@@ -77,7 +78,7 @@ class TypedMix:
 def close_mix(text: str, mix: TypedMix) -> None:
     """Say where the mix begins and ends, and keep the text inside it that belongs to no share."""
     places = sorted(mix.roles)
-    first, last = places[0], places[-1]
+    first, last = _begin_of_clause(mix.tokens, places[0]), places[-1]
     while first > 0 and (mix.tokens[first - 1].kind == "filler" or _is_stop_of_filler(mix.tokens, first - 1)):
         first -= 1  # "ca. 60% red"
     mix.start, mix.end = mix.tokens[first].start, mix.tokens[last].end
@@ -102,6 +103,15 @@ def close_mix(text: str, mix: TypedMix) -> None:
             break
         mix.roles[place] = token.kind
         mix.end = token.end
+
+
+def _begin_of_clause(tokens: list[Token], first: int) -> int:
+    """Return where the clause begins if nothing but soft words stands before the mix in it: "base color: black"."""
+    place = first
+    while place > 0 and tokens[place - 1].kind in SOFT and tokens[place - 1].value not in OPENED:
+        place -= 1
+    is_begin = place == 0 or tokens[place - 1].kind == "separator"
+    return place if is_begin and any(token.kind == "noun" for token in tokens[place:first]) else first
 
 
 def _is_stop_of_filler(tokens: list[Token], place: int) -> bool:

@@ -1,0 +1,294 @@
+"""What customers write, in nine languages: each wording is read as it was meant, or refused.
+
+`wordings.tsv` holds the wordings with their right answers, written from what the customer means: a mix, "!" for a
+refusal, "-" for text without a mix. "⏎" is a new line, "⇥" a tab.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.pace import assert_quick, processor_seconds
+from tilemix.colors.languages import load_languages
+from tilemix.errors import MixError, PromptError
+from tilemix.prompts.checks import MAX_PROMPT_CHARACTERS
+from tilemix.prompts.mix import parse_mix
+
+TABLE = Path(__file__).parent / "wordings.tsv"
+WORDINGS = [tuple(line.split("\t")) for line in TABLE.read_text(encoding="utf-8").splitlines()[1:]]
+REFUSED, TEXT = "!", "-"
+
+# Fault -> typed -> the mix, "!" or "-".
+KINDS = {
+    "shade": {
+        "50% grey light, 50% grey dark": "50% light gray, 50% dark gray",
+        "светлый серый 60%, тёмный серый 40%": "60% light gray, 40% dark gray",
+        "50% grau hell, 50% grau dunkel": "50% light gray, 50% dark gray",
+        "50% green (dark), 50% green (light)": "50% dark green, 50% bright green",
+        "50% blue dark, 50% red": "50% dark blue, 50% red",
+        "50% orange dark, 50% red": "!",
+        "50% naranja oscuro, 50% rojo": "!",
+    },
+    "accent": {
+        "schwarz mit 20% roten Sprenkeln und 80% grauen Sprenkeln": "20% red, 80% gray",
+        "black with 60% red spots and 40% white spots": "60% red, 40% white",
+        "чёрный с 50% красных точек и 50% белых точек": "50% red, 50% white",
+        "nero con 60% di puntini rossi e 40% di puntini bianchi": "60% red, 40% white",
+        "black with 60% red squiggles and 40% white squiggles": "60% red, 40% white",
+    },
+    "base": {
+        "black with 20% red flecks": "80% black, 20% red",
+        "黑色加10%红色颗粒": "90% black, 10% red",
+        "чёрная с 20% красных вкраплений": "80% black, 20% red",
+        "20% red fleck on black": "20% red, 80% black",
+        "Black / 10% blue speckle": "90% black, 10% blue",
+    },
+    "RAL beside a word": {
+        "70% Schwarz / 20% Grau RAL 7037 / 10% Blau": "70% black, 20% dark gray, 10% blue",
+        "Blau RAL 5015": "100% sky blue",
+        "earth brown (RAL 8024)": "100% brown",
+        "50% синий RAL 3016, 50% чёрный": "!",
+        "50% verde (RAL 5017), 50% negro": "!",
+    },
+    "brackets": {
+        "20% rgb(255,0,0), 80% black": "20% bright red, 80% black",
+        "серый (светлый) 50%, чёрный 50%": "50% light gray, 50% black",
+        "50% [red], 50% (black)": "50% red, 50% black",
+        "50% ((((red)))), 50% ((((black))))": "50% red, 50% black",
+    },
+    "screen colors": {"#ff0000": "100% bright red", "#0000ff": "100% blue", "rgb(0, 128, 0)": "100% green"},
+    "minus and ranges": {
+        "-5% red, 95% black": "!",
+        "50% red, -50% black": "!",
+        "between 10 and 20 % red, rest black": "!",
+        "zwischen 10 und 20 % rot, Rest schwarz": "!",
+        "10~20%红色，其余黑色": "!",
+    },
+    "parts and ratios": {
+        "3 parts red, 1 part black": "75% red, 25% black",
+        "3 Teile rot, 1 Teil schwarz": "75% red, 25% black",
+        "3份红色1份黑色": "75% red, 25% black",
+        "3:1 red:black": "75% red, 25% black",
+        "50/50 black and green": "50% black, 50% green",
+        "rot/schwarz 60/40": "60% red, 40% black",
+        "15 kg red, 5 kg black": "75% red, 25% black",
+        "3 parts red, 20% black": "!",
+    },
+    "fractions and number words": {
+        "1/3 red 2/3 black": "33.3% red, 66.7% black",
+        "33 1/3 % red, 66 2/3 % black": "33.3% red, 66.7% black",
+        "12½% red, 87½% black": "12.5% red, 87.5% black",
+        "fifty percent red, fifty percent black": "50% red, 50% black",
+        "百分之七十黑色，百分之三十红色": "70% black, 30% red",
+        "siebenundzwanzig Prozent rot, Rest schwarz": "27% red, 73% black",
+    },
+    "equal and each": {
+        "equal parts red, black and grey": "34% red, 33% black, 33% gray",
+        "zu gleichen Teilen rot und schwarz": "50% red, 50% black",
+        "красный и чёрный поровну": "50% red, 50% black",
+        "红黑各50%": "50% red, 50% black",
+        "50% each of red and black": "50% red, 50% black",
+        "je 50% rot und schwarz": "50% red, 50% black",
+        "60% red, the rest equally black and white": "60% red, 20% black, 20% white",
+    },
+    "rest": {
+        "20% red, balance black": "20% red, 80% black",
+        "20% red, everything else black": "20% red, 80% black",
+        "20% rouge, tout le reste noir": "20% red, 80% black",
+    },
+    "no sign": {
+        "60 blue 40 black": "60% blue, 40% black",
+        "red=50 black=50": "50% red, 50% black",
+        "0.5 red 0.5 black": "50% red, 50% black",
+        "100 red": "100% red",
+        "34 red": "-",
+        "50 red 20 black": "!",
+        "2 tins 60 blue 40 black": "!",
+    },
+    "tables": {
+        "red\t50\nblack\t30\npearl\t20": "50% red, 30% black, 20% pearl",
+        "Red;50\nBlack;50": "50% red, 50% black",
+        "rot,50%\nschwarz,50%": "50% red, 50% black",
+        "красный|50\nчёрный|50": "50% red, 50% black",
+    },
+    "percents of something else": {
+        "80% black / 20% red, UV stable 100%": "80% black, 20% red",
+        "100% recycled rubber; 80% black / 20% red": "80% black, 20% red",
+        "100% Recycling; 80% schwarz, 20% rot": "80% black, 20% red",
+        "80% black, 20% red = 100%": "80% black, 20% red",
+    },
+    "JSON": {
+        '{"colors": [{"name": "red", "proportion": 60}, {"name": "white", "proportion": 40}]}': "60% red, 40% white",
+        '[{"color": "black", "percentage": 30}, {"color": "red", "percentage": 70}]': "30% black, 70% red",
+        '{"colors": [{"name": "red", "proportion": 0.6}, {"name": "white", "proportion": 0.4}]}': "60% red, 40% white",
+        '{"colors": [{"name": "red", "proportion": 60}]}': "!",
+        '{"colors": "red"}': "-",
+    },
+    "trade codes": {
+        "50% DKGREEN, 30% GRNAPL, 20% LTGRAY": "50% dark green, 30% bright green, 20% light gray",
+        "BLACKp15_WHITEp85": "15% black, 85% white",
+        "60% grsgrn 40% yellow": "60% green, 40% yellow",
+        "REDp50_BLUEp50": "50% red, 50% blue",
+    },
+    "underscores": {"50% invalid_color": "!", "red: 50, black: 50": "50% red, 50% black"},
+    "the thing": {
+        "100% blue rubber tile": "100% blue",
+        "красная резиновая плитка": "100% red",
+        "зелёная трава 50%, чёрный 50%": "50% green, 50% black",
+        "rote Gummifliese": "100% red",
+        "dalle en caoutchouc rouge": "100% red",
+    },
+    "everyday words": {
+        "ca. 60% rot, ca. 40% schwarz": "60% red, 40% black",
+        "тёмный серый": "100% dark gray",
+        "verkehrsgrau": "100% gray",
+        "50% бордо, 50% песок": "50% wine red, 50% sand",
+        "tan": "100% sand",
+        "off-white": "100% pearl",
+        "brick": "100% red",
+        "royal blue": "100% blue",
+        "schiefergrau": "100% anthracite",
+        "rotbraun": "100% brown",
+        "50% czerwony, 50% bordo": "50% red, 50% wine red",
+    },
+}
+
+
+def answer(typed: str) -> str:
+    try:
+        mix = parse_mix(typed).mix
+    except MixError:
+        return REFUSED
+    return str(mix) if mix else TEXT
+
+
+@pytest.mark.parametrize(
+    ("typed", "right"),
+    [
+        pytest.param(typed, right, id=f"{kind}: {typed}")
+        for kind, row in KINDS.items()
+        for typed, right in row.items()
+    ],
+)
+def test_every_kind_of_wording_is_read_or_refused(typed, right):
+    assert answer(typed) == right
+    if (
+        right not in {REFUSED, TEXT}
+        and "squiggles" not in typed
+        and "100%" not in typed.replace("= 100%", "100%")
+    ):
+        assert parse_mix(typed).text == right  # no word is left over
+
+
+@pytest.mark.parametrize(("language", "typed", "right"), WORDINGS)
+def test_a_wording_means_what_the_table_says(language, typed, right):
+    assert answer(typed.replace("⏎", "\n").replace("⇥", "\t")) == right
+
+
+def test_the_table_holds_three_hundred_wordings_thirty_a_language():
+    counts = Counter(language for language, _, _ in WORDINGS)
+    assert len({typed for _, typed, _ in WORDINGS}) >= 300
+    assert all(counts[language] >= 30 for language in load_languages())
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "named"),
+    [
+        ("50% orange dark, 50% red", "mix-no-shade", "dark"),
+        ("50% red, -50% black", "mix-minus", "-50%"),
+        ("between 10 and 20 % red, rest black", "mix-range", "10 and 20 %"),
+        ("3:1 red, black, white", "mix-ratio", "3:1"),
+        ("3 parts red, 20% black", "mix-units", "3 parts"),
+        ("black 20% red", "mix-no-percent", "red"),
+    ],
+)
+def test_a_refusal_quotes_what_was_typed(typed, code, named):
+    with pytest.raises(MixError) as caught:
+        parse_mix(typed)
+    assert (caught.value.code, caught.value.values["typed"]) == (code, named)
+    assert typed[caught.value.position - 1 :].startswith(named)
+
+
+def test_a_base_that_gets_nothing_and_keys_without_meaning_are_said():
+    (note,) = parse_mix("black with 60% red spots and 40% white spots").notes
+    assert (note.code, note.values["color"]) == ("mix-base-gets-nothing", "black")
+    (note,) = parse_mix('{"colors": [{"name": "red", "proportion": 100, "size": 3}], "seed": 1}').notes
+    assert (note.code, note.values["keys"]) == ("mix-keys-ignored", "seed, size")
+
+
+COLORS = ["red", "black", "pearl", "white", "dark green", "light gray"]
+
+
+@st.composite
+def amounts_and_colors(draw):
+    names = draw(st.lists(st.sampled_from(COLORS), min_size=2, max_size=5, unique=True))
+    weights = draw(st.lists(st.integers(1, 40), min_size=len(names), max_size=len(names)))
+    return list(zip(weights, names, strict=True))
+
+
+@given(amounts_and_colors())
+@settings(max_examples=150, deadline=None)
+def test_parts_weights_and_ratios_are_the_same_mix(rows):
+    mix = parse_mix(", ".join(f"{amount} parts {name}" for amount, name in rows)).mix
+    assert sum(share.percent for share in mix.shares) == 100
+    assert parse_mix(" + ".join(f"{amount} kg {name}" for amount, name in rows)).mix == mix
+    ratio = ":".join(str(amount) for amount, _ in rows)
+    assert parse_mix(f"{', '.join(name for _, name in rows)} {ratio}").mix == mix
+    total = sum(amount for amount, _ in rows)
+    for share, (amount, name) in zip(mix.shares, rows, strict=True):
+        assert share.color == name
+        assert abs(float(share.percent) - 100 * amount / total) <= 1
+
+
+@given(amounts_and_colors(), st.sampled_from(["％", "%", " %"]), st.sampled_from(["", "(", "((["]))
+@settings(max_examples=150, deadline=None)
+def test_case_width_commas_order_and_brackets_do_not_change_a_mix(rows, sign, opening):
+    total = sum(amount for amount, _ in rows)
+    shares = [(round(100 * amount / total, 1), name) for amount, name in rows]
+    closing = opening.translate(str.maketrans("([", ")]"))[::-1]
+    plain = parse_mix(", ".join(f"{share}% {name}" for share, name in shares)).mix
+    wide = str.maketrans("0123456789", "０１２３４５６７８９")
+    typed = "; ".join(
+        f"{str(share).replace('.', ',').translate(wide)}{sign} {opening}{name.upper()}{closing}"
+        for share, name in shares
+    )
+    assert parse_mix(typed).mix == plain
+    turned = parse_mix("\n".join(f"{name}: {share}%" for share, name in shares)).mix
+    assert turned == plain
+    backward = parse_mix(", ".join(f"{share}% {name}" for share, name in reversed(shares))).mix
+    assert {share.color for share in backward.shares} == {share.color for share in plain.shares}
+    assert parse_mix(str(plain)).mix == plain
+
+
+@given(
+    st.text(max_size=60) | st.lists(st.sampled_from([w for _, w, _ in WORDINGS]), max_size=3).map(" ".join)
+)
+@settings(max_examples=300, deadline=None)
+def test_every_visible_character_has_a_role(text):
+    try:
+        parsed = parse_mix(text)
+    except PromptError:
+        return
+    end = 0
+    for span in parsed.spans:
+        assert end <= span.start <= span.end
+        assert not any(letter.isprintable() and not letter.isspace() for letter in text[end : span.start])
+        assert span.role
+        end = span.end
+    assert not any(letter.isprintable() and not letter.isspace() for letter in text[end:])
+
+
+@pytest.mark.parametrize(
+    "typed", ["50% (", "red-black_", "3:1 ", "1/3 red ", "half ", '[{"a":', "je 5% rot ", "百分之", "light "]
+)
+def test_the_longest_text_takes_less_than_twenty_milliseconds(typed):
+    text = (typed * MAX_PROMPT_CHARACTERS)[:MAX_PROMPT_CHARACTERS]
+
+    def read() -> None:
+        answer(text)
+
+    read()  # the index of misspellings is made once
+    assert_quick(lambda: min(processor_seconds(read) for _ in range(3)), 0.02)
