@@ -66,7 +66,7 @@ def test_a_palette_survives_its_file():
         (lambda data: data.replace(b'"word"', b'"name"'), "palette-broken"),
         (lambda data: data.replace(b'"black"', b'"beige"'), "palette-color-twice"),
         (lambda data: data.replace(b"[0.0,", b"[", 1), "palette-bad-appearance"),
-        (lambda data: data.replace(b"#DBC59C", b"beige"), "color-not-hex"),
+        (lambda data: data.replace(RUBBER.colors[0].as_seen.encode(), b"beige"), "color-not-hex"),
         (lambda data: b'{"source":"","colors":[]}', "palette-empty"),
     ],
 )
