@@ -14,6 +14,7 @@ import msgspec
 import pytest
 import torch
 
+from bench import report as reports
 from bench.figures import Figure, Gate, Row
 from bench.gpu import __main__ as command
 from bench.gpu.parts import (
@@ -338,6 +339,20 @@ def test_the_target_in_seconds_is_the_cards_own():
         "NVIDIA H100 80GB HBM3": "pass",
         "T4": "pass",
     }
+
+
+def test_a_run_is_kept_and_the_report_written_anew(tmp_path, monkeypatch):
+    kept, written = tmp_path / "kept.json", []
+    monkeypatch.setattr(reports, "GPU_JSON", kept)
+    monkeypatch.setattr(reports, "write_report", written.append)
+    run = GpuReport({"card": "H100"}, (PartResult("a", "done", (ROW,)),))
+    write_report(run, tmp_path)
+    for path in (tmp_path / REPORT_FILE, kept):
+        assert command.main(["--write", str(path)]) == 0
+        assert read_report(kept) == run
+    assert written == [reports.read_report()] * 2
+    text = reports.render_report(reports.read_report(), run)
+    assert "On card H100." in text.partition("## On a GPU")[2]
 
 
 def test_a_report_that_is_none_is_told(tmp_path):

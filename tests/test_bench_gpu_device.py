@@ -111,6 +111,7 @@ CHANGES = {
     "channels_last": changes.contiguous,
     "attention": changes.plain_attention,
     "graph": changes.graphed,
+    "convolutions": changes.searched_convolutions,
     "regions": changes.compiled_regions,
     "decoder": changes.compiled_decoder,
     "fp8": changes.in_fp8,
@@ -143,6 +144,9 @@ def test_a_lever_changes_what_it_says(shop):
         assert vae.decoder.conv_in.weight.is_contiguous()
     with changes.plain_attention(shop.ours):
         assert {type(one).__name__ for one in unet.attn_processors.values()} == {"AttnProcessor2_0"}
+    with changes.searched_convolutions(shop.ours):
+        assert torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.benchmark
     with changes.graphed(shop.ours):
         assert isinstance(unet.forward, GraphedForward)
     with changes.in_fp8(shop.ours):

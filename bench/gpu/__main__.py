@@ -161,7 +161,8 @@ def keep_report(path: Path) -> None:
     from bench import report  # with torch, which takes seconds that a run does not have
 
     read_report(path)
-    shutil.copyfile(path, report.GPU_JSON)
+    if path.resolve() != report.GPU_JSON:
+        shutil.copyfile(path, report.GPU_JSON)
     report.write_report(report.read_report())
 
 

@@ -78,6 +78,17 @@ def graphed(ours: Ours) -> Iterator[None]:
 
 
 @contextmanager
+def searched_convolutions(_: Ours) -> Iterator[None]:
+    """Let cuDNN try its algorithms for each size of a convolution, and keep the fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
 def compiled_regions(ours: Ours) -> Iterator[None]:
     """Compile the blocks that the UNet repeats: seconds, where the whole takes minutes."""
     with ExitStack() as stack:

@@ -136,8 +136,11 @@ def _find_largest_error(shop: Workshop, paths: Sequence[str], scale: float) -> f
             base = layer.get_base_layer().weight.float()
             error = (own.get_parameter(f"{path}.weight").float() - (base + change)).abs()
             # The sum is rounded to the weights' dtype; the change itself was summed in fp32 in another order.
-            place = torch.finfo(shop.dtype).eps * (base.abs() + change.abs())
-            slack = 4 * torch.finfo(torch.float32).eps * change.abs().amax() + torch.finfo(shop.dtype).tiny
+            kind = torch.finfo(shop.dtype)
+            place = kind.eps * (base.abs() + change.abs())
+            slack = 4 * torch.finfo(torch.float32).eps * change.abs().amax() + max(
+                kind.eps * kind.tiny, 1e-30
+            )
             worst = max(worst, float((error / (place + slack)).amax()))
     return worst
 

@@ -101,6 +101,7 @@ LEVERS = {
     "graph": Lever("L-graph", "The UNet as a CUDA graph", changes.graphed),
     "regions": Lever("L-regions", "Repeated blocks compiled", changes.compiled_regions),
     "decoder": Lever("L-decoder", "VAE decoder compiled", changes.compiled_decoder),
+    "convolutions": Lever("L-convolutions", "cuDNN's own search", changes.searched_convolutions),
     "channels-last": Lever("L-channels", "channels_last", changes.contiguous, takes_away=True),
     "projections": Lever(
         "L-projections", "Fused projections, the text's keys once", changes.plain_attention, takes_away=True

@@ -16,6 +16,7 @@ ESTIMATES = {
     "lever-regions": 30.0,
     "batches": 25.0,
     "lever-decoder": 30.0,
+    "lever-convolutions": 15.0,
     "lever-channels-last": 15.0,
     "lever-projections": 15.0,
     "lever-attention": 30.0,
