@@ -86,6 +86,7 @@ def test_colors_not_asked_for_are_named_largest_first_and_add_up():
 def test_color_that_is_asked_for_and_missing_is_none_of_it():
     measured = measure_shares(np.full((64, 64, 3), swatch("red")), make_mix(red=50, green=50))
     assert measured.shares == {"red": 100.0, "green": 0.0}
+    assert list(measured.color_errors) == ["red"]
 
 
 def test_dark_gaps_between_granules_do_not_pass_for_black():

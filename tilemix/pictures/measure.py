@@ -61,6 +61,7 @@ UNKNOWN = 5e-9  # density of what is like no color
 EXPLAINED = 2 * UNKNOWN  # what a color asked for explains so well is not held for another
 # Colors of the palette nearer than this to one asked for cannot be told from it.
 NEAREST_OTHER = 12.0  # delta E 2000
+LEAST_SHOWN = 0.01  # of the picture; the color of less is not judged
 LEAST_OTHER = 2.0  # percent; less is the ruler's own error
 MOST_SHADOW = 8.0  # percent; a color darker than the shade of the mix is shadow up to here
 ROWS = 64  # samples are worked on in bands of so many rows, to hold few at a time
@@ -158,7 +159,7 @@ def measure_shares(pixels: NDArray[np.uint8], mix: ColorMix, palette: Palette | 
     errors = {
         name: float(delta_e_2000(seen_color(view.lab[row > 0], row[row > 0]), color.lab))
         for (name, color), row in zip(found.items(), seen, strict=False)
-        if row.sum() > 0
+        if row.sum() >= LEAST_SHOWN * totals.sum()
     }
     drift = np.average(fit.shifts, axis=0, weights=totals[:-1]) if totals[:-1].sum() else np.zeros(3)
     return Measurement(
