@@ -39,10 +39,11 @@ def read_last_line(
 ) -> str:
     """Run `python -m module` in the project's folder and return the last line that it prints.
 
-    `packages` is a folder of packages that replaces the environment's own.
+    `packages` is a folder of packages that replaces the environment's own, those of PYTHONPATH included.
     """
     own = ["-S"] if packages else []  # no site-packages
-    path = os.pathsep.join([str(ROOT), *([str(packages)] if packages else [])])
+    others = str(packages) if packages else os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join([str(ROOT), *([others] if others else [])])
     done = subprocess.run(  # noqa: S603
         [sys.executable, *own, "-m", module, *map(str, arguments)],
         cwd=ROOT,
@@ -53,7 +54,8 @@ def read_last_line(
         check=False,
     )
     if done.returncode != 0:
-        raise RuntimeError(f"{module} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise RuntimeError(f"{module} ended with {done.returncode}: {said[:300]}")
     return done.stdout.splitlines()[-1]
 
 

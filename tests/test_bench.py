@@ -16,6 +16,7 @@ from bench import report as reports
 from bench import speed
 from bench.figures import Figure, Gate, Row, count_within_one, exact_gate, interleave, measure_psnr
 from bench.machine import Machine
+from bench.processes import read_last_line
 from bench.report import Report, fill_readme, merge_rows, read_report, render_readme, render_table
 from tilemix.system.project import ROOT
 
@@ -261,3 +262,16 @@ def test_operations_are_counted_by_what_they_are_made_of(mode):
 
     cost = count_operations(draw)
     assert (cost.computing, cost.views) == (1, 2)
+
+
+def test_a_process_of_the_bench_finds_what_pythonpath_names_and_says_why_it_failed(tmp_path, monkeypatch):
+    """On a machine whose packages lie in a folder of PYTHONPATH it found none of them."""
+    (tmp_path / "told.py").write_text(
+        "import sys\nprint(len(sys.argv))\nif sys.argv[1:]: raise KeyError('x')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert read_last_line("told") == "1"
+    with pytest.raises(RuntimeError, match="^told ended with 1: KeyError: 'x'$"):
+        read_last_line("told", "fail")
+    with pytest.raises(RuntimeError, match="No module named told$"):
+        read_last_line("told", packages=tmp_path / "others")
