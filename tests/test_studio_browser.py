@@ -171,6 +171,10 @@ def test_text_and_sliders_stay_in_step(open_page):
     page.get_by_text(
         "ohwx_rubber_tile <s0><s1>, wet floor, 55% blue, 45% white, side light, photo"
     ).wait_for()
+    assert page.locator("#reading mark").first.inner_text().strip(" ,") == "55% blue, 45% white"
+    page.fill("#prompt", "wet granules in the sun")
+    page.get_by_text("Not a mix").wait_for()
+    assert read_sliders(page) == {}
     page.fill("#prompt", "50% rad, 50% black")
     page.wait_for_selector("[data-prompt-error]:visible")
     assert "Did you mean “red”?" in page.inner_text("[data-prompt-error]")

@@ -288,6 +288,16 @@ def test_a_text_without_a_mix_says_so(shared):
     assert read["notes"] == ["No color mix is found in this text. It is sent as you wrote it."]
 
 
+def test_the_words_that_were_read_are_marked(shared):
+    text = "wet, ca. 60% rot, shiny, 40% schwarz in the sun"
+    reading = shared.get("/preview", params={"prompt": text}).json()["reading"]
+    assert "".join(piece["text"] for piece in reading) == text
+    kept = [piece["text"].strip(" ,") for piece in reading if not piece["is_read"]]
+    assert list(filter(None, kept)) == ["wet", "shiny", "in the sun"]
+    assert "<mark>" in shared.get("/", params={"prompt": text}).text
+    assert shared.get("/preview", params={"prompt": "wet granules in the sun"}).json()["reading"] == []
+
+
 # --- The path without a script
 
 

@@ -20,7 +20,10 @@ from tilemix.studio.web.palette import write_mix
 if TYPE_CHECKING:
     from starlette.datastructures import FormData
 
+    from tilemix.prompts.mix import Span
+
 MAX_ROWS = 12
+KEPT = frozenset({"text", "unknown"})  # roles of what is sent as typed
 HUNDRED = Decimal(100)
 WORD = re.compile(r"[^\s,;，；、+]{1,40}")
 SHOWN_BEFORE = 24  # characters before an error
@@ -47,6 +50,22 @@ def mark_position(text: str, position: int | None) -> tuple[str, str]:
     cut = at - SHOWN_BEFORE
     before = f"…{text[cut:at]}" if cut > 0 else text[:at]
     return before, word[0] if word else text[at : at + 1]
+
+
+def mark_reading(text: str, spans: tuple[Span, ...]) -> list[dict[str, str | bool]]:
+    """Return the text in pieces, each with whether it was read as a part of the mix; none where nothing was."""
+    pieces: list[dict[str, str | bool]] = []
+    end = 0
+    for span in spans:
+        is_read = span.role not in KEPT
+        if pieces and pieces[-1]["is_read"] == is_read:
+            pieces[-1]["text"] = f"{pieces[-1]['text']}{text[end : span.end]}"
+        else:
+            if end < span.start:
+                pieces.append({"text": text[end : span.start], "is_read": False})
+            pieces.append({"text": text[span.start : span.end], "is_read": is_read})
+        end = span.end
+    return pieces if any(piece["is_read"] for piece in pieces) else []
 
 
 def form_of_inputs(inputs: dict[str, Any]) -> PageForm:

@@ -19,6 +19,7 @@ from tilemix.studio.web.mix_form import (
     PageForm,
     form_of_inputs,
     mark_position,
+    mark_reading,
     read_page_form,
     split_text,
     write_table,
@@ -160,7 +161,14 @@ class MixerPage:
         )
 
     def _preview(self, text: str, words: Words) -> dict[str, Any]:
-        empty: dict[str, Any] = {"mix": [], "head": "", "tail": "", "sent_prompt": "", "notes": []}
+        empty: dict[str, Any] = {
+            "mix": [],
+            "head": "",
+            "tail": "",
+            "sent_prompt": "",
+            "notes": [],
+            "reading": [],
+        }
         try:
             prompt = self._studio.rewrite(text)
             mix, head, tail = split_text(text) if prompt.mix is not None else ({}, "", f", {text}")
@@ -178,6 +186,7 @@ class MixerPage:
             "tail": tail,
             "sent_prompt": prompt.positive,
             "notes": [explain(note, words) for note in (prompt.notes if mix else [NO_MIX])],
+            "reading": mark_reading(text, prompt.spans),
             "error": None,
             "before": "",
             "marked": "",

@@ -477,6 +477,7 @@ class Mixer {
 
   /** Put the shares into rows, bar and sketch. */
   show() {
+    this.rows.hidden = false;
     for (const row of this.rows.children) {
       const share = this.shares.get(row.dataset.color);
       const slider = find("[type=range]", row);
@@ -530,13 +531,15 @@ class Mixer {
       this.showPreview(read);
       if (!read.error) {
         this.read = read;
-        if (moveSliders && read.mix.length) {
+        if (moveSliders) {
           this.shares = Shares.of(read.mix, this.shares);
           this.drawRows();
           this.show();
           this.store();
         }
       }
+      this.rows.hidden = Boolean(read.error);
+      if (!read.mix.length) find("#total").textContent = this.data.words.no_mix;
       return read;
     } catch (error) {
       if (!(error instanceof TypeError)) throw error;
@@ -561,6 +564,9 @@ class Mixer {
     } else {
       find("#sent").textContent = read.sent_prompt;
     }
+    const reading = find("#reading");
+    reading.hidden = !read.reading.length;
+    reading.replaceChildren(...read.reading.map((piece) => (piece.is_read ? makeElement("mark", "", piece.text) : piece.text)));
     const notes = find("#notes");
     notes.textContent = read.notes.join(" ");
     notes.hidden = !read.notes.length;
