@@ -56,7 +56,10 @@ class Predictor(BasePredictor):  # type: ignore[misc]
             max_length=2000,
         ),
         seed: Optional[int] = Input(
-            description="Same seed, same picture. Left out: a fresh draw.", default=None, ge=0, le=4294967295
+            description="Same seed, same picture; -1: a fresh draw. Left out: a fresh draw.",
+            default=None,
+            ge=-1,
+            le=4294967295,
         ),
         width: Optional[int] = Input(
             description="Width in pixels, a multiple of 8. Left out: 1024.", default=None, ge=256, le=1536

@@ -126,7 +126,7 @@ def test_wrong_usage_is_exit_status_2(arguments, capsys):
             ["predict", "red", "--width", "1001"],
             "width 1001 is out of range; expected 256 to 1536, a multiple of 8",
         ),
-        (["predict", "red", "--seed", "-1"], "seed -1 is out of range; expected 0 to 4294967295"),
+        (["predict", "red", "--seed", "-2"], "seed -2 is out of range; expected -1 to 4294967295"),
         (["predict", ""], "prompt: empty, expected 1 to 2000 characters"),
         (["predict", "red", "--model", "nowhere"], "unknown model 'nowhere'; known: miniature, rubber-tile"),
         (

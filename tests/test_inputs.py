@@ -60,7 +60,7 @@ def test_a_row_that_is_not_known_is_refused():
     ("name", "text", "value"),
     [
         ("seed", "0", 0),
-        ("seed", "-1", -1),  # read; the request refuses it by its limits
+        ("seed", "-2", -2),  # read; the request refuses it by its limits
         ("lora_scale", "0.35", 0.35),
         ("guidance_scale", "7", 7.0),
         ("negative_prompt", " ", " "),
@@ -96,7 +96,7 @@ def test_a_text_that_is_not_a_number_is_refused_as_data(name, text, code):
 @pytest.mark.parametrize(
     ("inputs", "code", "values"),
     [
-        ({"seed": -1}, "input-out-of-range", {"typed": -1, "low": 0, "high": 4294967295}),
+        ({"seed": -2}, "input-out-of-range", {"typed": -2, "low": -1, "high": 4294967295}),
         (
             {"width": 1001},
             "input-not-multiple",
@@ -125,7 +125,10 @@ def test_descriptions_say_what_leaving_an_input_out_means():
     assert describe(width, left_out="1024") == "Width in pixels, a multiple of 8. Left out: 1024."
     assert describe(width, with_limits=True) == "Width in pixels (256 to 1536), a multiple of 8."
     seed = find_input("seed", IntegerInput)
-    assert describe(seed, left_out="1024") == "Same seed, same picture. Left out: a fresh draw."
+    assert (
+        describe(seed, left_out="1024")
+        == "Same seed, same picture; -1: a fresh draw. Left out: a fresh draw."
+    )
     assert describe(find_input("prompt", TextInput), left_out="x").endswith("Words after it are kept.")
     assert describe(find_input("output_format", ChoiceInput)).endswith("Left out: png.")
 
@@ -137,6 +140,12 @@ def test_a_request_that_leaves_all_out_is_resolved_from_the_model():
     assert (resolved.prompt, resolved.negative_prompt) == ("red", "blurry")
     assert resolved.lora_scales == LORAS
     assert 0 <= resolved.seed < 2**32
+
+
+def test_a_seed_of_minus_one_is_drawn_as_one_that_is_left_out():
+    request = GenerationRequest(prompt="red", seed=-1)
+    assert request == GenerationRequest(prompt="red")
+    assert len({request.with_seed().seed for _ in range(4)} - {-1, None}) > 1
 
 
 def test_what_a_request_says_counts_zero_and_the_empty_text_too():

@@ -178,7 +178,7 @@ def test_a_prediction_that_ends_early_tells_its_seed_and_leaves_the_next_one_unh
         {"seed": 1.0},
         {"seed": True},
         {"seed": "1"},
-        {"seed": -1},
+        {"seed": -2},
         {"width": 257},
         {"height": 1544},
         {"num_inference_steps": 0},

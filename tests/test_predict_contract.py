@@ -242,7 +242,7 @@ def test_the_lint_finds_a_renamed_input():
 TABLE = [
     ("prompt", "str", {"min_length": 1, "max_length": 2000}),
     ("negative_prompt", "Optional[str]", {"default": None, "max_length": 2000}),
-    ("seed", "Optional[int]", {"default": None, "ge": 0, "le": 4294967295}),
+    ("seed", "Optional[int]", {"default": None, "ge": -1, "le": 4294967295}),
     ("width", "Optional[int]", {"default": None, "ge": 256, "le": 1536}),
     ("height", "Optional[int]", {"default": None, "ge": 256, "le": 1536}),
     ("num_inference_steps", "Optional[int]", {"default": None, "ge": 1, "le": 100}),
@@ -315,7 +315,9 @@ def test_the_limits_are_the_requests_own():
         for limit, step in (("ge", -1), ("le", 1)):
             if limit in values:
                 inside = {"prompt": "red", name: values[limit]}
-                assert getattr(GenerationRequest(**inside), name) == values[limit]
+                # A seed of -1 asks for a fresh one, as one that is left out does.
+                kept = None if (name, values[limit]) == ("seed", -1) else values[limit]
+                assert getattr(GenerationRequest(**inside), name) == kept
                 with pytest.raises(RequestError, match=f"^{name} .* is out of range"):
                     GenerationRequest(**inside | {name: values[limit] + step})
     for name in ("width", "height"):

@@ -483,7 +483,7 @@ def test_a_table_that_is_not_clear_is_refused_at_its_field(rows, text, was, erro
     [
         ({"prompt": "50% rad, 50% black"}, "“rad” is not a color of the chart", "prompt"),
         ({"prompt": ""}, "Write a mix, or choose colors above.", "prompt"),
-        ({"seed": "-1"}, "Expected 0 to 4294967295.", "seed"),
+        ({"seed": "-2"}, "Expected \N{MINUS SIGN}1 to 4294967295.", "seed"),
         ({"seed": "1.5"}, "“1.5” is not a whole number.", "seed"),
         ({"width": "257"}, "Expected 256 to 1536, a multiple of 8.", "width"),
         ({"guidance_scale": "99"}, "Expected 1 to 20.", "guidance_scale"),

@@ -15,6 +15,8 @@ import msgspec
 from tilemix.inputs import IntegerInput, find_input, load_inputs
 from tilemix.prompts.checks import check_prompt, check_text
 
+FRESH = -1  # a seed to be drawn
+
 
 class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a request that leaves an input out gets; each model's manifest has its own."""
@@ -45,7 +47,7 @@ class GenerationRequest:
 
     prompt: str  # as typed
     negative_prompt: str | None = None  # None: the template's; "" is really empty
-    seed: int | None = None  # None: a fresh draw
+    seed: int | None = None  # None: a fresh draw; so is -1, as in other tools, which becomes None
     width: int | None = None  # pixels; None, as in what follows: the manifest's
     height: int | None = None  # pixels
     num_inference_steps: int | None = None
@@ -56,6 +58,8 @@ class GenerationRequest:
     def __post_init__(self) -> None:
         for name, row in load_inputs().items():
             row.check(getattr(self, name))
+        if self.seed == FRESH:
+            object.__setattr__(self, "seed", None)
         check_prompt(self.prompt)
         if self.negative_prompt is not None:
             check_text(self.negative_prompt, field="negative_prompt")
