@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -19,14 +20,15 @@ def read_clause(text: str, clause: Clause, mix: TypedMix) -> list[Color]:
     """Read the shares of one clause; return its colors without an amount."""
     is_color_first = _is_color_first(clause)
     places = clause.amounts
-    colors = list(clause.colors)
+    starts = [color.first for color in clause.colors]
+    taken: set[int] = set()
     bounds = (
         [(before + 1, place) for before, place in pairwise([clause.first - 1, *places])]
         if is_color_first
         else [(place + 1, after) for place, after in pairwise([*places, clause.last + 1])]
     )
     for place, (begin, end) in zip(places, bounds, strict=True):
-        inside = [color for color in colors if begin <= color.first and color.last < end]
+        inside = clause.colors[bisect_left(starts, begin) : bisect_left(starts, end)]
         color = (inside[-1] if is_color_first else inside[0]) if inside else None
         words = _words_between(clause, place, color, begin, end, is_color_first=is_color_first)
         amount = clause.tokens[place]
@@ -35,7 +37,7 @@ def read_clause(text: str, clause: Clause, mix: TypedMix) -> list[Color]:
                 refuse_misspelled_name(text, words, clause.tokens[color.first : color.last + 1])
             name = name_group(text, clause.tokens, color, mix.notes)
             mix.add(TypedShare(amount, name, (color.first, color.last)), place)
-            colors.remove(color)
+            taken.add(color.first)
             continue
         named = _name_of_unknown(clause, begin, end, is_color_first=is_color_first)
         if named is None:
@@ -43,17 +45,18 @@ def read_clause(text: str, clause: Clause, mix: TypedMix) -> list[Color]:
             continue
         mix.add(TypedShare(amount, "", named, is_unknown=True), place)
     # A base stands before the amounts: "black 20% red flecks". "black 20% red" may mean either.
-    for color in list(colors):
-        is_base = not is_color_first and (
-            color.last < places[0] or _is_behind_noun(clause, color, places[-1])
-        )
-        is_even = is_color_first and [clause.tokens[place].value for place in places] == ["50"]
-        is_text = color.first > places[-1] and is_followed_by_words(clause, color)
-        if not (is_base or is_even or is_text):
+    left = [color for color in clause.colors if color.first not in taken]
+    is_even = is_color_first and [clause.tokens[place].value for place in places] == ["50"]
+    bases: list[Color] = []
+    for color in left:
+        is_before = color.last < places[0] or _is_behind_noun(clause, color, places[-1])
+        if color.first > places[-1] and is_followed_by_words(clause, color):
+            continue  # text
+        if is_even or (is_before and not is_color_first):
+            bases.append(color)
+        else:
             mix.bare.append(color)
-        if is_text or not (is_base or is_even):
-            colors.remove(color)
-    return colors
+    return bases
 
 
 def _is_behind_noun(clause: Clause, color: Color, amount: int) -> bool:
@@ -162,16 +165,15 @@ def _beside(mix: TypedMix, place: int) -> set[str]:
 
 def give_each(text: str, bare: list[tuple[Clause, Color]], mix: TypedMix) -> None:
     """Give the amount of "50% each of red and black" to every color of the list."""
-    places = [place for place in sorted([*mix.lone, *_amount_places(mix)]) if _is_each(mix, place)]
-    if places:
-        mix.roles |= {
-            at: token.kind for at, token in enumerate(mix.tokens) if token.kind in {"each", "equal"}
-        }
-    for place in places:
-        owner = next((share for share in mix.shares if share.amount is mix.tokens[place]), None)
-        bounds = [other for other in sorted([*mix.lone, *_amount_places(mix)]) if other != place]
-        low = max((other for other in bounds if other < place), default=-1)
-        high = min((other for other in bounds if other > place), default=len(mix.tokens))
+    amounts = sorted([*mix.lone, *_amount_places(mix)])
+    if not any(_is_each(mix, place) for place in amounts):
+        return
+    mix.roles |= {at: token.kind for at, token in enumerate(mix.tokens) if token.kind in {"each", "equal"}}
+    owners = {id(share.amount): share for share in mix.shares}
+    for low, place, high in zip([-1, *amounts], amounts, [*amounts[1:], len(mix.tokens)], strict=False):
+        if not _is_each(mix, place):
+            continue
+        owner = owners.get(id(mix.tokens[place]))
         behind = [(clause, color) for clause, color in bare if place < color.first < high]
         before = [(clause, color) for clause, color in bare if low < color.first < place]
         is_behind = owner.named[0] > place if owner else bool(behind) and not before
