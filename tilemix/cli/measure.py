@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,11 +11,8 @@ from tilemix.errors import TilemixError
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
-    from tilemix.colors.palette import Palette
-    from tilemix.prompts.mix import ColorMix
 
 MOST_CHARACTERS = 80  # of a text, in an error
-SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*([a-z][a-z -]*?)\s*", re.IGNORECASE)
 
 MOST_CHARACTERS = 80  # of a text, in an error
 
@@ -40,12 +36,14 @@ def _measure(options: argparse.Namespace) -> None:
     from tilemix.pictures.files import read_pixels
     from tilemix.pictures.measure import has_swatch, measure_shares
     from tilemix.pictures.reading import read_record
+    from tilemix.prompts.mix import parse_mix
+    from tilemix.prompts.palette_mix import read_palette_mix
 
     pixels = read_pixels(options.file)
-    name = options.palette or (_palette_of(options.model) if options.model else None)
+    name = options.palette or (palette_of(options.model) if options.model else None)
     palette = load_palette(name) if name else None
     text = options.mix if options.mix is not None else read_record(options.file).prompt
-    mix = _read_mix(text, palette)
+    mix = (read_palette_mix(text, palette) if palette else None) or parse_mix(text).mix
     if mix is None:
         raise TilemixError("mix-missing", typed=text[:MOST_CHARACTERS])
     if not has_swatch(mix, palette):
@@ -64,29 +62,14 @@ def _measure(options: argparse.Namespace) -> None:
         sys.stdout.write(f"uncertain: {doubt}\n")
 
 
-def _palette_of(model: str) -> str:
+def palette_of(model: str) -> str:
+    """Return the name of a packaged model's palette."""
     from tilemix.weights.manifest import load_manifest
 
     name = load_manifest(model).palette
     if name is None:
         raise TilemixError("palette-none", model=model)
     return name
-
-
-def _read_mix(text: str, palette: Palette | None) -> ColorMix | None:
-    """Return the mix in a text: in a palette's own words where it is one, as a customer's otherwise."""
-    from decimal import Decimal
-
-    from tilemix.prompts.mix import ColorMix, ColorShare, parse_mix
-
-    shares = []
-    for part in text.split(","):
-        match = SHARE.fullmatch(part)
-        color = palette.find(match[2]) if match and palette else None
-        if match is None or color is None:
-            return parse_mix(text).mix
-        shares.append(ColorShare(color.word, Decimal(match[1])))
-    return ColorMix(tuple(shares))
 
 
 def list_shares(shares: dict[str, float]) -> str:

@@ -29,10 +29,24 @@ def add_train(verbs: Verbs) -> None:
         action="store_true",
         help="run a few steps, print time, memory and disk space, write nothing",
     )
+    train.add_argument(
+        "--check",
+        action="store_true",
+        help="list the captions that name another mix than their pictures show",
+    )
+    train.add_argument(
+        "--fix", action="store_true", help="check, and write corrected captions: NAME.txt.corrected"
+    )
+    train.add_argument(
+        "--palette", metavar="NAME", help="of --check; default: that of $TILEMIX_MODEL, else of miniature"
+    )
     train.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _train(options: argparse.Namespace) -> None:
+    if options.check or options.fix:
+        _check(options)
+        return
     if importlib.util.find_spec("peft") is None:
         raise TrainingError("training-needs-peft")
     import msgspec
@@ -74,3 +88,23 @@ def _train(options: argparse.Namespace) -> None:
         return
     for path in files:
         sys.stdout.write(f"{path}\n")
+
+
+def _check(options: argparse.Namespace) -> None:
+    from tilemix.cli.measure import palette_of
+    from tilemix.cli.predict import DEFAULT_MODEL
+    from tilemix.colors.palette import load_palette
+    from tilemix.tuning.captions import check_captions
+    from tilemix.tuning.plan import make_plan
+
+    name = options.palette or palette_of(os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL)
+    wrong = check_captions(make_plan(options.config).pictures, load_palette(name))
+    if options.json:
+        listed = [{"caption": one.path.name, "says": one.says, "shows": one.shows} for one in wrong]
+        sys.stdout.write(json.dumps(listed) + "\n")
+    for one in wrong:
+        if not options.json:
+            sys.stdout.write(f"{one}\n")
+        if options.fix:
+            one.write_corrected()
+    logger.info("%d captions disagree with their pictures", len(wrong))

@@ -48,6 +48,12 @@ def parse_hex(text: str) -> tuple[int, int, int]:
     return int(digits[0:2], 16), int(digits[2:4], 16), int(digits[4:6], 16)
 
 
+def format_hex(srgb: ArrayLike) -> str:
+    """Return `#RRGGBB` of channels (3,), rounded and brought into 0..255."""
+    red, green, blue = np.clip(np.rint(srgb), 0, 255).astype(int).tolist()
+    return f"#{red:02X}{green:02X}{blue:02X}"
+
+
 def srgb_to_lab(srgb: ArrayLike) -> Floats:
     """Convert sRGB (..., 3), 0..255 in integers or floats, to CIELAB (..., 3)."""
     encoded = np.asarray(srgb, dtype=np.float64) / 255

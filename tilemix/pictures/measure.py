@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tilemix.colors.appearance import SHADOW, density, seen_color
-from tilemix.colors.cielab import delta_e_2000, srgb_to_lab
+from tilemix.colors.cielab import delta_e_2000, format_hex, lab_to_srgb, srgb_to_lab
 from tilemix.colors.palette import chart_palette, find_color
 from tilemix.errors import InputError
 from tilemix.pictures.granules import (
@@ -84,6 +84,9 @@ class Measurement:
     mean_delta_e: float  # delta E 2000 to the nearest color asked for, mean over the pixels of granules
     # color of the mix that shows -> delta E 2000 of its granules to the palette's
     color_errors: dict[str, float] = field(default_factory=dict)
+    seen: dict[str, str] = field(
+        default_factory=dict
+    )  # color of the mix that shows -> "#RRGGBB" of its granules
     drift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # L*, a*, b*: how far all colors moved, in the mean
     uncertain: tuple[str, ...] = ()  # why the shares are not to be trusted; empty where they are
 
@@ -156,9 +159,9 @@ def measure_shares(pixels: NDArray[np.uint8], mix: ColorMix, palette: Palette | 
     in_all = seen.sum(axis=0)
     swatches = np.stack([color.lab for color in asked])
     nearest = delta_e_2000(view.lab[:, None], swatches).min(axis=1)
-    errors = {
-        name: float(delta_e_2000(seen_color(view.lab[row > 0], row[row > 0]), color.lab))
-        for (name, color), row in zip(found.items(), seen, strict=False)
+    shown = {
+        name: seen_color(view.lab[row > 0], row[row > 0])
+        for name, row in zip(found, seen, strict=False)
         if row.sum() >= LEAST_SHOWN * totals.sum()
     }
     drift = np.average(fit.shifts, axis=0, weights=totals[:-1]) if totals[:-1].sum() else np.zeros(3)
@@ -167,7 +170,8 @@ def measure_shares(pixels: NDArray[np.uint8], mix: ColorMix, palette: Palette | 
         others=dict(sorted(named.items(), key=lambda item: -item[1])),
         not_asked=float(sum(named.values())),
         mean_delta_e=float(np.average(nearest, weights=in_all)) if in_all.sum() else 0.0,
-        color_errors=errors,
+        color_errors={name: float(delta_e_2000(lab, found[name].lab)) for name, lab in shown.items()},
+        seen={name: format_hex(lab_to_srgb(lab)) for name, lab in shown.items()},
         drift=(float(drift[0]), float(drift[1]), float(drift[2])),
         uncertain=tuple(_find_doubts(pixels, found, chord, float(percents[-1]))),
     )

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tilemix.colors.appearance import measure_appearance, seen_color
-from tilemix.colors.cielab import lab_to_srgb, srgb_to_lab
+from tilemix.colors.cielab import format_hex, lab_to_srgb, srgb_to_lab
 from tilemix.colors.palette import PaletteColor
 from tilemix.errors import InputError
 from tilemix.pictures.granules import take_samples
@@ -88,12 +88,11 @@ def measure_color(pixels: NDArray[np.uint8], word: str, *, source: str) -> Palet
     samples = take_samples(cut_background(pixels, source=source), 2, SAMPLES).reshape(-1, 3)
     levels, counts = np.unique(samples, axis=0, return_counts=True)
     lab = srgb_to_lab(levels)
-    seen = np.clip(np.rint(lab_to_srgb(seen_color(lab, counts))), 0, 255).astype(int)
     mean = np.average(lab, axis=0, weights=counts)
     spread = np.sqrt(np.average((lab - mean) ** 2, axis=0, weights=counts))
     return PaletteColor(
         word=word,
-        as_seen="#{:02X}{:02X}{:02X}".format(*seen),
+        as_seen=format_hex(lab_to_srgb(seen_color(lab, counts))),
         spread=(round(float(spread[0]), 1), round(float(spread[1]), 1), round(float(spread[2]), 1)),
         appearance=measure_appearance(lab, counts),
     )

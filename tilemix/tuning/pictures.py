@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SIDE_OF_CHECK = 1024  # pixels of the shorter side, at which a caption is checked
 MAX_PIXELS = 100_000_000  # 300 MB decoded
 
 
