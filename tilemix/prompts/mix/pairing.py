@@ -52,7 +52,11 @@ def read_clause(text: str, clause: Clause, mix: TypedMix) -> list[Color]:
         is_before = color.last < places[0] or _is_behind_noun(clause, color, places[-1])
         if color.first > places[-1] and is_followed_by_words(clause, color):
             continue  # text
-        if is_even or (is_before and not is_color_first):
+        # A color-first clause may begin with its base and the base's noun: "黑底红点20%".
+        is_ground = (
+            is_color_first and color is clause.colors[0] and clause.tokens[color.last + 1].kind == "noun"
+        )
+        if is_even or is_ground or (is_before and not is_color_first):
             bases.append(color)
         else:
             mix.bare.append(color)

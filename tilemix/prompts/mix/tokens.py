@@ -259,7 +259,7 @@ def _read_number(
             kind, end, used = unit, phrase_end, used + words
     if kind == "number" and pieces[place].kind == "word":
         return Token("word", start, end), used
-    if kind == "number" and [token.kind for token in before[-2:]] == ["number", "to"]:
+    if kind == "number" and [token.kind for token in before[-2:]] in (["number", "to"], ["number", "with"]):
         before.pop()
         first = before.pop()
         return Token("ratio", first.start, end, f"{first.value}:{value}"), used

@@ -111,7 +111,7 @@ def _begin_of_clause(tokens: list[Token], first: int) -> int:
     while place > 0 and tokens[place - 1].kind in SOFT and tokens[place - 1].value not in OPENED:
         place -= 1
     is_begin = place == 0 or tokens[place - 1].kind == "separator"
-    return place if is_begin and any(token.kind == "noun" for token in tokens[place:first]) else first
+    return place if is_begin and any(token.kind != "link" for token in tokens[place:first]) else first
 
 
 def _is_stop_of_filler(tokens: list[Token], place: int) -> bool:
