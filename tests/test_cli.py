@@ -79,6 +79,28 @@ def test_rewrite_as_json_adds_the_mix(capsys):
     ]
 
 
+def test_rewrite_explains_what_every_word_was_taken_for(capsys):
+    assert main(["rewrite", "--explain", "black with 20% red flecks, wet"]) == 0
+    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["1", "base", "'black' = black"],
+        ["7", "with", "'with'"],
+        ["12", "share", "'20%' = 20"],
+        ["16", "color", "'red' = red"],
+        ["20", "noun", "'flecks'"],
+        ["26", "text", "', wet'"],
+    ]
+
+
+def test_predict_reads_the_text_before_it_loads_a_model(capsys, monkeypatch, tmp_path):
+    def load(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("tilemix.render.Renderer.load", load)
+    assert main(["predict", "50% rad, 50% black", "-o", str(tmp_path / "tile.png")]) == 1
+    assert "did you mean 'red'?" in capsys.readouterr().err
+
+
 def test_rewrite_takes_less_than_a_fifth_of_a_second():
     def measure() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

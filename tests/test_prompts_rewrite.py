@@ -109,6 +109,27 @@ def test_notes_are_logged_and_returned(caplog):
     assert caplog.messages[0] == "unknown color 'gold' at character 5 is sent as typed"
 
 
+def test_a_text_without_a_mix_is_said_to_be_none(caplog):
+    prompt = rewrite("wet granules in the sun", TILE)
+    assert prompt.mix is None
+    assert [note.code for note in prompt.notes] == ["mix-not-found"]
+    assert caplog.messages == ["no color mix found; sent as typed"]
+
+
+def test_a_trade_code_in_a_trigger_prompt_is_measured_and_noted(caplog):
+    text = "ohwx_rubber_tile <s0><s1>, 60% grsgrn, 40% yellow"
+    prompt = rewrite(text, TILE)
+    assert prompt.positive == text
+    assert str(prompt.mix) == "60% green, 40% yellow"
+    (note,) = prompt.notes
+    assert (note.code, note.values["typed"], note.values["color"]) == (
+        "mix-known-by-another-word",
+        "grsgrn",
+        "green",
+    )
+    assert caplog.messages == [str(note)]
+
+
 def test_a_mix_that_is_not_clear_is_refused():
     with pytest.raises(MixError, match=r"^unknown color 'rad' at character 5; did you mean 'red'\?$"):
         rewrite("50% rad, 50% black", TILE)
