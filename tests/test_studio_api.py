@@ -379,10 +379,36 @@ def test_predictions_are_found_by_color_and_by_text_a_page_at_a_time(client):
     assert find(text="w_t") == find(text="red%black") == find(text="\\") == find(before="nonsense") == []
     assert find(limit=2) == [3, 2]
     assert find(limit=2, before=ids[2]) == [1, 0]
-    for limit in ("0", "101", "x", "-1"):
-        assert client.get("/api/predictions", params={"limit": limit}).status_code == 422
+    for limit, code in {
+        "0": "input-out-of-range",
+        "101": "input-out-of-range",
+        "-1": "input-out-of-range",
+        "x": "input-not-integer",
+        f"1{'0' * 6000}": "input-not-integer",
+    }.items():
+        answer = client.get("/api/predictions", params={"limit": limit})
+        assert answer.status_code == 422
+        error = answer.json()["error"]
+        assert (error["code"], error["field"]) == (code, "limit")
+        assert len(str(error["values"]["typed"])) <= 40
     for identity in ids:
         client.post(f"/api/predictions/{identity}/cancel")
+
+
+def test_an_unexpected_exception_is_an_error_in_json(cog, tmp_path, monkeypatch):
+    with run(tmp_path, cog) as client:
+        monkeypatch.setattr(client.studio, "ask_for", lambda _: 1 // 0)
+        answer = client.post("/api/predictions", json={"prompt": MIX})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["code"] == "studio-broken"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_method_that_an_address_does_not_have_is_a_405_in_json(shared):
+    answer = shared.put("/api/predictions/x")
+    assert answer.status_code == 405
+    assert answer.headers["allow"]
+    assert answer.json()["error"]["values"] == {"method": "PUT"}
 
 
 @pytest.mark.parametrize(
@@ -459,11 +485,17 @@ def test_another_name_for_this_machine_is_refused(shared):
 
 @pytest.mark.parametrize(
     "headers",
-    [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}],
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://[::1"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
 )
 def test_changes_from_pages_of_another_origin_are_refused(shared, headers):
     answer = shared.post("/api/predictions", json={"prompt": MIX}, headers=headers)
     assert answer.status_code == 403
+    assert answer.json()["error"]["values"] == {"origin": next(iter(headers.values()))}
     assert shared.get("/api/predictions", headers=headers).status_code == 200
 
 

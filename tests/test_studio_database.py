@@ -102,6 +102,14 @@ def test_a_database_of_a_later_studio_is_refused(database_url):
     [
         ("mysql://root:secret@host/name", "unknown database 'mysql'; known: sqlite, postgresql"),
         ("nonsense", "the database's URL cannot be read; expected sqlite:////path or postgresql://host/name"),
+        (
+            "postgresql://[::1",
+            "the database's URL cannot be read; expected sqlite:////path or postgresql://host/name",
+        ),
+        (
+            "sqlite:////tmp/a?timeout=x",
+            "the database's URL cannot be read; expected sqlite:////path or postgresql://host/name",
+        ),
         ("sqlite://", "the database's URL names no file; expected sqlite:////path"),
         ("sqlite:///:memory:", "the database's URL names no file; expected sqlite:////path"),
         ("sqlite:////no/such/folder/a", "the database cannot be opened: unable to open database file"),

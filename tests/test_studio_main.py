@@ -12,7 +12,9 @@ import time
 import httpx
 import pytest
 
-from tilemix.studio.__main__ import MaskingFormatter, place_server
+from tilemix.errors import SettingsError
+from tilemix.studio.__main__ import MaskingFormatter, main, place_server
+from tilemix.studio.service import Studio
 from tilemix.studio.settings import Settings
 from tilemix.system.project import ROOT
 
@@ -59,6 +61,27 @@ def test_settings_that_cannot_be_used_are_one_line_and_exit_status_1(tmp_path):
     assert process.returncode == 1
     expected = "TILEMIX_STUDIO_HOST is '0.0.0.0', which others can reach: set TILEMIX_STUDIO_TOKEN"
     assert shown == f"tilemix.studio: {expected}\n"
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [("192.0.2.1", "not an address of this machine"), ("tiles\udcff.example", "not a host's name")],
+)
+def test_a_host_that_is_not_ours_is_refused_by_its_own_name(monkeypatch, capsys, host, reason):
+    """It was blamed on the port, or ended in a traceback."""
+    monkeypatch.setenv("TILEMIX_STUDIO_HOST", host)
+    monkeypatch.setenv("TILEMIX_STUDIO_TOKEN", "a token of 16 or more".replace(" ", "-"))
+    assert main([]) == 1
+    assert capsys.readouterr().err == f"tilemix.studio: TILEMIX_STUDIO_HOST is {host!r}: {reason}\n"
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    settings = Settings.from_environment({"TILEMIX_STUDIO_FOLDER": str(file / "studio")})
+    with pytest.raises(SettingsError) as raised:
+        Studio(settings)
+    assert str(raised.value) == f"TILEMIX_STUDIO_FOLDER is '{file}/studio': Not a directory"
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from tilemix.request import GenerationRequest
 from tilemix.studio.cog_backend import CogBackend, cog_client
 from tilemix.studio.queue import Queue
 
-NO_REASON = Message("studio-refused", {"reason": "no reason"})
+NO_REASON = Message("prediction-failed", {"reason": "no reason"})
 
 TEMPLATE = find_template("rubber_tile")
 

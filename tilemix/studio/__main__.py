@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import logging
 import os
 import secrets
@@ -153,12 +154,23 @@ def place_server(settings: Settings, *, is_chosen: bool) -> Settings:
 
 
 def _try_port(host: str, port: int) -> tuple[int, str | None]:
-    """Return the port (a free one for 0) and why it cannot be listened on, or None if it can."""
+    """Return the port (a free one for 0) and why it cannot be listened on, or None if it can.
+
+    Raises:
+        SettingsError: the host is not one of this machine's.
+    """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # old connections may linger
         try:
             probe.bind((host, port))
+        except (socket.gaierror, TypeError) as error:  # TypeError: the host is not UTF-8
+            reason = (error.strerror if isinstance(error, OSError) else None) or "not a host's name"
+            raise SettingsError("settings-host-unusable", host=host[:80], reason=reason.lower()) from error
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise SettingsError(
+                    "settings-host-unusable", host=host[:80], reason="not an address of this machine"
+                ) from error
             return port, (error.strerror or type(error).__name__).lower()
         return probe.getsockname()[1], None
 

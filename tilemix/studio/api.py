@@ -19,6 +19,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from tilemix.errors import Message, RefusalError, RequestError
+from tilemix.inputs import IntegerInput
 from tilemix.studio.gallery import MOST_ON_A_PAGE, Gallery
 from tilemix.studio.negotiation import prefers
 from tilemix.studio.predictions import CANCELED
@@ -32,6 +33,9 @@ OPENAPI = Path(__file__).parent / "openapi.json"
 POLL_SECONDS = 0.2
 RETRY_SECONDS = 30  # about as long as a Cog server takes to start
 PAGE_SIZE = 20
+LIMIT = IntegerInput(
+    name="limit", description="The most predictions in one answer", minimum=1, maximum=MOST_ON_A_PAGE
+)
 FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
 MAX_FIELDS = 20
 MAX_FIELD_BYTES = 64 * 2**10
@@ -152,9 +156,9 @@ def api_routes(studio: Studio) -> list[Route]:
 def _read_limit(text: str | None) -> int:
     if text is None:
         return PAGE_SIZE
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MOST_ON_A_PAGE):
-        raise RequestError("input-not-integer", field="limit", typed=text[:40], low=1, high=MOST_ON_A_PAGE)
-    return int(text)
+    limit = LIMIT.read(text)
+    LIMIT.check(limit)
+    return limit
 
 
 def _read_search(name: str, text: str | None) -> str | None:

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from tilemix.errors import InputError, Message, RefusalError
 from tilemix.studio.api import api_routes
-from tilemix.studio.guard import Guard, RateLimit
+from tilemix.studio.guard import HEADERS, Guard, RateLimit
 from tilemix.studio.web.page import page_routes
 from tilemix.studio.web.rendering import Renderer
 from tilemix.studio.webhooks import webhook_routes
@@ -49,7 +49,12 @@ def create_app(studio: Studio, *, rate_limit: RateLimit | None = None) -> Starle
             status = error.status if isinstance(error, RefusalError) else 422
             return renderer.refuse(request, error.message, status)
         assert isinstance(error, HTTPException)  # of Starlette: its router and its form parser
-        return renderer.refuse(request, _name_refusal(error), error.status_code, error.headers)
+        return renderer.refuse(request, _name_refusal(request, error), error.status_code, error.headers)
+
+    async def apologize(request: Request, _: Exception) -> Response:
+        # Starlette raises the exception once more after this answer, and uvicorn logs it. The answer does not pass
+        # the guard.
+        return renderer.refuse(request, Message("studio-broken", {}), 500, HEADERS)
 
     guard = Middleware(
         Guard, settings=studio.settings, rate_limit=rate_limit or RateLimit(), refuse=renderer.refuse
@@ -62,13 +67,16 @@ def create_app(studio: Studio, *, rate_limit: RateLimit | None = None) -> Starle
             *page_routes(studio, renderer),
         ],
         middleware=[guard],
-        exception_handlers=dict.fromkeys((InputError, RefusalError, HTTPException), refuse),
+        exception_handlers={
+            **dict.fromkeys((InputError, RefusalError, HTTPException), refuse),
+            Exception: apologize,
+        },
     )
 
 
-def _name_refusal(error: HTTPException) -> Message:
+def _name_refusal(request: Request, error: HTTPException) -> Message:
     if error.status_code == 404:
         return Message("studio-nothing-here", {})
-    return Message(
-        "input-bad-form" if error.status_code == 400 else "studio-refused", {"reason": error.detail}
-    )
+    if error.status_code == 405:
+        return Message("studio-wrong-method", {"method": request.method[:40]})
+    return Message("input-bad-form", {"reason": error.detail})

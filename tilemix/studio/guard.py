@@ -132,9 +132,11 @@ class Guard:
         if scope["method"] in SAFE_METHODS or is_open:
             return None
         origin = headers.get("origin")
-        is_foreign = origin is not None and urlsplit(origin).netloc not in self._netlocs | {host}
-        if is_foreign or headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
-            return self._make_refusal(request, Message("studio-foreign-origin", {}), 403)
+        site = headers.get("sec-fetch-site", "same-origin")
+        is_foreign = origin is not None and _netloc(origin) not in self._netlocs | {host}
+        if is_foreign or site not in {"same-origin", "none"}:
+            message = Message("studio-foreign-origin", {"origin": (origin or site)[:80]})
+            return self._make_refusal(request, message, 403)
         address = scope["client"][0] if scope.get("client") else ""
         if not self._rate_limit.take(address):
             message = Message("studio-too-many-changes", {"most": CHANGES_A_MINUTE})
@@ -163,6 +165,13 @@ def _hostname(host: str) -> str | None:
     try:
         return urlsplit(f"//{host}").hostname
     except ValueError:
+        return None
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # such as an IPv6 address without its closing bracket
         return None
 
 

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Self
 
+from tilemix.errors import SettingsError
 from tilemix.prompts.rewrite import Prompt, rewrite
 from tilemix.prompts.template import find_template
 from tilemix.studio.cog_backend import CogBackend, cog_client
@@ -48,7 +49,13 @@ class Studio:
         is_replicate = isinstance(self.backend, ReplicateBackend)
         refetch = self.backend.fetch_signing_secret if isinstance(self.backend, ReplicateBackend) else None
         self.keyring = Keyring(settings.webhook_secrets, refetch=refetch)
-        settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            folder = str(settings.folder)
+            raise SettingsError(
+                "settings-folder-unusable", folder=folder, reason=str(error.strerror)
+            ) from error
         self._lock = lock_file(settings.folder / "lock", str(settings.folder))
         try:
             self.database = Database.open(settings.database_url, is_shared=False)

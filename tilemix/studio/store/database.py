@@ -16,7 +16,7 @@ import msgspec
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -109,9 +109,12 @@ def update_tables(connection: Connection) -> None:
 
 def _make_engine(secret: Secret) -> Engine:
     try:
-        url = make_url(secret.reveal())
-    except ArgumentError:
+        return _read_engine(make_url(secret.reveal()))
+    except (ArgumentError, ValueError):  # ValueError: a port or an option that is not a number
         raise SettingsError("settings-database-bad-url") from None
+
+
+def _read_engine(url: URL) -> Engine:
     kind = url.drivername.partition("+")[0]
     if kind not in DRIVERS:
         raise SettingsError("settings-unknown-database", typed=kind[:40], known="sqlite, postgresql")
