@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from tests.pace import assert_quick
+from tilemix.__main__ import main as command
 from tilemix.cli import main, make_parser
 from tilemix.pictures.files import write_image
 from tilemix.pictures.record import Record
 from tilemix.request import GenerationRequest
 from tilemix.system.project import ROOT
 
+LORA = "rubber-tile-miniature_sdxl_lora.safetensors"
 EXAMPLE = (
     "ohwx_rubber_tile <s0><s1>, 50% red, 30% black, 20% pearl, "
     "photorealistic rubber tile, high quality, detailed texture"
@@ -136,6 +138,53 @@ def test_wrong_usage_is_exit_status_2(arguments, capsys):
     assert "usage: tilemix" in capsys.readouterr().err
 
 
+def test_an_integer_is_refused_in_the_words_of_the_inputs(capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "red", "--seed", "1e3"])
+    assert "seed '1e3' is not an integer; expected -1 to 4294967295" in capsys.readouterr().err
+
+
+def test_json_and_text_hold_a_name_that_is_not_utf_8(tmp_path):
+    """Each was a traceback: Python reads such a byte as a lone surrogate, which UTF-8 has not."""
+    os.link(ROOT / "weights/miniature" / LORA, os.fsencode(tmp_path) + b"/\xff.safetensors")
+    alone = run("inspect", "--no-hash", "--json", os.fsencode(tmp_path) + b"/\xff.safetensors")
+    assert json.loads(alone.stdout)["path"] == f"{tmp_path}/?.safetensors", alone.stderr
+    every = run("inspect", "--no-hash", "--json", tmp_path)
+    assert json.loads(every.stdout)[0]["path"] == f"{tmp_path}/?.safetensors", every.stderr
+    assert run("inspect", "--no-hash", os.fsencode(tmp_path) + b"/\xff.safetensors").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("rewrite", "red", "> /dev/full"), "No space left on device"),
+        (("weights", "list", ">&-"), "Bad file descriptor"),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line(arguments, reason):
+    command = f"{sys.executable} -m tilemix {' '.join(arguments)}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stderr == f"tilemix {arguments[0]}: standard output cannot be written: {reason}\n"
+    assert done.returncode == 1
+
+
+def test_a_refusal_without_standard_error_has_its_status():
+    command = f"{sys.executable} -m tilemix rewrite '50% rad' 2>&-"
+    assert subprocess.run(["sh", "-c", command], check=False, cwd=ROOT).returncode == 1
+
+
+def test_ctrl_c_during_the_imports_is_one_line(capsys, monkeypatch):
+    class Interrupted:
+        def find_spec(self, name, path=None, target=None):
+            if name == "tilemix.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "tilemix.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert command() == 130
+    assert capsys.readouterr().err == "tilemix: interrupted\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -143,6 +192,7 @@ def test_wrong_usage_is_exit_status_2(arguments, capsys):
             ["predict", "red", "-o", "tile.gif"],
             "'tile.gif' has no suffix of .png, .webp, .jpg, .jpeg; use --output-format",
         ),
+        (["predict", "red", "-o", "tests", "--output-format", "png"], "tests: not a file"),
         (["predict", "red", "-o", "nowhere/tile.png"], "nowhere/tile.png: folder 'nowhere' does not exist"),
         (
             ["predict", "red", "--width", "1001"],
@@ -233,7 +283,7 @@ def test_predict_repeats_a_tile_byte_for_byte(tmp_path):
 def test_a_thread_count_that_is_not_a_number_is_refused(tmp_path):
     done = run("predict", "red", "-o", str(tmp_path / "a.png"), TILEMIX_THREADS="many")
     assert done.returncode == 1
-    assert done.stderr.endswith("TILEMIX_THREADS is 'many'; expected a whole number, 1 or more\n")
+    assert done.stderr.endswith("TILEMIX_THREADS is 'many'; expected an integer from 1 to 1024\n")
 
 
 def heed_interrupts():

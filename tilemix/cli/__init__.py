@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tilemix.cli.inspect import add_inspect
 from tilemix.cli.measure import add_measure
@@ -27,6 +28,8 @@ from tilemix.errors import TilemixError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status."""
     parser = make_parser()
+    if sys.stderr is None:  # as in `tilemix ... 2>&-`
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  open as long as the process
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("tilemix").setLevel(logging.WARNING if options.quiet else logging.INFO)
@@ -36,9 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"tilemix {options.verb}: {make_printable(str(error))}\n")
         return 1
     except BrokenPipeError:
-        # The reader is gone (`tilemix ... | head`). Python flushes stdout at exit and must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 1  # the reader is gone, as in `tilemix ... | head`
     except KeyboardInterrupt:
         sys.stderr.write(f"tilemix {options.verb}: interrupted\n")
         return 130

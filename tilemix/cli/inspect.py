@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tilemix.cli.terminal import make_printable
+from tilemix.cli.terminal import make_printable, write, write_json
 from tilemix.errors import ModelFileError
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ def add_inspect(verbs: Verbs) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    import msgspec
 
     from tilemix.modelfile.search import find_model_files
 
@@ -52,7 +51,10 @@ def _inspect(options: argparse.Namespace) -> None:
     is_folder = options.path.is_dir() and not (options.path / "model_index.json").is_file()
     if not is_folder:
         file = _read(options.path, wish, is_looked_up=options.lookup)
-        sys.stdout.write(_to_json(file) if options.json else describe(file))
+        if options.json:
+            write_json(file, indent=2)
+        else:
+            write(describe(file))
         return
     found: list[tuple[Path, ModelFile | str]] = []
     for path in find_model_files(options.path):
@@ -64,9 +66,9 @@ def _inspect(options: argparse.Namespace) -> None:
         logger.info("%s: no model files in it", options.path)
     if options.json:
         answer = [{"path": str(path), "refused": f} if isinstance(f, str) else f for path, f in found]
-        sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
+        write_json(answer)
     else:
-        sys.stdout.write(make_table([(path.relative_to(options.path), file) for path, file in found]))
+        write(make_table([(path.relative_to(options.path), file) for path, file in found]))
 
 
 def _read(path: Path, wish: HashWish, *, is_looked_up: bool) -> ModelFile:
@@ -99,12 +101,6 @@ def _progress(path: Path) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
-def _to_json(file: ModelFile) -> str:
-    import msgspec
-
-    return msgspec.json.format(msgspec.json.encode(file), indent=2).decode() + "\n"
-
-
 def describe(file: ModelFile) -> str:
     """Return what a model file is as lines `field: value`, without unknown fields."""
     lines: dict[str, object] = {
@@ -114,7 +110,7 @@ def describe(file: ModelFile) -> str:
         "format": file.format,
         "name": file.name,
         "base model": f"{file.base_model} ({file.base_told_by})" if file.base_model else "unknown",
-        "but": file.base_conflict,
+        "conflict": file.base_conflict,
         "base as declared": file.base_declared,
         "variant": file.variant,
         "rank": _rank(file),

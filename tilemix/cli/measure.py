@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tilemix.cli.terminal import write, write_json
 from tilemix.errors import TilemixError
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ def add_measure(verbs: Verbs) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    import msgspec
 
     from tilemix.colors.palette import load_palette
     from tilemix.pictures.files import read_pixels
@@ -50,16 +49,16 @@ def _measure(options: argparse.Namespace) -> None:
         raise TilemixError("mix-not-on-chart", mix=str(mix)[:MOST_CHARACTERS])
     measured = measure_shares(pixels, mix, palette)
     if options.json:
-        sys.stdout.write(msgspec.json.encode(measured).decode() + "\n")
+        write_json(measured)
         return
-    sys.stdout.write(f"{list_shares(measured.shares)}\n")
+    write(f"{list_shares(measured.shares)}\n")
     found = f" ({list_shares(measured.others)})" if measured.others else ""
-    sys.stdout.write(f"not asked for: {measured.not_asked:.1f}%{found}\n")
-    sys.stdout.write(f"mean delta E 2000: {measured.mean_delta_e:.1f}\n")
+    write(f"not asked for: {measured.not_asked:.1f}%{found}\n")
+    write(f"mean delta E 2000: {measured.mean_delta_e:.1f}\n")
     errors = ", ".join(f"{color} {error:.1f}" for color, error in measured.color_errors.items())
-    sys.stdout.write(f"delta E 2000 of each color: {errors}\n")
+    write(f"delta E 2000 of each color: {errors}\n")
     for doubt in measured.uncertain:
-        sys.stdout.write(f"uncertain: {doubt}\n")
+        write(f"uncertain: {doubt}\n")
 
 
 def palette_of(model: str) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from tilemix.cli.terminal import write
 from tilemix.errors import InputError, TilemixError
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def _palette(options: argparse.Namespace) -> None:
     write_atomically(options.out, encode_palette(palette))
     sheet = options.sheet or options.out.with_suffix(".png")
     draw_swatches(palette).save(sheet, "PNG")
-    sys.stdout.write(f"{options.out}: {len(colors)} colors; swatches in {sheet}\n")
+    write(f"{options.out}: {len(colors)} colors; swatches in {sheet}\n")
     for one, other, apart in palette.near_pairs():
-        sys.stdout.write(f"{one} and {other} are hardly told apart: delta E {apart:.1f}\n")
+        write(f"{one} and {other} are hardly told apart: delta E {apart:.1f}\n")
 
 
 def _find_word(path: Path) -> str | None:

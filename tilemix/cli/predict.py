@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilemix.cli.measure import list_shares
+from tilemix.cli.terminal import write, write_json
 from tilemix.errors import LIST_SEPARATOR, TilemixError
 from tilemix.inputs import ChoiceInput, Input, IntegerInput, NumberInput, describe, find_input, load_inputs
 from tilemix.system.garbage import uncollected
@@ -53,13 +54,21 @@ def _add_input(parser: argparse.ArgumentParser, row: Input) -> None:
     if row.required:
         parser.add_argument(row.name, help=text)
     elif isinstance(row, IntegerInput):
-        parser.add_argument(option, type=int, metavar="N", help=text)
+        parser.add_argument(option, type=partial(_read_integer, row), metavar="N", help=text)
     elif isinstance(row, NumberInput):
         parser.add_argument(option, type=float, metavar="X", help=text)
     elif isinstance(row, ChoiceInput):
         parser.add_argument(option, choices=row.choices, default=row.default, help=text)
     else:
         parser.add_argument(option, metavar="TEXT", help=text)
+
+
+def _read_integer(row: IntegerInput, text: str) -> int:
+    """Return the integer of an option, refused in tilemix's words instead of argparse's "invalid int value"."""
+    try:
+        return row.read(text)
+    except TilemixError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -69,6 +78,8 @@ def _predict(options: argparse.Namespace) -> None:
     if output_format is None:
         known = LIST_SEPARATOR.join(SUFFIXES)
         raise TilemixError("picture-unknown-suffix", file=options.output.name, known=known)
+    if options.output.is_dir():
+        raise TilemixError("file-not-a-file", file=str(options.output))
     folder = options.output.parent
     if not folder.is_dir():
         raise TilemixError("file-no-folder", file=str(options.output), folder=str(folder))
@@ -87,14 +98,12 @@ def _predict(options: argparse.Namespace) -> None:
     took = sum(rendered.seconds.values())
     logger.info("%s: %d kB, drawn in %.1f s", options.output, drawing.size // 1000, took)
     if options.json:
-        import msgspec
-
         answer = {"file": str(options.output), "record": rendered.record, "seconds": rendered.seconds}
         if measured:
             answer |= {"measured": measured}
-        sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
+        write_json(answer)
         return
-    sys.stdout.write(f"{options.output}\n")
+    write(f"{options.output}\n")
     if measured:
         logger.info("measured: %s", list_shares(measured.shares))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tilemix.cli.terminal import write, write_json
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
@@ -20,13 +21,12 @@ def add_record(verbs: Verbs) -> None:
 
 
 def _record(options: argparse.Namespace) -> None:
-    import msgspec
 
     from tilemix.pictures.reading import read_record
     from tilemix.pictures.record import parameters_text
 
     record = read_record(options.file)
     if options.parameters:
-        sys.stdout.write(parameters_text(record) + "\n")
+        write(parameters_text(record) + "\n")
     else:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(record), indent=2).decode() + "\n")
+        write_json(record, indent=2)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import TYPE_CHECKING
+
+from tilemix.cli.terminal import write, write_json
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
@@ -37,12 +37,10 @@ def _rewrite(options: argparse.Namespace) -> None:
     if options.explain and not options.json:
         for span in prompt.spans:
             typed = options.text[span.start : span.end]
-            sys.stdout.write(
-                f"{span.start + 1:>4}  {span.role:<9}  {typed!r}{span.value and f' = {span.value}'}\n"
-            )
+            write(f"{span.start + 1:>4}  {span.role:<9}  {typed!r}{span.value and f' = {span.value}'}\n")
         return
     if not options.json:
-        sys.stdout.write(f"{prompt.positive}\n")
+        write(f"{prompt.positive}\n")
         return
     mix = {share.color: float(share.percent) for share in prompt.mix.shares} if prompt.mix else None
     answer = {
@@ -61,4 +59,4 @@ def _rewrite(options: argparse.Namespace) -> None:
             for span in prompt.spans
         ],
     }
-    sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+    write_json(answer)

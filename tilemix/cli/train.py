@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tilemix.cli.terminal import write, write_json
 from tilemix.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ def _train(options: argparse.Namespace) -> None:
         return
     if importlib.util.find_spec("peft") is None:
         raise TrainingError("training-needs-peft")
-    import msgspec
     import torch
 
     from tilemix.pipelines.settings import parse_threads
@@ -66,15 +64,15 @@ def _train(options: argparse.Namespace) -> None:
     if options.dry_run:
         cost = estimate(plan, device)
         if options.json:
-            sys.stdout.write(msgspec.json.encode(cost).decode() + "\n")
+            write_json(cost)
             return
-        sys.stdout.write(f"pictures: {cost.pictures}\n")
+        write(f"pictures: {cost.pictures}\n")
         for phase, pace in cost.seconds_per_step.items():
             steps = plan.config.settings(phase).steps
-            sys.stdout.write(f"{phase}: {cost.learned[phase]:,} parameters, {steps} steps of {pace:.2f} s\n")
-        sys.stdout.write(f"time: {cost.seconds / 60:.1f} min, without the sample pictures\n")
-        sys.stdout.write(f"memory: {cost.memory / 1e9:.1f} GB on {cost.device}\n")
-        sys.stdout.write(f"disk: {cost.disk / 1e6:.0f} MB in {plan.output}\n")
+            write(f"{phase}: {cost.learned[phase]:,} parameters, {steps} steps of {pace:.2f} s\n")
+        write(f"time: {cost.seconds / 60:.1f} min, without the sample pictures\n")
+        write(f"memory: {cost.memory / 1e9:.1f} GB on {cost.device}\n")
+        write(f"disk: {cost.disk / 1e6:.0f} MB in {plan.output}\n")
         return
     try:
         files = write_adapters(tune(plan, device))
@@ -84,10 +82,10 @@ def _train(options: argparse.Namespace) -> None:
     if options.json:
         names = ("lora", "embeddings", "record")
         answer = {name: str(path) for name, path in zip(names, files, strict=True)}
-        sys.stdout.write(json.dumps(answer) + "\n")
+        write_json(answer)
         return
     for path in files:
-        sys.stdout.write(f"{path}\n")
+        write(f"{path}\n")
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -101,10 +99,10 @@ def _check(options: argparse.Namespace) -> None:
     wrong = check_captions(make_plan(options.config).pictures, load_palette(name))
     if options.json:
         listed = [{"caption": one.path.name, "says": one.says, "shows": one.shows} for one in wrong]
-        sys.stdout.write(json.dumps(listed) + "\n")
+        write_json(listed)
     for one in wrong:
         if not options.json:
-            sys.stdout.write(f"{one}\n")
+            write(f"{one}\n")
         if options.fix:
             one.write_corrected()
     logger.info("%d captions disagree with their pictures", len(wrong))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 from typing import TYPE_CHECKING
 
+from tilemix.cli.terminal import write
 from tilemix.errors import TilemixError
 
 if TYPE_CHECKING:
@@ -66,20 +66,18 @@ def _weights(options: argparse.Namespace) -> None:
         for name in weights.list_models():
             manifest = weights.load_manifest(name)
             missing = len(weights.find_missing(manifest))
-            sys.stdout.write(
-                f"{name}\t{'ready' if not missing else f'{missing} files missing'}\t{manifest.license}\n"
-            )
+            write(f"{name}\t{'ready' if not missing else f'{missing} files missing'}\t{manifest.license}\n")
     elif options.action == "fetch":
         web = weights.make_web(os.environ, options.allow_host)
         for path in weights.fetch(options.model, web=web):
-            sys.stdout.write(f"{path}\n")
+            write(f"{path}\n")
     elif options.action == "add":
         model = options.model or os.environ.get("TILEMIX_MODEL") or PRODUCT
         tokens = weights.split_tokens(options.tokens) if options.tokens is not None else None
         wish = weights.Wish(options.scale, tokens, options.file_name, options.replace)
         web = weights.make_web(os.environ, options.allow_host)
         added = weights.add(options.source, model, wish, web=web)
-        sys.stdout.write(f"{added.path}\n")
+        write(f"{added.path}\n")
         if added.change == "unchanged":
             logger.info("%s: the file is in its place and in the manifest already", model)
         else:
@@ -88,7 +86,7 @@ def _weights(options: argparse.Namespace) -> None:
             facts += [" ".join(adapter.tokens)] if adapter.tokens else []
             logger.info("%s: %s the %s, %s", model, added.change, adapter.kind, ", ".join(facts))
     elif options.action == "lock":
-        sys.stdout.write(f"{weights.lock(options.model)}\n")
+        write(f"{weights.lock(options.model)}\n")
     else:
         _verify(options.model)
 
@@ -101,8 +99,8 @@ def _verify(model: str) -> None:
         states = weights.verify(model, advance=progress.advance)
     faults = [state.fault for state in states if state.fault]
     for fault in faults:
-        sys.stdout.write(f"{fault}\n")
+        write(f"{fault}\n")
     if faults:
         raise TilemixError("weights-faults", model=model, faults=len(faults), files=len(states))
     unlocked = sum(not state.is_locked for state in states)
-    sys.stdout.write(f"{model}: {len(states) - unlocked} files verified, {unlocked} not locked\n")
+    write(f"{model}: {len(states) - unlocked} files verified, {unlocked} not locked\n")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tilemix.errors import TilemixError
 from tilemix.pipelines.speed import Speed
 
+THREADS = re.compile(r"[0-9]{1,4}")
+MOST_THREADS = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a process draws."""
 
-    threads: int | None = (
-        None  # of torch on the CPU; None: one per core. Another number changes the last bits
-    )
+    threads: int | None = None  # of torch on the CPU; None: one per core. The number changes the last bits
     speed: Speed = Speed.EQUIVALENT
     compiled: bool = False  # see tilemix.pipelines.compilation
 
@@ -37,12 +39,14 @@ def parse_threads(text: str | None) -> int | None:
     """Return the number of CPU threads that TILEMIX_THREADS asks for; None if it is unset or empty.
 
     Raises:
-        TilemixError: it is not a whole number from 1.
+        TilemixError: it is not an integer from 1 to MOST_THREADS.
     """
     if not text:
         return None
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise TilemixError("settings-not-a-count", name="TILEMIX_THREADS", typed=text[:40])
+    if not (THREADS.fullmatch(text) and 1 <= int(text) <= MOST_THREADS):
+        raise TilemixError(
+            "settings-not-an-integer", name="TILEMIX_THREADS", typed=text[:40], low=1, high=MOST_THREADS
+        )
     return int(text)
 
 
