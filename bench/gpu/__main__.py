@@ -1,7 +1,7 @@
 """Check and measure on a GPU, in the time there is.
 
     python -m bench.gpu --minutes 9 --out OUT            # all parts that fit; writes OUT/gpu.json after each
-    python -m bench.gpu --minutes 9 --out OUT --parts start,whole
+    python -m bench.gpu --minutes 9 --out OUT --parts lora,whole
     python -m bench.gpu --minutes 1 --out OUT --tiny     # the same code at a tiny size, on a CPU too
     python -m bench.gpu --write OUT/gpu.json             # puts a run into bench/REPORT.md
 
