@@ -30,6 +30,7 @@ from bench.gpu.rows import Card
 from bench.gpu.timing import synchronize
 from bench.gpu.workshop import REAL_SIZE, TINY_SIZE, Workshop
 from bench.machine import LIBRARIES
+from tilemix.system.machine import keep_freed_memory
 
 TINY_SHARE = 0.02  # of the estimates, at the tiny size
 SICK = 3  # exit status: the device does not compute any more
@@ -126,6 +127,7 @@ def prepare() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     logging.getLogger("bench").setLevel(logging.INFO)
     peers.quiet()
+    keep_freed_memory()  # as tilemix does; for the peers as well
     warnings.simplefilter("ignore")  # the peers' libraries deprecate parts of each other
     # Products are in fp32 by default, convolutions are not. For the truth alone: all else is in 16 bits.
     torch.backends.cudnn.allow_tf32 = False
