@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 from bench.topology import REAL, build_unet
 from tilemix.adapters import LoraMerger
+from tilemix.modelfile.spellings import KOHYA_UNET
 from tilemix.pipelines.parts import move
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def write_adapter(folder: Path, method: str, layers: dict[str, torch.nn.Linear])
     for name, layer in layers.items():
         rows, columns = layer.weight.shape
         if method == "LoHa":
-            module = "lora_unet_" + name.replace(".", "_")
+            module = KOHYA_UNET.spell(name)
             for factor in ("w1", "w2"):
                 tensors[f"{module}.hada_{factor}_a"] = draw(rows, RANK // 2)
                 tensors[f"{module}.hada_{factor}_b"] = draw(RANK // 2, columns)

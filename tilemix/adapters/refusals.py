@@ -14,10 +14,11 @@ from tilemix.errors import LIST_SEPARATOR, AdapterError
 from tilemix.modelfile.base_models import TOP_ATTENTION, name_declared, name_later_base, name_text_base
 from tilemix.modelfile.embedding_names import is_embedding_name
 from tilemix.modelfile.spellings import (
-    COMPONENTS,
+    BARE,
     CROSS_ATTENTION,
     ENCODERS,
     TEXT_ATTENTION,
+    UNET,
     find_prefix,
     split_name,
 )
@@ -29,13 +30,10 @@ if TYPE_CHECKING:
     from tilemix.adapters.names import ModuleKey
     from tilemix.modelfile import Header
 
-# What the name of a tensor without a place holds -> the format that it gives away. The first match is named:
-# other architectures, then the parts of families that are not supported, then files that are no LoRAs.
-TRANSFORMERS = {
-    re.compile(
-        r"^transformer\.(transformer_)?(blocks|layers)\.|^diffusion_model\.(blocks|layers)\.|^lora_transformer_"
-    ): "LoRA for a diffusion transformer",
-}
+# A tensor without a place gives its format away. The first match is named: other architectures, then the parts of
+# families that are not supported, then files that are not LoRAs.
+TRANSFORMER_PATH = re.compile(r"(transformer_)?(blocks|layers)[._]")
+SUPPORTED = tuple(family.name for family in FAMILIES if family.is_loaded)
 REFUSED_PARTS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.refused.values()))
 OTHER_FILES = {
     re.compile(r"^lllite_|controlnet|control_model"): "ControlNet",
@@ -67,14 +65,14 @@ def refuse_other_base(
     own = {
         component: weight.shape[1]
         for (component, module), weight in weights.items()
-        if module.endswith("attn2.to_k" if component == "unet" else "self_attn.q_proj")
+        if module.endswith("attn2.to_k" if component == UNET else "self_attn.q_proj")
     }
     for module, parts in modules.items():
         is_text = module.endswith(TEXT_ATTENTION)
         if not is_text and not module.endswith(CROSS_ATTENTION):
             continue
         component = find_prefix(module).component
-        if component not in (ENCODERS if is_text else COMPONENTS[:1]) or component not in own:
+        if component not in (ENCODERS if is_text else (UNET,)) or component not in own:
             continue
         width = find_width({part: header.tensors[tensor].shape for part, tensor in parts.items()})
         if width is None or width == own[component]:
@@ -95,9 +93,12 @@ def refuse_homeless(name: str, header: Header, homeless: Sequence[str]) -> None:
         return
     looked_at = homeless[:MAX_LOOKED_AT]
     base = name_later_base(looked_at)
-    found = f"{base} LoRA" if base else _find(TRANSFORMERS, looked_at)
-    if found := found or _find_part(looked_at) or _find(OTHER_FILES, looked_at):
-        raise AdapterError("lora-format-unsupported", file=name, format=found)
+    found = f"{base} LoRA" if base else None
+    if found is None and any(map(_is_of_transformer, looked_at)):
+        found = "LoRA for a diffusion transformer"
+    if found := found or _find_part(looked_at) or _find_other_file(looked_at):
+        supported = LIST_SEPARATOR.join(SUPPORTED)
+        raise AdapterError("lora-format-unsupported", file=name, format=found, supported=supported)
     if any(map(is_embedding_name, looked_at)):
         raise AdapterError("lora-is-embedding", file=name)
     if any(TOP_ATTENTION.search(tensor) for tensor in looked_at):
@@ -112,10 +113,19 @@ def refuse_homeless(name: str, header: Header, homeless: Sequence[str]) -> None:
     raise AdapterError("lora-no-place", file=name, tensors=shown, count=count)
 
 
-def _find(formats: Mapping[re.Pattern[str], str], tensors: Iterable[str]) -> str | None:
-    return next(
-        (name for pattern, name in formats.items() if any(pattern.search(tensor) for tensor in tensors)), None
-    )
+def _is_of_transformer(tensor: str) -> bool:
+    prefix = find_prefix(tensor)
+    if prefix is BARE:
+        return False
+    if prefix.component == "transformer" and prefix.writer == "kohya":
+        return True
+    path = tensor.removeprefix(prefix.start)
+    return prefix.component in ("transformer", UNET) and TRANSFORMER_PATH.match(path) is not None
+
+
+def _find_other_file(tensors: Sequence[str]) -> str | None:
+    found = (name for pattern, name in OTHER_FILES.items() if any(map(pattern.search, tensors)))
+    return next(found, None)
 
 
 def _find_part(tensors: Iterable[str]) -> str | None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from tilemix.adapters.embedding_file import EmbeddingFile
 from tilemix.errors import AdapterError
+from tilemix.modelfile.spellings import ENCODERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +49,7 @@ class TokenInstaller:
     @property
     def widths(self) -> dict[str, int]:
         """The width of each text encoder's token embeddings."""
-        return {name: self._embedding(name).weight.shape[1] for name in ("text_encoder", "text_encoder_2")}
+        return {name: self._embedding(name).weight.shape[1] for name in ENCODERS}
 
     @property
     def installed(self) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from tilemix.cli.terminal import write
 from tilemix.errors import TilemixError
+from tilemix.inputs import NumberInput, find_input
+from tilemix.request import DEFAULT_SCALE
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
@@ -40,7 +42,13 @@ def add_weights(verbs: Verbs) -> None:
         "source", help="a file, a PEFT folder, or an https address: a file's, a Civitai or hub page"
     )
     add.add_argument("--model", metavar="NAME", help=f"default: $TILEMIX_MODEL, else {PRODUCT}")
-    add.add_argument("--scale", type=float, metavar="X", help="a LoRA's strength, 0 to 1.5 (default: 0.7)")
+    limits = find_input("lora_scale", NumberInput)
+    add.add_argument(
+        "--scale",
+        type=float,
+        metavar="X",
+        help=f"a LoRA's strength, {limits.minimum:g} to {limits.maximum:g} (default: {DEFAULT_SCALE:g})",
+    )
     add.add_argument(
         "--tokens",
         metavar="TOKENS",

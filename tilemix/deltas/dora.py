@@ -95,5 +95,6 @@ DORA = Family(
         "lora_magnitude_vector": "magnitude",
         "lora_magnitude_vector.weight": "magnitude",
     },
+    wraps=True,
 )
 DORA_PARTS = frozenset(DORA.suffixes.values())

@@ -64,6 +64,12 @@ class Family:
     rank: Callable[[Shapes], int | None] = _tell_nothing
     # Puts the parts together; None where their shapes do not fit.
     build: Callable[[Tensors, FactorOf], Delta | None] = _build_nothing
+    wraps: bool = False  # whether it needs the change of another family, which it alters
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether files of this family can be loaded."""
+        return self.wraps or bool(self.complete)
 
 
 def columns_of(shapes: Shapes, *parts: str) -> int | None:

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tilemix.modelfile.embedding_names import HALVES, find_pair
-from tilemix.modelfile.spellings import CROSS_ATTENTION, TEXT_ATTENTION, unwrap
+from tilemix.modelfile.spellings import (
+    CROSS_ATTENTION,
+    ENCODERS,
+    TEXT_ATTENTION,
+    UNET,
+    find_prefix,
+    unwrap,
+)
 from tilemix.modelfile.widths import CONTEXT_WIDTHS, TEXT_WIDTHS
 
 if TYPE_CHECKING:
@@ -23,14 +30,6 @@ if TYPE_CHECKING:
     from tilemix.modelfile.header import Header, TensorInfo
     from tilemix.modelfile.kinds import Recognized
 
-# Prefixes of text encoders that only files for SDXL have.
-SDXL_PREFIXES = (
-    "lora_te1_",
-    "lora_te2_",
-    "text_encoder_2.",
-    "text_encoders.clip_l.",
-    "text_encoders.clip_g.",
-)
 # Attention at the highest resolution, which SD 1 and SD 2 have and SDXL has not.
 TOP_ATTENTION = re.compile(
     r"down_blocks[._]0[._]attentions|up_blocks[._]3[._]attentions|input_blocks[._][12][._]1(?!\d)"
@@ -55,7 +54,7 @@ LATER_BASES = (  # names that only later architectures have; the first match cou
     (re.compile(r"double_stream_modulation|single_stream_modulation"), "Flux.2"),
     (re.compile(r"distilled_guidance_layer"), "Chroma"),
     (re.compile(r"double_blocks[._]|single_blocks[._]|single_transformer_blocks[._]"), "Flux.1"),
-    (re.compile(r"joint_blocks[._]|context_block[._]|attn[._]add_[qkv]_proj|^lora_te3_"), "SD 3"),
+    (re.compile(r"joint_blocks[._]|context_block[._]|attn[._]add_[qkv]_proj"), "SD 3"),
 )
 INPUT_CHANNELS = {9: "inpainting", 8: "instruct-pix2pix", 5: "depth"}
 WHOLE = "model.diffusion_model."
@@ -105,14 +104,12 @@ def _from_lora(layout: AdapterLayout) -> list[tuple[str, str]]:
         return [(known.pop(), f"cross-attention {widths.pop()} wide")]
     narrow = f", but its cross-attention is {min(widths)} wide" if widths else ""
     components = {layout.find_component(module) for module in modules}
-    if "text_encoder_2" in components:
+    if ENCODERS[1] in components:
         return [("SDXL", f"a second text encoder{narrow}")]
-    if found := _from_blocks(
-        [module for module in modules if not layout.find_component(module).startswith("text_")]
-    ):
+    if found := _from_blocks([module for module in modules if layout.find_component(module) == UNET]):
         return [(found, f"names of its blocks{narrow}")]
-    if components == {"text_encoder"}:
-        if any(unwrap(module).startswith(SDXL_PREFIXES) for module in modules):
+    if components == {ENCODERS[0]}:
+        if any(find_prefix(unwrap(module)).base == "SDXL" for module in modules):
             return [("SDXL", "the names of its text encoder")]
         text = layout.input_widths(lambda module: module.endswith(TEXT_ATTENTION))
         if len(text) == 1 and (width := text.pop()) in TEXT_WIDTHS:
@@ -123,15 +120,14 @@ def _from_lora(layout: AdapterLayout) -> list[tuple[str, str]]:
 def name_text_base(module: str, width: int) -> str | None:
     """Return the base model whose text encoder is `width` wide, as far as a module's name leaves it open."""
     base = TEXT_WIDTHS.get(width)
-    if base != "SD 1" or module.startswith("lora_te_"):
-        return base
-    return "SDXL" if module.startswith(SDXL_PREFIXES) else "SD 1 or SDXL"
+    return (find_prefix(module).base or "SD 1 or SDXL") if base == "SD 1" else base
 
 
 def name_later_base(names: Iterable[str]) -> str | None:
     """Return the architecture later than SDXL that the names of tensors or modules give away."""
     known = tuple(names)
-    return next((base for pattern, base in LATER_BASES if any(map(pattern.search, known))), None)
+    found = next((base for pattern, base in LATER_BASES if any(map(pattern.search, known))), None)
+    return found or next((base for name in known if (base := find_prefix(name).base) == "SD 3"), None)
 
 
 def name_declared(value: str) -> str | None:

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 
 from tilemix.deltas import SUFFIXES, Family
 
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # of SDXL
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # of SDXL; adapters change these
+UNET = COMPONENTS[0]
 ENCODERS = COMPONENTS[1:]
 
 Blocks = Literal["diffusers", "original", "both", "none"]
@@ -26,27 +27,29 @@ class Prefix(NamedTuple):
     component: str
     writer: str
     blocks: Blocks = "diffusers"  # which names of the blocks follow; "none": its modules are not loaded
+    base: str | None = None  # the base model that only such files are for; None: several
 
     def spell(self, path: str) -> str:
         """Return the name of the module at `path` of the component."""
         return self.start + (path.replace(".", "_") if self.start.endswith("_") else path)
 
 
+KOHYA_UNET = Prefix("lora_unet_", "unet", "kohya", "both")
 PREFIXES = (
     Prefix("unet.", "unet", "diffusers"),
-    Prefix("lora_unet_", "unet", "kohya", "both"),
+    KOHYA_UNET,
     Prefix("lycoris_", "unet", "LyCORIS"),
     Prefix("diffusion_model.", "unet", "ComfyUI", "original"),
     Prefix("text_encoder.", "text_encoder", "diffusers"),
-    Prefix("lora_te1_", "text_encoder", "kohya"),
-    Prefix("lora_te_", "text_encoder", "kohya"),
-    Prefix("text_encoders.clip_l.transformer.", "text_encoder", "ComfyUI"),
-    Prefix("text_encoder_2.", "text_encoder_2", "diffusers"),
-    Prefix("lora_te2_", "text_encoder_2", "kohya"),
-    Prefix("text_encoders.clip_g.transformer.", "text_encoder_2", "ComfyUI"),
+    Prefix("lora_te1_", "text_encoder", "kohya", base="SDXL"),
+    Prefix("lora_te_", "text_encoder", "kohya", base="SD 1"),
+    Prefix("text_encoders.clip_l.transformer.", "text_encoder", "ComfyUI", base="SDXL"),
+    Prefix("text_encoder_2.", "text_encoder_2", "diffusers", base="SDXL"),
+    Prefix("lora_te2_", "text_encoder_2", "kohya", base="SDXL"),
+    Prefix("text_encoders.clip_g.transformer.", "text_encoder_2", "ComfyUI", base="SDXL"),
     Prefix("oft_unet_", "unet", "kohya", "none"),
-    Prefix("text_encoder_3.", "text_encoder_3", "diffusers", "none"),
-    Prefix("lora_te3_", "text_encoder_3", "kohya", "none"),
+    Prefix("text_encoder_3.", "text_encoder_3", "diffusers", "none", "SD 3"),
+    Prefix("lora_te3_", "text_encoder_3", "kohya", "none", "SD 3"),
     Prefix("transformer.", "transformer", "diffusers", "none"),
     Prefix("lora_transformer_", "transformer", "kohya", "none"),
 )
@@ -73,7 +76,7 @@ TOLD_FIRST = (
     BARE.writer,
 )
 # PEFT's wrapper, written by `save_pretrained`; it stands before or after the component's name.
-PEFT_WRAPPER = re.compile(r"((?:unet|text_encoder|text_encoder_2)\.)?base_model\.model\.")
+PEFT_WRAPPER = re.compile(rf"((?:{'|'.join(COMPONENTS)})\.)?base_model\.model\.")
 # diffusers 0.17 to 0.21: attention processors, and the text encoders' counterparts.
 PROCESSOR = re.compile(
     r"(?P<attention>.+)\.processor\.(?P<layer>to_(?:q|k|v|out))_lora\.(?P<part>down|up)\.weight"
@@ -162,7 +165,7 @@ def name_spelling(module: str) -> str:
     prefix = find_prefix(module)
     if prefix is BARE:
         return BARE.writer if module.startswith(BARE_STARTS) else ""
-    if prefix.start == "lora_unet_":
+    if prefix is KOHYA_UNET:
         path = module.removeprefix(prefix.start)
         return next(
             (f"kohya, {blocks}" for blocks, starts in BLOCK_NAMES if path.startswith(starts)), "kohya"

@@ -12,11 +12,11 @@ import torch
 
 from tilemix.adapters import EmbeddingFile, LoraMerger, TokenInstaller, check_fit, read_embedding
 from tilemix.errors import AdapterError, ManifestError
+from tilemix.modelfile.spellings import COMPONENTS, ENCODERS
 from tilemix.pipelines.attention import TextKeys, speed_attention
 from tilemix.pipelines.parts import lay_channels_last, move
 from tilemix.pipelines.schedulers import make_scheduler
 from tilemix.pipelines.sdxl import (
-    MERGED_COMPONENTS,
     load_base,
     load_unet,
     quiet_libraries,
@@ -84,7 +84,7 @@ def load_pipeline(
     with quiet_libraries():
         variant = "fp16" if any(".fp16." in file.path for file in model.manifest.base.files) else None
         encoders = torch.float32 if device.type == "cpu" else dtype
-        dtypes = {"text_encoder": encoders, "text_encoder_2": encoders, "default": dtype}
+        dtypes = dict.fromkeys(ENCODERS, encoders) | {"default": dtype}
         unet = load_unet(model.base / "unet", _find_tensors(model, "unet"), device, dtype)
         pipeline = load_base(model.base, dtypes, vae=model.vae, unet=unet, variant=variant)
     return prepare_pipeline(pipeline, model, device, dtype, speed=speed)
@@ -121,7 +121,7 @@ def prepare_pipeline(
     # be decoded in tiles, which differ from the whole, because GroupNorm sees less of it.
     pipeline.vae.tile_sample_min_size = TILE_PIXELS
     pipeline.vae.tile_latent_min_size = TILE_PIXELS // 8
-    components = {name: getattr(pipeline, name) for name in MERGED_COMPONENTS}
+    components = {name: getattr(pipeline, name) for name in COMPONENTS}
     ready = ReadyPipeline(
         pipeline=pipeline,
         model=model,
@@ -129,7 +129,7 @@ def prepare_pipeline(
         dtype=dtype,
         speed=speed,
         scheduler_config=dict(pipeline.scheduler.config),
-        loras=LoraMerger(components, {name: _find_tensors(model, name) for name in MERGED_COMPONENTS}),
+        loras=LoraMerger(components, {name: _find_tensors(model, name) for name in COMPONENTS}),
         tokens=TokenInstaller(pipeline),
         text_keys=speed_attention(pipeline.unet),
     )

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from tilemix.pipelines.parts import SdxlPipeline
 
-MERGED_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
-
 
 def import_libraries() -> None:
     """Import the libraries that `load_pipeline` and the first prediction need, which takes seconds."""

@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 
 from tilemix.errors import TrainingError
-from tilemix.inputs import IntegerInput, find_input
+from tilemix.inputs import IntegerInput, NumberInput, find_input
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MAX_SEED = find_input("seed", IntegerInput).maximum
+MAX_SCALE = find_input("lora_scale", NumberInput).maximum
+GUIDANCE = find_input("guidance_scale", NumberInput)
 SIZE_MULTIPLE = find_input("width", IntegerInput).multiple  # the VAE makes one latent of 8 x 8 pixels
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -63,7 +65,7 @@ class LoraPhase(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     rank: Count = 16
     alpha: Annotated[float, msgspec.Meta(gt=0)] = 16.0
     # The scale during training. Set to 0.7, the LoRA works best at 0.7 instead of 1.
-    scale: Annotated[float, msgspec.Meta(gt=0, le=1.5)] = 1.0
+    scale: Annotated[float, msgspec.Meta(gt=0, le=MAX_SCALE)] = 1.0
     convolutions: bool = False  # beside the attention: needed for new shapes, not for new colors
 
 
@@ -75,7 +77,7 @@ class Samples(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     width: Count = 1024
     height: Count = 1024
     num_inference_steps: Count = 25
-    guidance_scale: Annotated[float, msgspec.Meta(ge=1, le=20)] = 7.0
+    guidance_scale: Annotated[float, msgspec.Meta(ge=GUIDANCE.minimum, le=GUIDANCE.maximum)] = 7.0
 
 
 class TuningConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

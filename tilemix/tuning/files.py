@@ -1,7 +1,7 @@
 """The LoRA and the embeddings of a training, as files for the predictor, and the record of how they were made.
 
 The LoRA uses kohya's names, with an `alpha` tensor for each module: every program reads them, and the strength
-does not depend on a header. The embeddings are `clip_l` and `clip_g`.
+does not depend on a header. The embeddings are named as `CLIP_PAIR` says.
 
 Source of the metadata: ModelSpec 1.0.1, https://github.com/Stability-AI/ModelSpec
 """
@@ -19,8 +19,9 @@ import torch
 
 from tilemix import __version__
 from tilemix.adapters import find_weights, read_embedding, read_lora, spell_modules
+from tilemix.modelfile.embedding_names import CLIP_PAIR
+from tilemix.modelfile.spellings import ENCODERS, KOHYA_UNET
 from tilemix.tuning.checkpoints import write_whole
-from tilemix.tuning.learned_tokens import ENCODERS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +71,7 @@ def _lora_tensors(tuning: Tuning) -> dict[str, torch.Tensor]:
     for name, parameter in tuning.lora_parameters().items():
         match = PEFT_NAME.fullmatch(name)
         assert match, name
-        module = "lora_unet_" + match["module"].replace(".", "_")
+        module = KOHYA_UNET.spell(match["module"])
         tensors[f"{module}.lora_{HALVES[match['half']]}.weight"] = (
             parameter.detach().half().cpu().contiguous()
         )
@@ -79,7 +80,7 @@ def _lora_tensors(tuning: Tuning) -> dict[str, torch.Tensor]:
 
 
 def _embedding_tensors(tuning: Tuning) -> dict[str, torch.Tensor]:
-    names = dict(zip(ENCODERS, ("clip_l", "clip_g"), strict=True))
+    names = dict(zip(ENCODERS, CLIP_PAIR.names, strict=True))
     return {names[encoder]: rows.rows.detach().float().cpu() for encoder, rows in tuning.rows.items()}
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from tilemix.errors import AdapterError, WeightsError
 from tilemix.modelfile.companions import PEFT_FILE, decode_peft_config, read_peft_config
+from tilemix.modelfile.spellings import ENCODERS
 from tilemix.system.atomic import write_atomically
 from tilemix.weights.manifest import FILE_NAME
-
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")  # PEFT saves each in a folder of this name
 
 
 def read_config(path: Path) -> bytes:
@@ -55,8 +54,8 @@ def name_in_folder(source: Path, wished: str | None) -> str:
     """
     home = source.resolve().parent.name if source.name == PEFT_FILE else source.stem
     folder = check_name(wished or home)
-    # PEFT's names alone do not say which text encoder is meant, so the component's folder stays.
-    inner = f"{home}/" if home in TEXT_ENCODERS and folder != home else ""
+    # PEFT saves each encoder in a folder of its name, and its tensors' names do not tell the two apart.
+    inner = f"{home}/" if home in ENCODERS and folder != home else ""
     return f"{folder}/{inner}{PEFT_FILE}"
 
 

@@ -11,18 +11,17 @@ from tilemix.errors import AdapterError
 from tilemix.modelfile.companions import NAMES_FILE, read_token_names
 from tilemix.modelfile.embedding_names import number_tokens
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN
+from tilemix.request import DEFAULT_SCALE
 from tilemix.weights.candidate import Candidate
 from tilemix.weights.local import PRIVATE_FOLDER, hash_file
 from tilemix.weights.manifest import MAX_SCALE, Adapter, ManifestFile, ModelManifest
-
-DEFAULT_SCALE = 0.7  # of a LoRA
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
     """How to add an adapter; None leaves it to the file and the manifest."""
 
-    scale: float | None = None  # of a LoRA, 0 to 1.5; None: 0.7
+    scale: float | None = None  # of a LoRA, 0 to MAX_SCALE; None: DEFAULT_SCALE
     tokens: tuple[str, ...] | None = None  # of embeddings; None: special_params.json, else <s0>, <s1>, ...
     file_name: str | None = None  # in weights/files/; for a PEFT folder, the folder's name; None: its own
     replaces: bool = False  # whether it may replace another file of this name

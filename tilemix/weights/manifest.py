@@ -63,7 +63,7 @@ class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     file: str  # below weights/ or weights/files/
     kind: Literal["lora", "embedding"]
-    scale: float | None = None  # a LoRA's strength, 0 to 1.5; embeddings have none
+    scale: float | None = None  # a LoRA's strength, 0 to MAX_SCALE; embeddings have none
     # The placeholder tokens of an embedding, in a file of its own or in a LoRA's, one for each row; empty: the file's
     # own names.
     tokens: tuple[str, ...] = ()
