@@ -557,14 +557,14 @@ def test_health_says_what_works(client, cog):
 
 
 def test_a_second_studio_in_the_same_folder_is_refused(client, cog, tmp_path):
-    with pytest.raises(SettingsError, match=f"^{re.escape(str(tmp_path))}: another studio works here$"):
+    with pytest.raises(SettingsError, match=f"^{re.escape(str(tmp_path))}: in use by another studio$"):
         Studio(client.studio.settings)
 
 
 def test_a_second_studio_on_the_same_database_is_refused(tmp_path, database_url):
     with run_cog_stand_in() as cog, run(tmp_path / "a", cog, database_url=database_url) as client:
         other = dataclasses.replace(client.studio.settings, folder=tmp_path / "b")
-        with pytest.raises(SettingsError, match="^the database: another studio works here$"):
+        with pytest.raises(SettingsError, match="^the database: in use by another studio$"):
             Studio(other)
     with run_cog_stand_in() as cog, run(tmp_path / "b", cog, database_url=database_url) as client:
         assert client.get("/health").json()["status"] == "ok"

@@ -132,12 +132,12 @@ def test_a_database_is_held_by_one_process_until_it_is_closed_or_killed(database
     refused = subprocess.run(
         [sys.executable, "-c", f"{imports}; {hold}"], capture_output=True, text=True, check=False
     )
-    assert refused.stderr.endswith("SettingsError: the database: another studio works here\n")
+    assert refused.stderr.endswith("SettingsError: the database: in use by another studio\n")
     held.close()
     command = [sys.executable, "-c", f"{imports}; held = {hold}; print('held', flush=True); time.sleep(60)"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(SettingsError, match="another studio works here"):
+        with pytest.raises(SettingsError, match="in use by another studio"):
             Database.open(Secret(database_url), is_shared=False)
         Database.open(Secret(database_url)).close()  # to look at it is always allowed
         other.kill()
@@ -158,7 +158,7 @@ def open_soon(database_url) -> Database:
 def test_two_names_of_one_sqlite_file_are_one_database(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "a")
     held = Database.open(Secret(f"sqlite:///{tmp_path / 'a'}"), is_shared=False)
-    with pytest.raises(SettingsError, match="another studio works here"):
+    with pytest.raises(SettingsError, match="in use by another studio"):
         Database.open(Secret(f"sqlite:///{tmp_path / 'link'}"), is_shared=False)
     held.close()
 

@@ -165,7 +165,8 @@ def test_what_is_past_its_deadline_is_ended_here_and_there(database, cog):
         prediction = get_prediction(database, identity)
         assert prediction.status in {"failed", "canceled"}
         if prediction.status == "failed":
-            assert prediction.error["message"] == f"not ended within 60 seconds, in status {status}"
+            line = f"the prediction did not end within 60 seconds; its status is {status}"
+            assert prediction.error["message"] == line
 
 
 def test_a_studio_that_was_killed_takes_its_prediction_up_again(database, cog):

@@ -204,7 +204,8 @@ def test_cancel_and_deadline_reach_replicate(database):
     queue.end_late()
     assert replicate.predictions["p1"]["status"] == "canceled"
     assert (
-        get_prediction(database, late).error["message"] == "not ended within 600 seconds, in status starting"
+        get_prediction(database, late).error["message"]
+        == "the prediction did not end within 600 seconds; its status is starting"
     )
 
 
