@@ -17,6 +17,7 @@ from typing import Optional
 
 from cog import BasePredictor, Input, Path, current_scope
 
+from tilemix.errors import TilemixError
 from tilemix.pipelines.settings import read_settings
 from tilemix.request import GenerationRequest
 from tilemix.system.garbage import uncollected
@@ -84,27 +85,34 @@ class Predictor(BasePredictor):  # type: ignore[misc]
         from tilemix.drawing import draw_to_file
         from tilemix.pictures.metrics import share_metrics
 
-        folder = self._make_folder()
-        request = GenerationRequest(
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            seed=seed,
-            width=width,
-            height=height,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            lora_scale=lora_scale,
-            output_format=output_format,
-        ).with_seed()
-        record_metrics({"seed": request.seed})  # early: a failed prediction loses its logs, not its metrics
-        path = folder / f"tile.{output_format}"
-        drawing = draw_to_file(self.renderer, path, request, on_step=log_progress)
-        seconds = {**drawing.rendered.seconds, "save": drawing.save_seconds}
-        record_metrics({f"seconds_{stage}": round(spent, 4) for stage, spent in seconds.items()})
-        record_metrics({name: getattr(drawing.rendered.record, name) for name in RECORDED_SETTINGS})
-        if drawing.measured is not None:
-            record_metrics(share_metrics(drawing.measured))
-        return path
+        try:
+            folder = self._make_folder()
+            request = GenerationRequest(
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                seed=seed,
+                width=width,
+                height=height,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                lora_scale=lora_scale,
+                output_format=output_format,
+            ).with_seed()
+            record_metrics(
+                {"seed": request.seed}
+            )  # early: a failed prediction loses its logs, not its metrics
+            path = folder / f"tile.{output_format}"
+            drawing = draw_to_file(self.renderer, path, request, on_step=log_progress)
+            seconds = {**drawing.rendered.seconds, "save": drawing.save_seconds}
+            record_metrics({f"seconds_{stage}": round(spent, 4) for stage, spent in seconds.items()})
+            record_metrics({name: getattr(drawing.rendered.record, name) for name in RECORDED_SETTINGS})
+            if drawing.measured is not None:
+                record_metrics(share_metrics(drawing.measured))
+        except TilemixError as error:  # of an exception, Cog passes on its text alone
+            record_metrics(error.message.to_metrics())
+            raise
+        else:
+            return path
 
     def _make_folder(self) -> Path:
         """Remove the folders of earlier predictions, however they ended, and return a new one."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tilemix.colors.chart import load_colors
-from tilemix.errors import PromptError, RenderError, RequestError, TilemixError
+from tilemix.errors import MixError, PromptError, RenderError, RequestError, TilemixError, read_metrics
 from tilemix.pictures.metrics import share_metric
 from tilemix.pictures.reading import read_record
 from tilemix.pictures.record import Record
@@ -105,6 +105,19 @@ def predict(predictor, **inputs):
     return predictor.predict(**{**LEFT_OUT, "prompt": "red", **inputs})
 
 
+def test_an_error_reaches_the_studio_as_data(predictor, metrics):
+    """Cog passes on the text of an exception alone; the studio showed it in English to everybody."""
+    predictor.renderer.trouble = MixError("mix-unknown-color", typed="rost", position=5, words="rosa, rot")
+    with pytest.raises(MixError):
+        predict(predictor)
+    assert read_metrics(metrics) == predictor.renderer.trouble.message
+    predictor.renderer.trouble = PromptError("prompt-swap", field="prompt")
+    metrics.clear()
+    with pytest.raises(PromptError):
+        predict(predictor)
+    assert read_metrics(metrics) == predictor.renderer.trouble.message
+
+
 def test_the_inputs_reach_the_request_and_the_picture_its_own_file(predictor):
     inputs = {
         "prompt": "50% red, 50% black",
@@ -162,7 +175,10 @@ def test_a_prediction_that_ends_early_tells_its_seed_and_leaves_the_next_one_unh
     predictor.renderer.trouble = trouble
     with pytest.raises(type(trouble)):
         predict(predictor, seed=5)
-    assert metrics == {"seed": 5}
+    error = trouble.message if isinstance(trouble, TilemixError) else None
+    assert read_metrics(metrics) == error
+    data = {"error_code": error.code, "error_values": "{}"} if error is not None else {}
+    assert metrics == {"seed": 5} | data
     predictor.renderer.trouble = None
     path = predict(predictor, seed=6)
     assert read_record(path).seed == 6

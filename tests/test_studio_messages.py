@@ -1,12 +1,16 @@
 """What the library says of a text or a setting, in the reader's words: every kind, brought about for real."""
 
 import pytest
+from sqlalchemy.orm import Session
 
+from tests.studio_parts import START
 from tests.test_studio_page import table
 from tilemix.errors import Message, PromptError, RequestError
 from tilemix.prompts.rewrite import rewrite
 from tilemix.prompts.template import find_template
 from tilemix.request import GenerationRequest
+from tilemix.studio.predictions import Report, apply_report
+from tilemix.studio.store.schema import Prediction
 from tilemix.studio.web.messages import explain, explain_data
 from tilemix.studio.web.mix_form import read_page_form
 from tilemix.studio.web.words import LANGUAGES, load_words
@@ -97,6 +101,35 @@ def test_numbers_and_colors_in_them_are_the_readers():
 def test_english_is_the_librarys_own_line_where_the_page_has_no_other():
     message = Message("input-missing", {}, "prompt")
     assert explain(message, load_words()["en"]) == str(message) == "input prompt is missing"
+
+
+def test_an_error_that_the_model_recorded_is_said_in_the_readers_words():
+    """It came as "Prediction failed: Prediction failed: PromptError: ..." in every language."""
+    text = "Prediction failed: PromptError: prompt: .swap() is not supported"
+    metrics = {"error_code": "prompt-swap", "error_field": "prompt", "error_values": "{}"}
+    report = Report(remote_id="1", status="failed", error=text, metrics=metrics)
+    prediction = Prediction(status="processing", logs="", metrics={})
+    apply_report(Session(), prediction, report, now=START)
+    assert prediction.error == Message("prompt-swap", {}, "prompt").describe()
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {},
+        {"error_code": "prompt-swap", "error_field": "prompt"},
+        {"error_code": "of-another-version", "error_values": "{}"},
+        {"error_code": "mix-no-color", "error_values": '{"typed": "50%"}'},
+        {"error_code": "mix-no-color", "error_values": '{"typed": "50%", "posi'},
+        {"error_code": ["prompt-swap"], "error_values": "{}"},
+        {"error_code": "prompt-swap", "error_field": 1, "error_values": "{}"},
+    ],
+)
+def test_an_error_that_cannot_be_said_falls_back_to_the_back_ends_text(metrics):
+    report = Report(remote_id="1", status="failed", error="it failed", metrics=metrics)
+    prediction = Prediction(status="processing", logs="", metrics={})
+    apply_report(Session(), prediction, report, now=START)
+    assert prediction.error == Message("prediction-failed", {"reason": "it failed"}).describe()
 
 
 def test_an_error_that_a_database_kept_is_said_even_if_its_code_is_gone():

@@ -36,6 +36,7 @@ found and the rule. It never holds a secret or a whole prompt.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -89,6 +90,24 @@ class Message:
             "message": str(self),
             "values": dict(self.values),
         }
+
+    def to_metrics(self) -> dict[str, str]:
+        """Return the message as metrics of a prediction; `read_metrics` reads them."""
+        named = {} if self.field is None else {"error_field": self.field}
+        return {"error_code": self.code, "error_values": json.dumps(dict(self.values)), **named}
+
+
+def read_metrics(metrics: Mapping[str, Any]) -> Message | None:
+    """Return the message in a prediction's metrics; None if there is none, or none of this version's."""
+    try:
+        values = msgspec.json.decode(metrics["error_values"], type=dict[str, str | int | float])
+        message = Message(
+            metrics["error_code"], values, msgspec.convert(metrics.get("error_field"), str | None)
+        )
+        str(message)  # another version's code or values cannot be said
+    except (KeyError, TypeError, ValueError):  # msgspec's errors are ValueErrors
+        return None
+    return message
 
 
 class TilemixError(Exception):

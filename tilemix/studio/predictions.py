@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from tilemix.errors import DeliveryError, Message
+from tilemix.errors import DeliveryError, Message, read_metrics
 from tilemix.studio.store.schema import Output
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ def read_progress(logs: str) -> Progress | None:
 def _end(session: Session, prediction: Prediction, report: Report, now: datetime) -> None:
     prediction.completed_at = now
     if report.error is not None:
-        prediction.error = Message("prediction-failed", {"reason": report.error}).describe()
+        error = read_metrics(report.metrics) or Message("prediction-failed", {"reason": report.error})
+        prediction.error = error.describe()
     if report.status != SUCCEEDED:
         return
     output = Output(prediction=prediction.number, created_at=now, next_attempt_at=now, attempts=0)
