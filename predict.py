@@ -21,6 +21,7 @@ from tilemix.errors import TilemixError
 from tilemix.pipelines.settings import read_settings
 from tilemix.request import GenerationRequest
 from tilemix.system.garbage import uncollected
+from tilemix.system.project import DEFAULT_MODEL
 
 RECORDED_SETTINGS = ("width", "height", "num_inference_steps")
 BAR_LENGTH = 20  # characters
@@ -35,7 +36,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]
             from tilemix import drawing  # noqa: F401  now, not in the first prediction's time
             from tilemix.render import Renderer
 
-            model = os.environ.get("TILEMIX_MODEL") or "miniature"
+            model = os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
             self.renderer = Renderer.load(model, read_settings(os.environ))
         self.folder = Path(tempfile.mkdtemp(prefix="tilemix-"))  # of all predictions
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)

@@ -1,5 +1,6 @@
 """Fixtures: a tiny SDXL project on disk, made once; the studio's databases."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,20 @@ def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_sdxl import write_project
 
     return write_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture
+def project(tiny_project: Path, tmp_path: Path) -> Path:
+    """A project of its own that shares the tiny model's folder."""
+    from tests.test_pipelines_loading import base_of
+    from tests.tiny_sdxl import TEMPLATE, write_manifest
+
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "tiny").symlink_to(tiny_project / "weights" / "tiny")
+    (tmp_path / "prompt_templates").mkdir()
+    (tmp_path / "prompt_templates" / "tiny.json").write_text(json.dumps(TEMPLATE))
+    write_manifest(tmp_path, base=base_of(tiny_project))
+    return tmp_path
 
 
 @pytest.fixture

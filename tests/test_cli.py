@@ -190,7 +190,7 @@ def test_ctrl_c_during_the_imports_is_one_line(capsys, monkeypatch):
     [
         (
             ["predict", "red", "-o", "tile.gif"],
-            "'tile.gif' has no suffix of .png, .webp, .jpg, .jpeg; use --output-format",
+            "'tile.gif' does not end in .png, .webp, .jpg, .jpeg; use --output-format",
         ),
         (["predict", "red", "-o", "tests", "--output-format", "png"], "tests: not a file"),
         (["predict", "red", "-o", "nowhere/tile.png"], "nowhere/tile.png: folder 'nowhere' does not exist"),

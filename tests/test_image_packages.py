@@ -46,3 +46,14 @@ def test_a_picture_is_drawn_measured_and_read_with_it(packages, tmp_path):
         assert done.returncode == 0, done.stderr
     done = run(packages, "-m", "tilemix", "inspect", "weights/miniature")
     assert done.returncode == 0, done.stderr
+
+
+def test_every_hash_is_computed_and_a_server_is_asked_with_it(packages, tmp_path):
+    """Both import a package of their own when they run."""
+    file = "weights/miniature/rubber-tile-miniature_sdxl_embeddings.safetensors"
+    done = run(packages, "-m", "tilemix", "inspect", "--all-hashes", file)
+    assert "\nBLAKE3: " in done.stdout, done.stderr
+    address = "https://127.0.0.1:1/x.safetensors"
+    done = run(packages, "-m", "tilemix", "weights", "add", address, "--allow-host", "127.0.0.1")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr

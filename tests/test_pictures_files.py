@@ -165,7 +165,7 @@ def test_a_write_that_ends_early_leaves_the_old_file_and_no_other(tmp_path, monk
     with pytest.raises(expected) as caught:
         write_image(path, smooth_pixels(), RECORD, output_format="png")
     if isinstance(error, OSError):
-        assert str(caught.value) == f"{path}: cannot be written: [Errno 28] No space left on device"
+        assert str(caught.value) == f"{path}: cannot be written: No space left on device"
     assert path.read_bytes() == b"old"
     assert names_in(tmp_path) == ["tile.png"]
 
@@ -209,7 +209,7 @@ def test_pixels_that_are_none_are_refused(tmp_path, pixels, shown):
 def test_unknown_format_and_missing_folder_are_refused(tmp_path):
     with pytest.raises(ImageFileError, match=r"^unknown image format 'gif'; known: png, webp, jpeg$"):
         write_image(tmp_path / "x.gif", smooth_pixels(), RECORD, output_format="gif")
-    with pytest.raises(ImageFileError, match=r"no/x.png: cannot be written: \[Errno 2\] No such file"):
+    with pytest.raises(ImageFileError, match=r"no/x.png: cannot be written: No such file"):
         write_image(tmp_path / "no" / "x.png", smooth_pixels(), RECORD, output_format="png")
 
 

@@ -282,7 +282,10 @@ def test_damaged_file_gives_a_record_or_our_error_and_nothing_else(tmp_path, out
 def test_picture_without_a_record_is_refused_by_its_format(tmp_path):
     for name, shown in [("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.webp", "WEBP")]:
         Image.fromarray(PIXELS).save(tmp_path / name)
-        message = f"{name}: no tilemix record in this {shown} file; another program made it or took it out$"
+        message = (
+            f"{name}: no tilemix record in this {shown} file; "
+            "another program made the picture, or its record was removed$"
+        )
         with pytest.raises(ImageFileError, match=message):
             read_record(tmp_path / name)
 

@@ -1,4 +1,3 @@
-import json
 import logging
 import shutil
 import tarfile
@@ -8,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from tests.tiny_sdxl import TEMPLATE, random_pairs, write_manifest
+from tests.tiny_sdxl import random_pairs, write_manifest
 from tilemix.errors import AdapterError, ManifestError, ModelFileError
 from tilemix.pipelines.loading import load_pipeline
 from tilemix.pipelines.schedulers import make_scheduler
@@ -17,17 +16,6 @@ from tilemix.weights import find_model, load_manifest
 
 QUERY = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def project(tiny_project, tmp_path):
-    """A project of its own that shares the tiny model's folder; `adapt` writes its manifest."""
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "tiny").symlink_to(tiny_project / "weights" / "tiny")
-    (tmp_path / "prompt_templates").mkdir()
-    (tmp_path / "prompt_templates" / "tiny.json").write_text(json.dumps(TEMPLATE))
-    write_manifest(tmp_path, base=base_of(tiny_project))
-    return tmp_path
 
 
 def base_of(project):

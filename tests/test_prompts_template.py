@@ -56,7 +56,7 @@ def test_a_correct_template_loads_with_every_field(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"name": "other"}, "name 'other', expected 'tile' as the file is named"),
+        ({"name": "other"}, "name 'other', expected 'tile', the file's name"),
         ({"text": "trigger <s0><s1>"}, "text 'trigger <s0><s1>': expected $prompt once and no other $"),
         ({"text": "$prompt, $prompt"}, "text '$prompt, $prompt': expected $prompt once and no other $"),
         ({"text": "$prompt, ${prompt}"}, "text '$prompt, ${prompt}': expected $prompt once and no other $"),

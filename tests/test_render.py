@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.test_pipelines_loading import QUERY, base_of, project  # noqa: F401  the fixture
+from tests.test_pipelines_loading import QUERY, base_of
 from tests.tiny_sdxl import random_pairs, write_manifest
 from tilemix import __version__
 from tilemix.errors import ManifestError, ModelFileError, PromptError, RenderError
@@ -216,7 +216,7 @@ def test_a_template_whose_token_no_embedding_brings_is_refused_at_once(tiny_proj
         Renderer(load_pipeline(find_model("tiny", tiny_project), CPU, torch.float32))
 
 
-def test_defaults_out_of_range_are_refused_at_once(project):  # noqa: F811
+def test_defaults_out_of_range_are_refused_at_once(project):
     defaults = {"width": 1000, "height": 1028, "num_inference_steps": 2, "guidance_scale": 5.0}
     write_manifest(project, base=base_of(project), defaults=defaults)
     with pytest.raises(ManifestError, match="^tiny.model.json: defaults: height 1028 is out of range"):

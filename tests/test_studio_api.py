@@ -192,7 +192,9 @@ def test_a_body_that_is_no_form_is_refused_by_its_type(shared):
     expected = "the body is application/json; expected multipart/form-data"
     assert (answer.status_code, answer.json()["error"]["message"]) == (422, expected)
     answer = shared.post("/api/generate-image")
-    assert answer.json()["error"]["message"] == "the body is of no type; expected multipart/form-data"
+    assert (
+        answer.json()["error"]["message"] == "the request has no Content-Type; expected multipart/form-data"
+    )
 
 
 def test_a_broken_form_a_file_and_a_field_given_twice_are_refused(shared):

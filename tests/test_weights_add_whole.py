@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.adapter_crafts import LINEAR, Workbench, bare, peft_folder, read_weights, training_tar
 from tests.https_server import redirect, serve
-from tests.test_pipelines_loading import base_of, project  # noqa: F401  the fixture
+from tests.test_pipelines_loading import base_of
 from tests.tiny_sdxl import write_manifest
 from tilemix.errors import AdapterError, ManifestError, MissingFilesError, ModelFileError, WeightsError
 from tilemix.pipelines.loading import load_pipeline
@@ -65,7 +65,7 @@ def assert_merged(ready, truth, scale):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("origin", ["file", "address"])
-def test_a_training_is_added_locked_loaded_and_changes_the_picture(project, bench, server, origin):  # noqa: F811
+def test_a_training_is_added_locked_loaded_and_changes_the_picture(project, bench, server, origin):
     path, truth = training_tar(bench)
     server.routes["/pbxt/abc/trained_model.tar"] = serve(path.read_bytes())
     source = str(path) if origin == "file" else f"{server.url}/pbxt/abc/trained_model.tar"
@@ -105,7 +105,7 @@ def load_with_blank_tokens(root):
     return ready
 
 
-def test_a_trainings_tokens_may_be_called_otherwise_but_not_be_more(project, bench):  # noqa: F811
+def test_a_trainings_tokens_may_be_called_otherwise_but_not_be_more(project, bench):
     path, _ = training_tar(bench)
     message = "^trained_model.tar: tokens '<a>', expected 2 different ones, one for each row$"
     with pytest.raises(AdapterError, match=message):
@@ -116,7 +116,7 @@ def test_a_trainings_tokens_may_be_called_otherwise_but_not_be_more(project, ben
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["folder", "its file", "another name"])
-def test_a_peft_folder_is_added_with_its_configuration_under_the_lock(project, folder, form):  # noqa: F811
+def test_a_peft_folder_is_added_with_its_configuration_under_the_lock(project, folder, form):
     path, truth = folder
     source = path
     if form == "its file":
@@ -140,7 +140,7 @@ def test_a_peft_folder_is_added_with_its_configuration_under_the_lock(project, f
     assert add(str(source), "tiny", root=project).change == "unchanged"
 
 
-def test_a_changed_configuration_is_refused_before_loading(project, folder):  # noqa: F811
+def test_a_changed_configuration_is_refused_before_loading(project, folder):
     path, truth = folder
     added = add(str(path), "tiny", root=project)
     config = added.path.with_name("adapter_config.json")
@@ -158,7 +158,7 @@ def test_a_changed_configuration_is_refused_before_loading(project, folder):  # 
     assert_merged(load(project), truth, 0.7)
 
 
-def test_another_configuration_does_not_replace_the_one_here(project, folder):  # noqa: F811
+def test_another_configuration_does_not_replace_the_one_here(project, folder):
     path, _ = folder
     added = add(str(path), "tiny", root=project)
     config = path / "adapter_config.json"
@@ -179,7 +179,7 @@ def test_another_configuration_does_not_replace_the_one_here(project, folder):  
     assert other.adapter.file == "other/adapter_model.safetensors"
 
 
-def test_a_locked_manifest_written_by_hand_does_not_leave_the_configuration_out(project, folder):  # noqa: F811
+def test_a_locked_manifest_written_by_hand_does_not_leave_the_configuration_out(project, folder):
     path, truth = folder
     (project / "weights" / "files").mkdir()
     path.rename(project / "weights" / "files" / "mine")
@@ -201,7 +201,7 @@ def test_a_locked_manifest_written_by_hand_does_not_leave_the_configuration_out(
 
 
 @pytest.mark.slow
-def test_a_peft_folder_comes_from_an_address_and_is_fetched_again(project, folder, server):  # noqa: F811
+def test_a_peft_folder_comes_from_an_address_and_is_fetched_again(project, folder, server):
     path, truth = folder
     for file in path.iterdir():
         server.routes[f"/owner/{file.name}"] = serve(file.read_bytes())
@@ -223,7 +223,7 @@ def test_a_peft_folder_comes_from_an_address_and_is_fetched_again(project, folde
     assert not places[1].exists()
 
 
-def test_a_peft_file_without_its_configuration_is_not_added(project, folder, server):  # noqa: F811
+def test_a_peft_file_without_its_configuration_is_not_added(project, folder, server):
     path, _ = folder
     config = path / "adapter_config.json"
     config.write_text("<html>")
@@ -252,7 +252,7 @@ def test_a_peft_file_without_its_configuration_is_not_added(project, folder, ser
     assert not [path for path in (project / "weights").rglob("adapter*") if "tiny" not in path.parts]
 
 
-def test_a_text_encoders_peft_folder_keeps_the_name_that_says_which_it_is(project, bench):  # noqa: F811
+def test_a_text_encoders_peft_folder_keeps_the_name_that_says_which_it_is(project, bench):
     module = "text_encoder_2.text_projection"
     path, truth = peft_folder(
         {"lora_alpha": 4}, lambda _: 1.0, modules=(module,), folder="text_encoder_2",
@@ -270,7 +270,7 @@ def test_a_manifest_with_another_place_beside_an_adapter_is_refused(tmp_path, na
         load_manifest("tiny", tmp_path)
 
 
-def test_the_names_beside_embeddings_are_under_the_lock_too(project, bench):  # noqa: F811
+def test_the_names_beside_embeddings_are_under_the_lock_too(project, bench):
     weights = project / "weights"
     tensors = load_file(training_rows(bench))
     save_file(tensors, weights / "embeddings.pti")

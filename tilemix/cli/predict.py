@@ -14,6 +14,7 @@ from tilemix.cli.terminal import write, write_json
 from tilemix.errors import LIST_SEPARATOR, TilemixError
 from tilemix.inputs import ChoiceInput, Input, IntegerInput, NumberInput, describe, find_input, load_inputs
 from tilemix.system.garbage import uncollected
+from tilemix.system.project import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "miniature"
 OUTPUT_FORMAT = "output_format"  # usually follows from the file's suffix
 SUFFIXES = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from tilemix.cli.terminal import write, write_json
 from tilemix.errors import TrainingError
+from tilemix.system.project import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
@@ -37,7 +38,9 @@ def add_train(verbs: Verbs) -> None:
         "--fix", action="store_true", help="check, and write corrected captions: NAME.txt.corrected"
     )
     train.add_argument(
-        "--palette", metavar="NAME", help="of --check; default: that of $TILEMIX_MODEL, else of miniature"
+        "--palette",
+        metavar="NAME",
+        help=f"of --check; default: that of $TILEMIX_MODEL, else of {DEFAULT_MODEL}",
     )
     train.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -90,7 +93,6 @@ def _train(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     from tilemix.cli.measure import palette_of
-    from tilemix.cli.predict import DEFAULT_MODEL
     from tilemix.colors.palette import load_palette
     from tilemix.tuning.captions import check_captions
     from tilemix.tuning.plan import make_plan

@@ -53,7 +53,7 @@ def _multiply(factors: tuple[torch.Tensor, ...], device: torch.device) -> torch.
 
 
 def _find_factor(parts: Mapping[str, Value], name: str) -> tuple[Value, ...]:
-    """Return a factor as it is in the file: whole, or the two that it is the product of; fewer where some lack."""
+    """Return a factor's tensors: one, or two to be multiplied; missing ones are left out."""
     names = (name,) if name in parts else (f"{name}_a", f"{name}_b")
     return tuple(parts[part] for part in names if part in parts)
 

@@ -43,7 +43,9 @@ def write_image(path: Path, pixels: NDArray[np.uint8], record: Record, *, output
     data = encode_image(pixels, record, output_format=output_format)
     try:
         write_atomically(path, data)
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+    except OSError as error:
+        raise ImageFileError("file-unwritable", file=str(path), reason=str(error.strerror)) from error
+    except ValueError as error:  # a zero byte in the name
         raise ImageFileError("file-unwritable", file=str(path), reason=str(error)) from error
     return len(data)
 

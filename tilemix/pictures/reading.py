@@ -93,7 +93,9 @@ def _read_bytes(path: Path) -> bytes:
         if status.st_size > MAX_FILE_BYTES:
             raise ImageFileError("file-too-large", file=str(path), size=status.st_size, most=MAX_FILE_BYTES)
         return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+    except OSError as error:
+        raise ImageFileError("file-unreadable", file=str(path), reason=str(error.strerror)) from error
+    except ValueError as error:  # a zero byte in the name
         raise ImageFileError("file-unreadable", file=str(path), reason=str(error)) from error
 
 

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from urllib.parse import unquote, urlsplit
 
 from tilemix.errors import SettingsError
-from tilemix.system.project import ROOT
+from tilemix.system.project import DEFAULT_MODEL, ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -91,7 +91,7 @@ class Settings:
     replicate_token: Secret | None = None
     replicate_version: str | None = None
     webhook_secrets: tuple[Secret, ...] = ()
-    model: str = "miniature"
+    model: str = DEFAULT_MODEL
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
@@ -127,7 +127,7 @@ class Settings:
             replicate_token=_read_token(given, "REPLICATE_API_TOKEN"),
             replicate_version=given.get("TILEMIX_REPLICATE_VERSION"),
             webhook_secrets=tuple(Secret(text) for text in given.get("WEBHOOK_SECRET", "").split()),
-            model=given.get("TILEMIX_MODEL", "miniature"),
+            model=given.get("TILEMIX_MODEL", DEFAULT_MODEL),
         )
         settings._check_together()
         return settings

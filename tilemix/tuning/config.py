@@ -21,6 +21,7 @@ import msgspec
 
 from tilemix.errors import TrainingError
 from tilemix.inputs import IntegerInput, NumberInput, find_input
+from tilemix.modelfile.header import open_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +30,7 @@ MAX_SEED = find_input("seed", IntegerInput).maximum
 MAX_SCALE = find_input("lora_scale", NumberInput).maximum
 GUIDANCE = find_input("guidance_scale", NumberInput)
 SIZE_MULTIPLE = find_input("width", IntegerInput).multiple  # the VAE makes one latent of 8 x 8 pixels
+MAX_FILE_BYTES = 2**20
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 Steps = Annotated[int, msgspec.Meta(ge=0)]
@@ -117,12 +119,18 @@ def load_config(path: Path) -> TuningConfig:
 
     Raises:
         TrainingError: it cannot be read, a key is unknown, missing or of the wrong type, or a value is out of
-            its range.
+            its range, or it has more than MAX_FILE_BYTES.
+        ModelFileError: it is not a regular file.
     """
     try:
-        config = msgspec.json.decode(path.read_bytes(), type=TuningConfig)
+        with open_regular(path) as file:
+            data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise TrainingError("file-unreadable", file=str(path), reason=str(error.strerror)) from error
+    if len(data) > MAX_FILE_BYTES:
+        raise TrainingError("file-exceeds", file=str(path), most=MAX_FILE_BYTES)
+    try:
+        config = msgspec.json.decode(data, type=TuningConfig)
     except (UnicodeDecodeError, msgspec.DecodeError) as error:
         raise TrainingError("training-config-broken", file=path.name, reason=str(error)) from error
     _check(config, path.name)
