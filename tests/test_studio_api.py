@@ -316,6 +316,7 @@ def test_a_picture_that_cannot_be_taken_says_why(client, cog):
     answer = form(client, prompt=MIX, accept="image/png")
     assert answer.status_code == 502
     assert answer.json()["error"]["message"] == "the output: not a picture; expected a PNG, WebP or JPEG file"
+    assert answer.json()["error"]["code"] == "picture-not-one"
     assert client.get(f"/files/{answer.json()['id']}").status_code == 404
 
 

@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from tilemix.errors import Message, RefusalError, RequestError
 from tilemix.inputs import IntegerInput
-from tilemix.studio.gallery import MOST_ON_A_PAGE, Gallery
+from tilemix.studio.gallery import MAX_SEARCH_CHARACTERS, MOST_ON_A_PAGE, Gallery
 from tilemix.studio.negotiation import prefers
 from tilemix.studio.predictions import CANCELED
 from tilemix.studio.web.forms import read_form, read_inputs
@@ -39,7 +39,6 @@ LIMIT = IntegerInput(
 FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
 MAX_FIELDS = 20
 MAX_FIELD_BYTES = 64 * 2**10
-MAX_SEARCH_CHARACTERS = 200
 CANCELED_ERROR = Message("prediction-canceled", {}).describe()
 # A back end may be away for this long, for example during a restart, before callers hear of it.
 GRACE = timedelta(seconds=10)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tilemix.studio.store.database import Database
 
+MAX_SEARCH_CHARACTERS = 200
 MOST_ON_A_PAGE = 100
 LIKE_ESCAPE = "\\"
 

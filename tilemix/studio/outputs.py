@@ -130,7 +130,7 @@ def keep_picture(folder: Path, identity: str, data: bytes) -> Picture:
     try:
         picture = decode_picture(data, source="the output")
     except ImageFileError as error:
-        raise OutputError("output-unusable", is_final=True, reason=str(error)) from error
+        raise OutputError(error.code, is_final=True, field=error.field, **error.values) from error
     record = None
     with contextlib.suppress(ImageFileError):  # another model's picture has no such record
         record = record_json(record_of(picture, source="the output"))

@@ -11,6 +11,7 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from tilemix.errors import RefusalError
+from tilemix.studio.gallery import MAX_SEARCH_CHARACTERS
 from tilemix.studio.thumbnails import find_thumbnail
 from tilemix.studio.web.palette import load_swatches
 from tilemix.studio.web.rendering import IMMUTABLE
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from tilemix.studio.web.rendering import Renderer
 
 PAGE_SIZE = 24
-MAX_SEARCH_CHARACTERS = 200
 
 
 class ResultPages:
