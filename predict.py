@@ -28,7 +28,7 @@ BAR_LENGTH = 20  # characters
 logger = logging.getLogger("tilemix.predict")
 
 
-class Predictor(BasePredictor):  # type: ignore[misc]
+class Predictor(BasePredictor):  # type: ignore[misc]  # cog has no types
     def setup(self) -> None:
         """Load the packaged model, ready for the first prediction."""
         log_to_stdout()

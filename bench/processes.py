@@ -44,7 +44,7 @@ def read_last_line(
     own = ["-S"] if packages else []  # no site-packages
     others = str(packages) if packages else os.environ.get("PYTHONPATH", "")
     path = os.pathsep.join([str(ROOT), *([others] if others else [])])
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(  # noqa: S603  our own command
         [sys.executable, *own, "-m", module, *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path, **environment},

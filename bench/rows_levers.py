@@ -144,7 +144,7 @@ def run_verb(before: str = "") -> None:
     program = (
         f"{before}\nfrom tilemix.cli import main\nraise SystemExit(main(['rewrite', '50% red, 50% black']))"
     )
-    subprocess.run(  # noqa: S603
+    subprocess.run(  # noqa: S603  our own command
         [sys.executable, "-c", program], cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=600
     )
 

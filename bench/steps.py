@@ -20,7 +20,7 @@ class OperationCounter(TorchDispatchMode):
     """Counts the operations that compute, and apart from them the views, which run no kernel."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's is not typed
         self.computing = 0
         self.views = 0
 
@@ -34,7 +34,7 @@ class OperationCounter(TorchDispatchMode):
         """Count one operation and run it."""
         if any(
             returned.alias_info is not None and not returned.alias_info.is_write
-            for returned in func._schema.returns  # noqa: SLF001
+            for returned in func._schema.returns  # noqa: SLF001  torch has no public name for it
         ):
             self.views += 1
         else:

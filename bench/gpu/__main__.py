@@ -120,7 +120,7 @@ def run_process(command: Sequence[str], log: Path, until: float) -> int | None:
     if left <= 0:
         return None
     with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: S603
+        process = subprocess.Popen(  # noqa: S603  our own command
             command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True
         )
         try:
