@@ -75,7 +75,10 @@ FAULTS = {
         {f"{KOHYA}.alpha": torch.ones(())},
         f"x.safetensors: incomplete LoRA for {MODULE}: only 'alpha'",
     ),
-    "rank 0": (pair(KOHYA, rank=0), f"x.safetensors: '{KOHYA}.lora_down.weight' has the shape [0, 32]"),
+    "rank 0": (
+        pair(KOHYA, rank=0),
+        f"x.safetensors: '{KOHYA}.lora_down.weight' has the shape [0, 32]; expected at most 8 sizes of 1 or more",
+    ),
     "a text encoder that SDXL has not": (
         pair("lora_te3_text_model_encoder_layers_0_mlp_fc1"),
         "x.safetensors: SD 3 LoRA is not supported; SDXL's LoRA, LoHa, LoKr, DoRA are",

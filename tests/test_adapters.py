@@ -387,7 +387,7 @@ Q = ORIGINAL_NAMES[f"{ATTENTION}.to_q"]
         ('{"unet.peft_type": "LOHA"}', "lora_adapter_metadata: peft_type 'LOHA', expected 'LORA'"),
         (
             '{"unet.fan_in_fan_out": true}',
-            "lora_adapter_metadata: fan_in_fan_out is set, which no SDXL model has",
+            "lora_adapter_metadata: fan_in_fan_out is set, but it does not apply to SDXL models",
         ),
         (
             '{"unet.alpha_pattern": {"to_z": 8}}',
@@ -461,7 +461,7 @@ def test_a_file_that_says_that_it_is_for_another_base_is_quoted(merger, tmp_path
         (" " * (2**20 + 1), "adapter_config.json: more than 1048576 bytes"),
         (
             '{"layer_replication": [[0, 4]]}',
-            "adapter_config.json: layer_replication is set, which no SDXL model has",
+            "adapter_config.json: layer_replication is set, but it does not apply to SDXL models",
         ),
         (
             '{"lora_alpha": 8, "alpha_pattern": {"to_z": 2}}',
@@ -719,7 +719,7 @@ def test_a_tokenizer_of_another_size_than_its_encoder_gets_no_tokens(tiny_projec
     pipeline.tokenizer_2.add_tokens(["<more>"])
     before = snapshot(pipeline)
     tokens = TokenInstaller(pipeline)
-    message = "^tokenizer_2 has 49409 words, text_encoder_2 has 49408 rows for them$"
+    message = "^tokenizer_2 has 49409 words, but text_encoder_2 has 49408 rows; expected the same number$"
     with pytest.raises(AdapterError, match=message):
         tokens.install([(tokens_file(tmp_path / "a", 1.0), ["<new>"])])
     assert_same(snapshot(pipeline), before)

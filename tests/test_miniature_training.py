@@ -283,7 +283,7 @@ def test_a_finished_model_can_be_trained_on(tmp_path, recipe, state, tokenizers)
     assert all(torch.equal(one, stored[name].float()) for name, one in model.unet.state_dict().items())
     with pytest.raises(TrainingError, match=r"holds vae_finished\.pt already; remove it"):
         import_model(recipe, again, folder)
-    with pytest.raises(ModelFileError, match="not of the recipe's architecture"):
+    with pytest.raises(ModelFileError, match="does not match the recipe's architecture"):
         import_model(recipe, tmp_path / "other", MODEL)
 
 

@@ -160,7 +160,7 @@ def test_what_somebody_wrote_stays(site, model):
 def test_a_sidecar_that_cannot_be_read_is_not_overwritten(site, model):
     sidecar_of(model).write_text("my notes, no JSON")
     site.answers = [version(model)]
-    with pytest.raises(ModelFileError, match="is in the way, and not a JSON object"):
+    with pytest.raises(ModelFileError, match="not a JSON object, so it is not overwritten"):
         look_up(model)
     assert sidecar_of(model).read_text() == "my notes, no JSON"
     assert site.asked == []
@@ -206,7 +206,7 @@ def test_an_answer_that_cannot_be_used_is_one_line(site, model, answer, times, m
 
 def test_an_answer_about_another_file_is_not_written(site, model):
     site.answers = [version(model, files=[{"name": "tile.safetensors", "hashes": {"SHA256": "0" * 64}}])]
-    with pytest.raises(ModelLookupError, match="the answer is about another file, version 2411703"):
+    with pytest.raises(ModelLookupError, match="the answer describes another file .version 2411703."):
         look_up(model)
     assert not sidecar_of(model).exists()
 

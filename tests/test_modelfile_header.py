@@ -60,7 +60,7 @@ def test_a_file_of_the_library_reads_back(tmp_path):
             "'a' is not described by dtype, shape and data_offsets alone",
         ),
         ({"a": 1}, b"", "'a' is not described by dtype, shape and data_offsets alone"),
-        ({"__metadata__": {"a": 1}}, b"", "__metadata__ is not a table of texts"),
+        ({"__metadata__": {"a": 1}}, b"", "__metadata__ is not an object of strings"),
         (
             {"__metadata__": {"a": "x" * 2**21}},
             b"",

@@ -12,7 +12,7 @@ from tilemix.pipelines.conditioning import (
     Conditioning,
     PromptEncoder,
     encode_prompt,
-    read_plain_words,
+    parse_emphasis,
 )
 from tilemix.pipelines.loading import load_pipeline
 from tilemix.weights import find_model
@@ -69,12 +69,12 @@ def test_emphasis_cannot_hang_the_server():
     """36 characters of nested parentheses took compel's parser over ten seconds."""
 
     def read() -> None:
-        read_plain_words("(a" * 12 + ")" * 12, field="prompt")
-        read_plain_words("(" * 30, field="prompt")
+        parse_emphasis("(a" * 12 + ")" * 12, field="prompt")
+        parse_emphasis("(" * 30, field="prompt")
 
     assert_quick(lambda: processor_seconds(read), 2)
     with pytest.raises(PromptError, match="^prompt: parentheses nested too deep$"):
-        read_plain_words("(a " * 300 + ")" * 300, field="prompt")
+        parse_emphasis("(a " * 300 + ")" * 300, field="prompt")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_plain_words_are_encoded_in_one_pass_each_as_by_compel(pipeline, positiv
     found = []
     passes = count_passes(pipeline, lambda: found.append(encode_prompt(pipeline, positive, negative)))
     assert passes == {"text_encoder": 1, "text_encoder_2": 1}
-    plain = [read_plain_words(text, field="prompt") for text in (positive, negative)]
+    plain = [parse_emphasis(text, field="prompt").words for text in (positive, negative)]
     with torch.inference_mode():
         check_close(found[0], conditioning.encode_with_compel(pipeline, [positive, negative], plain))
 

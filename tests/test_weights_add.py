@@ -269,7 +269,7 @@ def test_tokens_of_another_adapter_are_not_given_twice(project, tmp_path):
 def test_one_file_by_two_names_is_refused(project, lora):
     add(str(lora), "tiny", root=project)
     message = refusal(lora, project, Wish(file_name="again.safetensors"))
-    assert message == "again.safetensors: the model has this very file already, as my-lora.safetensors"
+    assert message == "again.safetensors: the model already has this file, as my-lora.safetensors"
 
 
 def test_an_embedding_does_not_slip_into_the_place_of_a_lora(project, tmp_path):

@@ -234,7 +234,9 @@ def _check_tensor(name: str, key: str, value: object) -> TensorInfo:
             known=LIST_SEPARATOR.join(DTYPE_BYTES),
         )
     if not _are_counts(shape, MAX_RANK, least=0 if key in EMPTY_MARKERS else 1, most=MAX_DIMENSION):
-        raise ModelFileError("file-tensor-shape", file=name, tensor=key, shape=reprlib.repr(shape))
+        raise ModelFileError(
+            "file-tensor-shape", file=name, tensor=key, shape=reprlib.repr(shape), most=MAX_RANK
+        )
     if not _are_counts(offsets, 2, least=0, most=MAX_OFFSET) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise ModelFileError("file-tensor-offsets", file=name, tensor=key, offsets=reprlib.repr(offsets))
     expected = math.prod(shape) * DTYPE_BYTES[dtype]

@@ -142,20 +142,11 @@ class ParsedText:
     is_emphasized: bool  # or blended, or in several parts
 
 
-def read_plain_words(text: str, *, field: str) -> str:
-    """Return `text` without compel's emphasis syntax.
-
-    Raises:
-        PromptError: the syntax cannot be read, or holds a `.swap()` or a `withLora()`, which compel would drop.
-    """
-    return parse_emphasis(text, field=field).words
-
-
 def parse_emphasis(text: str, *, field: str) -> ParsedText:
     """Read compel's emphasis in `text`; `field` names the text in messages.
 
     Raises:
-        PromptError: as `read_plain_words`.
+        PromptError: it cannot be read, or holds a `.swap()` or a `withLora()`, which compel would drop.
     """
     if not SYNTAX.search(text):
         return ParsedText(text, is_emphasized=False)

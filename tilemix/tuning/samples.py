@@ -13,13 +13,14 @@ from tilemix.tuning.checkpoints import write_whole
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tilemix.tuning.config import Samples
     from tilemix.tuning.model import Tuning
 
 logger = logging.getLogger(__name__)
 
 
-def draw_samples(tuning: Tuning, folder: Path, stem: str) -> None:
-    """Draw the configuration's sample prompts into `folder`, with the LoRA in its current state at full strength.
+def draw_samples(tuning: Tuning, samples: Samples, folder: Path, stem: str) -> None:
+    """Draw the prompts of `samples` into `folder`, with the LoRA in its current state at full strength.
 
     Prompt number n becomes `STEM-n.png`. All are drawn with the configuration's seed.
 
@@ -30,8 +31,6 @@ def draw_samples(tuning: Tuning, folder: Path, stem: str) -> None:
     from PIL import Image
 
     plan, pipeline = tuning.plan, tuning.pipeline
-    samples = plan.config.samples
-    assert samples is not None
     template = plan.template
     with torch.no_grad(), tuning.autocast():
         empty, empty_pooled = tuning.encode([template.negative_prompt])

@@ -93,7 +93,8 @@ def _run_phase(
     def sample(done: int) -> None:
         samples = plan.config.samples
         if samples and (done % samples.every == 0 or done == settings.steps):
-            draw_samples(tuning, plan.output / f"{plan.config.name}_samples", f"{phase}-{done:06d}")
+            folder = plan.output / f"{plan.config.name}_samples"
+            draw_samples(tuning, samples, folder, f"{phase}-{done:06d}")
 
     with tuning.computing():
         run_steps(

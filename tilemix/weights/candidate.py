@@ -1,4 +1,4 @@
-"""What a file to be added tells about itself: kind, rows, base, tokens, and the companion files it needs.
+"""What a file to be added says about itself: kind, rows, base, tokens, and the companion files it needs.
 
 Only headers are read; the archive of a Replicate training is unpacked to read its members'.
 """
@@ -23,7 +23,7 @@ BASE = "SDXL"
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What a file tells about itself."""
+    """What a file says about itself."""
 
     kind: Literal["lora", "embedding"]
     rows: int  # of its embeddings, one for each token; 0 for a LoRA without any

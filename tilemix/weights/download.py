@@ -18,7 +18,7 @@ import msgspec
 from tilemix.errors import ModelFileError, WeightsError
 from tilemix.weights.address import describe
 from tilemix.weights.local import CHUNK_BYTES
-from tilemix.weights.web import BusyError, Web, check_status, explain, open_address, refuse_page
+from tilemix.weights.web import BusyError, Web, asked_pause, check_status, explain, open_address, refuse_page
 
 if TYPE_CHECKING:
     import httpx
@@ -76,7 +76,7 @@ def download(
             failures = 1 if transfer.received - before >= WORTH_ANOTHER_TRY else failures + 1
             if failures >= web.attempts:
                 raise transfer.make_error(explain(error)) from error
-            time.sleep(max(web.pause_seconds * 2 ** (failures - 1), getattr(error, "pause_seconds", 0.0)))
+            time.sleep(max(web.pause_seconds * 2 ** (failures - 1), asked_pause(error)))
         except httpx.HTTPError as error:
             raise transfer.make_error(explain(error)) from error
     digest = transfer.digest.hexdigest()

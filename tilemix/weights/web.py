@@ -59,6 +59,11 @@ class BusyError(WeightsError):
         self.pause_seconds = pause_seconds
 
 
+def asked_pause(error: Exception) -> float:
+    """Return how many seconds the server asks to wait; 0 where the connection broke."""
+    return error.pause_seconds if isinstance(error, BusyError) else 0.0
+
+
 def make_web(environment: Mapping[str, str], hosts: Collection[str] = ()) -> Web:
     """Return the usual rules with the environment's tokens and with `hosts` allowed too."""
     tokens = {host: environment[name] for host, name in TOKEN_VARIABLES.items() if environment.get(name)}
@@ -169,7 +174,7 @@ def ask(
         try:
             return once()
         except (httpx.TransportError, BusyError) as error:
-            time.sleep(max(web.pause_seconds, getattr(error, "pause_seconds", 0.0)))
+            time.sleep(max(web.pause_seconds, asked_pause(error)))
             return once()
     except httpx.HTTPError as error:
         raise WeightsError("weights-server-silent", address=describe(url), reason=explain(error)) from error
