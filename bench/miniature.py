@@ -129,6 +129,8 @@ class Bench:
         )
         (worst, error), (other, floor) = drawn.worst, photographs.worst
         self.say(f"| the worst color's mean error | {error:.1f} ({worst}) | {floor:.1f} ({other}) | 8 |")
+        off, their_off = (float(np.mean(one.color_errors)) for one in (drawn, photographs))
+        self.say(f"| mean color error, delta E 2000 | {off:.1f} | {their_off:.1f} | |")
         found, all_found = (100 * float(np.mean(one.found)) for one in (drawn, photographs))
         self.say(f"| shares of 15 % or more found at 5 % or more, % | {found:.0f} | {all_found:.0f} | 95 |")
         strays, their_strays = (float(np.mean(one.not_asked)) for one in (drawn, photographs))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from tilemix.colors.chart import basic_colors
+from tilemix.colors.palette import load_palette
 from tilemix.pictures.measure import measure_shares
 from tilemix.prompts.mix import ColorMix, ColorShare
 
@@ -23,15 +24,17 @@ FOUND_FROM, FOUND_AT = 15.0, 5.0  # a share of 15 % or more counts as found if i
 
 @dataclass
 class Colors:
-    """The errors of the measured shares over many pictures."""
+    """The errors of the measured shares and colors over many pictures, by the miniature's palette."""
 
     errors: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    color_errors: list[float] = field(default_factory=list)
     found: list[bool] = field(default_factory=list)
     not_asked: list[float] = field(default_factory=list)
 
     def add(self, mix: ColorMix, pixels: Pixels) -> None:
         """Measure one picture."""
-        measured = measure_shares(pixels, mix)
+        measured = measure_shares(pixels, mix, load_palette("miniature"))
+        self.color_errors += measured.color_errors.values()
         self.not_asked.append(measured.not_asked)
         for share in mix.shares:
             percent = float(share.percent)
