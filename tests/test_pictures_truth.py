@@ -138,6 +138,33 @@ def test_granules_of_another_color_are_named_and_no_others():
     assert next(iter(part.others)) == "blue"
 
 
+def test_granules_nobody_asked_for_are_found_whatever_was_asked_for():
+    """Gray next to black, and pink next to terracotta, are found in part only: in the shade they look alike."""
+    random = np.random.default_rng(5)
+    errors = []
+    for seed in range(24):
+        while True:
+            asked, other = (
+                RUBBER.find(str(word)) for word in random.choice([c.word for c in RUBBER.colors], 2)
+            )
+            if float(delta_e_2000(asked.lab, other.lab)) >= 20:
+                break
+        tables = [measured_shades(color.appearance) for color in (asked, other)]
+        mosaic = draw_mosaic(tables, [0.7, 0.3], 256, Look("shards", 16), seed)
+        measured = measure_shares(mosaic.pixels, mix_of([asked.word]), RUBBER)
+        errors.append(abs(measured.not_asked - mosaic.percents[1]))
+    assert np.mean(errors) < 6
+    assert np.median(errors) < 3
+
+
+def test_white_granules_are_not_black_ones():
+    """Neutral colors of any lightness once counted as black. Under a measured black that glints, most still do."""
+    white = np.full((64, 64, 3), 250, np.uint8)
+    measured = measure_shares(white, mix_of(["black"]), load_palette("miniature"))
+    assert measured.shares["black"] < 3
+    assert next(iter(measured.others)) == "white"
+
+
 def test_what_cannot_be_measured_is_called_uncertain():
     random = np.random.default_rng(0)
     noise = random.integers(0, 256, (256, 256, 3), np.uint8)

@@ -58,7 +58,8 @@ STIFF = 0.1  # part of the picture that an appearance must explain to move half 
 PASSES = 3  # of leaning on the neighbors
 DOUBT = 1e-3  # a color may begin where none of the neighbors has it
 UNKNOWN = 5e-9  # density of what is like no color
-EXPLAINED = 2 * UNKNOWN  # what a color asked for explains so well is not held for another
+EXPLAINED = 1e-5  # what a color asked for explains so well is not held for another
+CLEARLY = 1000  # times better must another color explain the rest: a dim red facet is a little like brown
 # Colors of the palette nearer than this to one asked for cannot be told from it.
 NEAREST_OTHER = 12.0  # delta E 2000
 LEAST_SHOWN = 0.01  # of the picture; the color of less is not judged
@@ -223,7 +224,8 @@ def _explain(view: _View, asked: list[PaletteColor], others: list[PaletteColor],
         is_strange = own.max(axis=0) < EXPLAINED
         if turn == 0:  # once is enough: appearances move toward the picture, and leave less to others
             strange[is_strange], other[is_strange] = _explain_by_others(view.lab[is_strange], others)
-        densities = np.vstack([own, np.where(is_strange, strange, UNKNOWN)])
+        is_other = is_strange & (strange > CLEARLY * own.max(axis=0))
+        densities = np.vstack([own, np.where(is_other, strange, UNKNOWN)])
         for _ in range(TURNS):
             parts = densities * weights[:, None]
             parts *= view.counts / parts.sum(axis=0)
