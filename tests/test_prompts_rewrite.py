@@ -127,7 +127,8 @@ def test_a_trade_code_in_a_trigger_prompt_is_measured_and_noted(caplog):
         "grsgrn",
         "green",
     )
-    assert caplog.messages == [str(note)]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [str(note)]
 
 
 def test_a_mix_that_is_not_clear_is_refused():

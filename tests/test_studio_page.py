@@ -664,7 +664,7 @@ def test_a_failure_is_told_in_the_readers_language(client, cog):
     cog.outcome = {"status": "succeeded", "output": "data:text/html;base64,AAAA"}
     page = finish(client, ask(client)).url
     answer = client.get(page, headers={"Accept-Language": "ru"})
-    assert "Результат непригоден" in answer.text
+    assert "это не изображение; нужен файл PNG, WebP или JPEG" in answer.text
 
 
 # --- The model's files
