@@ -221,10 +221,11 @@ def _explain(view: _View, asked: list[PaletteColor], others: list[PaletteColor],
     for turn in range(ROUNDS + 1):
         pairs = [density(look, view.lab, shift) for look, shift in zip(looks, shifts, strict=True)]
         own = np.stack([values for values, _ in pairs])
-        is_strange = own.max(axis=0) < EXPLAINED
+        best = own.max(axis=0)
+        is_strange = best < EXPLAINED
         if turn == 0:  # once is enough: appearances move toward the picture, and leave less to others
             strange[is_strange], other[is_strange] = _explain_by_others(view.lab[is_strange], others)
-        is_other = is_strange & (strange > CLEARLY * own.max(axis=0))
+        is_other = is_strange & (strange > CLEARLY * best)
         densities = np.vstack([own, np.where(is_other, strange, UNKNOWN)])
         for _ in range(TURNS):
             parts = densities * weights[:, None]
