@@ -17,7 +17,7 @@ TIERS = (
     {"tilemix.inputs", "tilemix.system"},
     {"tilemix.colors", "tilemix.deltas"},
     {"tilemix.prompts"},
-    {"tilemix.modelfile", "tilemix.pictures", "tilemix.request"},
+    {"tilemix.drafts", "tilemix.modelfile", "tilemix.pictures", "tilemix.request"},
     {"tilemix.adapters", "tilemix.weights"},
     {"tilemix.pipelines"},
     {"tilemix.render"},
@@ -32,6 +32,7 @@ TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
 WITHOUT_TORCH = (
     "tilemix.colors.nearest",
     "tilemix.deltas",
+    "tilemix.drafts.draft",
     "tilemix.prompts.mix",
     "tilemix.prompts.template",
     "tilemix.prompts.rewrite",

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tilemix.cli.draft import add_draft
 from tilemix.cli.inspect import add_inspect
 from tilemix.cli.measure import add_measure
 from tilemix.cli.palette import add_palette
@@ -54,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("-q", "--quiet", action="store_true", help="only warnings on standard error")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_predict(verbs)
+    add_draft(verbs)
     add_rewrite(verbs)
     add_record(verbs)
     add_measure(verbs)

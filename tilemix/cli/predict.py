@@ -35,7 +35,7 @@ def add_predict(verbs: Verbs) -> None:
     )
     for row in load_inputs().values():
         if row.name != OUTPUT_FORMAT:
-            _add_input(predict, row)
+            add_input(predict, row)
     predict.add_argument(
         "--output-format",
         choices=find_input(OUTPUT_FORMAT, ChoiceInput).choices,
@@ -47,7 +47,7 @@ def add_predict(verbs: Verbs) -> None:
     )
 
 
-def _add_input(parser: argparse.ArgumentParser, row: Input) -> None:
+def add_input(parser: argparse.ArgumentParser, row: Input) -> None:
     """Add the argument for one input of predict()."""
     text = describe(row, left_out="the model's own", with_limits=True).replace("%", "%%")
     option = f"--{row.name.replace('_', '-')}"

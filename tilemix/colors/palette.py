@@ -11,7 +11,7 @@ import re
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -50,6 +50,19 @@ class PaletteColor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
         return self.appearance or model_appearance(self.lab)
 
 
+class Granules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The shape and the size of the granules that a model draws."""
+
+    shape: Literal["cells", "shards"]  # rounded, side by side; angular, lying over one another
+    diameter: Annotated[float, msgspec.Meta(ge=4, le=400)]  # of a circle as large, pixels; in the median
+    spread: Annotated[float, msgspec.Meta(ge=0, le=1)]  # standard deviation of the logarithm of the diameter
+    gap: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.75  # brightness between two, as a part of theirs
+
+
+# The maker's tiles, at the scale at which SDXL draws them.
+DEFAULT_GRANULES = Granules("shards", diameter=24, spread=0.39)
+
+
 class Palette(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The colors of a model."""
 
@@ -57,6 +70,7 @@ class Palette(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     colors: tuple[PaletteColor, ...]
     most_colors: int | None = None  # of a mix that the model was trained on
     step: int | None = None  # percent; the shares of such a mix are multiples of it
+    granules: Granules = DEFAULT_GRANULES
 
     def find(self, name: str) -> PaletteColor | None:
         """Return the color with this word or code, or else the one that answers to this color of the chart."""

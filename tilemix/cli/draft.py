@@ -1,0 +1,77 @@
+"""`tilemix draft`: write the layout of a mix with its legend, without a model."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tilemix.cli.predict import add_input
+from tilemix.cli.terminal import write
+from tilemix.errors import LIST_SEPARATOR, TilemixError
+from tilemix.inputs import load_inputs
+from tilemix.system.project import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from tilemix.cli.verbs import Verbs
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".png", ".svg")
+INPUTS = ("seed", "width", "height")
+MOST_CHARACTERS = 80  # of a text, in an error
+
+
+def add_draft(verbs: Verbs) -> None:
+    """Add `draft`."""
+    draft = verbs.add_parser("draft", help="write a map of the granules of a mix, without a model")
+    draft.set_defaults(run=_draft)
+    draft.add_argument("text", help="color mix, such as 50%% red, 30%% black, 20%% pearl")
+    draft.add_argument(
+        "-o", "--output", type=Path, default=Path("draft.png"), metavar="FILE", help="default: draft.png"
+    )
+    for name in INPUTS:
+        add_input(draft, load_inputs()[name])
+    draft.add_argument(
+        "--model",
+        metavar="NAME",
+        help=f"whose colors and granules; default: $TILEMIX_MODEL, else {DEFAULT_MODEL}",
+    )
+
+
+def _draft(options: argparse.Namespace) -> None:
+    from tilemix.colors.palette import load_palette
+    from tilemix.drafts.draft import draft_mix, encode_png_with_legend, encode_svg
+    from tilemix.prompts.rewrite import read_text
+    from tilemix.prompts.template import find_template
+    from tilemix.request import GenerationRequest
+    from tilemix.system.atomic import write_atomically
+    from tilemix.weights import load_manifest
+
+    suffix = options.output.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise TilemixError(
+            "draft-unknown-suffix", file=options.output.name, known=LIST_SEPARATOR.join(SUFFIXES)
+        )
+    manifest = load_manifest(options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL)
+    template = find_template(manifest.prompt_template)
+    request = GenerationRequest(prompt=options.text, **{name: getattr(options, name) for name in INPUTS})
+    resolved = request.resolve(manifest.defaults, negative_prompt="", lora_scales={})
+    mix = read_text(options.text, template).mix
+    if mix is None:
+        raise TilemixError("mix-missing", typed=options.text[:MOST_CHARACTERS])
+    palette = load_palette(manifest.palette) if manifest.palette is not None else None
+    draft = draft_mix(mix, palette, resolved.width, resolved.height, seed=resolved.seed)
+    if draft is None:
+        raise TilemixError("draft-no-swatch", mix=str(mix)[:MOST_CHARACTERS])
+    try:
+        write_atomically(
+            options.output, encode_svg(draft) if suffix == ".svg" else encode_png_with_legend(draft)
+        )
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise TilemixError("file-unwritable", file=str(options.output), reason=reason) from error
+    logger.info("Using seed: %d", resolved.seed)
+    write(f"{options.output}\n")

@@ -1,0 +1,1 @@
+"""Drafts: a color mix laid out as granules whose areas hold its shares exactly. No model is needed for one."""

@@ -1,0 +1,126 @@
+"""The draft of a mix: its layout in the colors of a palette, as pixels, PNG or SVG, with a legend."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import escape
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from tilemix.colors.cielab import parse_hex
+from tilemix.colors.palette import DEFAULT_GRANULES, chart_palette, find_color
+from tilemix.drafts.layout import Layout, lay_out
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tilemix.colors.palette import Granules, Palette
+    from tilemix.prompts.mix import ColorMix
+
+LINE = 28  # pixels of the legend, a color
+FONT_SIZE = 18
+PAPER, INK = (255, 255, 255), (20, 20, 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A layout in its colors."""
+
+    layout: Layout
+    mix: ColorMix
+    swatches: tuple[str, ...]  # "#RRGGBB" of each color of the mix
+    granules: Granules
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """The draft (h, w, 3), sRGB."""
+        return self.paint(np.array([parse_hex(swatch) for swatch in self.swatches]))
+
+    def paint(self, colors: NDArray[np.generic]) -> NDArray[np.uint8]:
+        """Return the draft (h, w, 3) in other colors (m, 3), sRGB 0 to 255."""
+        return self.layout.paint(colors, self.granules.gap)
+
+    @property
+    def legend(self) -> list[tuple[str, str]]:
+        """Swatch and text of each color."""
+        texts = [f"{share.percent:f}% {share.color}" for share in self.mix.shares]
+        return list(zip(self.swatches, texts, strict=True))
+
+
+def draft_mix(
+    mix: ColorMix,
+    palette: Palette | None,
+    width: int,
+    height: int,
+    *,
+    seed: int,
+    granule_size: str = "medium",
+) -> Draft | None:
+    """Lay out a mix; None: neither the palette nor the chart has a swatch of one of its colors.
+
+    Args:
+        mix: the colors and their shares.
+        palette: the model's, which also says how granules look; None: the chart's colors, and the maker's granules.
+        width: in pixels.
+        height: in pixels.
+        seed: another one gives another layout.
+        granule_size: a key of `tilemix.drafts.layout.SCALES`.
+    """
+    found = [find_color(palette or chart_palette(), share.color) for share in mix.shares]
+    swatches = tuple(color.as_seen for color in found if color is not None)
+    if len(swatches) < len(found):
+        return None
+    granules = palette.granules if palette is not None else DEFAULT_GRANULES
+    shares = [float(share.percent) for share in mix.shares]
+    layout = lay_out(shares, width, height, granules, seed, size=granule_size)
+    return Draft(layout, mix, swatches, granules)
+
+
+def encode_png(draft: Draft) -> bytes:
+    """Return the draft as a PNG of few colors, without a legend."""
+    picture = Image.fromarray(draft.pixels).quantize(2 * len(draft.swatches), dither=Image.Dither.NONE)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def encode_png_with_legend(draft: Draft) -> bytes:
+    """Return the draft as a PNG with its legend below."""
+    font = ImageFont.load_default(FONT_SIZE)
+    height, width = draft.layout.labels.shape
+    sheet = Image.new("RGB", (width, height + LINE * len(draft.swatches) + LINE // 2), PAPER)
+    sheet.paste(Image.fromarray(draft.pixels), (0, 0))
+    pen = ImageDraw.Draw(sheet)
+    for number, (swatch, text) in enumerate(draft.legend):
+        top = height + LINE // 4 + number * LINE
+        pen.rectangle((8, top + 4, 8 + 2 * (LINE - 8), top + LINE - 4), fill=swatch, outline=INK)
+        pen.text((2 * LINE + 8, top + LINE // 2), f"{text}  {swatch}", fill=INK, font=font, anchor="lm")
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def encode_svg(draft: Draft) -> bytes:
+    """Return the draft as an SVG: the granules as an embedded PNG, the legend as text."""
+    height, width = draft.layout.labels.shape
+    total = height + LINE * len(draft.swatches) + LINE // 2
+    picture = base64.b64encode(encode_png(draft)).decode()
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{total}" viewBox="0 0 {width} {total}">',
+        f'<rect width="{width}" height="{total}" fill="#fff"/>',
+        f'<image width="{width}" height="{height}" href="data:image/png;base64,{picture}"/>',
+    ]
+    for number, (swatch, text) in enumerate(draft.legend):
+        top = height + LINE // 4 + number * LINE
+        lines.append(
+            f'<rect x="8" y="{top + 4}" width="{2 * (LINE - 8)}" height="{LINE - 8}" fill="{swatch}" stroke="#141414"/>'
+        )
+        lines.append(
+            f'<text x="{2 * LINE + 8}" y="{top + LINE // 2}" dominant-baseline="central" font-family="sans-serif" '
+            f'font-size="{FONT_SIZE}" fill="#141414">{escape(text)} {swatch}</text>'
+        )
+    return "\n".join([*lines, "</svg>", ""]).encode()
