@@ -16,6 +16,7 @@ from pathlib import Path
 from tilemix.cli.draft import add_draft
 from tilemix.cli.inspect import add_inspect
 from tilemix.cli.measure import add_measure
+from tilemix.cli.mixes import add_mixes
 from tilemix.cli.palette import add_palette
 from tilemix.cli.predict import add_predict
 from tilemix.cli.record import add_record
@@ -60,6 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_record(verbs)
     add_measure(verbs)
     add_palette(verbs)
+    add_mixes(verbs)
     add_inspect(verbs)
     add_weights(verbs)
     add_train(verbs)
