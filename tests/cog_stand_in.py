@@ -22,6 +22,7 @@ class CogStandIn:
         self.health: str | None = None  # None: READY or BUSY, as it is
         self.refusal: dict | None = None  # the answer 422
         self.outcome: dict = {"status": "succeeded", "output": data_uri(picture())}
+        self.is_deaf = False  # its worker is stopped: a cancel has no effect
         self.hangs_up = False  # the server is killed in the middle of a prediction
         self.gate = threading.Event()  # predictions end when it is set
         self.gate.set()
@@ -62,8 +63,9 @@ class CogStandIn:
     def cancel(self, identity: str) -> tuple[int, dict]:
         if not any(asked == identity for asked, _ in self.asked):
             return 404, {}
-        self.canceled.append(identity)
-        self.gate.set()
+        if not self.is_deaf:
+            self.canceled.append(identity)
+            self.gate.set()
         return 200, {}
 
     def _send(self, body: dict, payload: dict) -> None:

@@ -17,7 +17,6 @@ import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
@@ -120,7 +119,7 @@ def run_studio() -> Iterator[tuple[Callable, CogStandIn]]:
         tempfile.TemporaryDirectory() as name,
         run_cog_stand_in() as cog,
         mock.patch.object(api, "POLL_SECONDS", 0.02),
-        mock.patch.object(api, "GRACE", timedelta(0)),
+        mock.patch.object(api, "GRACE", 0.0),
         Studio(
             Settings(
                 folder=Path(name),

@@ -29,7 +29,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy import func, select
@@ -47,7 +47,7 @@ from tilemix.studio.predictions import Report
 from tilemix.studio.queue import Queue
 from tilemix.studio.reconciler import Reconciler
 from tilemix.studio.settings import Secret
-from tilemix.studio.store.database import Database, utc_now
+from tilemix.studio.store.database import Database
 from tilemix.studio.store.schema import Delivery, Output, Prediction, Share
 
 # What is asked for, who brings it, and the status in which it must end.
@@ -111,6 +111,9 @@ class Drawer:
         return Report(
             remote_id=attempt_id, status="succeeded", output=output, metrics={"seed": inputs["seed"]}
         )
+
+    def abandon(self, remote_id) -> None:
+        raise AssertionError("nothing hangs here")
 
     def cancel(self, remote_id) -> None:
         raise AssertionError("nothing that runs is canceled here")
@@ -204,13 +207,13 @@ def live(url: str, folder: Path, outside: Outside, countdown: int | None) -> Non
     database = Database.open(Secret(url), is_shared=False)
     inbox = Inbox(database)
     # What waits for some seconds is tried again at once, by this life or the next.
-    outputs.FIRST_WAIT = reconciler.SILENCE_WITHOUT = timedelta(0)
+    outputs.FIRST_WAIT = reconciler.SILENCE_WITHOUT = 0.0
     taker = OutputTaker(database, folder, fetcher=Host())
     queue = Queue(database, Drawer(outside), deadline_seconds=3600)
     elsewhere = Queue(database, Replicate(outside), deadline_seconds=3600)
     asker = Reconciler(database, Replicate(outside), has_webhooks=False)
+    folder.mkdir(exist_ok=True)
     taker.recover()
-    queue.recover()
     done = set(outside.remembered())
     for number, prompt in enumerate(PROMPTS):
         if f"asked {number}" not in done:
@@ -225,7 +228,7 @@ def live(url: str, folder: Path, outside: Outside, countdown: int | None) -> Non
         for start in range(0, len(places), AT_ONCE):
 
             def deliver(place: int) -> None:
-                inbox.store(deliveries()[place])  # its return is the yes
+                inbox.store(deliveries()[place]).result()  # its return is the yes
                 outside.remember(f"delivered {place}")
 
             list(senders.map(deliver, places[start : start + AT_ONCE]))
@@ -254,7 +257,7 @@ def ask(database: Database, queue: Queue, number: int, prompt: str) -> None:
         queue.add(GenerationRequest(prompt=prompt), rewrite(prompt, find_template("rubber_tile")))
         return
     with database.write() as session:  # one that runs at Replicate
-        begun = utc_now() - timedelta(hours=1)
+        begun = datetime.now(UTC) - timedelta(hours=1)
         row = {
             "id": f"{number:032x}",
             "backend": "replicate",
@@ -262,8 +265,8 @@ def ask(database: Database, queue: Queue, number: int, prompt: str) -> None:
             "status": "starting",
         }
         texts = {"prompt": prompt, "sent_prompt": prompt, "inputs": {"seed": number}}
-        until = begun if way == "too late" else begun + timedelta(hours=2)
-        session.add(Prediction(**row, **texts, created_at=begun, submitted_at=begun, deadline_at=until))
+        left = 0 if way == "too late" else 3600
+        session.add(Prediction(**row, **texts, created_at=begun, submitted_at=begun, seconds_left=left))
 
 
 def find_faults(url: str, folder: Path, outside: Outside) -> tuple[list[str], list[str]]:

@@ -34,16 +34,24 @@ def make_postgres_database(server_url: str) -> Iterator[str]:
 
 
 class Clock:
-    """A clock that stands still until it is told to go on."""
+    """A clock that stands still until it is told to go on, or to jump as the wall clock does when it is set."""
 
     def __init__(self) -> None:
-        self.now = START
+        self.moment = START
+        self.seconds = 0.0
 
-    def __call__(self) -> datetime:
-        return self.now
+    def now(self) -> datetime:
+        return self.moment
+
+    def monotonic(self) -> float:
+        return self.seconds
 
     def go_on(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
+        self.seconds += seconds
+        self.jump(seconds)
+
+    def jump(self, seconds: float) -> None:
+        self.moment += timedelta(seconds=seconds)
 
 
 def add_prediction(database, **values) -> str:
@@ -58,7 +66,7 @@ def add_prediction(database, **values) -> str:
             "sent_prompt": "50% red, 50% black",
             "inputs": {"prompt": "50% red, 50% black", "seed": 7},
             "created_at": START,
-            "deadline_at": START + timedelta(seconds=1800),
+            "seconds_left": 1800,
         }
         session.add(Prediction(**row | values))
     return identity

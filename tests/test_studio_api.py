@@ -7,7 +7,6 @@ import logging
 import re
 import threading
 import time
-from datetime import timedelta
 
 import httpx
 import pytest
@@ -17,7 +16,7 @@ from starlette.testclient import TestClient
 
 from tests.cog_stand_in import run_cog_stand_in
 from tests.studio_parts import OTHER_SECRET, SECRET, body, data_uri, picture, sign
-from tilemix.errors import SettingsError
+from tilemix.errors import SettingsError, StoreDownError
 from tilemix.request import GenerationRequest
 from tilemix.studio import api
 from tilemix.studio.__main__ import MaskingFormatter
@@ -272,7 +271,7 @@ def test_a_prediction_that_failed_says_why(client, cog):
 def test_a_back_end_that_stays_away_is_a_503_and_the_prediction_is_taken_back(
     client, cog, monkeypatch, health, fault
 ):
-    monkeypatch.setattr(api, "GRACE", timedelta(seconds=0.5))
+    monkeypatch.setattr(api, "GRACE", 0.5)
     cog.health = health
     answer = form(client, prompt=MIX)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, str(api.RETRY_SECONDS))
@@ -285,14 +284,14 @@ def test_a_back_end_that_stays_away_is_a_503_and_the_prediction_is_taken_back(
 
 
 def test_a_back_end_that_comes_back_within_the_grace_draws(client, cog, monkeypatch):
-    monkeypatch.setattr(api, "GRACE", timedelta(seconds=20))
+    monkeypatch.setattr(api, "GRACE", 20)
     cog.health = "STARTING"
     threading.Timer(1, setattr, (cog, "health", None)).start()
     assert form(client, prompt=MIX).status_code == 200
 
 
 def test_what_was_asked_for_without_waiting_is_kept_while_the_back_end_is_away(client, cog, monkeypatch):
-    monkeypatch.setattr(api, "GRACE", timedelta(seconds=0.1))
+    monkeypatch.setattr(api, "GRACE", 0.1)
     cog.health = "UNHEALTHY"
     identity = client.post("/api/predictions", json={"prompt": MIX}).json()["id"]
     assert form(client, prompt=MIX).status_code == 503
@@ -461,7 +460,7 @@ def test_a_body_that_is_too_large_is_refused_announced_or_not(shared):
 def test_our_own_fault_is_a_503_so_that_the_sender_tries_again(client, monkeypatch, caplog):
     data = body("a", "succeeded")
     store = client.studio.inbox.store
-    for fault in (OperationalError("INSERT", {}, Exception("disk full")), RuntimeError("a mistake")):
+    for fault in (StoreDownError("studio-database-full"), RuntimeError("a mistake")):
         monkeypatch.setattr(
             client.studio.inbox, "store", lambda arrival, fault=fault: (_ for _ in ()).throw(fault)
         )
@@ -554,7 +553,8 @@ def test_a_rate_limit_keeps_no_more_addresses_than_it_may(monkeypatch):
 
 
 def test_health_says_what_works(client, cog):
-    assert client.get("/health").json() == {"status": "ok", "database": "ok", "backend": "cog: ready"}
+    whole = {"status": "ok", "database": "ok", "backend": "cog: ready", "faults": {}}
+    assert client.get("/health").json() == whole
     cog.health = "UNHEALTHY"
     assert client.get("/health").json()["backend"] == "cog: not ready"
 

@@ -21,7 +21,7 @@ def make_inbox(database) -> tuple[Inbox, Clock]:
 
 
 def deliver(inbox: Inbox, data: bytes, **more) -> bool:
-    return inbox.store(Arrival(source=more.pop("source", "cog"), body=data, **more))
+    return inbox.store(Arrival(source=more.pop("source", "cog"), body=data, **more)).result()
 
 
 def read_all(inbox: Inbox) -> int:
@@ -76,7 +76,7 @@ def test_aborted_is_an_end_and_an_unknown_status_is_kept_as_it_is(database, stat
     deliver(inbox, body("a", status))
     read_all(inbox)
     assert get_prediction(database, identity).status == status
-    assert (get_prediction(database, identity).completed_at == clock.now) is is_end
+    assert (get_prediction(database, identity).completed_at == clock.now()) is is_end
     deliver(inbox, body("a", "processing"))
     read_all(inbox)
     assert get_prediction(database, identity).status == (status if is_end else "processing")
@@ -117,8 +117,8 @@ def test_a_webhook_that_beats_the_answer_waits_for_it(database):
 def test_a_webhook_whose_url_names_the_prediction_stands_for_a_lost_answer(database):
     inbox, clock = make_inbox(database)
     here = {"backend": "replicate", "status": "starting"}
-    waiting = add_prediction(database, **here, submitted_at=clock.now)
-    other = add_prediction(database, **here, submitted_at=clock.now, remote_id="theirs")
+    waiting = add_prediction(database, **here, submitted_at=clock.now())
+    other = add_prediction(database, **here, submitted_at=clock.now(), remote_id="theirs")
     for identity, webhook_id in ((waiting, "m1"), (other, "m2")):
         arrival = {"source": "replicate", "webhook_id": webhook_id, "prediction_id": identity}
         deliver(inbox, body("mine" if identity == waiting else "not-theirs", "processing"), **arrival)

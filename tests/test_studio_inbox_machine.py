@@ -185,7 +185,7 @@ class InboxMachine(RuleBasedStateMachine):
     def store(self, delivery) -> bool:
         webhook_id, _, _, _, data = delivery
         self.authenticate(sign(data, webhook_id=webhook_id), data)
-        return self.inbox.store(Arrival(source="replicate", body=data, webhook_id=webhook_id))
+        return self.inbox.store(Arrival(source="replicate", body=data, webhook_id=webhook_id)).result()
 
     def note(self, delivery):
         """Tell the model that a delivery has come, or has come again."""

@@ -151,7 +151,7 @@ def test_it_listens_on_loopback_until_it_is_told_to_end(tmp_path):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.05)
-    assert found.json() == {"status": "ok", "database": "ok", "backend": "cog: not ready"}
+    assert found.json() == {"status": "ok", "database": "ok", "backend": "cog: not ready", "faults": {}}
     assert "server" not in found.headers
     process.send_signal(signal.SIGTERM)
     _, shown = process.communicate(timeout=30)

@@ -18,16 +18,16 @@ from tests.test_pictures_record import make_record
 from tilemix.errors import OutputError
 from tilemix.pictures.files import encode_image
 from tilemix.pictures.record import record_json
-from tilemix.studio import fetcher
+from tilemix.studio import fetcher, outputs
 from tilemix.studio.fetcher import Fetcher, is_public, read_data_uri
-from tilemix.studio.outputs import OutputTaker
+from tilemix.studio.outputs import LONGEST_WAIT, MAX_ATTEMPTS, OutputTaker
 from tilemix.studio.store.schema import Output
 
 URL = "https://pbxt.replicate.delivery/tile.png"
 
 
 def add_output(database, clock, source) -> str:
-    identity = add_prediction(database, status="succeeded", completed_at=clock.now)
+    identity = add_prediction(database, status="succeeded", completed_at=clock.now())
     number = get_prediction(database, identity).number
     with database.write() as session:
         session.add(
@@ -35,8 +35,7 @@ def add_output(database, clock, source) -> str:
                 prediction=number,
                 state="pending",
                 source=source,
-                created_at=clock.now,
-                next_attempt_at=clock.now,
+                created_at=clock.now(),
             )
         )
     return identity
@@ -44,6 +43,7 @@ def add_output(database, clock, source) -> str:
 
 def make_taker(database, folder, **options):
     clock = options.pop("clock", None) or Clock()
+    (folder / "pictures").mkdir()
     taker = OutputTaker(database, folder / "pictures", clock=clock, **options)
     taker.recover()
     return taker, clock
@@ -136,17 +136,19 @@ class Failing(Fetcher):
         raise OutputError("output-host-answers", status=503, is_final=False)
 
 
-def test_a_fetch_that_failed_is_tried_again_ever_later_and_for_an_hour(database, tmp_path):
+def test_a_fetch_that_failed_is_tried_again_ever_later_and_for_an_hour(database, tmp_path, monkeypatch):
+    assert sum(min(2.0**n, LONGEST_WAIT) for n in range(1, MAX_ATTEMPTS)) == pytest.approx(3600, rel=0.01)
+    monkeypatch.setattr(outputs, "MAX_ATTEMPTS", 6)
     taker, clock = make_taker(database, tmp_path, fetcher=Failing())
     identity = add_output(database, clock, URL)
-    waits = []
-    while taker.step():
-        due = get_prediction(database, identity).output.next_attempt_at
-        assert not taker.step()
-        waits.append((due - clock.now).total_seconds())
-        clock.now = due
-    assert waits[:7] == [2, 4, 8, 16, 32, 64, 120]
-    assert 3600 < sum(waits[:-1]) < 3600 + 121
+    waits = [0]
+    assert taker.step()
+    while get_prediction(database, identity).output.state == "pending":
+        clock.go_on(1)
+        waits[-1] += 1
+        if taker.step():
+            waits.append(0)
+    assert waits == [2, 4, 8, 8, 8, 0]
     output = get_prediction(database, identity).output
     assert (output.state, output.error["message"]) == ("failed", "the output's host answers 503")
 

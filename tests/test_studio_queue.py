@@ -1,17 +1,20 @@
 """The queue before a Cog server's stand-in, and before Replicate's API answered by httpx's mock transport."""
 
+import contextlib
 import threading
-from datetime import timedelta
 
 import pytest
+from sqlalchemy.exc import DataError
 
 from tests.cog_stand_in import run_cog_stand_in
-from tests.studio_parts import Clock, get_prediction
-from tilemix.errors import Message
+from tests.studio_parts import Clock, add_prediction, get_prediction
+from tilemix.errors import Message, RefusalError, StoreDownError
 from tilemix.prompts.rewrite import rewrite
 from tilemix.prompts.template import find_template
 from tilemix.request import GenerationRequest
+from tilemix.studio import predictions
 from tilemix.studio.cog_backend import CogBackend, cog_client
+from tilemix.studio.faults import Faults
 from tilemix.studio.queue import Queue
 
 NO_REASON = Message("prediction-failed", {"reason": "no reason"})
@@ -25,8 +28,9 @@ def cog():
         yield stand_in
 
 
-def make_queue(database, cog, clock=None) -> Queue:
-    return Queue(database, CogBackend(cog_client(cog.url)), deadline_seconds=60, clock=clock or Clock())
+def make_queue(database, cog, clock=None, **more) -> Queue:
+    backend = CogBackend(cog_client(cog.url))
+    return Queue(database, backend, deadline_seconds=60, clock=clock or Clock(), **more)
 
 
 def add(queue: Queue, text: str = "50% red, 50% black", **inputs) -> str:
@@ -154,19 +158,187 @@ def test_what_is_past_its_deadline_is_ended_here_and_there(database, cog):
     cog.gate.clear()
     clock = Clock()
     queue = make_queue(database, cog, clock)
-    runs, waits = add(queue), add(queue)
+    identity = add(queue)
     thread = in_background(queue.step)
     assert cog.begun.wait(10)
+    queue.end_late()
     clock.go_on(61)
     queue.end_late()
     thread.join(10)
-    assert cog.canceled == [f"{runs}-1"]
-    for identity, status in ((runs, "starting"), (waits, "queued")):
+    assert cog.canceled == [f"{identity}-1"]
+    prediction = get_prediction(database, identity)
+    line = "the prediction did not end within 60 seconds; its status is starting"
+    assert (prediction.status, prediction.error["message"]) == ("failed", line)
+
+
+def test_waiting_is_not_drawing(database, cog):
+    """Of eight pictures of 3 s with a deadline of 10 s, five failed: the wait was counted."""
+    clock = Clock()
+    queue = make_queue(database, cog, clock)
+    waiting = [add(queue) for _ in range(3)]
+    for _ in waiting:
+        clock.go_on(40)
+        queue.end_late()
+        assert queue.step()
+    assert {get_prediction(database, identity).status for identity in waiting} == {"succeeded"}
+
+
+@pytest.mark.parametrize("jump", [3600, -3600])
+def test_a_wall_clock_that_is_set_ends_nothing(database, cog, jump):
+    """One hour forward, and whatever waited or ran had failed."""
+    cog.gate.clear()
+    clock = Clock()
+    queue = make_queue(database, cog, clock)
+    runs, waits = add(queue), add(queue)
+    thread = in_background(queue.step)
+    assert cog.begun.wait(10)
+    queue.end_late()
+    clock.jump(jump)
+    queue.end_late()
+    clock.go_on(59)
+    queue.end_late()
+    assert cog.canceled == []
+    cog.gate.set()
+    thread.join(10)
+    assert queue.step()
+    assert {get_prediction(database, identity).status for identity in (runs, waits)} == {"succeeded"}
+
+
+def test_a_deadline_goes_on_after_a_restart_with_what_was_left(database, cog):
+    cog.gate.clear()
+    clock = Clock()
+    queue = make_queue(database, cog, clock)
+    identity = add(queue)
+    thread = in_background(queue.step)
+    assert cog.begun.wait(10)
+    for _ in range(4):
+        clock.go_on(10)
+        queue.end_late()
+    queue.stop()
+    thread.join(10)
+    assert get_prediction(database, identity).seconds_left == 20
+    cog.begun.clear(), cog.gate.clear(), cog.canceled.clear()
+    clock = Clock()  # of another process
+    again = make_queue(database, cog, clock)
+    thread = in_background(again.step)
+    assert cog.begun.wait(10)
+    clock.go_on(19)
+    again.end_late()
+    assert cog.canceled == []
+    clock.go_on(1)
+    again.end_late()
+    thread.join(10)
+    assert get_prediction(database, identity).error["code"] == "prediction-late"
+
+
+def test_a_full_queue_says_so_at_once(database, cog):
+    queue = make_queue(database, cog, most_waiting=2)
+    add(queue), add(queue)
+    with pytest.raises(RefusalError, match="^2 predictions are waiting already") as raised:
+        add(queue)
+    assert raised.value.status == 503
+    assert queue.step()
+    add(queue)
+
+
+class Refusing:
+    """A database that fails for some writes, each time in the same way."""
+
+    def __init__(self, database, monkeypatch, fault: str) -> None:
+        self.left, self.fault, self.failed = 0, fault, threading.Event()
+        self.write = database.write
+        monkeypatch.setattr(database, "write", self)
+
+    @contextlib.contextmanager
+    def __call__(self):
+        with self.write() as session:
+            if self.fault == "before":
+                self.refuse()
+            yield session
+        if self.fault == "after":  # it was committed, and the connection was lost before the answer came
+            self.refuse()
+
+    def refuse(self) -> None:
+        if self.left > 0:
+            self.left -= 1
+            self.failed.set()
+            raise StoreDownError("studio-database-away")
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+def test_a_picture_that_cannot_be_kept_is_kept_later_and_the_queue_goes_on(database, cog, fault, monkeypatch):
+    """The row stayed `starting` for ever, and the queue stood still until the studio was started again."""
+    cog.gate.clear()
+    faults = Faults()
+    queue = make_queue(database, cog, faults=faults)
+    refusing = Refusing(database, monkeypatch, fault)
+    first, second = add(queue), add(queue)
+    thread = in_background(queue.step)
+    assert cog.begun.wait(10)
+    refusing.left = 3
+    cog.gate.set()
+    thread.join(10)
+    assert refusing.left == 0
+    assert faults.all()["queue"].code == "studio-database-away"
+    assert queue.step()
+    for identity in (first, second):
         prediction = get_prediction(database, identity)
-        assert prediction.status in {"failed", "canceled"}
-        if prediction.status == "failed":
-            line = f"the prediction did not end within 60 seconds; its status is {status}"
-            assert prediction.error["message"] == line
+        assert (prediction.status, prediction.attempts) == ("succeeded", 1)
+    assert len(cog.asked) == 2
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+def test_a_prediction_whose_claim_may_not_have_been_kept_is_drawn_by_the_next_step(
+    database, cog, fault, monkeypatch
+):
+    queue = make_queue(database, cog)
+    assert not queue.step()
+    identity = add(queue)
+    refusing = Refusing(database, monkeypatch, fault)
+    refusing.left = 1
+    with pytest.raises(StoreDownError):
+        queue.step()
+    assert queue.step()
+    assert get_prediction(database, identity).status == "succeeded"
+    assert [asked.partition("-")[0] for asked, _ in cog.asked] == [identity]
+
+
+def test_a_result_that_the_database_will_never_take_ends_its_prediction(database, cog, monkeypatch):
+    def break_it(*_, **__):
+        raise DataError("UPDATE", {}, Exception("too long"))
+
+    monkeypatch.setattr(predictions, "apply_report", break_it)
+    queue = make_queue(database, cog)
+    identity = add(queue)
+    assert queue.step()
+    prediction = get_prediction(database, identity)
+    assert (prediction.status, prediction.error["message"]) == ("failed", "DataError")
+
+
+def test_what_waits_for_another_back_end_is_drawn_by_this_one(database, cog):
+    identity = add_prediction(database, backend="replicate")
+    assert make_queue(database, cog).step()
+    assert get_prediction(database, identity).status == "succeeded"
+
+
+def test_a_server_that_does_not_cancel_is_hung_up_on(database, cog):
+    """Its worker was stopped (SIGSTOP): a cancel took the deadline and 60 seconds."""
+    cog.is_deaf = True
+    cog.gate.clear()
+    clock = Clock()
+    queue = make_queue(database, cog, clock)
+    identity = add(queue)
+    thread = in_background(queue.step)
+    assert cog.begun.wait(10)
+    queue.cancel(identity)
+    clock.go_on(4)
+    queue.send_cancels()
+    assert queue.is_awaiting
+    clock.go_on(1)
+    queue.send_cancels()
+    thread.join(10)
+    assert not queue.is_awaiting
+    assert get_prediction(database, identity).status == "canceled"
 
 
 def test_a_studio_that_was_killed_takes_its_prediction_up_again(database, cog):
@@ -184,8 +356,6 @@ def test_a_studio_that_was_killed_takes_its_prediction_up_again(database, cog):
     claimed = get_prediction(database, identity)
     assert claimed.status == "starting"
     again = make_queue(database, cog)
-    assert not again.step()  # the slot is taken
-    again.recover()
     cog.gate.set()
     assert again.step()
     prediction = get_prediction(database, identity)
@@ -204,7 +374,6 @@ def test_a_studio_that_stops_lets_go_of_its_prediction_and_the_next_one_takes_it
     assert not queue.step()
     assert get_prediction(database, identity).status == "starting"
     again = make_queue(database, cog)
-    again.recover()
     assert again.step()
     assert get_prediction(database, identity).status == "succeeded"
 
@@ -226,23 +395,21 @@ def test_a_fault_is_told_when_it_lasts_and_forgotten_when_nothing_waits(database
     queue = make_queue(database, cog, clock)
     identity = add(queue)
     cog.health = "UNHEALTHY"
-    assert queue.find_fault(lasting=timedelta(0)) is None  # nobody has looked yet
+    assert queue.find_fault(lasting=0) is None  # nobody has looked yet
     assert not queue.step()
-    assert queue.find_fault(lasting=timedelta(seconds=10)) is None
+    assert queue.find_fault(lasting=10) is None
     clock.go_on(10)
     assert not queue.step()
-    assert queue.find_fault(lasting=timedelta(seconds=10)) == Message(
-        "backend-unhealthy", {"health": "UNHEALTHY"}
-    )
+    assert queue.find_fault(lasting=10) == Message("backend-unhealthy", {"health": "UNHEALTHY"})
     cog.health = "BUSY"  # with another program's prediction: that is no fault
     assert not queue.step()
-    assert queue.find_fault(lasting=timedelta(0)) is None
+    assert queue.find_fault(lasting=0) is None
     cog.health = "STARTING"
     assert not queue.step()
-    assert queue.find_fault(lasting=timedelta(0)) == Message("backend-unhealthy", {"health": "STARTING"})
+    assert queue.find_fault(lasting=0) == Message("backend-unhealthy", {"health": "STARTING"})
     queue.cancel(identity)
     assert not queue.step()
-    assert queue.find_fault(lasting=timedelta(0)) is None
+    assert queue.find_fault(lasting=0) is None
 
 
 def test_only_a_prediction_that_has_not_begun_is_taken_back(database, cog):

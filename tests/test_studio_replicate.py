@@ -2,7 +2,6 @@
 
 import json
 import logging
-from datetime import timedelta
 
 import httpx
 import pytest
@@ -104,6 +103,7 @@ def test_no_more_run_at_the_same_time_than_there_are_slots(database):
     for _ in range(3):
         add(queue)
     assert [queue.step() for _ in range(4)] == [True, True, False, False]
+    assert not reconciler.step()
     replicate.predictions["p0"] |= {"status": "succeeded", "output": URL}
     clock.go_on(4)
     while reconciler.step():
@@ -133,6 +133,7 @@ def test_with_webhooks_it_is_asked_less_often(database):
     queue, reconciler, _, clock = make(database, webhook="https://tiles.example/webhooks/replicate")
     add(queue)
     queue.step()
+    assert not reconciler.step()
     clock.go_on(29)
     assert not reconciler.step()
     clock.go_on(2)
@@ -145,10 +146,11 @@ def test_a_lost_answer_is_looked_for_and_nothing_is_created_twice(database):
     replicate.fault = httpx.ReadTimeout("no answer")
     queue.step()
     assert get_prediction(database, identity).remote_id is None
-    clock.go_on(30)
+    assert not reconciler.step()
+    clock.go_on(7)
     assert not queue.step()
     assert not reconciler.step()
-    clock.go_on(31)
+    clock.go_on(1)
     assert reconciler.step()
     assert get_prediction(database, identity).remote_id == "p0"
     assert len(replicate.predictions) == 1
@@ -160,7 +162,8 @@ def test_one_that_never_arrived_is_created_again(database):
     replicate.fault = httpx.ReadError("lost")
     queue.step()
     replicate.predictions.clear()
-    clock.go_on(61)
+    assert not reconciler.step()
+    clock.go_on(8)
     assert reconciler.step()
     assert get_prediction(database, identity).status == "queued"
     assert queue.step()
@@ -172,6 +175,7 @@ def test_a_prediction_that_replicate_has_forgotten_ends(database):
     identity = add(queue)
     queue.step()
     replicate.predictions.clear()
+    assert not reconciler.step()
     clock.go_on(4)
     reconciler.step()
     prediction = get_prediction(database, identity)
@@ -186,6 +190,7 @@ def test_an_outage_ends_nothing(database):
     identity = add(queue)
     queue.step()
     replicate.refusal = 502
+    assert not reconciler.step()
     clock.go_on(4)
     assert reconciler.step()
     assert get_prediction(database, identity).status == "starting"
@@ -197,6 +202,7 @@ def test_cancel_and_deadline_reach_replicate(database):
     queue.step(), queue.step()
     queue.cancel(canceled)
     assert replicate.predictions["p0"]["status"] == "canceled"
+    assert not reconciler.step()
     clock.go_on(4)
     reconciler.step()
     assert get_prediction(database, canceled).status == "canceled"
@@ -245,7 +251,7 @@ def test_a_replicate_that_cannot_be_had_is_a_fault_until_it_takes_one(database):
     assert not queue.step()
     clock.go_on(10)
     assert not queue.step()
-    assert queue.find_fault(lasting=timedelta(seconds=10)).values == {"backend": "Replicate", "status": 503}
+    assert queue.find_fault(lasting=10).values == {"backend": "Replicate", "status": 503}
     replicate.refusal = None
     assert queue.step()
-    assert queue.find_fault(lasting=timedelta(0)) is None
+    assert queue.find_fault(lasting=0) is None

@@ -22,6 +22,7 @@ The tree, so that a caller can catch exactly what it can handle:
         * SettingsError        its environment, or the database it was given, cannot be used
         * RefusalError         a request to the studio is refused
             * DeliveryError    a webhook delivery is refused
+            * StoreDownError   the database or the disk cannot be used now; try again
         * BackendError         the back end did not take a prediction
             * BackendBusyError       it has no free slot now; wait
             * BackendDownError       it cannot be reached or is broken; nothing has begun
@@ -229,6 +230,13 @@ class RefusalError(StudioError):
 
 class DeliveryError(RefusalError):
     """A webhook delivery is refused."""
+
+
+class StoreDownError(RefusalError):
+    """The database, or the disk that the pictures are on, cannot be used now; it will be again."""
+
+    def __init__(self, code: str, **values: Value) -> None:
+        super().__init__(code, status=503, field=None, **values)
 
 
 class BackendError(StudioError):

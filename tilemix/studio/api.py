@@ -8,8 +8,6 @@ returns the state. A prediction that it accepted is drawn once the back end is b
 from __future__ import annotations
 
 import asyncio
-import time
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +38,8 @@ FORM_TYPES = ("multipart/form-data", "application/x-www-form-urlencoded")
 MAX_FIELDS = 20
 MAX_FIELD_BYTES = 64 * 2**10
 CANCELED_ERROR = Message("prediction-canceled", {}).describe()
-# A back end may be away for this long, for example during a restart, before callers hear of it.
-GRACE = timedelta(seconds=10)
+# A back end may be away for so many seconds, for example during a restart, before callers hear of it.
+GRACE = 10.0
 EXTRA_SECONDS = 30  # beyond the deadline, for fetching the picture
 
 
@@ -110,11 +108,11 @@ def api_routes(studio: Studio) -> list[Route]:
 
     async def _wait(identity: str) -> bool:
         """Wait for a prediction's end or its deadline; return False if it was withdrawn."""
-        began = time.monotonic()
+        began = studio.clock.monotonic()
         until = began + studio.settings.deadline_seconds + EXTRA_SECONDS
-        while not (await _find(identity))["is_done"] and (now := time.monotonic()) < until:
+        while not (await _find(identity))["is_done"] and (now := studio.clock.monotonic()) < until:
             # Only after the queue has had time to look at the back end for this one, too.
-            is_patient = now - began < GRACE.total_seconds()
+            is_patient = now - began < GRACE
             fault = None if is_patient else studio.queue.find_fault(lasting=GRACE)
             if fault is not None and await run_in_threadpool(studio.queue.withdraw, identity, fault):
                 return False

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -13,12 +12,12 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from tilemix.errors import InputError, Message, RefusalError
+from tilemix.errors import InputError, Message, RefusalError, StoreDownError
 from tilemix.studio.api import api_routes
 from tilemix.studio.guard import HEADERS, Guard, RateLimit
 from tilemix.studio.web.page import page_routes
 from tilemix.studio.web.rendering import Renderer
-from tilemix.studio.webhooks import webhook_routes
+from tilemix.studio.webhooks import RETRY_SECONDS, webhook_routes
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -29,14 +28,23 @@ if TYPE_CHECKING:
 def create_app(studio: Studio, *, rate_limit: RateLimit | None = None) -> Starlette:
     """Return the application for a studio; the caller starts and stops the studio."""
 
-    def look() -> dict[str, str]:
+    def look() -> dict[str, Any]:
+        faults = studio.faults.all()
         try:
             with studio.database.read() as session:
                 session.execute(text("SELECT 1"))
-        except SQLAlchemyError as error:
-            return {"status": "broken", "database": type(error).__name__, "backend": studio.backend.name}
+        except StoreDownError as error:
+            faults["database"] = error.message
+        else:
+            if (fault := studio.database.find_fault()) is not None:
+                faults["database"] = fault.message
         backend = "ready" if studio.backend.is_ready() else "not ready"
-        return {"status": "ok", "database": "ok", "backend": f"{studio.backend.name}: {backend}"}
+        return {
+            "status": "degraded" if faults else "ok",
+            "database": str(faults.get("database", "ok")),
+            "backend": f"{studio.backend.name}: {backend}",
+            "faults": {part: message.describe() for part, message in faults.items()},
+        }
 
     async def health(_: Request) -> JSONResponse:
         found = await run_in_threadpool(look)
@@ -47,7 +55,8 @@ def create_app(studio: Studio, *, rate_limit: RateLimit | None = None) -> Starle
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, RefusalError | InputError):
             status = error.status if isinstance(error, RefusalError) else 422
-            return renderer.refuse(request, error.message, status)
+            headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else None
+            return renderer.refuse(request, error.message, status, headers)
         assert isinstance(error, HTTPException)  # of Starlette: its router and its form parser
         return renderer.refuse(request, _name_refusal(request, error), error.status_code, error.headers)
 

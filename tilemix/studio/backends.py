@@ -66,6 +66,9 @@ class Backend(Protocol):
             BackendError: the back end cannot be asked.
         """
 
+    def abandon(self, remote_id: str) -> None:
+        """Stop waiting for the answer: submit() raises BackendUncertainError. Without effect if none is awaited."""
+
     def look_up(self, remote_id: str) -> Report | None:
         """Return a prediction's state; None if the back end has no such call.
 

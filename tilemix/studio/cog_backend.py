@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgspec
 
 from tilemix.errors import BackendBusyError, BackendDownError, BackendUncertainError, Message
-from tilemix.studio.backends import CALL_SECONDS, call, name_of, read_answer
+from tilemix.studio.backends import call, name_of, read_answer
 from tilemix.studio.predictions import FAILED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import httpcore
+
     from tilemix.studio.predictions import Report
 
 COG = "the Cog server"  # in messages
 DRAWING = frozenset({"READY", "BUSY"})  # a healthy Cog server
+ANSWER_SECONDS = 3  # timeout of every call except a prediction; such a server is near
 EVENTS = ("start", "logs")  # the result comes with the answer
 # How coglet 0.23.1 reports a worker that died, during this prediction or before it. An error raised by the model
 # reads "Prediction failed: ...".
@@ -25,8 +30,13 @@ DEAD_WORKER = ("Worker crashed", "Broken pipe")
 
 
 def cog_client(url: str) -> httpx.Client:
-    """Return a client for a Cog server; it ignores proxy settings."""
-    return httpx.Client(base_url=url, timeout=CALL_SECONDS, trust_env=False)
+    """Return a client for a Cog server; it ignores proxy settings.
+
+    Every call has its own connection: closing one gives up one prediction, and a server that was restarted cannot
+    have left a dead one behind.
+    """
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.Client(base_url=url, timeout=ANSWER_SECONDS, trust_env=False, limits=limits)
 
 
 class CogBackend:
@@ -42,6 +52,7 @@ class CogBackend:
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client
+        self._streams: dict[str, httpcore.NetworkStream] = {}  # attempt -> its connection
 
     def close(self) -> None:
         """Close its connections."""
@@ -84,13 +95,22 @@ class CogBackend:
         body: dict[str, Any] = {"input": dict(inputs)}
         if webhook is not None:
             body |= {"webhook": webhook, "webhook_events_filter": EVENTS}
-        timeout = httpx.Timeout(CALL_SECONDS, read=max(seconds, 1))
+        timeout = httpx.Timeout(ANSWER_SECONDS, read=max(seconds, 1))
+
+        def watch(event: str, values: dict[str, Any]) -> None:
+            if event == "connection.connect_tcp.complete":
+                self._streams[attempt_id] = values["return_value"]
+
         try:
-            answer = self._client.put(f"/predictions/{attempt_id}", json=body, timeout=timeout)
+            answer = self._client.put(
+                f"/predictions/{attempt_id}", json=body, timeout=timeout, extensions={"trace": watch}
+            )
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise BackendDownError("backend-unreachable", backend=COG, reason=name_of(error)) from error
         except httpx.HTTPError as error:
             raise BackendUncertainError("backend-answer-lost", backend=COG, reason=name_of(error)) from error
+        finally:
+            self._streams.pop(attempt_id, None)
         if answer.status_code == httpx.codes.CONFLICT:
             health = self.health()
             if health in DRAWING:  # READY: it has become free since
@@ -104,6 +124,13 @@ class CogBackend:
     def cancel(self, remote_id: str) -> None:
         """Cancel within one step."""
         call(self._client, "POST", f"/predictions/{remote_id}/cancel", COG)
+
+    def abandon(self, remote_id: str) -> None:
+        """Hang up: the thread that waits for the answer gets an error at once."""
+        stream = self._streams.get(remote_id)
+        if stream is not None:
+            with contextlib.suppress(OSError):  # it has just been closed
+                stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
     def look_up(self, remote_id: str) -> None:
         """Return None: the server has no such call."""

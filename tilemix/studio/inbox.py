@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,15 +21,13 @@ from sqlalchemy.exc import DataError
 
 from tilemix.errors import DeliveryError
 from tilemix.studio import predictions
-from tilemix.studio.store.database import utc_now
+from tilemix.studio.clock import SystemClock
 from tilemix.studio.store.schema import Delivery, Prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
-
     from sqlalchemy.orm import InstrumentedAttribute, Session
 
+    from tilemix.studio.clock import Clock
     from tilemix.studio.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -65,29 +62,31 @@ class Inbox:
         self,
         database: Database,
         *,
-        clock: Callable[[], datetime] = utc_now,
+        clock: Clock | None = None,
         look_again_seconds: float = LOOK_AGAIN_SECONDS,
     ) -> None:
         self._database = database
-        self._clock = clock
+        self._clock = clock or SystemClock()
         self._look_again_seconds = look_again_seconds
-        self._next_look = 0.0
+        self._next_look = self._clock.monotonic()
         self._waiting: deque[tuple[Arrival, Future[bool]]] = deque()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="inbox-writer")
 
-    def store(self, arrival: Arrival) -> bool:
-        """Commit a delivery; return whether it is new and not a repetition. Thread-safe.
+    def store(self, arrival: Arrival) -> Future[bool]:
+        """Commit a delivery soon; the future tells whether it is new and not a repetition. Thread-safe.
 
-        Raises what the database raises; then nothing is stored, and the sender must try again.
+        It raises what the database raises; then nothing is stored, and the sender must try again. A future that is
+        canceled before its turn stores nothing.
         """
         stored: Future[bool] = Future()
         self._waiting.append((arrival, stored))
         self._writer.submit(self._store_waiting)
-        return stored.result()
+        return stored
 
     def _store_waiting(self) -> None:
-        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), STORED_AT_ONCE))]
-        if not batch:  # an earlier call has stored it
+        taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), STORED_AT_ONCE))]
+        batch = [(arrival, stored) for arrival, stored in taken if stored.set_running_or_notify_cancel()]
+        if not batch:  # an earlier call has stored it, or its sender waits no longer
             return
         try:
             with self._database.write() as session:
@@ -106,7 +105,7 @@ class Inbox:
             "source": arrival.source,
             "delivery_id": delivery_id,
             "prediction_id": arrival.prediction_id,
-            "received_at": self._clock(),
+            "received_at": self._clock.now(),
             "sha256": sha256,
             "body": arrival.body,
             "repetitions": 0,
@@ -131,7 +130,7 @@ class Inbox:
 
     def _look_again(self, most: int) -> bool:
         """Read deliveries whose prediction has become known; the query scans all of them, so it runs rarely."""
-        if time.monotonic() < self._next_look:
+        if self._clock.monotonic() < self._next_look:
             return False
         is_known = exists().where(
             Prediction.backend == Delivery.source,
@@ -142,7 +141,7 @@ class Inbox:
             has_any = session.scalar(select(Delivery.number).where(is_readable).limit(1)) is not None
         if has_any:
             return self._read_oldest(most, is_readable)
-        self._next_look = time.monotonic() + self._look_again_seconds
+        self._next_look = self._clock.monotonic() + self._look_again_seconds
         return False
 
     def _read_oldest(self, most: int, where: ColumnElement[bool]) -> bool:
@@ -160,7 +159,7 @@ class Inbox:
 
     def purge(self) -> None:
         """Delete the bodies of deliveries a day after they were read, and all deliveries after thirty days."""
-        now = self._clock()
+        now = self._clock.now()
         is_read = Delivery.state.in_(("applied", "ignored"))
         old = delete(Delivery).where(Delivery.received_at < now - DELIVERIES_KEPT)
         with self._database.write() as session:
@@ -185,7 +184,7 @@ class Inbox:
             delivery.state = "unmatched"
             return
         prediction.remote_id = report.remote_id
-        has_moved = predictions.apply_report(session, prediction, report, now=self._clock())
+        has_moved = predictions.apply_report(session, prediction, report, now=self._clock.now())
         delivery.state = "applied" if has_moved else "ignored"
 
 

@@ -1,7 +1,8 @@
 """Fetches a prediction's picture into a file of ours at once, because Replicate deletes its files after an hour.
 
 The file is named after its prediction. It is written under a temporary name, synced and renamed before the database
-says that it exists, so a step that was killed can simply be repeated.
+says that it exists, so a step that was killed can simply be repeated. A disk that is full does not count as a failure
+of the picture: the step is repeated until the disk has room.
 """
 
 from __future__ import annotations
@@ -10,32 +11,29 @@ import contextlib
 import hashlib
 import logging
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from tilemix.errors import ImageFileError, OutputError
+from tilemix.errors import ImageFileError, OutputError, StoreDownError
 from tilemix.pictures.reading import decode_picture, record_of
 from tilemix.pictures.record import record_json
+from tilemix.studio.clock import SystemClock
 from tilemix.studio.fetcher import Fetcher, read_data_uri
-from tilemix.studio.store.database import utc_now
 from tilemix.studio.store.schema import Output, Prediction
 from tilemix.system.atomic import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
     from pathlib import Path
 
+    from tilemix.studio.clock import Clock
     from tilemix.studio.store.database import Database
 
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPES = {"PNG": ("image/png", "png"), "JPEG": ("image/jpeg", "jpg"), "WEBP": ("image/webp", "webp")}
-FIRST_WAIT = timedelta(seconds=2)  # after a failure; then twice as long each time
-LONGEST_WAIT = timedelta(seconds=120)
-GIVEN_UP_AFTER = timedelta(hours=1)
+FIRST_WAIT, LONGEST_WAIT = 2.0, 8.0  # seconds after a failure; each time twice as long
+MAX_ATTEMPTS = 450  # an hour of waits: so long Replicate keeps its files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,26 +58,32 @@ class OutputTaker:
         folder: Path,
         *,
         fetcher: Fetcher | None = None,
-        clock: Callable[[], datetime] = utc_now,
+        clock: Clock | None = None,
     ) -> None:
         self._database = database
         self._folder = folder
         self._fetcher = fetcher or Fetcher()
-        self._clock = clock
+        self._clock = clock or SystemClock()
+        self._not_before: dict[int, float] = {}  # of pictures that failed, on the monotonic clock
+        self._loaded: tuple[int, bytes] | None = None  # one that could not be written yet
 
     def recover(self) -> None:
-        """Make the folder and remove unfinished files of a studio that was killed."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Remove unfinished files of a studio that was killed."""
         for begun in self._folder.glob(".*.tmp"):
             begun.unlink()
 
     def step(self) -> bool:
-        """Fetch the oldest picture that is due; return whether there was one."""
-        now = self._clock()
+        """Fetch the oldest picture that is due; return whether there was one.
+
+        Raises:
+            StoreDownError: the database or the folder cannot be written to now.
+        """
+        now = self._clock.monotonic()
+        resting = [number for number, moment in self._not_before.items() if moment > now]
         due = (
             select(Output.prediction, Output.source, Prediction.id)
             .join(Prediction, Prediction.number == Output.prediction)
-            .where(Output.state == "pending", Output.source.is_not(None), Output.next_attempt_at <= now)
+            .where(Output.state == "pending", Output.source.is_not(None), Output.prediction.not_in(resting))
             .order_by(Output.prediction)
             .limit(1)
         )
@@ -89,43 +93,49 @@ class OutputTaker:
             return False
         number, source, identity = row
         try:
-            picture = keep_picture(self._folder, identity, self._load(source))
+            picture = keep_picture(self._folder, identity, self._load(number, source))
         except OutputError as error:
             logger.warning("the picture of %s: %s", identity, error)
             self._note_failure(number, error)
         else:
             self._note_picture(number, picture)
+        self._loaded = None
         return True
 
-    def _load(self, source: str | None) -> bytes:
+    def _load(self, number: int, source: str | None) -> bytes:
         assert source is not None
-        return read_data_uri(source) if source[:5].lower() == "data:" else self._fetcher.fetch(source)
+        if self._loaded is None or self._loaded[0] != number:
+            is_inline = source[:5].lower() == "data:"
+            data = read_data_uri(source) if is_inline else self._fetcher.fetch(source)
+            self._loaded = (number, data)
+        return self._loaded[1]
 
     def _note_picture(self, number: int, picture: Picture) -> None:
         with self._database.write() as session:
             output = session.get_one(Output, number, with_for_update=True)
             output.state, output.source, output.error = "taken", None, None
-            output.taken_at = self._clock()
+            output.taken_at = self._clock.now()
             for name in picture.__dataclass_fields__:
                 setattr(output, name, getattr(picture, name))
+        self._not_before.pop(number, None)
 
     def _note_failure(self, number: int, error: OutputError) -> None:
-        now = self._clock()
         with self._database.write() as session:
             output = session.get_one(Output, number, with_for_update=True)
             output.error = error.message.describe()
             output.attempts += 1
             wait = min(FIRST_WAIT * 2 ** min(output.attempts - 1, 10), LONGEST_WAIT)
-            output.next_attempt_at = now + wait
-            if error.is_final or now > output.created_at + GIVEN_UP_AFTER:
+            if error.is_final or output.attempts >= MAX_ATTEMPTS:
                 output.state, output.source = "failed", None
+        self._not_before[number] = self._clock.monotonic() + wait
 
 
 def keep_picture(folder: Path, identity: str, data: bytes) -> Picture:
     """Check that `data` is a picture and write it to the folder, synced.
 
     Raises:
-        OutputError: it is not a picture, or the folder cannot be written to.
+        OutputError: it is not a picture.
+        StoreDownError: the folder cannot be written to now.
     """
     try:
         picture = decode_picture(data, source="the output")
@@ -139,7 +149,7 @@ def keep_picture(folder: Path, identity: str, data: bytes) -> Picture:
     try:
         write_atomically(folder / name, data)
     except OSError as error:
-        raise OutputError("output-unwritable", is_final=False, reason=str(error.strerror)) from error
+        raise StoreDownError("output-unwritable", reason=str(error.strerror)) from error
     return Picture(
         file=name,
         media_type=media_type,

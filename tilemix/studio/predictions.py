@@ -160,7 +160,7 @@ def _end(session: Session, prediction: Prediction, report: Report, now: datetime
         prediction.error = error.describe()
     if report.status != SUCCEEDED:
         return
-    output = Output(prediction=prediction.number, created_at=now, next_attempt_at=now, attempts=0)
+    output = Output(prediction=prediction.number, created_at=now, attempts=0)
     if report.output is None:
         output.state, output.error = "failed", Message("output-missing", {}).describe()
     else:

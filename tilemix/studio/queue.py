@@ -3,17 +3,18 @@
 A prediction is in the database before it runs, so a studio that was killed finds it again. A Cog server drops a
 prediction whose caller is gone, so it is drawn again with the same seed. At Replicate it goes on, and the reconciler
 asks for it. A lost answer never makes it run twice at Replicate: it is searched for there before it is submitted
-again.
+again. A database that is full, locked or away is tried again until it takes the result.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from datetime import timedelta
+import threading
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from tilemix.errors import (
     BackendBusyError,
@@ -22,10 +23,15 @@ from tilemix.errors import (
     BackendRefusedError,
     BackendUncertainError,
     Message,
+    RefusalError,
+    StoreDownError,
 )
 from tilemix.studio import predictions
+from tilemix.studio.clock import SystemClock
+from tilemix.studio.deadlines import Deadlines
+from tilemix.studio.faults import Faults
 from tilemix.studio.predictions import CANCELED, FAILED, QUEUED, STARTING, TERMINAL
-from tilemix.studio.store.database import utc_now
+from tilemix.studio.settings import MOST_WAITING
 from tilemix.studio.store.schema import Prediction, Share
 
 if TYPE_CHECKING:
@@ -37,11 +43,17 @@ if TYPE_CHECKING:
     from tilemix.prompts.rewrite import Prompt
     from tilemix.request import GenerationRequest
     from tilemix.studio.backends import Backend
+    from tilemix.studio.clock import Clock
     from tilemix.studio.predictions import Report
     from tilemix.studio.store.database import Database
 
 logger = logging.getLogger(__name__)
 
+PART = "queue"  # its name among the faults
+CANCEL_SECONDS = (
+    5.0  # how long a synchronous back end may take to cancel; then its answer is no longer awaited
+)
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds, before a write is tried again
 MAX_LOSSES = 3  # a prediction that loses the back end this often may be the cause
 
 
@@ -55,22 +67,32 @@ class Queue:
         *,
         deadline_seconds: float,
         webhook_url: str | None = None,
-        clock: Callable[[], datetime] = utc_now,
+        most_waiting: int = MOST_WAITING,
+        faults: Faults | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._database = database
         self._backend = backend
-        self._deadline = timedelta(seconds=deadline_seconds)
         self._webhook_url = webhook_url
-        self._clock = clock
+        self._most_waiting = most_waiting
+        self._faults = faults or Faults()
+        self._clock = clock or SystemClock()
+        self._deadlines = Deadlines(database, self._clock, seconds=deadline_seconds)
         self._runner = secrets.token_hex(16)
-        self._is_stopping = False
-        self._fault: tuple[Message, datetime] | None = (
-            None  # why nothing can be drawn, and since when it cannot
-        )
+        self._stopping = threading.Event()
+        self._is_unsure = True  # rows may say that something runs which does not
+        self._submitted: set[int] = set()  # numbers; at a synchronous back end, of what has not ended well
+        self._awaited: tuple[int, str] | None = None  # number and attempt whose answer is awaited
+        self._cancels: dict[str, float] = {}  # attempt -> when it was first canceled
+        self._fault: tuple[Message, float] | None = None  # why nothing can be drawn, and since when it cannot
 
     def add(self, request: GenerationRequest, prompt: Prompt) -> str:
-        """Commit a new prediction; return its id. The seed is fixed now, so that a retry draws the same picture."""
-        now = self._clock()
+        """Commit a new prediction; return its id. The seed is fixed now, so that a retry draws the same picture.
+
+        Raises:
+            RefusalError: too many are waiting already.
+            StoreDownError: the database cannot be used now; nothing was added.
+        """
         prediction = Prediction(
             id=secrets.token_hex(16),
             backend=self._backend.name,
@@ -78,21 +100,24 @@ class Queue:
             prompt=prompt.typed,
             sent_prompt=prompt.positive,
             inputs=_given(request.with_seed()),
-            created_at=now,
-            deadline_at=now + self._deadline,
+            created_at=self._clock.now(),
+            seconds_left=self._deadlines.seconds,
         )
         shares = prompt.mix.shares if prompt.mix is not None else ()
         prediction.shares = [
             Share(place=place, color=share.color, percent=float(share.percent))
             for place, share in enumerate(shares)
         ]
+        waiting = select(func.count()).where(Prediction.status == QUEUED)
         with self._database.write() as session:
+            if (session.scalar(waiting) or 0) >= self._most_waiting:
+                raise RefusalError("studio-queue-full", status=503, most=self._most_waiting)
             session.add(prediction)
             return prediction.id
 
     def cancel(self, identity: str) -> bool:
         """Cancel a prediction; return whether it exists. A waiting one ends now, a running one soon."""
-        now = self._clock()
+        now = self._clock.now()
         with self._database.write() as session:
             prediction = _lock(session, Prediction.id == identity)
             if prediction is None:
@@ -111,60 +136,96 @@ class Queue:
             prediction = _lock(session, Prediction.id == identity)
             if prediction is None or prediction.status != QUEUED:
                 return False
-            predictions.finish(prediction, CANCELED, error=reason, now=self._clock())
+            predictions.finish(prediction, CANCELED, error=reason, now=self._clock.now())
             return True
 
-    def find_fault(self, *, lasting: timedelta) -> Message | None:
-        """Return the fault that has kept waiting predictions from being drawn for so long; None if there is none."""
+    def find_fault(self, *, lasting: float) -> Message | None:
+        """Return the fault that has kept waiting predictions from being drawn for so many seconds; None if none has."""
         fault = self._fault
-        return fault[0] if fault is not None and self._clock() - fault[1] >= lasting else None
+        return fault[0] if fault is not None and self._clock.monotonic() - fault[1] >= lasting else None
 
-    def recover(self) -> None:
-        """Take over what an earlier studio on this database left running. Called once, at the start."""
+    def is_being_submitted(self, number: int) -> bool:
+        """Return whether the back end's answer about this prediction is still awaited."""
+        awaited = self._awaited
+        return awaited is not None and awaited[0] == number
+
+    @property
+    def is_awaiting(self) -> bool:
+        """Whether an answer of the back end is awaited: a Cog server draws for this studio."""
+        return self._awaited is not None
+
+    def _recover(self) -> None:
+        """Queue again what the rows say runs, and does not.
+
+        At a Cog server nothing runs now, since this thread waits for its answers. At Replicate only what was never
+        submitted is certain; the reconciler asks about the rest.
+        """
+        mine = Prediction.backend == self._backend.name
+        running = select(Prediction).where(mine, Prediction.status.not_in([QUEUED, *TERMINAL]))
+        if not self._backend.is_synchronous:
+            running = running.where(Prediction.runner == self._runner, Prediction.remote_id.is_(None))
         with self._database.write() as session:
-            left = session.scalars(
-                select(Prediction).where(
-                    Prediction.backend == self._backend.name,
-                    Prediction.status.not_in([QUEUED, *TERMINAL]),
-                    Prediction.runner != self._runner,
-                )
-            )
-            for prediction in left:
-                if self._backend.is_synchronous:
-                    queue_again(prediction, self._clock())
+            for prediction in session.scalars(running.with_for_update()):
+                if prediction.number not in self._submitted:
+                    queue_again(prediction, self._clock.now())
+                elif self._backend.is_synchronous:
+                    self._lose(prediction, self._clock.now())
+            # What an earlier studio left for another back end waits for this one.
+            of_another = update(Prediction).where(Prediction.status == QUEUED, ~mine)
+            session.execute(of_another.values(backend=self._backend.name))
+        self._is_unsure = False
 
     def step(self) -> bool:
-        """Run the oldest waiting prediction if a slot is free; return whether one was run."""
-        if self._is_stopping or not self._has_work():
+        """Run the oldest waiting prediction if a slot is free; return whether one was run.
+
+        Raises:
+            StoreDownError: the database cannot be used now; the next step sets the rows right.
+        """
+        if self._stopping.is_set():
+            return False
+        if self._is_unsure:
+            self._recover()
+        if not self._has_work():
             self._fault = None  # not observed any more
             return False
         if not self._backend.is_ready():
             self._note_fault(self._backend.find_fault())
             return False
+        self._is_unsure = True  # until all of this is in the database
         prediction = self._claim()
-        if prediction is None:
-            return False
-        seconds = (prediction.deadline_at - self._clock()).total_seconds()
+        has_run = prediction is not None and self._run(prediction)
+        self._is_unsure = False
+        return has_run
+
+    def _run(self, prediction: Prediction) -> bool:
         attempt_id = f"{prediction.id}-{prediction.attempts}"
         webhook = self._webhook_url and f"{self._webhook_url}?prediction={prediction.id}"
+        seconds = prediction.seconds_left
+        self._awaited = (prediction.number, attempt_id)
+        self._submitted.add(prediction.number)
         try:
             report = self._backend.submit(attempt_id, prediction.inputs, webhook=webhook, seconds=seconds)
         except (BackendBusyError, BackendDownError) as error:
             logger.info("prediction %s waits again: %s", prediction.id, error)
             self._note_fault(error.message if isinstance(error, BackendDownError) else None)
             self._change(prediction, queue_again)
+            self._submitted.discard(prediction.number)
             return False
         except BackendRefusedError as error:
             self._note_fault(None)
             self._change(prediction, _end_with(error.message))
         except BackendUncertainError as error:
             logger.warning("prediction %s: %s", prediction.id, error)
-            if self._backend.is_synchronous and not self._is_stopping:
-                self._change(prediction, _lose)
+            if self._backend.is_synchronous and not self._stopping.is_set():
+                self._change(prediction, self._lose)
         else:
             self._note_fault(None)
-            if not self._is_stopping or report.status != CANCELED:
+            if not self._stopping.is_set() or report.status != CANCELED:
                 self._keep(prediction, report)
+        finally:
+            self._awaited = None
+        if self._backend.is_synchronous:
+            self._submitted.discard(prediction.number)
         return True
 
     def send_cancels(self) -> None:
@@ -172,52 +233,43 @@ class Queue:
 
         A back end that cannot be reached is not an error here: the next call tries again.
         """
-        now = self._clock()
+        late = self._deadlines.find_late()
         with self._database.read() as session:
-            late = select(Prediction.remote_id).where(
+            running = select(Prediction.remote_id).where(
                 Prediction.backend == self._backend.name,
                 Prediction.status.not_in([QUEUED, *TERMINAL]),
                 Prediction.remote_id.is_not(None),
-                (Prediction.deadline_at < now) | Prediction.cancel_requested_at.is_not(None),
+                or_(Prediction.number.in_(late), Prediction.cancel_requested_at.is_not(None)),
             )
-            remote_ids = [remote_id for remote_id in session.scalars(late) if remote_id is not None]
-        for remote_id in remote_ids:
+            remote_ids = [remote_id for remote_id in session.scalars(running) if remote_id is not None]
+        now = self._clock.monotonic()
+        self._cancels = {remote_id: self._cancels.get(remote_id, now) for remote_id in remote_ids}
+        for remote_id, since in self._cancels.items():
             try:
                 self._backend.cancel(remote_id)
             except BackendError as error:
                 logger.warning("cancel %s: %s", remote_id, error)
+            if now - since >= CANCEL_SECONDS:  # its worker has stopped or hangs
+                self._backend.abandon(remote_id)
 
     def end_late(self) -> None:
         """Cancel what is past its deadline and end it here as well, so that nobody waits for it any longer."""
         self.send_cancels()
-        now = self._clock()
-        with self._database.write() as session:
-            late = select(Prediction).where(Prediction.status.not_in(TERMINAL), Prediction.deadline_at < now)
-            for prediction in session.scalars(late.with_for_update(skip_locked=True)):
-                seconds = (prediction.deadline_at - prediction.created_at).total_seconds()
-                error = Message("prediction-late", {"seconds": round(seconds), "status": prediction.status})
-                predictions.finish(prediction, FAILED, error=error, now=now)
+        self._deadlines.end_late()
 
     def stop(self) -> None:
         """Start nothing more, and cancel what runs at a Cog server: the next start draws it again."""
-        self._is_stopping = True
-        if not self._backend.is_synchronous:
+        self._stopping.set()
+        awaited = self._awaited
+        if not self._backend.is_synchronous or awaited is None:
             return
-        running = select(Prediction.remote_id).where(
-            Prediction.runner == self._runner,
-            Prediction.status.not_in([QUEUED, *TERMINAL]),
-            Prediction.remote_id.is_not(None),
-        )
-        with self._database.read() as session:
-            remote_ids = [remote_id for remote_id in session.scalars(running) if remote_id is not None]
-        for remote_id in remote_ids:
-            try:
-                self._backend.cancel(remote_id)
-            except BackendError as error:
-                logger.info("cancel %s: %s", remote_id, error)
+        try:
+            self._backend.cancel(awaited[1])
+        except BackendError as error:
+            logger.info("cancel %s: %s", awaited[1], error)
 
     def _note_fault(self, fault: Message | None) -> None:
-        since = self._clock() if self._fault is None else self._fault[1]
+        since = self._clock.monotonic() if self._fault is None else self._fault[1]
         self._fault = None if fault is None else (fault, since)
 
     def _has_work(self) -> bool:
@@ -242,28 +294,69 @@ class Queue:
             prediction.status = STARTING
             prediction.runner = self._runner
             prediction.attempts += 1
-            prediction.submitted_at = self._clock()
+            prediction.submitted_at = self._clock.now()
             prediction.remote_id = (
                 f"{prediction.id}-{prediction.attempts}" if self._backend.is_synchronous else None
             )
             session.flush()
             session.expunge(prediction)
+        self._deadlines.begin(prediction.number)
         return prediction
 
     def _keep(self, claimed: Prediction, report: Report) -> None:
-        with self._database.write() as session:
-            prediction = _lock(session, Prediction.number == claimed.number)
-            assert prediction is not None
+        def keep(session: Session, prediction: Prediction) -> None:
             if prediction.remote_id is None:
                 prediction.remote_id = report.remote_id
-            predictions.apply_report(session, prediction, report, now=self._clock())
+            now = self._clock.now()
+            is_ours = report.status == CANCELED and prediction.cancel_requested_at is None
+            if is_ours and self._deadlines.charge(prediction) <= 0:
+                predictions.finish(prediction, FAILED, error=self._deadlines.tell_late(prediction), now=now)
+            predictions.apply_report(session, prediction, report, now=now)
+
+        try:
+            self._insist(claimed, keep)
+        except SQLAlchemyError as error:  # the database will never take this result
+            logger.exception("prediction %s cannot be kept", claimed.id)
+            self._change(claimed, _end_with(Message("prediction-failed", {"reason": type(error).__name__})))
 
     def _change(self, claimed: Prediction, change: Callable[[Prediction, datetime], None]) -> None:
-        with self._database.write() as session:
-            prediction = _lock(session, Prediction.number == claimed.number)
-            assert prediction is not None
+        def apply(_: Session, prediction: Prediction) -> None:
             if not predictions.is_terminal(prediction.status):
-                change(prediction, self._clock())
+                change(prediction, self._clock.now())
+
+        self._insist(claimed, apply)
+
+    def _insist(self, claimed: Prediction, write: Callable[[Session, Prediction], None]) -> None:
+        """Write about a prediction in one transaction, again and again until the database takes it.
+
+        Raises:
+            StoreDownError: the studio stops meanwhile; the next start draws the prediction again.
+        """
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                with self._database.write() as session:
+                    prediction = _lock(session, Prediction.number == claimed.number)
+                    if prediction is not None:
+                        write(session, prediction)
+            except StoreDownError as error:
+                self._faults.note(PART, error)
+                if self._stopping.wait(pause):
+                    raise
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                return
+
+    def _lose(self, prediction: Prediction, now: datetime) -> None:
+        seconds_left = self._deadlines.charge(prediction)
+        prediction.losses += 1
+        if prediction.losses >= MAX_LOSSES:
+            error = Message("prediction-lost", {"count": prediction.losses})
+            predictions.finish(prediction, FAILED, error=error, now=now)
+        elif seconds_left <= 0:
+            predictions.finish(prediction, FAILED, error=self._deadlines.tell_late(prediction), now=now)
+        else:
+            queue_again(prediction, now)
 
 
 def _given(request: GenerationRequest) -> dict[str, Any]:
@@ -284,15 +377,6 @@ def queue_again(prediction: Prediction, now: datetime) -> None:
         return
     prediction.status, prediction.logs, prediction.metrics = QUEUED, "", {}
     prediction.runner = prediction.remote_id = prediction.submitted_at = prediction.started_at = None
-
-
-def _lose(prediction: Prediction, now: datetime) -> None:
-    prediction.losses += 1
-    if prediction.losses >= MAX_LOSSES:
-        error = Message("prediction-lost", {"count": prediction.losses})
-        predictions.finish(prediction, FAILED, error=error, now=now)
-    else:
-        queue_again(prediction, now)
 
 
 def _end_with(error: Message) -> Callable[[Prediction, datetime], None]:

@@ -90,6 +90,9 @@ class ReplicateBackend:
         """Cancel."""
         call(self._client, "POST", f"/predictions/{remote_id}/cancel", REPLICATE)
 
+    def abandon(self, remote_id: str) -> None:
+        """Do nothing: submit() returns at once."""
+
     def look_up(self, remote_id: str) -> Report:
         """Return the current state."""
         answer = call(self._client, "GET", f"/predictions/{remote_id}", REPLICATE)

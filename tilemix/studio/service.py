@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING, Self
 
 from tilemix.errors import SettingsError
 from tilemix.prompts.rewrite import Prompt, rewrite
 from tilemix.prompts.template import find_template
+from tilemix.studio.clock import SystemClock
 from tilemix.studio.cog_backend import CogBackend, cog_client
+from tilemix.studio.faults import Faults
 from tilemix.studio.inbox import Arrival, Inbox
 from tilemix.studio.outputs import OutputTaker
+from tilemix.studio.queue import PART as QUEUE
 from tilemix.studio.queue import Queue
 from tilemix.studio.reconciler import Reconciler
 from tilemix.studio.replicate_backend import ReplicateBackend, replicate_client
@@ -22,10 +24,13 @@ from tilemix.studio.workers import Worker
 from tilemix.weights import load_manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
     from pathlib import Path
 
     from tilemix.request import GenerationRequest
     from tilemix.studio.backends import Backend
+    from tilemix.studio.clock import Clock
     from tilemix.studio.fetcher import Fetcher
     from tilemix.studio.settings import Settings
 
@@ -40,21 +45,28 @@ class Studio:
     """All parts of a studio; as a context manager it runs them."""
 
     def __init__(
-        self, settings: Settings, *, backend: Backend | None = None, fetcher: Fetcher | None = None
+        self,
+        settings: Settings,
+        *,
+        backend: Backend | None = None,
+        fetcher: Fetcher | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.settings = settings
+        self.clock: Clock = clock or SystemClock()
+        self.faults = Faults()
         self.pictures: Path = settings.folder / "pictures"
         self.template = find_template(load_manifest(settings.model).prompt_template)
         self.backend = backend or make_backend(settings)
         is_replicate = isinstance(self.backend, ReplicateBackend)
         refetch = self.backend.fetch_signing_secret if isinstance(self.backend, ReplicateBackend) else None
-        self.keyring = Keyring(settings.webhook_secrets, refetch=refetch)
+        self.keyring = Keyring(settings.webhook_secrets, refetch=refetch, clock=self.clock.monotonic)
         try:
-            settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (settings.folder, self.pictures):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            folder = str(settings.folder)
             raise SettingsError(
-                "settings-folder-unusable", folder=folder, reason=str(error.strerror)
+                "settings-folder-unusable", folder=str(settings.folder), reason=str(error.strerror)
             ) from error
         self._lock = lock_file(settings.folder / "lock", str(settings.folder))
         try:
@@ -63,25 +75,36 @@ class Studio:
             self._lock.close()
             raise
         webhook_url = _webhook_url(settings, is_replicate=is_replicate)
-        self.inbox = Inbox(self.database)
+        self.inbox = Inbox(self.database, clock=self.clock)
         self.queue = Queue(
             self.database,
             self.backend,
             deadline_seconds=settings.deadline_seconds,
             webhook_url=webhook_url,
+            most_waiting=settings.most_waiting,
+            faults=self.faults,
+            clock=self.clock,
         )
-        self.outputs = OutputTaker(self.database, self.pictures, fetcher=fetcher)
-        self.reconciler = Reconciler(self.database, self.backend, has_webhooks=webhook_url is not None)
-        self._next_purge = 0.0
-        self._inbox_worker = Worker("inbox", self._read_delivery, idle_seconds=IDLE_SECONDS)
-        self._queue_worker = Worker("queue", self._run_prediction, idle_seconds=IDLE_SECONDS / 4)
-        self._output_worker = Worker("outputs", self.outputs.step, idle_seconds=IDLE_SECONDS)
-        self._clock_worker = Worker("clock", self._look_at_clock, idle_seconds=IDLE_SECONDS)
+        self.outputs = OutputTaker(self.database, self.pictures, fetcher=fetcher, clock=self.clock)
+        self.reconciler = Reconciler(
+            self.database,
+            self.backend,
+            has_webhooks=webhook_url is not None,
+            is_being_submitted=self.queue.is_being_submitted,
+            clock=self.clock,
+        )
+        self._next_purge = self.clock.monotonic()
+        self._inbox_worker = self._make_worker("inbox", self._read_delivery)
+        self._queue_worker = self._make_worker(QUEUE, self._run_prediction, IDLE_SECONDS / 4)
+        self._output_worker = self._make_worker("pictures", self.outputs.step)
+        self._clock_worker = self._make_worker("deadlines", self._look_at_clock)
         self._workers = (self._inbox_worker, self._queue_worker, self._output_worker, self._clock_worker)
+
+    def _make_worker(self, name: str, step: Callable[[], bool], idle_seconds: float = IDLE_SECONDS) -> Worker:
+        return Worker(name, step, idle_seconds=idle_seconds, faults=self.faults)
 
     def __enter__(self) -> Self:
         self.outputs.recover()
-        self.queue.recover()
         for worker in self._workers:
             worker.start()
         return self
@@ -114,10 +137,11 @@ class Studio:
         self._queue_worker.wake()
         return identity
 
-    def receive(self, arrival: Arrival) -> None:
-        """Commit a delivery and wake the worker that reads it."""
-        self.inbox.store(arrival)
-        self._inbox_worker.wake()
+    def receive(self, arrival: Arrival) -> Future[bool]:
+        """Commit a delivery soon, and then wake the worker that reads it; see `Inbox.store`."""
+        stored = self.inbox.store(arrival)
+        stored.add_done_callback(lambda _: self._inbox_worker.wake())
+        return stored
 
     def _read_delivery(self) -> bool:
         has_read = self.inbox.step()
@@ -133,8 +157,8 @@ class Studio:
 
     def _look_at_clock(self) -> bool:
         self.queue.end_late()
-        if time.monotonic() >= self._next_purge:
-            self._next_purge = time.monotonic() + PURGE_SECONDS
+        if self.clock.monotonic() >= self._next_purge:
+            self._next_purge = self.clock.monotonic() + PURGE_SECONDS
             self.inbox.purge()
         return self.reconciler.step()
 

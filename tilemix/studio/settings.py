@@ -10,7 +10,8 @@ TILEMIX_STUDIO_TOKEN            the bearer token that API callers must send; wit
 TILEMIX_STUDIO_PUBLIC_URL       the studio's public address, https://..., for Replicate's webhooks; without it
                                 Replicate is polled
 TILEMIX_STUDIO_BACKEND          cog (default) or replicate
-TILEMIX_STUDIO_DEADLINE         seconds after which a prediction is given up; default 1800
+TILEMIX_STUDIO_DEADLINE         seconds of drawing after which a prediction is given up; default 1800
+TILEMIX_STUDIO_QUEUE            predictions that may wait; more are refused; default 100
 TILEMIX_STUDIO_SLOTS            predictions that run at the same time at Replicate; default 4
 TILEMIX_COG_URL                 the local Cog server; default http://127.0.0.1:5000, or a free port if that one
                                 is in use and the studio starts the server
@@ -39,8 +40,10 @@ from tilemix.system.project import DEFAULT_MODEL, ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+MOST_WAITING = 100
 BACKENDS = ("cog", "replicate")
 DEADLINE_RANGE = (10, 86_400)  # seconds
+QUEUE_RANGE = (1, 10_000)
 SLOTS_RANGE = (1, 64)
 PORT_RANGE = (0, 65_535)  # 0: any free port
 VERSION = re.compile(r"[0-9a-f]{64}")
@@ -85,6 +88,7 @@ class Settings:
     public_url: str | None = None  # https://..., without a trailing slash
     backend: Literal["cog", "replicate"] = "cog"
     deadline_seconds: int = 1800
+    most_waiting: int = MOST_WAITING
     slots: int = 4  # at Replicate; a Cog server has one
     cog_url: str = "http://127.0.0.1:5000"
     cog_webhook_token: Secret | None = None
@@ -121,6 +125,7 @@ class Settings:
             public_url=_read_url(given, "TILEMIX_STUDIO_PUBLIC_URL", ("https",)),
             backend=cast('Literal["cog", "replicate"]', backend),
             deadline_seconds=_read_integer(given, "TILEMIX_STUDIO_DEADLINE", 1800, DEADLINE_RANGE),
+            most_waiting=_read_integer(given, "TILEMIX_STUDIO_QUEUE", MOST_WAITING, QUEUE_RANGE),
             slots=_read_integer(given, "TILEMIX_STUDIO_SLOTS", 4, SLOTS_RANGE),
             cog_url=_read_url(given, "TILEMIX_COG_URL", ("http", "https")) or "http://127.0.0.1:5000",
             cog_webhook_token=_read_token(given, "WEBHOOK_AUTH_TOKEN"),

@@ -100,7 +100,7 @@ class Keyring:
         """Check that one of the keys signed this body in the last 300 seconds.
 
         Raises:
-            DeliveryError: no key did; status 401.
+            DeliveryError: no key did; status 401. Or the sender is just being asked for its key; status 503.
         """
         if self._fits(headers, body) or (self._add_current_key() and self._fits(headers, body)):
             return
@@ -117,17 +117,22 @@ class Keyring:
         return False
 
     def _add_current_key(self) -> bool:
-        with self._turn:
-            if self._refetch is None or self._clock() < self._next_refetch:
+        if self._refetch is None:
+            return False
+        if not self._turn.acquire(blocking=False):
+            raise DeliveryError("delivery-not-stored", status=503)
+        try:
+            if self._clock() < self._next_refetch:
                 return False
             self._next_refetch = self._clock() + REFETCH_SECONDS
-            try:
-                self._keys.append(_make_verifier(self._refetch()))
-            except (BackendError, SettingsError) as error:
-                logger.warning("cannot get the current signing secret: %s", error)
-                return False
+            self._keys.append(_make_verifier(self._refetch()))
             del self._keys[:-MAX_SIGNATURES]
-            return True
+        except (BackendError, SettingsError) as error:
+            logger.warning("cannot get the current signing secret: %s", error)
+            return False
+        finally:
+            self._turn.release()
+        return True
 
 
 def check_bearer(headers: Iterable[tuple[bytes, bytes]], token: Secret | None) -> None:

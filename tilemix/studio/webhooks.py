@@ -1,11 +1,12 @@
 """The endpoints of the inbox: `POST /webhooks/replicate` and `POST /webhooks/cog`.
 
 Each endpoint has its own authentication. A bad delivery gets 400, 401 or 413, which senders take as final. A failure
-on our side gets 503, so that they try again. 2xx means committed.
+on our side gets 503 within five seconds, so that they try again. 2xx means committed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from tilemix.errors import DeliveryError, Message
+from tilemix.errors import DeliveryError, Message, StoreDownError
 from tilemix.studio.inbox import MAX_BODY_BYTES, Arrival
 from tilemix.studio.signatures import SignedHeaders, check_bearer
 
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 PREDICTION_ID = re.compile(r"[0-9a-f]{32}")
 RETRY_SECONDS = 5
+STORE_SECONDS = 4.5
 
 
 def webhook_routes(studio: Studio) -> list[Route]:
@@ -51,7 +53,8 @@ def webhook_routes(studio: Studio) -> list[Route]:
         named = request.query_params.get("prediction", "")
         prediction_id = named if PREDICTION_ID.fullmatch(named) else None
         arrival = Arrival(source=source, body=body, webhook_id=webhook_id, prediction_id=prediction_id)
-        await run_in_threadpool(studio.receive, arrival)
+        async with asyncio.timeout(STORE_SECONDS):
+            await asyncio.wrap_future(studio.receive(arrival))
 
     async def replicate(request: Request) -> JSONResponse:
         return await _answer(request, from_replicate)
@@ -70,13 +73,19 @@ async def _answer(request: Request, endpoint: Endpoint) -> JSONResponse:
         return await endpoint(request)
     except DeliveryError as error:
         logger.warning("%s: refused: %s", request.url.path, error)
-        return JSONResponse({"error": error.message.describe()}, error.status)
+        return _refuse(error.message, error.status)
+    except (StoreDownError, TimeoutError) as error:
+        logger.warning("%s: a delivery could not be stored: %s", request.url.path, error or "no time left")
     except ClientDisconnect:
         raise
     except Exception:  # the edge: whatever it was, the sender must try again
         logger.exception("%s: a delivery could not be stored", request.url.path)
-        message = Message("delivery-not-stored", {})
-        return JSONResponse({"error": message.describe()}, 503, headers={"Retry-After": str(RETRY_SECONDS)})
+    return _refuse(Message("delivery-not-stored", {}), 503)
+
+
+def _refuse(message: Message, status: int) -> JSONResponse:
+    headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else None
+    return JSONResponse({"error": message.describe()}, status, headers=headers)
 
 
 async def _read_body(request: Request, most: int) -> bytes:

@@ -6,6 +6,9 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
+from tilemix.errors import StoreDownError
+from tilemix.studio.faults import Faults
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -17,13 +20,16 @@ WAIT_AFTER_FAILURE = 2.0  # seconds
 class Worker(threading.Thread):
     """Calls `step` until it returns False, then waits `idle_seconds` or until it is woken.
 
-    A step that fails is logged and tried again; its work is in the database.
+    A step that fails is noted among the faults and tried again; its work is in the database.
     """
 
-    def __init__(self, name: str, step: Callable[[], bool], *, idle_seconds: float) -> None:
+    def __init__(
+        self, name: str, step: Callable[[], bool], *, idle_seconds: float, faults: Faults | None = None
+    ) -> None:
         super().__init__(name=name, daemon=True)  # a hung call must not block shutdown; nothing is lost
         self._step = step
         self._idle_seconds = idle_seconds
+        self._faults = faults or Faults()
         self._woken = threading.Event()
         self._is_stopping = False
 
@@ -33,11 +39,18 @@ class Worker(threading.Thread):
             self._woken.clear()
             wait = self._idle_seconds
             try:
-                if self._step():
+                has_more = self._step()
+                self._faults.clear(self.name)
+                if has_more:
                     continue
-            except Exception:  # the edge of this thread
+            except StoreDownError as error:
+                logger.error("%s: %s", self.name, error)  # noqa: TRY400  not a bug: a line says it all
+                self._faults.note(self.name, error)
+                wait = WAIT_AFTER_FAILURE
+            except Exception as error:  # the edge of this thread
                 logger.exception("%s failed", self.name)
-                wait = max(wait, WAIT_AFTER_FAILURE)
+                self._faults.note(self.name, error)
+                wait = WAIT_AFTER_FAILURE
             if not self._is_stopping:
                 self._woken.wait(wait)
 

@@ -2,44 +2,64 @@
 
 What is committed is on the disk: SQLite runs with a write-ahead log and synchronous=FULL, PostgreSQL as its
 server is set (synchronous_commit is on by default).
+
+A database that is locked, full or away is told within a few seconds, as a `StoreDownError`. Nothing was committed
+then, or it cannot be known; whoever wrote tries again or tells the sender to.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.orm import Session
 
-from tilemix.errors import SettingsError
+from tilemix.errors import SettingsError, StoreDownError
 from tilemix.studio.store.locks import lock_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
     from sqlite3 import Connection as SqliteConnection
 
     from tilemix.studio.settings import Secret
     from tilemix.studio.store.locks import Lock
 
 DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
-BUSY_SECONDS = 10  # how long SQLite waits for another process's write
-CONNECTIONS = 16
+# How long one waits for another write, for SQLite's lock, and for a PostgreSQL server to answer. Two waits after one
+# another stay below the 5 seconds after which a sender of webhooks must have its answer.
+BUSY_SECONDS = 2
+STATEMENT_MILLISECONDS = 4000  # of PostgreSQL, which may wait for a lock
+CONNECTIONS = 16  # kept open
+MORE_CONNECTIONS = 32  # opened when those are in use: more than there are threads that serve requests
+POSTGRESQL_OPTIONS = {
+    "connect_timeout": BUSY_SECONDS,
+    "options": f"-c statement_timeout={STATEMENT_MILLISECONDS}",
+    # A server that is cut off is given up after about as long.
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 5000,
+}
+PASSING = (OperationalError, InterfaceError, InternalError, NoConnectionError)
+FULL = ("SQLITE_FULL", "53100", "53200")  # SQLite's name, PostgreSQL's codes: disk full, out of memory
+LOCKED = ("SQLITE_BUSY", "SQLITE_LOCKED", "57014", "55P03")
 MIGRATIONS = Path(__file__).parent / "migrations"
-
-
-def utc_now() -> datetime:
-    """Return the current time in UTC."""
-    return datetime.now(UTC)
 
 
 class Database:
@@ -52,7 +72,8 @@ class Database:
         # SQLite has one writer at a time anyway, and while it waits it sleeps up to 100 ms between tries. With our
         # lock, the next writer starts at once.
         is_sqlite = engine.dialect.name == "sqlite"
-        self._turn: AbstractContextManager[Any] = threading.Lock() if is_sqlite else contextlib.nullcontext()
+        self._turn = threading.Lock() if is_sqlite else None
+        self._fault: StoreDownError | None = None
 
     @classmethod
     def open(cls, url: Secret, *, is_shared: bool = True) -> Self:
@@ -81,15 +102,57 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
-        """Give a read-only session with one consistent view of the database."""
-        with Session(self.engine) as session:
+        """Give a read-only session with one consistent view of the database.
+
+        Raises:
+            StoreDownError: the database cannot be used now.
+        """
+        with self._tell(), Session(self.engine) as session:
             yield session
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Session]:
-        """Give a session in a transaction: committed at the end, rolled back on any exception."""
-        with self._turn, Session(self._writing) as session, session.begin():
+        """Give a session in a transaction: committed at the end, rolled back on any exception.
+
+        Raises:
+            StoreDownError: the database cannot be used now. If the connection was lost while it committed, nobody knows
+                whether it did.
+        """
+        with self._tell(), self._take_turn(), Session(self._writing) as session, session.begin():
             yield session
+        self._fault = None
+
+    def find_fault(self) -> StoreDownError | None:
+        """Return why the last use failed; if it did, begin a transaction first, to see whether that still holds."""
+        if self._fault is not None:
+            with contextlib.suppress(StoreDownError), self.write() as session:
+                session.connection()
+        return self._fault
+
+    @contextlib.contextmanager
+    def _tell(self) -> Iterator[None]:
+        try:
+            yield
+        except StoreDownError as error:
+            self._fault = error
+            raise
+        except (DBAPIError, NoConnectionError) as error:
+            if not isinstance(error, PASSING) and not getattr(error, "connection_invalidated", False):
+                raise
+            self._fault = StoreDownError(_name_fault(error))
+            raise self._fault from error
+
+    @contextlib.contextmanager
+    def _take_turn(self) -> Iterator[None]:
+        if self._turn is None:
+            yield
+            return
+        if not self._turn.acquire(timeout=BUSY_SECONDS):
+            raise StoreDownError("studio-database-locked")
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def close(self) -> None:
         """Close all connections and release the lock."""
@@ -99,7 +162,9 @@ class Database:
 
 
 def update_tables(connection: Connection) -> None:
-    """Migrate the tables to this code's version, inside the connection's transaction."""
+    """Migrate the tables to this code's version, inside the connection's transaction, however long it takes."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
     config = Config()
     # The configuration treats % as an escape.
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -123,15 +188,25 @@ def _read_engine(url: URL) -> Engine:
     engine = create_engine(
         url.set(drivername=DRIVERS[kind]),
         pool_size=CONNECTIONS,
-        max_overflow=CONNECTIONS,
+        max_overflow=MORE_CONNECTIONS,
+        pool_timeout=BUSY_SECONDS,
         pool_pre_ping=kind != "sqlite",  # a PostgreSQL server may have been restarted
-        connect_args={"timeout": BUSY_SECONDS} if kind == "sqlite" else {"connect_timeout": BUSY_SECONDS},
+        connect_args={"timeout": BUSY_SECONDS} if kind == "sqlite" else POSTGRESQL_OPTIONS,
         json_serializer=lambda value: msgspec.json.encode(value).decode(),  # infinity is written as null
     )
     if kind == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _name_fault(error: Exception) -> str:
+    """Return the code that says what is wrong with the database; never the error's text, which may hold a path."""
+    original = getattr(error, "orig", None)
+    sign = str(getattr(original, "sqlite_errorname", None) or getattr(original, "sqlstate", None) or "")
+    if sign.startswith(LOCKED):
+        return "studio-database-locked"
+    return "studio-database-full" if sign.startswith(FULL) else "studio-database-away"
 
 
 def _prepare_sqlite(connection: SqliteConnection, _record: object) -> None:

@@ -85,7 +85,9 @@ class Prediction(Base):
     sent_prompt: Mapped[str] = mapped_column(Text)  # as sent to the model
     inputs: Mapped[dict[str, Any]]  # the inputs of predict() that were given, and always the seed
     created_at: Mapped[datetime]
-    deadline_at: Mapped[datetime]  # it is given up at this time
+    seconds_left: Mapped[float] = mapped_column(
+        Float
+    )  # of drawing, before it is given up; waiting does not count
     cancel_requested_at: Mapped[datetime | None]
 
     runner: Mapped[str | None] = mapped_column(String(32))  # the studio process that submitted it
@@ -93,7 +95,6 @@ class Prediction(Base):
     losses: Mapped[int] = mapped_column(default=0)  # attempts during which the back end was lost
     remote_id: Mapped[str | None] = mapped_column(String(128))  # the back end's id of the latest attempt
     submitted_at: Mapped[datetime | None]  # of the latest attempt
-    asked_at: Mapped[datetime | None]  # when the back end was last asked for its state
 
     started_at: Mapped[datetime | None]
     completed_at: Mapped[datetime | None]
@@ -128,7 +129,6 @@ class Output(Base):
     source: Mapped[str | None] = mapped_column(Text)  # a URL or a data: URI; None once fetched
     created_at: Mapped[datetime]
     attempts: Mapped[int] = mapped_column(default=0)
-    next_attempt_at: Mapped[datetime]
     error: Mapped[dict[str, Any] | None] = mapped_column(ErrorData)
 
     taken_at: Mapped[datetime | None]

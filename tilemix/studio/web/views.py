@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 
 from tilemix.pictures.metrics import NOT_ASKED, share_metric
 from tilemix.studio.predictions import CANCELED, PROCESSING, QUEUED, STARTING, SUCCEEDED
-from tilemix.studio.store.database import utc_now
 from tilemix.studio.web.messages import explain_data
 from tilemix.studio.web.palette import Swatch, find_swatch
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from tilemix.studio.service import Studio
     from tilemix.studio.web.words import Words
 
-FAULT_SHOWN_AFTER = timedelta(seconds=1)  # the queue looks four times a second
+FAULT_SHOWN_AFTER = 1.0  # second: the queue looks four times a second
 TITLE_CHARACTERS = 80
 OTHERS = "#8A8580"  # for colors that were not requested or are not on the chart
 
@@ -152,10 +151,10 @@ class ResultView:
 async def tell_state(studio: Studio, gallery: Gallery, view: ResultView) -> dict[str, Any]:
     """Return a prediction's state and, if it waits, why."""
     if view.found["status"] != QUEUED:
-        return view.state(utc_now())
+        return view.state(studio.clock.now())
     ahead = await run_in_threadpool(gallery.count_before, view.id)
     is_drawing = studio.queue.find_fault(lasting=FAULT_SHOWN_AFTER) is None
-    return view.state(utc_now(), QueueView(ahead, is_drawing))
+    return view.state(studio.clock.now(), QueueView(ahead, is_drawing))
 
 
 async def find_result(gallery: Gallery, identity: str, words: Words) -> ResultView | None:
