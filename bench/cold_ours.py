@@ -41,7 +41,7 @@ def import_needed_parts() -> dict[str, float]:
 def load(root: Path, name: str, options: list[str]) -> dict[str, float]:
     """Load the model, and draw with it if the options say so."""
     from tilemix import render
-    from tilemix.pipelines import loading
+    from tilemix.pipelines import sdxl
     from tilemix.pipelines.settings import Settings
     from tilemix.request import GenerationRequest
     from tilemix.weights import local
@@ -49,7 +49,7 @@ def load(root: Path, name: str, options: list[str]) -> dict[str, float]:
     undone = {
         "--give-back": (render, "keep_freed_memory"),
         "--late": (local, "read_ahead"),
-        "--mapped": (loading, "load_unet"),
+        "--mapped": (sdxl, "load_unet"),
     }
     for option, (module, name_there) in undone.items():
         if option in options:

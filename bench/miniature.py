@@ -31,6 +31,7 @@ from miniature.recipe import load_recipe
 from miniature.stages.vae import find_psnr, measure_psnr, to_tensor
 from tilemix.colors.chart import basic_colors
 from tilemix.pipelines.loading import choose_device, load_pipeline
+from tilemix.pipelines.sdxl import Sdxl
 from tilemix.pipelines.settings import parse_speed
 from tilemix.prompts.mix import parse_mix
 from tilemix.render import Renderer
@@ -92,7 +93,9 @@ class Bench:
     def report_vae(self) -> None:
         """PSNR on unseen photographs: of all materials, and of tiles alone."""
         # In fp32 on every machine; the VAE that draws may have another dtype.
-        vae = load_pipeline(find_model("miniature"), torch.device("cpu"), torch.float32).pipeline.vae
+        base = load_pipeline(find_model("miniature"), torch.device("cpu"), torch.float32).base
+        assert isinstance(base, Sdxl)
+        vae = base.pipeline.vae
         everything = measure_psnr(vae, self.recipe, 64)
         numbers = [n for n in range(UNSEEN, UNSEEN + 200) if describe(self.recipe, n).material == TILE][:32]
         side = self.recipe.photographs.side

@@ -13,6 +13,7 @@ import torch
 from bench.peers import Order, PeerFiles
 from tilemix.pictures.files import encode_image
 from tilemix.pipelines.loading import ReadyPipeline, load_pipeline
+from tilemix.pipelines.sdxl import Sdxl
 from tilemix.pipelines.speed import Speed, choose_dtype
 from tilemix.render import Rendered, Renderer
 from tilemix.request import GenerationRequest
@@ -21,6 +22,8 @@ from tilemix.weights import find_model
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tilemix.pipelines.sdxl import SdxlPipeline
+
 
 @dataclass(frozen=True, slots=True)
 class Ours:
@@ -28,6 +31,17 @@ class Ours:
 
     ready: ReadyPipeline
     renderer: Renderer
+
+    @property
+    def base(self) -> Sdxl:
+        """Its base, of the only family that the bench has."""
+        assert isinstance(self.ready.base, Sdxl)
+        return self.ready.base
+
+    @property
+    def pipeline(self) -> SdxlPipeline:
+        """The pipeline of its base."""
+        return self.base.pipeline
 
     def draw(
         self, order: Order, *, on_step: Callable[[], None] | None = None, lora_scale: float | None = None

@@ -175,7 +175,7 @@ def measure_layout_levers(rounds: int = 2, *, side: int = 512, steps: int = 4) -
     if not has_bf16:
         del modes["fp32"]  # it would be the same as "with"
     for part in ("unet", "vae"):
-        getattr(modes["channels first"].ready.pipeline, part).to(memory_format=torch.contiguous_format)
+        getattr(modes["channels first"].pipeline, part).to(memory_format=torch.contiguous_format)
     best: dict[str, dict[str, float]] = {name: {} for name in modes}
     pictures: dict[str, np.ndarray] = {}
     for number in range(rounds + 1):

@@ -23,8 +23,8 @@ from bench.pictures import draw_noise_picture, order_topology, read_tile_picture
 from bench.steps import count_operations, time_steps
 from bench.topology import LORA_SCALE, MODEL, TINY, write_project
 from tilemix.pictures.files import encode_image
-from tilemix.pipelines.conditioning import encode_prompt
 from tilemix.pipelines.decoding import decode_latents
+from tilemix.pipelines.sdxl import encode_prompt
 from tilemix.pipelines.speed import Speed
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def measure_prompts(rounds: int = 12) -> Row:
         order = order_topology(1000, steps=1)
         with count_encoder_runs(peer.pipe.text_encoder, peer.pipe.text_encoder_2) as theirs:
             embeddings = peer.encode(order)
-        pipeline = ours.ready.pipeline
+        pipeline = ours.pipeline
         with count_encoder_runs(pipeline.text_encoder, pipeline.text_encoder_2) as own:
             ours.draw(order)
         conditioning = encode_prompt(pipeline, order.prompt, order.negative_prompt)
@@ -247,7 +247,7 @@ def find_merge_error(ours: Ours, files: peers.PeerFiles) -> float:
         if not key.endswith(".lora_A.weight"):
             continue
         module = key.removeprefix("unet.").removesuffix(".lora_A.weight")
-        weight = ours.ready.pipeline.unet.get_parameter(f"{module}.weight").detach()
+        weight = ours.pipeline.unet.get_parameter(f"{module}.weight").detach()
         before = base[f"{module}.weight"].double()
         up, down = lora[key.replace("lora_A", "lora_B")].double(), lora[key].double()
         merged = (before + files.lora_scale * up @ down).to(weight.dtype).double()

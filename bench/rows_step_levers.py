@@ -38,7 +38,7 @@ def measure_step_levers(root: Path, rounds: int = 3) -> list[Row]:
     files = find_peer_files(MODEL, root)
     for one, undone in ((wrapped, ""), (stock, ""), (apart, "attn1.processor"), (again, "attn2.processor")):
         take_own_attention(one, undone)
-    pipe = cast("StableDiffusionXLPipeline", wrapped.ready.pipeline)
+    pipe = cast("StableDiffusionXLPipeline", wrapped.pipeline)
     peers.load_lora(pipe, files.only_lora)
     pipe.set_adapters([peers.ADAPTER], [LORA_SCALE])
     order = order_topology(0)
@@ -54,7 +54,7 @@ def measure_step_levers(root: Path, rounds: int = 3) -> list[Row]:
             return by.draw(order, on_step=on_step, lora_scale=scale).pixels
 
     without_inference_mode = partial(replaced, torch, "inference_mode", torch.no_grad)
-    two_calls = partial(replaced, stock.ready.pipeline.unet, "forward", split_batch(stock))
+    two_calls = partial(replaced, stock.pipeline.unet, "forward", split_batch(stock))
     draws = {
         "ours": partial(draw, by=ours),
         "wrapped": partial(draw, by=wrapped, scale=0.0),  # nothing merged: PEFT's wrappers add the LoRA
@@ -88,7 +88,7 @@ def measure_step_levers(root: Path, rounds: int = 3) -> list[Row]:
 
 def take_own_attention(ours: Ours, ending: str) -> None:
     """Restore diffusers' own processor in the attentions whose names end with `ending`."""
-    unet = ours.ready.pipeline.unet
+    unet = ours.pipeline.unet
     unet.set_attn_processor(
         {
             name: AttnProcessor2_0() if name.endswith(ending) else processor
@@ -99,7 +99,7 @@ def take_own_attention(ours: Ours, ending: str) -> None:
 
 def split_batch(ours: Ours) -> Callable[..., object]:
     """Return a forward of the UNet that runs the halves of its batch one after the other."""
-    forward = ours.ready.pipeline.unet.forward
+    forward = ours.pipeline.unet.forward
 
     def run(sample: torch.Tensor, timestep: object, *args: object, **kwargs: object) -> object:
         halves = [

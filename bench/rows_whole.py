@@ -33,7 +33,7 @@ from tilemix.system.project import ROOT
 
 if TYPE_CHECKING:
     from bench.ours import Ours
-    from tilemix.pipelines.parts import SdxlPipeline
+    from tilemix.pipelines.sdxl import SdxlPipeline
 
 MIX = "50% red, 50% black"
 WARM_UP_STEPS = 4  # of a picture that is not timed
@@ -132,7 +132,7 @@ def measure_rest(ours: Ours, rounds: int = 2, *, side: int, steps: int) -> list[
     best = dict.fromkeys(("share", "record", "colors"), float("inf"))
     for number in range(100, 100 + rounds):
         order = order_tile(number, side=side, steps=steps)
-        with clock_networks(ours.ready.pipeline) as spans:
+        with clock_networks(ours.pipeline) as spans:
             began = time.perf_counter()
             rendered = ours.draw(order)
             encode_image(rendered.pixels, rendered.record, output_format="png")

@@ -30,12 +30,12 @@ def ready(tiny_project):
 @pytest.fixture
 def merger(ready, tiny_project):
     """A merger of its own over the shared pipeline, which the test must leave with the base's weights."""
-    components = {name: getattr(ready.pipeline, name) for name in COMPONENTS}
-    before = snapshot(ready.pipeline)
+    components = {name: getattr(ready.base.pipeline, name) for name in COMPONENTS}
+    before = snapshot(ready.base.pipeline)
     merger = LoraMerger(components, {name: tensors_of(tiny_project, name) for name in COMPONENTS})
     yield merger
     merger.apply({})
-    assert_same(snapshot(ready.pipeline), before)
+    assert_same(snapshot(ready.base.pipeline), before)
 
 
 def tensors_of(project: Path, component: str) -> Path:
@@ -85,7 +85,7 @@ def alpha_of(module: str) -> float:
 
 
 def test_header_alphas_are_baked_in_with_patterns_and_rslora(ready, merger, tmp_path):
-    halves = random_pairs(ready.pipeline, MODULES)
+    halves = random_pairs(ready.base.pipeline, MODULES)
     tensors = {
         f"{module}.lora_{letter}.weight": halves[f"{module}.{half}"]
         for module in MODULES
@@ -111,22 +111,22 @@ def test_header_alphas_are_baked_in_with_patterns_and_rslora(ready, merger, tmp_
             return 7 / math.sqrt(4)
         return 3 / math.sqrt(4) if module.startswith("text_encoder.") else 1.0
 
-    before = snapshot(ready.pipeline)
+    before = snapshot(ready.base.pipeline)
     metadata = {"lora_adapter_metadata": json.dumps(table)}
     merger.load("rubber", write(tmp_path / "lora.safetensors", tensors, metadata))
     merger.apply({"rubber": 1.0})
-    assert_close(snapshot(ready.pipeline), merge_by_hand(before, halves, 1.0, factor))
+    assert_close(snapshot(ready.base.pipeline), merge_by_hand(before, halves, 1.0, factor))
 
 
 def test_two_loras_add_up_and_either_can_go(ready, merger, tmp_path):
     first, second = MODULES[:8], MODULES[4:12]
-    halves = random_pairs(ready.pipeline, MODULES)
+    halves = random_pairs(ready.base.pipeline, MODULES)
     for name, modules in (("first", first), ("second", second)):
         tensors = kohya(
             halves, alpha=lambda _: 4.0, names={module: ORIGINAL_NAMES[module] for module in modules}
         )
         merger.load(name, write(tmp_path / f"{name}.safetensors", tensors))
-    before = snapshot(ready.pipeline)
+    before = snapshot(ready.base.pipeline)
 
     def expected(scales):
         result = dict(before)
@@ -136,9 +136,9 @@ def test_two_loras_add_up_and_either_can_go(ready, merger, tmp_path):
         return result
 
     merger.apply({"first": 0.35, "second": 1.0})
-    assert_close(snapshot(ready.pipeline), expected([("first", 0.35), ("second", 1.0)]))
+    assert_close(snapshot(ready.base.pipeline), expected([("first", 0.35), ("second", 1.0)]))
     merger.apply({"second": 0.5})
-    assert_close(snapshot(ready.pipeline), expected([("first", 0.0), ("second", 0.5)]))
+    assert_close(snapshot(ready.base.pipeline), expected([("first", 0.0), ("second", 0.5)]))
     assert merger.applied == {"second": 0.5}
 
 
@@ -151,10 +151,11 @@ def dora_by_hand(weight, halves, module, scale, magnitude):
 def test_a_dora_beside_other_adapters_normalizes_the_base_and_its_own_change_alone(ready, merger, tmp_path):
     """The changes are added, so that no order of the adapters has to be remembered."""
     module = f"{ATTENTION}.to_q"
-    before = snapshot(ready.pipeline)
+    before = snapshot(ready.base.pipeline)
     weight = before[f"{module}.weight"]
     halves = {
-        name: random_pairs(ready.pipeline, [module], rank) for name, rank in (("d", 4), ("e", 3), ("l", 2))
+        name: random_pairs(ready.base.pipeline, [module], rank)
+        for name, rank in (("d", 4), ("e", 3), ("l", 2))
     }
     magnitudes = {"d": weight.norm(dim=1) * 1.5, "e": weight.norm(dim=1) * 0.5}
     for name, pair in halves.items():
@@ -177,7 +178,7 @@ def test_a_dora_beside_other_adapters_normalizes_the_base_and_its_own_change_alo
     for order in (["d", "l", "e"], ["e", "d", "l"]):
         merger.apply({})
         merger.apply({name: scales[name] for name in order})
-        found = snapshot(ready.pipeline)[f"{module}.weight"]
+        found = snapshot(ready.base.pipeline)[f"{module}.weight"]
         torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
 
 
@@ -194,39 +195,39 @@ def test_a_dora_leaves_a_row_of_zeros_alone():
 
 def test_another_scale_is_merged_without_the_adapters_file(ready, merger, tmp_path):
     """It is parsed once; the file may even be gone."""
-    halves = random_pairs(ready.pipeline, MODULES)
+    halves = random_pairs(ready.base.pipeline, MODULES)
     path = write(tmp_path / "lora.safetensors", kohya(halves, alpha=alpha_of))
-    before = snapshot(ready.pipeline)
+    before = snapshot(ready.base.pipeline)
     merger.load("rubber", path)
     merger.apply({"rubber": 0.35})
     path.unlink()
     merger.apply({"rubber": 1.0})
     expected = merge_by_hand(before, halves, 1.0, lambda module: alpha_of(module) / 4)
-    assert_close(snapshot(ready.pipeline), expected)
+    assert_close(snapshot(ready.base.pipeline), expected)
 
 
 def test_a_pair_kept_as_a_convolution_of_one_fits_a_linear_module_and_alpha_may_be_an_integer(
     ready, merger, tmp_path
 ):
     module = "unet.down_blocks.2.attentions.1.proj_in"
-    halves = random_pairs(ready.pipeline, [module])
+    halves = random_pairs(ready.base.pipeline, [module])
     name = ORIGINAL_NAMES[module]
     tensors = {
         f"{name}.lora_down.weight": halves[f"{module}.down"][:, :, None, None],
         f"{name}.lora_up.weight": halves[f"{module}.up"][:, :, None, None],
         f"{name}.alpha": torch.tensor(2),
     }
-    before = snapshot(ready.pipeline)
+    before = snapshot(ready.base.pipeline)
     merger.load("rubber", write(tmp_path / "lora.safetensors", tensors))
     merger.apply({"rubber": 0.7})
-    assert_close(snapshot(ready.pipeline), merge_by_hand(before, halves, 0.7, lambda _: 0.5))
+    assert_close(snapshot(ready.base.pipeline), merge_by_hand(before, halves, 0.7, lambda _: 0.5))
 
 
 def test_an_interrupted_merge_is_done_again_and_can_be_taken_away(ready, merger, tmp_path):
-    halves = random_pairs(ready.pipeline, MODULES)
+    halves = random_pairs(ready.base.pipeline, MODULES)
     path = write(tmp_path / "lora.safetensors", kohya(halves, alpha=alpha_of))
     deltas = merger.load("rubber", path).deltas
-    before = snapshot(ready.pipeline)
+    before = snapshot(ready.base.pipeline)
     keys = list(deltas)
 
     class Cancelled(BaseException):
@@ -248,14 +249,14 @@ def test_an_interrupted_merge_is_done_again_and_can_be_taken_away(ready, merger,
     assert merger.applied is None
     deltas[keys[10]] = good
     merger.apply({})
-    assert_same(snapshot(ready.pipeline), before)
+    assert_same(snapshot(ready.base.pipeline), before)
     deltas[keys[10]] = Bomb()
     with pytest.raises(Cancelled):
         merger.apply({"rubber": 0.7})
     deltas[keys[10]] = good
     merger.apply({"rubber": 0.7})
     assert_close(
-        snapshot(ready.pipeline), merge_by_hand(before, halves, 0.7, lambda module: alpha_of(module) / 4)
+        snapshot(ready.base.pipeline), merge_by_hand(before, halves, 0.7, lambda module: alpha_of(module) / 4)
     )
 
 
@@ -272,14 +273,14 @@ def test_any_number_of_threads_merges_the_same_bits_and_leaves_torch_its_own(
     ready, merger, tmp_path, threads, monkeypatch
 ):
     """All of torch's threads shared each short step: with another program on a core, real size took 34 s."""
-    halves = random_pairs(ready.pipeline, MODULES)
+    halves = random_pairs(ready.base.pipeline, MODULES)
     merger.load("rubber", write(tmp_path / "lora.safetensors", kohya(halves, alpha=alpha_of)))
     found = []
     for count, least in ((1, 0), (threads, 2**23), (threads, 0)):
         torch.set_num_threads(count)
         monkeypatch.setattr("tilemix.adapters.merging.NUMBERS_FOR_THREADS", least)
         merger.apply({"rubber": 0.7})
-        found.append(snapshot(ready.pipeline))
+        found.append(snapshot(ready.base.pipeline))
         merger.apply({})
         assert torch.get_num_threads() == count
     assert_same(found[1], found[0])
@@ -289,9 +290,9 @@ def test_any_number_of_threads_merges_the_same_bits_and_leaves_torch_its_own(
 def test_a_cancellation_while_threads_merge_ends_them_and_is_taken_away(
     ready, merger, tmp_path, threads, monkeypatch
 ):
-    halves = random_pairs(ready.pipeline, MODULES)
+    halves = random_pairs(ready.base.pipeline, MODULES)
     merger.load("rubber", write(tmp_path / "lora.safetensors", kohya(halves, alpha=alpha_of)))
-    before = snapshot(ready.pipeline)
+    before = snapshot(ready.base.pipeline)
     monkeypatch.setattr("tilemix.adapters.merging.NUMBERS_FOR_THREADS", 0)
     merged = []
 
@@ -317,7 +318,7 @@ def test_a_cancellation_while_threads_merge_ends_them_and_is_taken_away(
     assert torch.get_num_threads() == threads
     monkeypatch.undo()
     merger.apply({})
-    assert_same(snapshot(ready.pipeline), before)
+    assert_same(snapshot(ready.base.pipeline), before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -345,13 +346,13 @@ def test_a_small_weight_is_merged_whole_as_a_large_one_is_in_parts(dtype, shape,
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_model_is_merged_in_fp32_and_rounded_once(tiny_project, tmp_path, dtype):
     ready = load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), dtype)
-    pristine = snapshot(ready.pipeline)
-    halves = {name: tensor * 1e-2 for name, tensor in random_pairs(ready.pipeline, MODULES).items()}
+    pristine = snapshot(ready.base.pipeline)
+    halves = {name: tensor * 1e-2 for name, tensor in random_pairs(ready.base.pipeline, MODULES).items()}
     ready.loras.load("rubber", write(tmp_path / "lora.safetensors", kohya(halves, alpha=lambda _: 4.0)))
     ready.loras.apply({"rubber": 0.7})
     full = load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), torch.float32)
-    expected = merge_by_hand(snapshot(full.pipeline), halves, 0.7, lambda _: 1.0)
-    found = snapshot(ready.pipeline)
+    expected = merge_by_hand(snapshot(full.base.pipeline), halves, 0.7, lambda _: 1.0)
+    found = snapshot(ready.base.pipeline)
     for module in MODULES:
         # On a CPU the text encoders stay in fp32.
         assert found[f"{module}.weight"].dtype == (dtype if module.startswith("unet") else torch.float32)
@@ -360,7 +361,7 @@ def test_a_half_precision_model_is_merged_in_fp32_and_rounded_once(tiny_project,
         # The order of the sums may differ in fp32's last bit, which moves a value on the edge by one step.
         assert unequal.float().mean() < 0.01, module
     ready.loras.apply({})
-    assert_same(snapshot(ready.pipeline), pristine)
+    assert_same(snapshot(ready.base.pipeline), pristine)
 
 
 def lora_of(names, shape=(4, 16)):
@@ -406,7 +407,7 @@ Q = ORIGINAL_NAMES[f"{ATTENTION}.to_q"]
     ],
 )
 def test_header_alphas_that_make_no_sense_are_refused(ready, merger, tmp_path, table, message):
-    halves = random_pairs(ready.pipeline, [f"{ATTENTION}.to_q"])
+    halves = random_pairs(ready.base.pipeline, [f"{ATTENTION}.to_q"])
     tensors = {
         f"{ATTENTION}.to_q.lora_A.weight": halves[f"{ATTENTION}.to_q.down"],
         f"{ATTENTION}.to_q.lora_B.weight": halves[f"{ATTENTION}.to_q.up"],
@@ -419,17 +420,17 @@ def test_header_alphas_that_make_no_sense_are_refused(ready, merger, tmp_path, t
 
 def test_alpha_tensors_go_before_the_alphas_of_the_header(ready, merger, tmp_path):
     module = f"{ATTENTION}.to_q"
-    halves = random_pairs(ready.pipeline, [module])
+    halves = random_pairs(ready.base.pipeline, [module])
     tensors = {
         f"{module}.lora_A.weight": halves[f"{module}.down"],
         f"{module}.lora_B.weight": halves[f"{module}.up"],
         f"{module}.alpha": torch.tensor(8.0),
     }
     table = {"lora_adapter_metadata": '{"unet.lora_alpha": 1, "unet.alpha_pattern": {"to_q": 3}}'}
-    before = snapshot(ready.pipeline)
+    before = snapshot(ready.base.pipeline)
     merger.load("x", write(tmp_path / "x.safetensors", tensors, table))
     merger.apply({"x": 1.0})
-    assert_close(snapshot(ready.pipeline), merge_by_hand(before, halves, 1.0, lambda _: 2.0))
+    assert_close(snapshot(ready.base.pipeline), merge_by_hand(before, halves, 1.0, lambda _: 2.0))
 
 
 def test_alphas_named_for_hundreds_of_modules_are_found_quickly():
@@ -473,7 +474,7 @@ def test_a_peft_folder_whose_configuration_makes_no_sense_is_refused(
     ready, merger, tmp_path, config, message
 ):
     module = f"{ATTENTION}.to_q"
-    halves = random_pairs(ready.pipeline, [module])
+    halves = random_pairs(ready.base.pipeline, [module])
     name = f"base_model.model.{module.removeprefix('unet.')}"
     tensors = {
         f"{name}.lora_A.weight": halves[f"{module}.down"],
@@ -488,15 +489,15 @@ def test_a_peft_folder_whose_configuration_makes_no_sense_is_refused(
 
 
 def test_another_file_under_the_same_name_is_merged_at_the_same_scale(ready, merger, tmp_path):
-    before = snapshot(ready.pipeline)
-    first = random_pairs(ready.pipeline, MODULES[:3])
+    before = snapshot(ready.base.pipeline)
+    first = random_pairs(ready.base.pipeline, MODULES[:3])
     second = {name: tensor * 2 for name, tensor in first.items()}
     for halves in (first, second):
         names = {module: ORIGINAL_NAMES[module] for module in MODULES[:3]}
         path = write(tmp_path / "x.safetensors", kohya(halves, alpha=lambda _: 4.0, names=names))
         merger.load("x", path)
         merger.apply({"x": 0.7})
-        assert_close(snapshot(ready.pipeline), merge_by_hand(before, halves, 0.7, lambda _: 1.0))
+        assert_close(snapshot(ready.base.pipeline), merge_by_hand(before, halves, 0.7, lambda _: 1.0))
 
 
 @pytest.mark.parametrize(
@@ -622,15 +623,15 @@ def test_a_file_that_cannot_be_used_completely_is_refused(merger, tmp_path, tens
 
 def test_learned_tokens_are_ids_49408_and_49409_on_both_encoders(ready, tmp_path):
     rows = {"clip_l": torch.randn(2, 32), "clip_g": torch.randn(2, 48)}
-    before = snapshot(ready.pipeline)
-    tokenizers = [ready.pipeline.tokenizer, ready.pipeline.tokenizer_2]
+    before = snapshot(ready.base.pipeline)
+    tokenizers = [ready.base.pipeline.tokenizer, ready.base.pipeline.tokenizer_2]
     plain = [tokenizer("a photo of a cat").input_ids for tokenizer in tokenizers]
     path = write(tmp_path / "tokens.safetensors", rows)
     file = read_embedding(path, ready.tokens.widths, token_count=2)
     ready.tokens.install([(file, ["<s0>", "<s1>"])])
     for encoder, tokenizer, key in (
-        (ready.pipeline.text_encoder, ready.pipeline.tokenizer, "clip_l"),
-        (ready.pipeline.text_encoder_2, ready.pipeline.tokenizer_2, "clip_g"),
+        (ready.base.pipeline.text_encoder, ready.base.pipeline.tokenizer, "clip_l"),
+        (ready.base.pipeline.text_encoder_2, ready.base.pipeline.tokenizer_2, "clip_g"),
     ):
         matrix = encoder.get_input_embeddings().weight
         assert matrix.shape[0] == 49410
@@ -653,13 +654,16 @@ def test_learned_tokens_are_ids_49408_and_49409_on_both_encoders(ready, tmp_path
         token_count=2,
     )
     ready.tokens.install([(other, ["<s0>", "<s1>"])])
-    assert torch.equal(ready.pipeline.text_encoder.get_input_embeddings().weight[49408:], torch.ones(2, 32))
+    assert torch.equal(
+        ready.base.pipeline.text_encoder.get_input_embeddings().weight[49408:], torch.ones(2, 32)
+    )
     ready.tokens.install([])
-    assert_same(snapshot(ready.pipeline), before)
+    assert_same(snapshot(ready.base.pipeline), before)
     assert [
-        t("a photo of a cat").input_ids for t in (ready.pipeline.tokenizer, ready.pipeline.tokenizer_2)
+        t("a photo of a cat").input_ids
+        for t in (ready.base.pipeline.tokenizer, ready.base.pipeline.tokenizer_2)
     ] == plain
-    assert len(ready.pipeline.tokenizer("<s0>").input_ids) > 3  # no token any more: spelled out
+    assert len(ready.base.pipeline.tokenizer("<s0>").input_ids) > 3  # no token any more: spelled out
 
 
 @pytest.mark.parametrize(
@@ -705,20 +709,21 @@ def test_an_embedding_that_does_not_fit_is_refused(tmp_path, tensors, message):
 def test_a_token_that_is_a_word_or_named_twice_is_refused_and_nothing_changes(ready, tmp_path):
     path = write(tmp_path / "t", {"clip_l": torch.zeros(2, 32), "clip_g": torch.zeros(2, 48)})
     file = read_embedding(path, ready.tokens.widths, token_count=2)
-    before, tokenizer = snapshot(ready.pipeline), ready.pipeline.tokenizer
+    before, tokenizer = snapshot(ready.base.pipeline), ready.base.pipeline.tokenizer
     with pytest.raises(AdapterError, match="^placeholder token 'cat</w>' is already a word of tokenizer$"):
         ready.tokens.install([(file, ["cat</w>", "<s1>"])])
     with pytest.raises(AdapterError, match="^placeholder token '<s0>' is named twice$"):
         ready.tokens.install([(file, ["<s0>", "<s0>"])])
-    assert_same(snapshot(ready.pipeline), before)
-    assert ready.pipeline.tokenizer is tokenizer
+    assert_same(snapshot(ready.base.pipeline), before)
+    assert ready.base.pipeline.tokenizer is tokenizer
 
 
 def test_a_tokenizer_of_another_size_than_its_encoder_gets_no_tokens(tiny_project, tmp_path):
-    pipeline = load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), torch.float32).pipeline
+    base = load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), torch.float32).base
+    pipeline = base.pipeline
     pipeline.tokenizer_2.add_tokens(["<more>"])
     before = snapshot(pipeline)
-    tokens = TokenInstaller(pipeline)
+    tokens = TokenInstaller(base)
     message = "^tokenizer_2 has 49409 words, but text_encoder_2 has 49408 rows; expected the same number$"
     with pytest.raises(AdapterError, match=message):
         tokens.install([(tokens_file(tmp_path / "a", 1.0), ["<new>"])])
@@ -734,21 +739,22 @@ def tokens_file(path, value, count=1):
 
 
 def test_a_token_of_two_files_is_the_later_ones(ready, tmp_path, caplog):
-    before = snapshot(ready.pipeline)
+    before = snapshot(ready.base.pipeline)
     first, second = (tokens_file(tmp_path / name, value, 2) for name, value in (("a", 1.0), ("b", 2.0)))
     ready.tokens.install([(first, ["<s0>", "<s1>"]), (second, ["<s1>", "<s2>"])])
     assert ready.tokens.installed == ("<s0>", "<s1>", "<s2>")
     assert caplog.messages == ["b: token <s1> replaces the one of a"]
-    for encoder in (ready.pipeline.text_encoder, ready.pipeline.text_encoder_2):
+    for encoder in (ready.base.pipeline.text_encoder, ready.base.pipeline.text_encoder_2):
         assert encoder.get_input_embeddings().weight[49408:, 0].tolist() == [1.0, 2.0, 2.0]
     ready.tokens.install([])
     assert ready.tokens.installed == ()
-    assert_same(snapshot(ready.pipeline), before)
+    assert_same(snapshot(ready.base.pipeline), before)
 
 
 def test_a_token_that_the_base_brings_is_replaced_and_comes_back(tiny_project, tmp_path):
     """A base may have been saved with learned tokens in it."""
-    pipeline = load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), torch.float32).pipeline
+    base = load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), torch.float32).base
+    pipeline = base.pipeline
     for tokenizer, encoder in (
         (pipeline.tokenizer, pipeline.text_encoder),
         (pipeline.tokenizer_2, pipeline.text_encoder_2),
@@ -757,7 +763,7 @@ def test_a_token_that_the_base_brings_is_replaced_and_comes_back(tiny_project, t
         matrix = encoder.get_input_embeddings().weight.data
         encoder.get_input_embeddings().weight = torch.nn.Parameter(torch.cat([matrix, matrix[:1]]), False)
     before = snapshot(pipeline)
-    tokens = TokenInstaller(pipeline)
+    tokens = TokenInstaller(base)
     new = tokens_file(tmp_path / "a", 5.0, 2)
     for _ in range(2):
         tokens.install([(new, ["<new>", "<s0>"])])
@@ -825,9 +831,9 @@ def test_the_pooled_vector_stands_at_the_last_learned_token(ready, tmp_path):
         ready.tokens.widths,
         token_count=2,
     )
-    installer = TokenInstaller(ready.pipeline)
+    installer = TokenInstaller(ready.base)
     installer.install([(file, ["<s0>", "<s1>"])])
-    tokenizer, encoder = ready.pipeline.tokenizer_2, ready.pipeline.text_encoder_2
+    tokenizer, encoder = ready.base.pipeline.tokenizer_2, ready.base.pipeline.text_encoder_2
     ids = tokenizer("a <s0><s1> tile", padding="max_length", max_length=77, return_tensors="pt").input_ids
     place = ids[0].tolist().index(49409)
     with torch.inference_mode():

@@ -19,7 +19,7 @@ from bench.gpu.speed import compiling
 from bench.gpu.timing import HostEvent, time_calls, time_picture, watch_memory
 from bench.gpu.workshop import TINY_SIZE, Workshop, draw_latents
 from bench.topology import REAL, build_parts, read_config
-from tilemix.request import GenerationRequest
+from tilemix.pipelines.sdxl import Sdxl
 from tilemix.system.project import ROOT
 from tilemix.weights.manifest import load_manifest
 
@@ -96,15 +96,17 @@ def shop(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_latents_are_those_that_tilemix_begins_with(shop):
+def test_the_latents_are_those_that_tilemix_begins_with(shop, monkeypatch):
+    begun = []
+
+    def keep(_, __, denoising):
+        begun.append(denoising.noise)
+        return denoising.noise
+
+    monkeypatch.setattr(Sdxl, "denoise", keep)
     order = shop.order(3)
-    generator = torch.Generator("cpu").manual_seed(order.seed)
-    made = shop.ours.renderer._draw_noise(shop.ours.renderer._resolve(_request(order)), generator)
-    assert torch.equal(made, draw_latents(order))
-
-
-def _request(order):
-    return GenerationRequest(prompt=order.prompt, seed=order.seed, width=order.side, height=order.side)
+    shop.ours.draw(order)
+    assert torch.equal(begun[0], draw_latents(order))
 
 
 CHANGES = {
@@ -131,14 +133,14 @@ def test_a_lever_is_undone_also_when_it_fails(shop, picture, name):
     with compiling(CPU), pytest.raises(ZeroDivisionError), CHANGES[name](shop.ours):
         raise ZeroDivisionError
     assert shop.ours.predict(shop.order(1, steps=1)) == picture
-    unet = shop.ours.ready.pipeline.unet
+    unet = shop.ours.pipeline.unet
     assert not any("forward" in vars(module) for module in unet.modules())
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.slow
 def test_a_lever_changes_what_it_says(shop):
-    unet, vae = shop.ours.ready.pipeline.unet, shop.ours.ready.pipeline.vae
+    unet, vae = shop.ours.pipeline.unet, shop.ours.pipeline.vae
     with changes.contiguous(shop.ours):
         assert unet.conv_in.weight.is_contiguous()
         assert vae.decoder.conv_in.weight.is_contiguous()
@@ -198,7 +200,7 @@ def test_the_stand_in_multiplies_as_torchs_own():
 
 @pytest.mark.slow
 def test_the_parts_of_a_picture_are_timed_and_no_hook_stays(shop):
-    pipeline = shop.ours.ready.pipeline
+    pipeline = shop.ours.pipeline
     hooks = len(pipeline.unet._forward_pre_hooks), len(pipeline.vae.decoder._forward_pre_hooks)
     times = time_picture(shop.ours, shop.order(5))
     assert 0 < times.loop < times.whole

@@ -42,13 +42,13 @@ def ready(tiny_project):
 
 @pytest.fixture(scope="module")
 def pristine(ready):
-    return read_weights(ready.pipeline)
+    return read_weights(ready.base.pipeline)
 
 
 @pytest.fixture(scope="module")
 def twin(ready):
     """A copy of the pipeline, for references."""
-    return copy_plainly(ready.pipeline)
+    return copy_plainly(ready.base.pipeline)
 
 
 @pytest.fixture
@@ -112,18 +112,18 @@ def set_weights(pipeline, weights):
 def test_a_lora_of_every_format_answers_like_weights_merged_by_hand(ready, pristine, twin, bench, form):
     path, truth = form.craft(bench)
     set_weights(twin, pristine)
-    plain = run(ready.pipeline)
+    plain = run(ready.base.pipeline)
     lora = ready.loras.load("x", path)
     assert (lora.embedding.tokens if lora.embedding else ()) == form.tokens
     for scale in SCALES:
         ready.loras.apply({"x": scale})
         expected = truth(scale)
         set_weights(twin, expected)
-        found = read_weights(ready.pipeline)
+        found = read_weights(ready.base.pipeline)
         for name, weight in expected.items():
             torch.testing.assert_close(found.pop(name), weight.float(), rtol=1e-5, atol=1e-6)
         assert all(torch.equal(found[name], pristine[name]) for name in found)
-        merged = run(ready.pipeline)
+        merged = run(ready.base.pipeline)
         assert_outputs_close(merged, run(twin))
         moved = {
             component: any(not torch.equal(ours, base) for ours, base in zip(after, before, strict=True))
@@ -132,7 +132,7 @@ def test_a_lora_of_every_format_answers_like_weights_merged_by_hand(ready, prist
         changed = {name.partition(".")[0] for name in expected}
         assert moved == {component: bool(scale) and component in changed for component in COMPONENTS}
     ready.loras.apply({})
-    assert_pristine(ready.pipeline, pristine)
+    assert_pristine(ready.base.pipeline, pristine)
 
 
 @pytest.mark.parametrize("form", [param for param in named(LORA_FORMATS, "exact") if param.values[0].peft])
@@ -140,12 +140,12 @@ def test_where_diffusers_own_loader_is_right_it_answers_the_same(ready, bench, f
     """An independent reference: peft's wrappers."""
     path, _ = form.craft(bench)
     ready.loras.load("x", path)
-    reference = copy_plainly(ready.pipeline)
+    reference = copy_plainly(ready.base.pipeline)
     reference.load_lora_weights(str(path), adapter_name="user_lora")
     for scale in SCALES[1:]:
         ready.loras.apply({"x": scale})
         reference.set_adapters(["user_lora"], [scale])
-        assert_outputs_close(run(ready.pipeline), run(reference))
+        assert_outputs_close(run(ready.base.pipeline), run(reference))
     ready.loras.apply({})
 
 
@@ -156,7 +156,7 @@ def test_a_few_rows_at_a_time_give_the_same_weights(ready, bench, form, monkeypa
     path, truth = form.craft(bench)
     ready.loras.load("x", path)
     ready.loras.apply({"x": 0.7})
-    found = read_weights(ready.pipeline)
+    found = read_weights(ready.base.pipeline)
     ready.loras.apply({})
     for name, weight in truth(0.7).items():
         torch.testing.assert_close(found[name], weight.float(), rtol=1e-5, atol=1e-6)
@@ -191,7 +191,7 @@ def add_peft_adapter(pipeline, options):
 @pytest.mark.parametrize("writer", ["peft", "diffusers"])
 def test_what_peft_and_diffusers_write_themselves_answers_as_it_did(ready, tmp_path, case, writer):
     """With the configurations as these libraries write them, the mixed alphas that diffusers reads wrong included."""
-    unet, config = add_peft_adapter(ready.pipeline, CONFIGS[case])
+    unet, config = add_peft_adapter(ready.base.pipeline, CONFIGS[case])
     tensors = get_peft_model_state_dict(unet, adapter_name="default")
     if writer == "peft":
         config.save_pretrained(tmp_path)
@@ -199,14 +199,14 @@ def test_what_peft_and_diffusers_write_themselves_answers_as_it_did(ready, tmp_p
         save_file(tensors, tmp_path / "adapter_model.safetensors")
         path = tmp_path
     else:
-        type(ready.pipeline).save_lora_weights(
+        type(ready.base.pipeline).save_lora_weights(
             tmp_path, unet_lora_layers=tensors, unet_lora_adapter_metadata=config.to_dict()
         )
         path = tmp_path / "pytorch_lora_weights.safetensors"
-    plain = run_unet(ready.pipeline.unet)
+    plain = run_unet(ready.base.pipeline.unet)
     ready.loras.load("x", path)
     ready.loras.apply({"x": 1.0})
-    ours = run_unet(ready.pipeline.unet)
+    ours = run_unet(ready.base.pipeline.unet)
     ready.loras.apply({})
     assert (ours - plain).abs().max() > 1e-2
     torch.testing.assert_close(ours, run_unet(unet), rtol=1e-5, atol=1e-5)
@@ -251,7 +251,7 @@ def test_every_other_format_is_refused_by_name_and_the_pipeline_stays_usable(rea
     assert str(caught.value) == form.message
     with pytest.raises(AdapterError, match="^adapter 'refused' is not loaded"):
         ready.loras.apply({"refused": 0.7})
-    assert_pristine(ready.pipeline, pristine)
+    assert_pristine(ready.base.pipeline, pristine)
 
 
 @pytest.mark.parametrize("form", named(EMBEDDING_FORMATS, "exact"))
@@ -260,7 +260,7 @@ def test_an_embedding_of_every_format_answers_like_diffusers_own_tokens(ready, p
     rows = embedding_rows(len(form.tokens))
     file = read_embedding(path, ready.tokens.widths)
     assert file.tokens == form.tokens
-    reference = copy_plainly(ready.pipeline)
+    reference = copy_plainly(ready.base.pipeline)
     for number, row in zip(("", "_2"), rows, strict=True):
         reference.load_textual_inversion(
             row,
@@ -272,10 +272,10 @@ def test_an_embedding_of_every_format_answers_like_diffusers_own_tokens(ready, p
     assert ready.tokens.installed == form.tokens
     prompt = f"a tile {''.join(form.tokens)}, 50% red"
     with torch.inference_mode():
-        ours, theirs = (pipeline.encode_prompt(prompt)[0::2] for pipeline in (ready.pipeline, reference))
+        ours, theirs = (pipeline.encode_prompt(prompt)[0::2] for pipeline in (ready.base.pipeline, reference))
     ready.tokens.install([])
     assert_outputs_close(ours, theirs)
-    assert_pristine(ready.pipeline, pristine)
+    assert_pristine(ready.base.pipeline, pristine)
 
 
 @pytest.mark.parametrize("form", named(EMBEDDING_FORMATS, "refused"))
@@ -349,7 +349,7 @@ def test_any_tensors_are_loaded_completely_or_refused(ready, tmp_path_factory, e
     path = tmp_path_factory.mktemp("any") / "x.safetensors"
     names = {f"{module}.{ending}".rstrip("."): shape for (module, ending), shape in entries.items()}
     save_file({name: torch.ones(shape, dtype=dtype) for name, shape in names.items()}, path)
-    components = {name: getattr(ready.pipeline, name) for name in COMPONENTS}
+    components = {name: getattr(ready.base.pipeline, name) for name in COMPONENTS}
     weights = find_weights(components)
     try:
         lora = read_lora(path, weights, spell_modules(components))

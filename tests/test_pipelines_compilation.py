@@ -55,7 +55,7 @@ def test_the_unet_and_the_decoder_are_compiled_whole_and_for_one_size(monkeypatc
     monkeypatch.setattr(torch, "compile", compile_)
     renderer = Renderer(load_pipeline(find_model("miniature"), CPU, torch.float32))
     renderer.compile(side=256)
-    pipeline = renderer.ready.pipeline
+    pipeline = renderer.ready.base.pipeline
     assert handed == [(pipeline.unet, True, False), (pipeline.vae.decoder, True, False)]
     assert draw(renderer, width=256, height=256, num_inference_steps=1).record.compiled
 
@@ -99,8 +99,8 @@ def test_pixels_that_are_not_finite_are_decoded_again_by_a_plain_decoder(rendere
     """The compiled code is the first VAE's: a copy of it in fp32 would be decoded by weights in half precision."""
     plain, compiled, _ = renderers
     latents = torch.randn(1, 4, 32, 32)
-    expected = decode_latents(plain.ready.pipeline.vae, latents)
-    vae = compiled.ready.pipeline.vae
+    expected = decode_latents(plain.ready.base.pipeline.vae, latents)
+    vae = compiled.ready.base.pipeline.vae
     calls = []
 
     def spoil(_, __, image):

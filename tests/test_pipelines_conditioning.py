@@ -1,5 +1,6 @@
 import random
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -7,14 +8,9 @@ import torch
 from tests.pace import assert_quick, processor_seconds
 from tilemix.errors import PromptError
 from tilemix.pipelines import conditioning
-from tilemix.pipelines.conditioning import (
-    KEPT_PROMPTS,
-    Conditioning,
-    PromptEncoder,
-    encode_prompt,
-    parse_emphasis,
-)
+from tilemix.pipelines.conditioning import KEPT_PROMPTS, PromptEncoder, parse_emphasis
 from tilemix.pipelines.loading import load_pipeline
+from tilemix.pipelines.sdxl import Conditioning, encode_prompt, encode_with_compel
 from tilemix.weights import find_model
 
 MIX = "ohwx_rubber_tile, 50% red, 30% black, 20% pearl, photorealistic rubber tile"
@@ -22,7 +18,7 @@ MIX = "ohwx_rubber_tile, 50% red, 30% black, 20% pearl, photorealistic rubber ti
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_project):
-    return load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), torch.float32).pipeline
+    return load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), torch.float32).base.pipeline
 
 
 def check_close(found: Conditioning, expected: Conditioning) -> None:
@@ -133,7 +129,7 @@ def test_plain_words_are_encoded_in_one_pass_each_as_by_compel(pipeline, positiv
     assert passes == {"text_encoder": 1, "text_encoder_2": 1}
     plain = [parse_emphasis(text, field="prompt").words for text in (positive, negative)]
     with torch.inference_mode():
-        check_close(found[0], conditioning.encode_with_compel(pipeline, [positive, negative], plain))
+        check_close(found[0], encode_with_compel(pipeline, [positive, negative], plain))
 
 
 @pytest.mark.parametrize("positive", ["a (red)1.3 tile", "red++", '("a", "b").and()', "red " * 76])
@@ -144,7 +140,7 @@ def test_emphasis_and_long_prompts_go_through_compel(pipeline, positive):
 
 def test_a_repeated_prompt_is_not_encoded_again_until_the_state_changes(pipeline):
     state = ["a"]
-    encoder = PromptEncoder(pipeline, lambda: state[0])
+    encoder = PromptEncoder(partial(encode_prompt, pipeline), lambda: state[0])
     first = encoder.encode(MIX, "")
     nothing = {"text_encoder": 0, "text_encoder_2": 0}
     assert count_passes(pipeline, lambda: encoder.encode(MIX, "")) == nothing
@@ -159,9 +155,8 @@ def test_a_repeated_prompt_is_not_encoded_again_until_the_state_changes(pipeline
     assert encoder.encode(MIX, "") is first
 
 
-def test_only_the_last_prompts_are_kept(pipeline, monkeypatch):
-    monkeypatch.setattr(conditioning, "encode_prompt", lambda *_: object())
-    encoder = PromptEncoder(pipeline, lambda: None)
+def test_only_the_last_prompts_are_kept():
+    encoder = PromptEncoder(lambda *_: object(), lambda: None)
     first = encoder.encode("first", "")
     for number in range(KEPT_PROMPTS - 1):
         encoder.encode(str(number), "")
@@ -175,7 +170,7 @@ def test_only_the_last_prompts_are_kept(pipeline, monkeypatch):
 
 
 def test_a_refused_prompt_is_refused_again(pipeline):
-    encoder = PromptEncoder(pipeline, lambda: None)
+    encoder = PromptEncoder(partial(encode_prompt, pipeline), lambda: None)
     for _ in range(2):
         with pytest.raises(PromptError):
             encoder.encode("a cat.swap(dog)", "")

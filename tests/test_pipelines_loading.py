@@ -9,10 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.tiny_sdxl import random_pairs, write_manifest
 from tilemix.errors import AdapterError, ManifestError, ModelFileError
-from tilemix.pipelines.loading import load_pipeline
+from tilemix.pipelines.loading import FAMILIES, find_family, load_pipeline
 from tilemix.pipelines.schedulers import make_scheduler
-from tilemix.pipelines.sdxl import load_unet
+from tilemix.pipelines.unet import load_unet
 from tilemix.weights import find_model, load_manifest
+from tilemix.weights import manifest as manifests
 
 QUERY = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CPU = torch.device("cpu")
@@ -25,7 +26,7 @@ def base_of(project):
 
 def test_a_lora_and_its_tokens_are_in_place_after_loading(project, caplog):
     plain = load_pipeline(find_model("tiny", project), CPU, torch.float32)
-    halves = random_pairs(plain.pipeline, [QUERY])
+    halves = random_pairs(plain.base.pipeline, [QUERY])
     weights = project / "weights"
     tensors = {
         f"{QUERY}.lora_A.weight": halves[f"{QUERY}.down"],
@@ -45,11 +46,11 @@ def test_a_lora_and_its_tokens_are_in_place_after_loading(project, caplog):
     assert "Loaded embedding: tile_sdxl_embeddings.safetensors (tokens=<s0><s1>)" in caplog.messages
 
     path = QUERY.removeprefix("unet.")
-    before = plain.pipeline.unet.get_submodule(path).weight
-    weight = ready.pipeline.unet.get_submodule(path).weight
+    before = plain.base.pipeline.unet.get_submodule(path).weight
+    weight = ready.base.pipeline.unet.get_submodule(path).weight
     delta = halves[f"{QUERY}.up"] @ halves[f"{QUERY}.down"]
     torch.testing.assert_close(weight, before + 0.7 * delta)
-    assert ready.pipeline.tokenizer_2("<s0><s1>").input_ids[1:3] == [49408, 49409]
+    assert ready.base.pipeline.tokenizer_2("<s0><s1>").input_ids[1:3] == [49408, 49409]
     lora = "tile_sdxl_lora.safetensors"
     assert ready.lora_scales == {lora: 0.7}
     ready.loras.apply({lora: 1.2})
@@ -73,8 +74,8 @@ def test_a_lora_that_brings_tokens_installs_them(project, caplog):
         ready = load_pipeline(find_model("tiny", project), CPU, torch.float32)
         assert f"Loaded embedding: bundle.safetensors (tokens={tokens})" in caplog.messages
         assert "".join(ready.tokens.installed) == tokens
-        assert ready.pipeline.tokenizer(tokens).input_ids[1:3] == [49408, 49409]
-        matrix = ready.pipeline.text_encoder_2.get_input_embeddings().weight
+        assert ready.base.pipeline.tokenizer(tokens).input_ids[1:3] == [49408, 49409]
+        matrix = ready.base.pipeline.text_encoder_2.get_input_embeddings().weight
         assert torch.equal(matrix[49408:], rows["bundle_emb.floor.clip_g"])
     write_manifest(project, base=base_of(project), adapters=[adapters[0] | {"tokens": ["<s0>"]}])
     with pytest.raises(AdapterError, match="^bundle.safetensors: 2 rows for 1 tokens$"):
@@ -102,7 +103,7 @@ def test_the_archive_of_a_training_is_one_adapter(project):
     write_manifest(project, base=base_of(project), adapters=adapters)
     plain = load_pipeline(find_model("tiny", project), CPU, torch.float32)
     assert plain.tokens.installed == ("<s0>", "<s1>")
-    weight = plain.pipeline.unet.get_submodule(QUERY.removeprefix("unet.")).weight
+    weight = plain.base.pipeline.unet.get_submodule(QUERY.removeprefix("unet.")).weight
     merged = weight.clone()
     assert plain.lora_scales == {"trained_model.tar": 0.7}
     plain.loras.apply({"trained_model.tar": 0})
@@ -123,7 +124,7 @@ def test_embeddings_without_names_in_the_manifest_have_the_files_own(project):
 @pytest.mark.slow
 def test_a_picture_of_1024_is_decoded_in_one_piece_and_a_larger_one_in_tiles(project):
     """The VAE says sample_size 512, as the fp16-fix VAE does; left alone, 1024 would be tiled and differ."""
-    vae = load_pipeline(find_model("tiny", project), CPU, torch.float32).pipeline.vae
+    vae = load_pipeline(find_model("tiny", project), CPU, torch.float32).base.pipeline.vae
     assert vae.use_tiling
     assert vae.use_slicing
     generator = torch.Generator().manual_seed(0)
@@ -143,7 +144,7 @@ def test_the_scheduler_is_made_anew_from_the_files_own_configuration(project):
     """from_config(pipeline.scheduler.config) would keep Karras sigmas on for whatever comes next."""
     ready = load_pipeline(find_model("tiny", project), CPU, torch.float32)
     first = ready.make_scheduler()
-    ready.pipeline.scheduler = first
+    ready.base.pipeline.scheduler = first
     second = ready.make_scheduler()
     plain = make_scheduler("euler", ready.scheduler_config)
     assert plain.config.use_karras_sigmas is False
@@ -195,7 +196,7 @@ def test_a_unet_that_is_not_its_configurations_is_refused(project, tiny_project,
 def test_a_configuration_that_is_no_unets_is_refused(project, tiny_project):
     path = copy_base(project, tiny_project)
     path.with_name("config.json").write_text("{")
-    with pytest.raises(ModelFileError, match=f"^{path}: cannot be loaded as an SDXL UNet: "):
+    with pytest.raises(ModelFileError, match=f"^{path}: not a UNet that diffusers can load: "):
         load_pipeline(find_model("tiny", project), CPU, torch.float32)
 
 
@@ -230,3 +231,8 @@ def test_an_unknown_scheduler_stops_the_loading(project):
     write_manifest(project, base=base_of(project), scheduler={"name": "eular"})
     with pytest.raises(ManifestError, match="^unknown scheduler 'eular'; known: "):
         load_pipeline(find_model("tiny", project), CPU, torch.float32)
+
+
+def test_every_family_that_a_manifest_may_name_has_its_code(project):
+    assert tuple(FAMILIES) == manifests.FAMILIES
+    assert find_family(find_model("tiny", project)) is FAMILIES["sdxl"]

@@ -49,7 +49,7 @@ def ready():
 
 
 def test_latents_and_text_encoders_stay_in_fp32_beside_a_bf16_unet(ready):
-    pipeline = ready.pipeline
+    pipeline = ready.base.pipeline
     assert {pipeline.unet.dtype, pipeline.vae.dtype} == {torch.bfloat16}
     assert {pipeline.text_encoder.dtype, pipeline.text_encoder_2.dtype} == {torch.float32}
     renderer = Renderer(ready)
@@ -72,7 +72,7 @@ def test_latents_and_text_encoders_stay_in_fp32_beside_a_bf16_unet(ready):
 def count_batches(renderer: Renderer, request: GenerationRequest) -> list[int]:
     """The UNet's batch in each step."""
     batches = []
-    handle = renderer.ready.pipeline.unet.register_forward_pre_hook(
+    handle = renderer.ready.base.pipeline.unet.register_forward_pre_hook(
         lambda _, args, __: batches.append(len(args[0])), with_kwargs=True
     )
     try:

@@ -32,7 +32,7 @@ def renderer(tiny_project, tmp_path_factory):
     for name in ("weights/tiny", "prompt_templates"):
         (root / name).symlink_to(tiny_project / name)
     plain = load_pipeline(find_model("tiny", tiny_project), CPU, torch.float32)
-    halves = random_pairs(plain.pipeline, [QUERY])
+    halves = random_pairs(plain.base.pipeline, [QUERY])
     tensors = {
         f"{QUERY}.lora_A.weight": halves[f"{QUERY}.down"],
         f"{QUERY}.lora_B.weight": halves[f"{QUERY}.up"],
@@ -50,7 +50,7 @@ def renderer(tiny_project, tmp_path_factory):
 
 
 def test_loading_refuses_what_is_missing_before_it_imports_anything(tmp_path, monkeypatch):
-    monkeypatch.setattr("tilemix.render.import_libraries", lambda: pytest.fail("imported"))
+    monkeypatch.setattr("tilemix.pipelines.sdxl.Sdxl.import_libraries", lambda: pytest.fail("imported"))
     with pytest.raises(ManifestError):
         load_alone("none", tmp_path, monkeypatch)
 
@@ -119,7 +119,7 @@ def test_every_input_changes_the_picture(renderer, changes):
 
 def test_the_picture_is_the_plain_pipelines_own(renderer):
     """Against diffusers' own call: its prompt encoding, its decoding, its conversion to a picture."""
-    pipeline = renderer.ready.pipeline
+    pipeline = renderer.ready.base.pipeline
     pipeline.scheduler = renderer.ready.make_scheduler()
     theirs = pipeline(
         "ohwx_rubber_tile <s0><s1>, 60% red, 40% black, photorealistic rubber tile",
@@ -228,11 +228,11 @@ def test_latents_that_are_not_finite_are_an_error_and_no_black_picture(renderer)
     with pytest.raises(
         RenderError, match="^the denoised latents are not finite: no picture can be made of them$"
     ):
-        decode_latents(renderer.ready.pipeline.vae, latents)
+        decode_latents(renderer.ready.base.pipeline.vae, latents)
 
 
 def test_a_vae_that_overflows_in_half_precision_is_decoded_again_in_fp32(tiny_project, caplog):
-    vae = load_pipeline(find_model("tiny", tiny_project), CPU, torch.bfloat16).pipeline.vae
+    vae = load_pipeline(find_model("tiny", tiny_project), CPU, torch.bfloat16).base.pipeline.vae
     vae.to(torch.float16)
     latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -202,13 +202,15 @@ def test_the_pair_is_what_the_predictor_takes(trained, tiny_project, tmp_path):
     prompt = plan.prompts[0]
     ids = [
         tokenizer(prompt, padding="max_length", max_length=77, return_tensors="pt").input_ids
-        for tokenizer in (ready.pipeline.tokenizer, ready.pipeline.tokenizer_2)
+        for tokenizer in (ready.base.pipeline.tokenizer, ready.base.pipeline.tokenizer_2)
     ]
     with torch.no_grad():
         embeds, pooled = outcome.encode([prompt])
         from tilemix.tuning.encoding import encode_captions
 
-        mine = encode_captions((ready.pipeline.text_encoder, ready.pipeline.text_encoder_2), tuple(ids))
+        mine = encode_captions(
+            (ready.base.pipeline.text_encoder, ready.base.pipeline.text_encoder_2), tuple(ids)
+        )
         assert torch.allclose(mine[0], embeds, atol=1e-6)
         assert torch.allclose(mine[1], pooled, atol=1e-6)
         inputs = {
@@ -224,7 +226,7 @@ def test_the_pair_is_what_the_predictor_takes(trained, tiny_project, tmp_path):
             outcome.pipeline.unet(**inputs).sample,
             Tuning(plan, CPU).pipeline.unet(**inputs).sample,
         )
-        merged = ready.pipeline.unet(**inputs).sample
+        merged = ready.base.pipeline.unet(**inputs).sample
     assert (expected - base).abs().max() > 1e-3
     assert torch.allclose(merged, expected, atol=(expected - base).abs().max().item() / 50)
 
@@ -497,7 +499,7 @@ def test_missing_files_are_named(tmp_path, config):
     with pytest.raises(ModelFileError, match="no such folder; expected an SDXL model"):
         tune(make_plan(config), CPU)
     (tmp_path / "tiny").mkdir()
-    with pytest.raises(ModelFileError, match="cannot be loaded as an SDXL pipeline"):
+    with pytest.raises(ModelFileError, match="not a Stable Diffusion XL pipeline that diffusers can load"):
         tune(make_plan(config), CPU)
 
 

@@ -60,6 +60,7 @@ def test_every_packaged_model_can_be_read_and_the_miniature_is_locked_and_whole(
     ("changes", "message"),
     [
         ({"lora": 1}, "tiny.model.json: Object contains unknown field `lora`"),
+        ({"family": "flux1"}, "tiny.model.json: unknown family 'flux1'; known: sdxl"),
         ({"defaults": {}}, "tiny.model.json: Object missing required field `width` - at `$.defaults`"),
         (
             {"base": {"folder": "tiny", "files": [{"path": "../hello.txt"}]}},

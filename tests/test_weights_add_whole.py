@@ -36,7 +36,7 @@ def plain(tiny_project):
 @pytest.fixture
 def bench(plain, tmp_path):
     (tmp_path / "source").mkdir()
-    return Workbench(read_weights(plain.pipeline), tmp_path / "source")
+    return Workbench(read_weights(plain.base.pipeline), tmp_path / "source")
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def draw(ready, **changes):
 
 
 def assert_merged(ready, truth, scale):
-    weights = read_weights(ready.pipeline)
+    weights = read_weights(ready.base.pipeline)
     for name, weight in truth(scale).items():
         torch.testing.assert_close(weights[name], weight.float(), rtol=1e-5, atol=1e-6)
 

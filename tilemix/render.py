@@ -1,4 +1,4 @@
-"""GenerationRequest -> picture and record. The only module that calls the pipeline.
+"""GenerationRequest -> picture and record. The only module that draws with a model.
 
 Every request starts from the same state: a scheduler from the pristine configuration, the LoRAs merged at the scales
 asked for, and a generator seeded on the CPU, so that a seed gives the same starting latents on every device. Nothing
@@ -11,7 +11,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +26,9 @@ from tilemix import __version__
 from tilemix.errors import ManifestError
 from tilemix.pictures.record import Record
 from tilemix.pipelines.compilation import WARM_UP_STEPS, compile_networks, compiling, plain_where_not_compiled
-from tilemix.pipelines.conditioning import Conditioning, PromptEncoder
-from tilemix.pipelines.decoding import decode_latents
-from tilemix.pipelines.loading import ReadyPipeline, choose_device, load_pipeline
-from tilemix.pipelines.sdxl import import_libraries
+from tilemix.pipelines.conditioning import PromptEncoder
+from tilemix.pipelines.family import Denoising
+from tilemix.pipelines.loading import ReadyPipeline, choose_device, find_family, load_pipeline
 from tilemix.pipelines.settings import Settings
 from tilemix.pipelines.speed import GUIDED_PART, Speed
 from tilemix.prompts.rewrite import Prompt, rewrite
@@ -41,8 +40,6 @@ from tilemix.weights import check_files, locate_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from tilemix.pipelines.parts import SdxlPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +67,7 @@ class Renderer:
     def __init__(self, ready: ReadyPipeline) -> None:
         self.ready = ready
         self._is_compiled = False
-        self._encoder = PromptEncoder(ready.pipeline, lambda: (ready.loras.state, ready.tokens.state))
+        self._encoder = PromptEncoder(ready.base.encode, lambda: (ready.loras.state, ready.tokens.state))
         self._template = load_template(ready.model.template)
         missing = [
             token for token in self._template.placeholder_tokens if token not in self.placeholder_tokens
@@ -107,7 +104,7 @@ class Renderer:
         with ThreadPoolExecutor(1) as reader:
             # Hashing releases the GIL and importing holds it, so the two overlap.
             checked = reader.submit(check_files, located)
-            import_libraries()
+            find_family(located).import_libraries()
             checked.result()
         renderer = cls(load_pipeline(located, *device, speed=settings.speed))
         if settings.compiled:
@@ -126,7 +123,7 @@ class Renderer:
             prompt="-", seed=0, width=side, height=side, num_inference_steps=WARM_UP_STEPS
         )
         logger.info("compiling, which takes minutes")
-        compile_networks(self.ready.pipeline)
+        compile_networks(self.ready.base.drawing_networks, self.ready.device)
         with compiling():
             self.render(first)
         self._is_compiled = True
@@ -169,7 +166,7 @@ class Renderer:
             with _timed(seconds, "denoise"):
                 latents = self._denoise(resolved, conditioning, on_step)
             with _timed(seconds, "decode"):
-                pixels = decode_latents(self.ready.pipeline.vae, latents)
+                pixels = self.ready.base.decode(latents)
         record = self._make_record(resolved, prompt)
         return Rendered(pixels, prompt, record, seconds, self.ready.model.manifest.palette)
 
@@ -187,47 +184,28 @@ class Renderer:
     def _denoise(
         self,
         request: ResolvedRequest,
-        conditioning: Conditioning,
+        conditioning: Mapping[str, torch.Tensor],
         on_step: Callable[[int, int], None] | None,
     ) -> torch.Tensor:
-        pipeline = self.ready.pipeline
-        from diffusers.callbacks import SDXLCFGCutoffCallback
+        base, total = self.ready.base, request.num_inference_steps
 
-        pipeline.scheduler = self.ready.make_scheduler()
-        total = request.num_inference_steps
-
-        cutoff = SDXLCFGCutoffCallback(GUIDED_PART) if self.ready.speed is Speed.FAST else None
-
-        def after_step(
-            of: SdxlPipeline, step: int, timestep: object, tensors: dict[str, torch.Tensor]
-        ) -> dict[str, torch.Tensor]:
+        def after_step(done: int) -> None:
             # A cancellation can only be raised in Python code: this call gives it a chance at every step.
             if on_step is not None:
-                on_step(step + 1, total)
-            return tensors if cutoff is None else cutoff(of, step, timestep, tensors)
+                on_step(done, total)
 
         generator = torch.Generator("cpu").manual_seed(request.seed)
-        with torch.inference_mode(), self.ready.text_keys.kept():
-            latents: torch.Tensor = pipeline(
-                **conditioning.tensors,
-                latents=self._draw_noise(request, generator),
-                width=request.width,
-                height=request.height,
-                num_inference_steps=total,
-                guidance_scale=request.guidance_scale,
-                generator=generator,
-                output_type="latent",
-                callback_on_step_end=after_step,
-                callback_on_step_end_tensor_inputs=[] if cutoff is None else cutoff.tensor_inputs,
-            ).images
-        return latents
-
-    def _draw_noise(self, request: ResolvedRequest, generator: torch.Generator) -> torch.Tensor:
-        """Return the starting latents (1, 4, h/8, w/8), in fp32 whatever the UNet computes in."""
-        factor = self.ready.pipeline.vae_scale_factor
-        channels = self.ready.pipeline.unet.config["in_channels"]
-        shape = (1, channels, request.height // factor, request.width // factor)
-        return torch.randn(shape, generator=generator).to(self.ready.device)
+        noise = torch.randn(base.latent_shape(request.width, request.height), generator=generator)
+        denoising = Denoising(
+            noise=noise.to(self.ready.device),
+            generator=generator,
+            scheduler=self.ready.make_scheduler(),
+            num_inference_steps=total,
+            guidance_scale=request.guidance_scale,
+            guided_part=GUIDED_PART if self.ready.speed is Speed.FAST else 1.0,
+            after_step=after_step,
+        )
+        return base.denoise(conditioning, denoising)
 
     def _make_record(self, request: ResolvedRequest, prompt: Prompt) -> Record:
         return Record(

@@ -26,7 +26,7 @@ MANY = 64
 @contextmanager
 def contiguous(ours: Ours) -> Iterator[None]:
     """Take channels_last away from the UNet and the VAE."""
-    networks = (ours.ready.pipeline.unet, ours.ready.pipeline.vae)
+    networks = (ours.pipeline.unet, ours.pipeline.vae)
     # Converted there and back, a kernel of 1x1 has other strides, and another algorithm's last bits.
     own = [(parameter, parameter.data) for network in networks for parameter in network.parameters()]
     try:
@@ -41,9 +41,9 @@ def contiguous(ours: Ours) -> Iterator[None]:
 @contextmanager
 def plain_attention(ours: Ours) -> Iterator[None]:
     """Give the UNet diffusers' own attention: three projections, and the text's keys in every step."""
-    unet = ours.ready.pipeline.unet
+    unet = ours.pipeline.unet
     own = dict(unet.attn_processors)
-    with replaced(type(ours.ready.text_keys), "compute", lambda *_: None):
+    with replaced(type(ours.base.text_keys), "compute", lambda *_: None):
         unet.set_attn_processor(AttnProcessor2_0())
         try:
             yield
@@ -57,7 +57,7 @@ def back_end(ours: Ours, *, name: str) -> Iterator[None]:
 
     The VAE keeps its choice: few of them take its one head of 512 channels.
     """
-    unet = ours.ready.pipeline.unet
+    unet = ours.pipeline.unet
     own, kernel = unet.forward, getattr(SDPBackend, name)
 
     def forward(*args: object, **kwargs: object) -> object:
@@ -72,7 +72,7 @@ def back_end(ours: Ours, *, name: str) -> Iterator[None]:
 def graphed(ours: Ours) -> Iterator[None]:
     """Run the UNet as a CUDA graph."""
     on_gpu = ours.ready.device.type == "cuda"
-    unet = ours.ready.pipeline.unet
+    unet = ours.pipeline.unet
     with forward_replaced(unet, GraphedForward(unet.forward, record_cuda_graph if on_gpu else record_calls)):
         yield
 
@@ -94,7 +94,7 @@ def compiled_regions(ours: Ours) -> Iterator[None]:
     with ExitStack() as stack:
         # A block's code is compiled for each width and size that SDXL has of it, which are more than torch's 8.
         stack.enter_context(torch._dynamo.config.patch({_find_limit(): MANY}))  # noqa: SLF001
-        for module in ours.ready.pipeline.unet.modules():
+        for module in ours.pipeline.unet.modules():
             if type(module).__name__ in REPEATED:
                 stack.enter_context(forward_replaced(module, compile_forward(module)))
         yield
@@ -108,7 +108,7 @@ def _find_limit() -> str:
 @contextmanager
 def compiled_decoder(ours: Ours) -> Iterator[None]:
     """Compile the VAE's decoder, whole."""
-    decoder = ours.ready.pipeline.vae.decoder
+    decoder = ours.pipeline.vae.decoder
     with forward_replaced(decoder, compile_forward(decoder)):
         yield
 
@@ -116,7 +116,7 @@ def compiled_decoder(ours: Ours) -> Iterator[None]:
 @contextmanager
 def in_fp8(ours: Ours) -> Iterator[None]:
     """Run the products of the UNet's transformer blocks in 8 bits."""
-    unet = ours.ready.pipeline.unet
+    unet = ours.pipeline.unet
     own = find_layers(unet)
     try:
         for path, linear in own.items():

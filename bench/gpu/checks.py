@@ -19,9 +19,9 @@ from bench.gpu.workshop import draw_latents
 from bench.peers import ADAPTER
 from bench.topology import read_config
 from tilemix.errors import RenderError
-from tilemix.pipelines.conditioning import encode_prompt
 from tilemix.pipelines.decoding import decode_latents
 from tilemix.pipelines.parts import move
+from tilemix.pipelines.sdxl import encode_prompt
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -87,7 +87,7 @@ def check_pictures(shop: Workshop) -> list[Row]:
 def check_lora(shop: Workshop) -> list[Row]:
     """Row C2: the merged weights against PEFT's own change in fp32; row G6: how long merging takes."""
     ready = shop.ours.ready
-    own, base = ready.pipeline.unet, shop.parts["unet"]
+    own, base = shop.ours.pipeline.unet, shop.parts["unet"]
     paths = list_lora_modules(base)
     errors = {}
     for scale in LORA_SCALES:
@@ -127,7 +127,7 @@ def _find_largest_error(shop: Workshop, paths: Sequence[str], scale: float) -> f
     """Return the largest error of our merged weights, in units of their last place."""
     pipe = shop.truth.pipe
     pipe.set_adapters([ADAPTER], [scale])
-    own = shop.ours.ready.pipeline.unet
+    own = shop.ours.pipeline.unet
     worst = 0.0
     with torch.inference_mode():
         for path in paths:
@@ -152,7 +152,7 @@ def _equal_weights(network: nn.Module, pristine: nn.Module) -> bool:
 
 def check_tokens(shop: Workshop) -> list[Row]:
     """Row C3: both tokens in both vocabularies, and the prompt's embedding against compel's in fp32."""
-    order, pipeline = shop.order(0), shop.ours.ready.pipeline
+    order, pipeline = shop.order(0), shop.ours.pipeline
     base = read_config("text_encoder")["vocab_size"]
     ids = [
         tokenizer("".join(TOKENS)).input_ids[1:3] for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2)
@@ -192,7 +192,7 @@ def check_tokens(shop: Workshop) -> list[Row]:
 
 def check_vae(shop: Workshop) -> list[Row]:
     """Row C4: the VAE in fp16 and bf16 against fp32, whole and in tiles, and the guard against NaN."""
-    vae = shop.ours.ready.pipeline.vae
+    vae = shop.ours.pipeline.vae
     side = shop.size.side // 8
     latents = torch.randn((1, 4, side, side), generator=torch.Generator("cpu").manual_seed(3))
     latents = latents.to(shop.device)
@@ -234,7 +234,7 @@ def check_vae(shop: Workshop) -> list[Row]:
 def _count_decodings(ours: Ours, shop: Workshop, side: int) -> int:
     """Return how often the decoder runs for a picture of so many pixels a side."""
     calls = []
-    hook = ours.ready.pipeline.vae.decoder.register_forward_hook(lambda *_: calls.append(1))
+    hook = ours.pipeline.vae.decoder.register_forward_hook(lambda *_: calls.append(1))
     try:
         ours.draw(shop.order(0, side=side, steps=1))
     finally:

@@ -26,8 +26,8 @@ from bench.ours import replaced
 from bench.processes import run_module
 from bench.topology import MODEL
 from tilemix.pictures.files import encode_image
-from tilemix.pipelines.conditioning import encode_prompt
 from tilemix.pipelines.decoding import decode_latents
+from tilemix.pipelines.sdxl import encode_prompt
 
 if TYPE_CHECKING:
     from bench.gpu.workshop import Workshop
@@ -53,7 +53,7 @@ def measure_ours(shop: Workshop) -> list[Row]:
     order = shop.order(0)
     encoding = time_calls(
         shop.device,
-        lambda: encode_prompt(ours.ready.pipeline, order.prompt, order.negative_prompt),
+        lambda: encode_prompt(ours.pipeline, order.prompt, order.negative_prompt),
         rounds=size.rounds,
     )
     note = f"{size.side}x{size.side}, {size.steps} steps, {shop.dtype}; medians of {size.rounds}"
@@ -69,7 +69,7 @@ def _count_own_memory(shop: Workshop, peak: MemoryPeak) -> float | None:
     """Return the gigabytes of our model and of what drawing adds, whatever else is on the card."""
     if peak.growth is None:
         return None
-    pipeline = shop.ours.ready.pipeline
+    pipeline = shop.ours.pipeline
     networks = (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2)
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
@@ -155,12 +155,11 @@ def measure_batches(shop: Workshop) -> list[Row]:
 
 
 def _draw_batch(shop: Workshop, count: int) -> None:
-    ready, order = shop.ours.ready, shop.order(0)
-    pipeline = ready.pipeline
-    pipeline.scheduler = ready.make_scheduler()
+    order, pipeline = shop.order(0), shop.ours.pipeline
+    pipeline.scheduler = shop.ours.ready.make_scheduler()
     side = order.side // 8
     noise = torch.randn((count, 4, side, side), generator=torch.Generator("cpu").manual_seed(0))
-    with torch.inference_mode(), ready.text_keys.kept():
+    with torch.inference_mode(), shop.ours.base.text_keys.kept():
         conditioning = encode_prompt(pipeline, order.prompt, order.negative_prompt)
         latents = pipeline(
             **conditioning.tensors,

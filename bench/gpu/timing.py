@@ -75,7 +75,7 @@ class PictureTimes:
 
 def time_picture(ours: Ours, order: Order) -> PictureTimes:
     """Draw a picture and time it; the GPU is waited for only where drawing itself waits."""
-    device, pipeline = ours.ready.device, ours.ready.pipeline
+    device, pipeline = ours.ready.device, ours.pipeline
     marks: dict[str, torch.cuda.Event | HostEvent] = {}
     steps = 0
 

@@ -26,6 +26,7 @@ from bench.pictures import TILE_WORDS
 from bench.topology import MINIATURE, MODEL, REAL, TINY, Shape, build_parts, package, read_config
 from tilemix.pipelines.loading import prepare_pipeline
 from tilemix.pipelines.parts import move
+from tilemix.pipelines.sdxl import Sdxl
 from tilemix.pipelines.speed import Speed
 from tilemix.prompts.template import load_template
 from tilemix.render import Renderer
@@ -36,7 +37,7 @@ from tilemix.weights.manifest import load_manifest
 if TYPE_CHECKING:
     from bench.peers import Order, Peer, PeerFiles
     from bench.topology import Part
-    from tilemix.pipelines.parts import SdxlPipeline
+    from tilemix.pipelines.sdxl import SdxlPipeline
 
 PRODUCT = "rubber-tile"  # whose sizes and settings a run has
 
@@ -117,7 +118,8 @@ class Workshop:
         """tilemix, by the steps that it takes after reading the files."""
         model = find_model(MODEL, self.root)
         pipeline = cast("SdxlPipeline", self.build_pipeline())
-        ready = prepare_pipeline(pipeline, model, self.device, self.dtype, speed=Speed.EQUIVALENT)
+        base = Sdxl(pipeline, self.device, self.dtype)
+        ready = prepare_pipeline(base, model, self.device, self.dtype, speed=Speed.EQUIVALENT)
         return Ours(ready, Renderer(ready))
 
     @cached_property

@@ -1,18 +1,17 @@
-"""Learned tokens put into a pipeline's vocabulary: both tokenizers, both embedding matrices."""
+"""Learned tokens put into a model's vocabularies: its tokenizers and its embedding matrices."""
 
 from __future__ import annotations
 
 import logging
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from tilemix.adapters.embedding_file import EmbeddingFile
 from tilemix.errors import AdapterError
-from tilemix.modelfile.spellings import ENCODERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,23 +19,62 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+class TextEncoder(Protocol):
+    """Any text encoder of transformers."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embedding, an `nn.Embedding`."""
+
+    def set_input_embeddings(self, value: nn.Module, /) -> None:
+        """Replace the token embedding."""
+
+
+class Vocabulary(NamedTuple):
+    """A tokenizer and the text encoder that embeds its tokens, with their names in the model's folder."""
+
+    tokenizer_name: str
+    tokenizer: PreTrainedTokenizerBase
+    encoder_name: str
+    encoder: TextEncoder
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The encoder's token embedding."""
+        embedding = self.encoder.get_input_embeddings()
+        if not isinstance(embedding, nn.Embedding):
+            raise TypeError(f"{self.encoder_name} embeds its tokens with {type(embedding).__name__}")
+        return embedding
+
+
+class TextModel(Protocol):
+    """A model that reads text."""
+
+    @property
+    def vocabularies(self) -> Sequence[Vocabulary]:
+        """Its vocabularies, as they are now."""
+
+    def set_tokenizers(self, tokenizers: Sequence[PreTrainedTokenizerBase], /) -> None:
+        """Replace the tokenizers, in the order of `vocabularies`."""
+
+
 class TokenInstaller:
-    """The learned tokens of one pipeline, in both tokenizers and both embedding matrices, replaced as a whole.
+    """The learned tokens of one model, in all its tokenizers and embedding matrices, replaced as a whole.
 
     The learned rows come after the base's. The base's own rows are never written, except for a token that the base
     has already: its row is kept and put back when the token goes.
 
     Args:
-        pipeline: an SDXL pipeline; its `tokenizer` and `tokenizer_2` are changed or replaced by every call.
+        model: its tokenizers are changed or replaced by every call.
     """
 
-    def __init__(self, pipeline: object) -> None:
-        self._pipeline = pipeline
+    def __init__(self, model: TextModel) -> None:
+        self._model = model
+        vocabularies = model.vocabularies
         # Adding tokens to the loaded tokenizers, and unpickling fresh ones only when the tokens change, saves a
         # start 0.3 s over adding them to copies.
-        self._loaded = {name: getattr(pipeline, name) for name in ("tokenizer", "tokenizer_2")}
-        self._bases = {name: pickle.dumps(tokenizer) for name, tokenizer in self._loaded.items()}
-        self._rows = {name: self._embedding(name).weight.shape[0] for name in self.widths}
+        self._loaded = {one.encoder_name: one.tokenizer for one in vocabularies}
+        self._bases = {one.encoder_name: pickle.dumps(one.tokenizer) for one in vocabularies}
+        self._rows = {one.encoder_name: one.embedding.weight.shape[0] for one in vocabularies}
         self._kept: dict[str, dict[int, torch.Tensor]] = {name: {} for name in self._rows}
         self._installed: tuple[str, ...] = ()
         self._installs = 0
@@ -49,7 +87,7 @@ class TokenInstaller:
     @property
     def widths(self) -> dict[str, int]:
         """The width of each text encoder's token embeddings."""
-        return {name: self._embedding(name).weight.shape[1] for name in ENCODERS}
+        return {one.encoder_name: one.embedding.weight.shape[1] for one in self._model.vocabularies}
 
     @property
     def installed(self) -> tuple[str, ...]:
@@ -73,29 +111,34 @@ class TokenInstaller:
                     earlier = sources[token][0].name
                     logger.warning("%s: token %s replaces the one of %s", file.name, token, earlier)
                 sources[token] = (file, place)
-        tokenizers = {
-            name: self._loaded.get(name) or pickle.loads(base)  # noqa: S301  pickled in __init__
-            for name, base in self._bases.items()
-        }
-        encoders = dict(zip(tokenizers, self._rows, strict=True))
-        new = {name: self._find_new(name, encoders[name], tokenizers[name], sources) for name in tokenizers}
+        vocabularies = [
+            one._replace(tokenizer=self._take_base_tokenizer(one.encoder_name))
+            for one in self._model.vocabularies
+        ]
+        new = [self._find_new(one, sources) for one in vocabularies]
         self._installs += 1
-        for name, tokenizer in tokenizers.items():
-            if new[name]:
-                tokenizer.add_tokens(new[name])
-                self._loaded.pop(name, None)
-            ids = {token: tokenizer.convert_tokens_to_ids(token) for token in sources}
-            encoder = encoders[name]
+        for vocabulary, tokens in zip(vocabularies, new, strict=True):
+            encoder, tokenizer = vocabulary.encoder_name, vocabulary.tokenizer
+            if tokens:
+                tokenizer.add_tokens(tokens)
+                self._loaded.pop(encoder, None)
+            ids = {token: _find_id(tokenizer, token) for token in sources}
             self._set_rows(
-                encoder, {ids[token]: file.rows[encoder][row] for token, (file, row) in sources.items()}
+                vocabulary, {ids[token]: file.rows[encoder][row] for token, (file, row) in sources.items()}
             )
-            setattr(self._pipeline, name, tokenizer)
+        self._model.set_tokenizers([one.tokenizer for one in vocabularies])
         self._installed = tuple(sources)
 
-    def _find_new(
-        self, tokenizer_name: str, encoder: str, tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]
-    ) -> list[str]:
+    def _take_base_tokenizer(self, encoder: str) -> PreTrainedTokenizerBase:
+        """Return a tokenizer without learned tokens: the loaded one, or a copy once that has got some."""
+        if (loaded := self._loaded.get(encoder)) is not None:
+            return loaded
+        copied: PreTrainedTokenizerBase = pickle.loads(self._bases[encoder])  # noqa: S301  pickled in __init__
+        return copied
+
+    def _find_new(self, vocabulary: Vocabulary, tokens: Iterable[str]) -> list[str]:
         """Return those of `tokens` that the base's tokenizer does not have as added tokens yet."""
+        tokenizer, rows = vocabulary.tokenizer, self._rows[vocabulary.encoder_name]
         added = set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens)
         new = [token for token in tokens if token not in added]
         for token in new:
@@ -103,22 +146,22 @@ class TokenInstaller:
                 None,
                 tokenizer.unk_token_id,
             ):
-                raise AdapterError("embedding-token-taken", token=token, tokenizer=tokenizer_name)
-        if new and len(tokenizer) != self._rows[encoder]:
+                raise AdapterError("embedding-token-taken", token=token, tokenizer=vocabulary.tokenizer_name)
+        if new and len(tokenizer) != rows:
             raise AdapterError(
                 "embedding-vocabulary",
-                tokenizer=tokenizer_name,
+                tokenizer=vocabulary.tokenizer_name,
                 entries=len(tokenizer),
-                encoder=encoder,
-                rows=self._rows[encoder],
+                encoder=vocabulary.encoder_name,
+                rows=rows,
             )
         return new
 
-    def _set_rows(self, encoder: str, rows: Mapping[int, torch.Tensor]) -> None:
+    def _set_rows(self, vocabulary: Vocabulary, rows: Mapping[int, torch.Tensor]) -> None:
         """Make the matrix the base's plus `rows` (id -> row); the ids past the base's have no gaps."""
-        embedding = self._embedding(encoder)
-        base = embedding.weight.data[: self._rows[encoder]]
-        kept = self._kept[encoder]
+        embedding = vocabulary.embedding
+        base = embedding.weight.data[: self._rows[vocabulary.encoder_name]]
+        kept = self._kept[vocabulary.encoder_name]
         for place in rows.keys() - kept.keys():
             if place < len(base):
                 kept[place] = base[place].clone()
@@ -128,7 +171,8 @@ class TokenInstaller:
         embedding.weight = nn.Parameter(matrix, requires_grad=False)
         embedding.num_embeddings = embedding.weight.shape[0]
 
-    def _embedding(self, encoder: str) -> nn.Embedding:
-        embedding = getattr(self._pipeline, encoder).get_input_embeddings()
-        assert isinstance(embedding, nn.Embedding)
-        return embedding
+
+def _find_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)  # for a list of tokens it would be a list
+    return found

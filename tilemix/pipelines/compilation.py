@@ -10,32 +10,30 @@ The weights stay where they are: a LoRA at another scale is merged into them and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 
 from tilemix.errors import TilemixError
 
-if TYPE_CHECKING:
-    from tilemix.pipelines.parts import SdxlPipeline
-
 WARM_UP_STEPS = 4  # enough for both batch sizes of `fast`, and for the runs before a CUDA graph is recorded
 
 
-def compile_networks(pipeline: SdxlPipeline) -> None:
-    """Let the UNet and the VAE's decoder of `pipeline` be compiled when they are next called.
+def compile_networks(networks: Sequence[torch.nn.Module], device: torch.device) -> None:
+    """Let `networks`, which are on `device`, be compiled when they are next called.
 
     Their hooks stay outside the compiled code: they cast, and they fill the buffers that it reads.
     """
-    on_gpu = pipeline.unet.device.type == "cuda"
-    for network in (pipeline.unet, pipeline.vae.decoder):
+    for network in networks:
         # dynamic=False: code for every size is slower, and a CUDA graph has one size.
         compiled = torch.compile(
-            network.forward, fullgraph=True, dynamic=False, mode="max-autotune" if on_gpu else None
+            network.forward,
+            fullgraph=True,
+            dynamic=False,
+            mode="max-autotune" if device.type == "cuda" else None,
         )
-        network.forward = compiled  # type: ignore[method-assign]
+        network.forward = compiled
 
 
 @contextmanager

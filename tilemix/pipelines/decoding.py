@@ -18,6 +18,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TILE_PIXELS = 1024  # the VAE decodes up to this side length in one piece
+
+
+def set_tiles(vae: AutoencoderKL) -> None:
+    """Let `vae` decode picture by picture, and pictures above TILE_PIXELS in tiles.
+
+    By default the tile size is the VAE's sample_size, 512 for the fp16-fix VAE. A picture of 1024 pixels would be
+    decoded in tiles, which differ from the whole, because GroupNorm sees less of it.
+    """
+    vae.enable_slicing()
+    vae.enable_tiling()
+    vae.tile_sample_min_size = TILE_PIXELS
+    vae.tile_latent_min_size = TILE_PIXELS // 8
+
 
 def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> NDArray[np.uint8]:
     """Decode latents (1, 4, h/8, w/8) to pixels (h, w, 3), uint8 sRGB.

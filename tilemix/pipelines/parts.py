@@ -1,21 +1,12 @@
-"""The types of the libraries' parts, as far as tilemix uses them.
-
-diffusers registers a pipeline's parts at run time and wraps some methods, which hides their types. These
-declarations let mypy check every use of a part.
-"""
+"""The libraries' parts, whichever the base family: their types, and how they are loaded and placed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
 
 import torch
-
-if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
@@ -28,34 +19,6 @@ class Scheduler(Protocol):
         """Its settings."""
 
 
-class Drawn(Protocol):
-    """What a pipeline returns."""
-
-    images: torch.Tensor  # (n, 4, h/8, w/8), as `output_type="latent"` gives it
-
-
-class SdxlPipeline(Protocol):
-    """diffusers' `StableDiffusionXLPipeline`."""
-
-    text_encoder: CLIPTextModel
-    text_encoder_2: CLIPTextModelWithProjection
-    tokenizer: CLIPTokenizer
-    tokenizer_2: CLIPTokenizer
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    scheduler: Scheduler
-    vae_scale_factor: int  # pixels along a side of one latent
-
-    def to(self, device: torch.device) -> SdxlPipeline:
-        """Move every part."""
-
-    def set_progress_bar_config(self, *, disable: bool) -> None:
-        """Show or hide the progress bar of the steps."""
-
-    def __call__(self, **inputs: object) -> Drawn:
-        """Draw; diffusers documents the inputs."""
-
-
 def move(network: Network, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Network:
     """Move a network in place and return it. diffusers wraps its `to` in a way that loses the types."""
     return network.to(device, dtype)
@@ -64,3 +27,28 @@ def move(network: Network, device: torch.device | None = None, dtype: torch.dtyp
 def lay_channels_last(network: torch.nn.Module) -> None:
     """Lay a network's weights out in place so that a convolution reads all channels of a pixel at once."""
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hide the loaders' progress bars, and their notes about parts that a model does not use."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = (transformers.utils.logging, diffusers.utils.logging)
+    verbosity = libraries[0].get_verbosity()
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    libraries[0].set_verbosity_error()
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        libraries[0].set_verbosity(verbosity)
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def shorten(error: Exception) -> str:
+    """Return the beginning of a library's error message, on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

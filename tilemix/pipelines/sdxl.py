@@ -1,33 +1,212 @@
-"""The SDXL family: which libraries it needs, how its folder is read, which components LoRAs change."""
+"""The SDXL family: a folder in diffusers' layout -> a model that encodes, denoises and decodes.
+
+A prompt goes through two text encoders. compel splits prompts of more than 77 tokens into chunks and reads its own
+emphasis. Its pooled embedding is computed from the text with that syntax still in it
+(https://github.com/damian0815/compel/issues/96), so the pooled vectors here come from the plain words.
+
+A text without emphasis that fits into 77 tokens needs none of it. Then both prompts go through each encoder in
+one batch, 2 passes instead of compel's 6, and the numbers are the same except for the last bit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 
+from tilemix.adapters.tokens import Vocabulary
 from tilemix.errors import ModelFileError
-from tilemix.modelfile.header import read_header
+from tilemix.modelfile.spellings import ENCODERS
+from tilemix.pipelines.attention import speed_attention
+from tilemix.pipelines.conditioning import parse_emphasis
+from tilemix.pipelines.decoding import decode_latents, set_tiles
+from tilemix.pipelines.parts import lay_channels_last, move, quiet_libraries, shorten
+from tilemix.pipelines.unet import load_unet, take_and_give_fp32
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+    from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
-    from tilemix.pipelines.parts import SdxlPipeline
+    from tilemix.pipelines.family import Denoising
+    from tilemix.pipelines.parts import Scheduler
+    from tilemix.weights import LocalModel
+
+TOKENS = 77  # that a text encoder takes at a time
 
 
-def import_libraries() -> None:
-    """Import the libraries that `load_pipeline` and the first prediction need, which takes seconds."""
-    with quiet_libraries():
-        import compel  # noqa: F401
-        from diffusers import (  # noqa: F401
-            AutoencoderKL,
-            DPMSolverMultistepScheduler,
-            StableDiffusionXLPipeline,
-        )
+class Drawn(Protocol):
+    """What the pipeline returns."""
+
+    images: torch.Tensor  # (n, 4, h/8, w/8), as `output_type="latent"` gives it
+
+
+class SdxlPipeline(Protocol):
+    """diffusers' `StableDiffusionXLPipeline`, which registers its parts at run time and so hides their types."""
+
+    text_encoder: CLIPTextModel
+    text_encoder_2: CLIPTextModelWithProjection
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_2: PreTrainedTokenizerBase
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    scheduler: Scheduler
+    vae_scale_factor: int  # pixels along a side of one latent
+
+    def to(self, device: torch.device) -> SdxlPipeline:
+        """Move every part."""
+
+    def set_progress_bar_config(self, *, disable: bool) -> None:
+        """Show or hide the progress bar of the steps."""
+
+    def __call__(self, **inputs: object) -> Drawn:
+        """Draw; diffusers documents the inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditioning:
+    """What the UNet gets, positive and negative, with the same number of tokens. Widths are SDXL's."""
+
+    prompt_embeds: torch.Tensor  # (1, 77 * n, 2048)
+    pooled_prompt_embeds: torch.Tensor  # (1, 1280)
+    negative_prompt_embeds: torch.Tensor  # (1, 77 * n, 2048)
+    negative_pooled_prompt_embeds: torch.Tensor  # (1, 1280)
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors by the names of the pipeline's arguments."""
+        return {
+            "prompt_embeds": self.prompt_embeds,
+            "pooled_prompt_embeds": self.pooled_prompt_embeds,
+            "negative_prompt_embeds": self.negative_prompt_embeds,
+            "negative_pooled_prompt_embeds": self.negative_pooled_prompt_embeds,
+        }
+
+
+class Sdxl:
+    """A loaded SDXL model, a `tilemix.pipelines.family.Family`.
+
+    Args:
+        pipeline: on its device, in its dtype. Its networks are changed in place: it may draw afterward, but not be
+            moved.
+        dtype: of the UNet and of the VAE.
+    """
+
+    def __init__(self, pipeline: SdxlPipeline, device: torch.device, dtype: torch.dtype) -> None:
+        self.pipeline = pipeline
+        if dtype == torch.float16 and pipeline.vae.config["force_upcast"]:
+            move(pipeline.vae, dtype=torch.bfloat16)  # this VAE overflows in fp16; bf16 has the range of fp32
+        for component in (pipeline.unet, pipeline.vae):
+            # Convolutions read all channels of a pixel: in this layout the VAE takes 0.8 of the time, in bf16 half.
+            lay_channels_last(move(component, device))
+        pipeline.to(device)
+        if dtype != torch.float32:
+            take_and_give_fp32(pipeline.unet)
+        pipeline.set_progress_bar_config(disable=True)
+        set_tiles(pipeline.vae)
+        self.text_keys = speed_attention(pipeline.unet)
+
+    @staticmethod
+    def import_libraries() -> None:
+        """Import the libraries that `load` and the first picture need, which takes seconds."""
+        with quiet_libraries():
+            import compel  # noqa: F401  imported for its time
+            from diffusers import (  # noqa: F401  imported for their time
+                AutoencoderKL,
+                DPMSolverMultistepScheduler,
+                StableDiffusionXLPipeline,
+            )
+
+    @classmethod
+    def load(cls, model: LocalModel, device: torch.device, dtype: torch.dtype) -> Self:
+        """Load a model's base and make it ready to draw.
+
+        `dtype` is the UNet's and the VAE's. The text encoders have it on a GPU, and fp32 on a CPU, where they
+        are a hundredth of the work. The UNet takes and returns fp32 in any case.
+
+        Raises:
+            ModelFileError: a file cannot be loaded as what it should be.
+            ManifestError: the base's folder does not fit.
+        """
+        with quiet_libraries():
+            variant = "fp16" if any(".fp16." in file.path for file in model.manifest.base.files) else None
+            encoders = torch.float32 if device.type == "cpu" else dtype
+            dtypes = dict.fromkeys(ENCODERS, encoders) | {"default": dtype}
+            unet = load_unet(model.base / "unet", model.find_tensors("unet"), device, dtype)
+            pipeline = load_base(model.base, dtypes, vae=model.vae, unet=unet, variant=variant)
+        return cls(pipeline, device, dtype)
+
+    @property
+    def components(self) -> dict[str, torch.nn.Module]:
+        """The networks that LoRAs are merged into: the UNet and both text encoders."""
+        return components_of(self.pipeline)
+
+    @property
+    def vocabularies(self) -> tuple[Vocabulary, ...]:
+        """Both tokenizers, each with the text encoder that embeds its tokens."""
+        return vocabularies_of(self.pipeline)
+
+    def set_tokenizers(self, tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
+        """Replace both tokenizers, in the order of `vocabularies`."""
+        set_tokenizers(self.pipeline, tokenizers)
+
+    @property
+    def drawing_networks(self) -> tuple[torch.nn.Module, ...]:
+        """The UNet and the VAE's decoder."""
+        return self.pipeline.unet, self.pipeline.vae.decoder
+
+    @property
+    def scheduler_config(self) -> Mapping[str, object]:
+        """The configuration of the pipeline's scheduler: the base's own until something is drawn."""
+        return self.pipeline.scheduler.config
+
+    def encode(self, positive: str, negative: str) -> dict[str, torch.Tensor]:
+        """Return `encode_prompt` of the two by the names of the pipeline's arguments."""
+        return encode_prompt(self.pipeline, positive, negative).tensors
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
+        """Return the shape of the latents of a picture: (1, 4, h/8, w/8)."""
+        factor, channels = self.pipeline.vae_scale_factor, self.pipeline.unet.config["in_channels"]
+        return 1, channels, height // factor, width // factor
+
+    def denoise(self, conditioning: Mapping[str, torch.Tensor], denoising: Denoising) -> torch.Tensor:
+        """Return the latents of a picture (1, 4, h/8, w/8), fp32."""
+        from diffusers.callbacks import SDXLCFGCutoffCallback
+
+        cutoff = SDXLCFGCutoffCallback(denoising.guided_part) if denoising.guided_part < 1 else None
+
+        def after_step(
+            of: SdxlPipeline, step: int, timestep: object, tensors: dict[str, torch.Tensor]
+        ) -> dict[str, torch.Tensor]:
+            denoising.after_step(step + 1)
+            return tensors if cutoff is None else cutoff(of, step, timestep, tensors)
+
+        height, width = (side * self.pipeline.vae_scale_factor for side in denoising.noise.shape[-2:])
+        self.pipeline.scheduler = denoising.scheduler
+        with torch.inference_mode(), self.text_keys.kept():
+            return self.pipeline(
+                **conditioning,
+                latents=denoising.noise,
+                width=width,
+                height=height,
+                num_inference_steps=denoising.num_inference_steps,
+                guidance_scale=denoising.guidance_scale,
+                generator=denoising.generator,
+                output_type="latent",
+                callback_on_step_end=after_step,
+                callback_on_step_end_tensor_inputs=[] if cutoff is None else cutoff.tensor_inputs,
+            ).images
+
+    def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
+        """Decode latents (1, 4, h/8, w/8) to pixels (h, w, 3), uint8 sRGB; see `decode_latents`."""
+        return decode_latents(self.pipeline.vae, latents)
 
 
 def load_base(
@@ -59,94 +238,88 @@ def load_base(
             base, variant=variant, add_watermarker=False, **parts, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = _shorten(error)
-        raise ModelFileError("weights-not-sdxl", file=str(base), part="pipeline", reason=reason) from error
+        part, reason = "Stable Diffusion XL pipeline", shorten(error)
+        raise ModelFileError("weights-not-loadable", file=str(base), part=part, reason=reason) from error
     return pipeline
 
 
-def load_unet(folder: Path, tensors: Path, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
-    """Load a UNet from the `folder` of its configuration and the file of its `tensors`.
+def components_of(pipeline: SdxlPipeline) -> dict[str, torch.nn.Module]:
+    """Return the networks of a pipeline that LoRAs change, by name."""
+    return {
+        "unet": pipeline.unet,
+        "text_encoder": pipeline.text_encoder,
+        "text_encoder_2": pipeline.text_encoder_2,
+    }
 
-    `from_pretrained` maps the file into memory, where it stays until the last copy in another dtype is made, and
-    is read page by page as it is touched. Here each tensor is read and converted before the next.
+
+def vocabularies_of(pipeline: SdxlPipeline) -> tuple[Vocabulary, Vocabulary]:
+    """Return the tokenizers of a pipeline with the text encoders that embed their tokens."""
+    return (
+        Vocabulary("tokenizer", pipeline.tokenizer, "text_encoder", pipeline.text_encoder),
+        Vocabulary("tokenizer_2", pipeline.tokenizer_2, "text_encoder_2", pipeline.text_encoder_2),
+    )
+
+
+def set_tokenizers(pipeline: SdxlPipeline, tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
+    """Replace the tokenizers of a pipeline, in the order of `vocabularies_of`."""
+    pipeline.tokenizer, pipeline.tokenizer_2 = tokenizers
+
+
+def encode_prompt(pipeline: SdxlPipeline, positive: str, negative: str) -> Conditioning:
+    """Encode a prompt and a negative prompt with both text encoders of `pipeline`.
+
+    An empty negative prompt is encoded like any other text, as cog-sdxl does; it is not all zeros.
 
     Raises:
-        ModelFileError: the two do not match, or one of them cannot be read.
+        PromptError: the emphasis in a text cannot be read, or asks for something that an SDXL prompt cannot do.
     """
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from safetensors import SafetensorError, safe_open
-
-    header = read_header(tensors)
-    found: dict[str, object] = {name: info.shape for name, info in header.tensors.items()}
-    try:
-        with torch.device("meta"):
-            unet: UNet2DConditionModel = UNet2DConditionModel.from_config(
-                UNet2DConditionModel.load_config(folder)
-            )
-        expected = {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if found.get(name) != expected.get(name):
-                has, needs = (shapes.get(name, "missing") for shapes in (found, expected))
-                raise ModelFileError(
-                    "weights-wrong-tensor",
-                    file=str(tensors),
-                    tensor=name[:80],
-                    found=str(has),
-                    expected=str(needs),
-                )
-        with safe_open(tensors, framework="pt", backend="pread") as file:
-            state = {name: file.get_tensor(name).to(device, dtype) for name in header.tensors}
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = _shorten(error)
-        raise ModelFileError("weights-not-sdxl", file=str(tensors), part="UNet", reason=reason) from error
-    unet.load_state_dict(state, assign=True)
-    unet.eval()
-    return unet
+    prompts = [parse_emphasis(positive, field="prompt"), parse_emphasis(negative, field="negative_prompt")]
+    plain = [prompt.words for prompt in prompts]
+    with torch.inference_mode():
+        if not any(prompt.is_emphasized for prompt in prompts):
+            batch = _tokenize(pipeline, plain)
+            if batch is not None:
+                return _encode_tokens(pipeline, batch)
+        return encode_with_compel(pipeline, [positive, negative], plain)
 
 
-def take_and_give_fp32(unet: UNet2DConditionModel) -> None:
-    """Make a UNet of lower precision take its latents and return its result in fp32.
+def _tokenize(pipeline: SdxlPipeline, texts: Sequence[str]) -> list[torch.Tensor] | None:
+    """Return the texts' tokens for each encoder, (n, 77); None where a text has more."""
+    batch = []
+    for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
+        rows = tokenizer(list(texts), padding="max_length", max_length=TOKENS, verbose=False).input_ids
+        if any(len(row) > TOKENS for row in rows):
+            return None
+        batch.append(torch.tensor(rows))
+    return batch
 
-    So the pipeline computes latents, guidance and the scheduler's sums in fp32. In bf16, every step would round
-    the latents to 8 bits.
+
+def _encode_tokens(pipeline: SdxlPipeline, batch: Sequence[torch.Tensor]) -> Conditioning:
+    """Encode a prompt and a negative prompt, (2, 77) tokens for each encoder, in one pass each."""
+    first, second = (
+        encoder(tokens.to(encoder.device), output_hidden_states=True)
+        for encoder, tokens in zip((pipeline.text_encoder, pipeline.text_encoder_2), batch, strict=True)
+    )
+    # SDXL takes the states before the last layer, and the second encoder's pooled vector.
+    embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+    pooled = second.text_embeds
+    return Conditioning(embeds[:1], pooled[:1], embeds[1:], pooled[1:])
+
+
+def encode_with_compel(pipeline: SdxlPipeline, texts: Sequence[str], plain: Sequence[str]) -> Conditioning:
+    """Encode a prompt and a negative prompt through compel.
+
+    Args:
+        pipeline: an SDXL pipeline.
+        texts: the two prompts, with their emphasis.
+        plain: the same two without it, for the pooled vectors.
     """
-    dtype: torch.dtype = unet.dtype
+    from compel import CompelForSDXL
 
-    def take(
-        _: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, object]
-    ) -> tuple[tuple[torch.Tensor, ...], dict[str, object]]:
-        sample, *rest = args
-        return (sample.to(dtype), *rest), kwargs
-
-    def give(
-        _: torch.nn.Module, __: tuple[torch.Tensor, ...], output: tuple[torch.Tensor]
-    ) -> tuple[torch.Tensor]:
-        return (output[0].float(),)
-
-    unet.register_forward_pre_hook(take, with_kwargs=True)
-    unet.register_forward_hook(give)
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Hide the loaders' progress bars, and their notes about parts that SDXL does not use."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    libraries = (transformers.utils.logging, diffusers.utils.logging)
-    verbosity = libraries[0].get_verbosity()
-    shown = [library for library in libraries if library.is_progress_bar_enabled()]
-    libraries[0].set_verbosity_error()
-    for library in shown:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        libraries[0].set_verbosity(verbosity)
-        for library in shown:
-            library.enable_progress_bar()
-
-
-def _shorten(error: Exception) -> str:
-    """Return the beginning of a library's error message, on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    # Made anew each time: compel keeps the empty prompt's embedding, which is stale after any change of
+    # the text encoders' weights or of the vocabulary.
+    compel = CompelForSDXL(pipeline)
+    positive, negative = texts
+    encoded = compel(positive, negative_prompt=negative)
+    pooled = [compel.compel_2.conditioning_provider.get_pooled_embeddings([text]) for text in plain]
+    return Conditioning(encoded.embeds, pooled[0], encoded.negative_embeds, pooled[1])

@@ -9,11 +9,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
     from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
-    from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 
-def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+def tokenize(tokenizer: PreTrainedTokenizerBase, captions: list[str]) -> torch.Tensor:
     """Return token ids (n, 77), truncated and padded like the pipeline's."""
     encoded = tokenizer(captions, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
     ids: torch.Tensor = encoded.input_ids

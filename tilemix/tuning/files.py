@@ -21,6 +21,7 @@ from tilemix import __version__
 from tilemix.adapters import find_weights, read_embedding, read_lora, spell_modules
 from tilemix.modelfile.embedding_names import CLIP_PAIR
 from tilemix.modelfile.spellings import ENCODERS, KOHYA_UNET
+from tilemix.pipelines.sdxl import components_of
 from tilemix.tuning.checkpoints import write_whole
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ def write_adapters(tuning: Tuning) -> tuple[Path, Path, Path]:
     # As the predictor has them: plain modules without peft's wrappers. Only their shapes matter.
     with torch.device("meta"):
         unet: torch.nn.Module = UNet2DConditionModel.from_config(tuning.pipeline.unet.config)
-        bare = {"unet": unet}
-    bare |= {encoder: getattr(tuning.pipeline, encoder) for encoder in ENCODERS}
+    bare = components_of(tuning.pipeline) | {"unet": unet}
     read_lora(lora, find_weights(bare), spell_modules(bare))
     widths = {encoder: rows.rows.shape[1] for encoder, rows in tuning.rows.items()}
     read_embedding(embeddings, widths, token_count=len(plan.template.placeholder_tokens))

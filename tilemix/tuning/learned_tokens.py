@@ -12,13 +12,12 @@ import torch
 from torch import nn
 
 from tilemix.errors import TrainingError
+from tilemix.pipelines.sdxl import set_tokenizers, vocabularies_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tilemix.pipelines.parts import SdxlPipeline
-
-ENCODERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+    from tilemix.pipelines.sdxl import SdxlPipeline
 
 
 class LearnedRows(nn.Module):
@@ -58,17 +57,15 @@ def add_tokens(
     Raises:
         TrainingError: a token is already in the vocabulary, or an initial word has no tokens.
     """
-    learned = {}
-    for place, (encoder_name, tokenizer_name) in enumerate(ENCODERS.items()):
-        tokenizer = copy.deepcopy(getattr(pipeline, tokenizer_name))
-        encoder = getattr(pipeline, encoder_name)
-        base = encoder.get_input_embeddings()
+    learned, tokenizers = {}, []
+    for place, vocabulary in enumerate(vocabularies_of(pipeline)):
+        tokenizer, base = copy.deepcopy(vocabulary.tokenizer), vocabulary.embedding
         matrix = base.weight.detach().float()
         generator = torch.Generator().manual_seed(seed + place)
         rows = []
         for token in tokens:
             if token in tokenizer.get_vocab():
-                raise TrainingError("embedding-token-taken", token=token, tokenizer=tokenizer_name)
+                raise TrainingError("embedding-token-taken", token=token, tokenizer=vocabulary.tokenizer_name)
             if token in initial_words:
                 ids = tokenizer(initial_words[token], add_special_tokens=False).input_ids
                 if not ids:
@@ -80,7 +77,8 @@ def add_tokens(
                 rows.append((matrix.mean(dim=0) + noise.to(matrix.device) * matrix.std(dim=0)).cpu())
         for token in tokens:
             tokenizer.add_tokens([token])
-        setattr(pipeline, tokenizer_name, tokenizer)
-        learned[encoder_name] = LearnedRows(base, torch.stack(rows))
-        encoder.set_input_embeddings(learned[encoder_name])
+        tokenizers.append(tokenizer)
+        learned[vocabulary.encoder_name] = LearnedRows(base, torch.stack(rows))
+        vocabulary.encoder.set_input_embeddings(learned[vocabulary.encoder_name])
+    set_tokenizers(pipeline, tokenizers)
     return learned

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tilemix.errors import ModelFileError, TrainingError
-from tilemix.pipelines.sdxl import load_base, quiet_libraries
+from tilemix.pipelines.parts import quiet_libraries
+from tilemix.pipelines.sdxl import components_of, load_base
 from tilemix.tuning.config import Phase
 from tilemix.tuning.data import draw_batch
 from tilemix.tuning.denoising import Batch, prediction_loss
 from tilemix.tuning.encoding import encode_captions, plain_attention, tokenize
-from tilemix.tuning.learned_tokens import ENCODERS, add_tokens
+from tilemix.tuning.learned_tokens import add_tokens
 from tilemix.tuning.loop import emulates_bf16
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class Tuning:
             self.pipeline = load_base(plan.base, dtypes, variant=variant)
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
-        for name in ("unet", "vae", *ENCODERS):
-            getattr(self.pipeline, name).requires_grad_(False).eval()
+        for network in (self.pipeline.vae, *components_of(self.pipeline).values()):
+            network.requires_grad_(False).eval()
         # Keeps the base's noise levels and its kind of prediction.
         self.scheduler: DDPMScheduler = DDPMScheduler.from_config(self.pipeline.scheduler.config)
         kind = self.scheduler.config["prediction_type"]

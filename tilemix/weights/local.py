@@ -36,6 +36,24 @@ class LocalModel:
     template: Path
     hashes: dict[str, str | None]  # file path in the manifest -> sha256; None where not locked
 
+    def find_tensors(self, component: str) -> Path:
+        """Return the one safetensors file in a component's folder of the base.
+
+        Raises:
+            ManifestError: the manifest lists none there, or several.
+        """
+        paths = [
+            file.path
+            for file in self.manifest.base.files
+            if file.path.startswith(f"{component}/") and file.path.endswith(".safetensors")
+        ]
+        if len(paths) != 1:
+            file = f"{self.name}.model.json"
+            raise ManifestError(
+                "manifest-wrong-tensor-files", file=file, count=len(paths), component=component
+            )
+        return self.base / paths[0]
+
 
 @dataclass(frozen=True, slots=True)
 class FileState:

@@ -35,6 +35,7 @@ MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_SCALE = find_input("lora_scale", NumberInput).maximum
+FAMILIES = ("sdxl",)  # of base models; tilemix.pipelines has a file for each
 
 
 class ManifestFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,6 +89,7 @@ class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     defaults: Defaults
     prompt_template: str  # prompt_templates/NAME.json
     license: str  # of the weights
+    family: str = FAMILIES[0]  # of the base
     palette: str | None = None  # data/palettes/NAME.json; None: the chart serves
     vae: Source | None = None  # None: the base's own
     adapters: tuple[Adapter, ...] = ()
@@ -148,6 +150,13 @@ def check_manifest(name: str, manifest: ModelManifest) -> None:
     Raises:
         ManifestError: a value is wrong.
     """
+    if manifest.family not in FAMILIES:
+        raise ManifestError(
+            "manifest-unknown-family",
+            file=name,
+            found=manifest.family[:80],
+            known=LIST_SEPARATOR.join(FAMILIES),
+        )
     for source in sources_of(manifest):
         _check_source(name, source)
     for adapter in manifest.adapters:

@@ -1,0 +1,87 @@
+"""What a base family is to the rest of the house: one file beside this one, with a class that fulfills `Family`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
+
+from tilemix.adapters.tokens import Vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+    from tilemix.pipelines.parts import Scheduler
+    from tilemix.weights import LocalModel
+
+
+@dataclass(frozen=True, slots=True)
+class Denoising:
+    """How a picture's latents are made from noise."""
+
+    noise: torch.Tensor  # in `Family.latent_shape`, fp32 whatever the model computes in
+    generator: torch.Generator  # the one that drew the noise; some schedulers draw more
+    scheduler: Scheduler  # made for this picture
+    num_inference_steps: int
+    guidance_scale: float
+    guided_part: float  # of the steps, 0 to 1; the others see only the prompt
+    after_step: Callable[[int], None]  # called with the number of steps done
+
+
+class Family(Protocol):
+    """A loaded base model, ready to draw; its class is the family."""
+
+    @staticmethod
+    def import_libraries() -> None:
+        """Import the libraries that `load` and the first picture need, which takes seconds."""
+
+    @classmethod
+    def load(cls, model: LocalModel, device: torch.device, dtype: torch.dtype) -> Self:
+        """Load a model's base and make it ready to draw. Its networks have `dtype`, its latents are fp32.
+
+        Raises:
+            ModelFileError: a file cannot be loaded as what it should be.
+            ManifestError: the base's folder does not fit.
+        """
+
+    @property
+    def components(self) -> Mapping[str, torch.nn.Module]:
+        """The networks that LoRAs are merged into, by the names of their folders in the base."""
+
+    @property
+    def vocabularies(self) -> Sequence[Vocabulary]:
+        """Every tokenizer with the text encoder that embeds its tokens."""
+
+    def set_tokenizers(self, tokenizers: Sequence[PreTrainedTokenizerBase]) -> None:
+        """Replace the tokenizers, in the order of `vocabularies`."""
+
+    @property
+    def drawing_networks(self) -> Sequence[torch.nn.Module]:
+        """The networks that take most of a picture's time; they may be compiled."""
+
+    @property
+    def scheduler_config(self) -> Mapping[str, object]:
+        """The base's own scheduler configuration."""
+
+    def encode(self, positive: str, negative: str) -> Mapping[str, torch.Tensor]:
+        """Return what `denoise` needs of a prompt and a negative prompt.
+
+        Raises:
+            PromptError: the emphasis in a text cannot be read, or asks for something that the family cannot do.
+        """
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
+        """Return the shape of the latents of a picture of so many pixels."""
+
+    def denoise(self, conditioning: Mapping[str, torch.Tensor], denoising: Denoising) -> torch.Tensor:
+        """Return the latents of a picture, in `latent_shape`. Nothing of it stays behind, however it ends."""
+
+    def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
+        """Decode latents to pixels (h, w, 3), uint8 sRGB.
+
+        Raises:
+            RenderError: the latents or the pixels are not finite.
+        """
