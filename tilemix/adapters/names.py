@@ -124,5 +124,5 @@ def _name_resnet(path: str, original: str) -> Iterator[tuple[str, str]]:
 
 
 def _children(block: nn.Module, name: str) -> list[nn.Module]:
-    children = getattr(block, name, None)
-    return list(children) if children is not None else []
+    children = dict(block.named_children()).get(name)
+    return list(children) if isinstance(children, nn.ModuleList) else []

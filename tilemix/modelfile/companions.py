@@ -7,7 +7,7 @@ PEFT keeps the strength of a LoRA in `adapter_config.json`; cog-sdxl keeps the n
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Config = TypeVar("Config")
+
+AdapterKind = Literal["lora", "embedding"]
 
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
@@ -41,12 +43,12 @@ def reads_peft_config(name: str, header: Header) -> bool:
     return not told and (name == PEFT_FILE or any(map(is_wrapped, header.tensors)))
 
 
-def find_companions(path: Path, kind: str, *, named: bool) -> tuple[str, ...]:
+def find_companions(path: Path, kind: AdapterKind, *, named: bool) -> tuple[str, ...]:
     """Return the names of the files beside the adapter `path` that loading it reads.
 
     Args:
         path: the adapter's file.
-        kind: "lora" or "embedding".
+        kind: the adapter's.
         named: whether its tokens are named elsewhere; then the names beside it do not count.
 
     Raises:

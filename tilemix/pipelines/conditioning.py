@@ -9,9 +9,12 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tilemix.errors import PromptError
+
+if TYPE_CHECKING:
+    from compel.prompt_parser import Blend, FlattenedPrompt
 
 WEIGHT_RANGE = (0.0, 5.0)  # of emphasis; beyond it the model draws only noise
 # The parser changes nothing without one of these; skipping it saves 10 ms. It adds spaces after commas.
@@ -68,7 +71,7 @@ def parse_emphasis(text: str, *, field: str) -> ParsedText:
         return ParsedText(text, is_emphasized=False)
     import pyparsing
     from compel import Compel
-    from compel.prompt_parser import PromptParser
+    from compel.prompt_parser import FlattenedPrompt, Fragment, PromptParser
 
     # Without memoization the parser's time is exponential in the depth of parentheses: 36 characters took over
     # 10 seconds (compel 2.5.1), with it 0.03. Calling this twice does nothing the second time.
@@ -83,19 +86,21 @@ def parse_emphasis(text: str, *, field: str) -> ParsedText:
     if conjunction.lora_weights:
         raise PromptError("prompt-with-lora", field=field)
     words = " ".join(_list_words(conjunction.prompts, field))
-    weights = [
-        [fragment.weight for fragment in getattr(prompt, "children", ())] for prompt in conjunction.prompts
-    ]
-    return ParsedText(words, is_emphasized=weights != [[1.0]])
+    match conjunction.prompts:
+        case [FlattenedPrompt(children=[Fragment(weight=1)])]:
+            return ParsedText(words, is_emphasized=False)
+    return ParsedText(words, is_emphasized=True)
 
 
-def _list_words(prompts: Iterable[object], field: str) -> Iterator[str]:
+def _list_words(prompts: Iterable[Blend | FlattenedPrompt], field: str) -> Iterator[str]:
+    from compel.prompt_parser import Blend, Fragment
+
     for prompt in prompts:
-        if hasattr(prompt, "prompts"):  # a Blend
+        if isinstance(prompt, Blend):
             yield from _list_words(prompt.prompts, field)
             continue
-        for fragment in prompt.children:  # type: ignore[attr-defined]
-            if not hasattr(fragment, "text"):
+        for fragment in prompt.children:
+            if not isinstance(fragment, Fragment):
                 raise PromptError("prompt-swap", field=field)
             low, high = WEIGHT_RANGE
             if not low <= fragment.weight <= high:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from tilemix.errors import Message
     from tilemix.studio.predictions import Report
+    from tilemix.studio.settings import BackendName
 
 CALL_SECONDS = 10  # timeout of every call except a synchronous prediction
 MAX_REASON_CHARACTERS = 500
@@ -38,7 +39,7 @@ MAX_REASON_CHARACTERS = 500
 class Backend(Protocol):
     """What the queue and the reconciler need from a back end. All methods are thread-safe."""
 
-    name: str  # as in the column `backend`
+    name: BackendName
     slots: int  # predictions that may run at the same time
     is_synchronous: bool  # submit() returns when the prediction has ended
 

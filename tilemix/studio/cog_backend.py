@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import httpcore
 
     from tilemix.studio.predictions import Report
+    from tilemix.studio.settings import BackendName
 
 COG = "the Cog server"  # in messages
 DRAWING = frozenset({"READY", "BUSY"})  # a healthy Cog server
@@ -46,7 +47,7 @@ class CogBackend:
     ever. Each attempt has its own id, because an id that is sent again after its end is drawn again.
     """
 
-    name = "cog"
+    name: BackendName = "cog"
     slots = 1
     is_synchronous = True
 

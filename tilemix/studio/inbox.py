@@ -25,14 +25,20 @@ from tilemix.studio.clock import SystemClock
 from tilemix.studio.store.schema import Delivery, Prediction
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy.orm import InstrumentedAttribute, Session
 
     from tilemix.studio.clock import Clock
+    from tilemix.studio.settings import BackendName
     from tilemix.studio.store.database import Database
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = {"cog": 48 * 2**20, "replicate": 4 * 2**20}  # Cog puts the picture into the body
+MAX_BODY_BYTES: Mapping[BackendName, int] = {
+    "cog": 48 * 2**20,  # it puts the picture into the body
+    "replicate": 4 * 2**20,
+}
 STORED_AT_ONCE = 64  # in one transaction
 READ_AT_ONCE = 20  # in one transaction
 LOOK_AGAIN_SECONDS = 1.0  # for deliveries whose prediction was unknown
@@ -45,7 +51,7 @@ DELIVERIES_KEPT = timedelta(days=30)
 class Arrival:
     """A delivery whose sender has been authenticated."""
 
-    source: str  # cog, replicate
+    source: BackendName
     body: bytes
     webhook_id: str | None = None  # None: the sender gives none; the body's hash is used
     prediction_id: str | None = None  # our id, from the webhook's URL

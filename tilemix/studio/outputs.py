@@ -89,9 +89,9 @@ class OutputTaker:
         )
         with self._database.read() as session:
             row = session.execute(due).first()
-        if row is None:
+        if row is None or (source := row.source) is None:
             return False
-        number, source, identity = row
+        number, identity = row.prediction, row.id
         try:
             picture = keep_picture(self._folder, identity, self._load(number, source))
         except OutputError as error:
@@ -102,8 +102,7 @@ class OutputTaker:
         self._loaded = None
         return True
 
-    def _load(self, number: int, source: str | None) -> bytes:
-        assert source is not None
+    def _load(self, number: int, source: str) -> bytes:
         if self._loaded is None or self._loaded[0] != number:
             is_inline = source[:5].lower() == "data:"
             data = read_data_uri(source) if is_inline else self._fetcher.fetch(source)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from tilemix.studio.predictions import Report
+    from tilemix.studio.settings import BackendName
 
 REPLICATE_URL = "https://api.replicate.com/v1"
 REPLICATE = "Replicate"  # in messages
@@ -42,7 +43,7 @@ class ReplicateBackend:
     Source: https://replicate.com/docs/reference/http
     """
 
-    name = "replicate"
+    name: BackendName = "replicate"
     is_synchronous = False
 
     def __init__(self, client: httpx.Client, *, version: str, slots: int) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tilemix.studio.backends import Backend
     from tilemix.studio.clock import Clock
     from tilemix.studio.fetcher import Fetcher
-    from tilemix.studio.settings import Settings
+    from tilemix.studio.settings import BackendName, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,6 @@ class Studio:
         self.pictures: Path = settings.folder / "pictures"
         self.template = find_template(load_manifest(settings.model).prompt_template)
         self.backend = backend or make_backend(settings)
-        is_replicate = isinstance(self.backend, ReplicateBackend)
         refetch = self.backend.fetch_signing_secret if isinstance(self.backend, ReplicateBackend) else None
         self.keyring = Keyring(settings.webhook_secrets, refetch=refetch, clock=self.clock.monotonic)
         try:
@@ -74,7 +73,7 @@ class Studio:
         except BaseException:
             self._lock.close()
             raise
-        webhook_url = _webhook_url(settings, is_replicate=is_replicate)
+        webhook_url = _webhook_url(settings, self.backend.name)
         self.inbox = Inbox(self.database, clock=self.clock)
         self.queue = Queue(
             self.database,
@@ -167,14 +166,12 @@ def make_backend(settings: Settings) -> Backend:
     """Return the back end that the settings name."""
     if settings.backend == "cog":
         return CogBackend(cog_client(settings.cog_url))
-    assert settings.replicate_token is not None
-    assert settings.replicate_version is not None
-    client = replicate_client(settings.replicate_token)
-    return ReplicateBackend(client, version=settings.replicate_version, slots=settings.slots)
+    token, version = settings.require_replicate()
+    return ReplicateBackend(replicate_client(token), version=version, slots=settings.slots)
 
 
-def _webhook_url(settings: Settings, *, is_replicate: bool) -> str | None:
-    if is_replicate:
+def _webhook_url(settings: Settings, backend: BackendName) -> str | None:
+    if backend == "replicate":
         return settings.public_url and f"{settings.public_url}/webhooks/replicate"
     if settings.cog_webhook_token is None:
         return None  # the inbox would refuse them

@@ -31,7 +31,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
 from tilemix.errors import SettingsError
@@ -40,8 +40,10 @@ from tilemix.system.project import DEFAULT_MODEL, ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+BackendName = Literal["cog", "replicate"]
+
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 MOST_WAITING = 100
-BACKENDS = ("cog", "replicate")
 DEADLINE_RANGE = (10, 86_400)  # seconds
 QUEUE_RANGE = (1, 10_000)
 SLOTS_RANGE = (1, 64)
@@ -86,7 +88,7 @@ class Settings:
     port: int = 8000
     token: Secret | None = None  # None: no token is needed
     public_url: str | None = None  # https://..., without a trailing slash
-    backend: Literal["cog", "replicate"] = "cog"
+    backend: BackendName = "cog"
     deadline_seconds: int = 1800
     most_waiting: int = MOST_WAITING
     slots: int = 4  # at Replicate; a Cog server has one
@@ -106,14 +108,6 @@ class Settings:
         """
         given = {name: value for name, value in environment.items() if value}
         folder = Path(given.get("TILEMIX_STUDIO_FOLDER", ROOT / "build" / "studio")).absolute()
-        backend = given.get("TILEMIX_STUDIO_BACKEND", "cog")
-        if backend not in BACKENDS:
-            raise SettingsError(
-                "settings-unknown-choice",
-                name="TILEMIX_STUDIO_BACKEND",
-                typed=backend[:40],
-                known=", ".join(BACKENDS),
-            )
         settings = cls(
             folder=folder,
             database_url=Secret(
@@ -123,7 +117,7 @@ class Settings:
             port=_read_integer(given, "TILEMIX_STUDIO_PORT", 8000, PORT_RANGE),
             token=_read_token(given, "TILEMIX_STUDIO_TOKEN"),
             public_url=_read_url(given, "TILEMIX_STUDIO_PUBLIC_URL", ("https",)),
-            backend=cast('Literal["cog", "replicate"]', backend),
+            backend=_read_backend(given),
             deadline_seconds=_read_integer(given, "TILEMIX_STUDIO_DEADLINE", 1800, DEADLINE_RANGE),
             most_waiting=_read_integer(given, "TILEMIX_STUDIO_QUEUE", MOST_WAITING, QUEUE_RANGE),
             slots=_read_integer(given, "TILEMIX_STUDIO_SLOTS", 4, SLOTS_RANGE),
@@ -162,10 +156,28 @@ class Settings:
         if not self.is_loopback and self.token is None:
             raise SettingsError("settings-host-without-token", host=self.host[:80])
         if self.backend == "replicate":
-            if self.replicate_token is None:
-                raise SettingsError("settings-replicate-without-token")
-            if self.replicate_version is None or not VERSION.fullmatch(self.replicate_version):
-                raise SettingsError("settings-replicate-without-version")
+            self.require_replicate()
+
+    def require_replicate(self) -> tuple[Secret, str]:
+        """Return Replicate's token and the model's version there.
+
+        Raises:
+            SettingsError: one of them is missing, or the version is not one.
+        """
+        if self.replicate_token is None:
+            raise SettingsError("settings-replicate-without-token")
+        if self.replicate_version is None or not VERSION.fullmatch(self.replicate_version):
+            raise SettingsError("settings-replicate-without-version")
+        return self.replicate_token, self.replicate_version
+
+
+def _read_backend(given: Mapping[str, str]) -> BackendName:
+    name = "TILEMIX_STUDIO_BACKEND"
+    typed = given.get(name, BACKENDS[0])
+    for backend in BACKENDS:
+        if typed == backend:
+            return backend
+    raise SettingsError("settings-unknown-choice", name=name, typed=typed[:40], known=", ".join(BACKENDS))
 
 
 def _read_integer(given: Mapping[str, str], name: str, default: int, limits: tuple[int, int]) -> int:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from tilemix.studio.service import Studio
+    from tilemix.studio.settings import BackendName
 
     Endpoint = Callable[[Request], Awaitable[JSONResponse]]
 
@@ -49,7 +50,7 @@ def webhook_routes(studio: Studio) -> list[Route]:
         await _store(request, "cog", await _read_body(request, MAX_BODY_BYTES["cog"]), None)
         return JSONResponse({})
 
-    async def _store(request: Request, source: str, body: bytes, webhook_id: str | None) -> None:
+    async def _store(request: Request, source: BackendName, body: bytes, webhook_id: str | None) -> None:
         named = request.query_params.get("prediction", "")
         prediction_id = named if PREDICTION_ID.fullmatch(named) else None
         arrival = Arrival(source=source, body=body, webhook_id=webhook_id, prediction_id=prediction_id)

@@ -6,11 +6,11 @@ Only headers are read; the archive of a Replicate training is unpacked to read i
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tilemix.errors import AdapterError, ModelFileError
 from tilemix.modelfile import read, read_header
-from tilemix.modelfile.companions import NAMES_FILE, read_token_names, reads_peft_config
+from tilemix.modelfile.companions import NAMES_FILE, AdapterKind, read_token_names, reads_peft_config
 from tilemix.modelfile.embedding_names import find_pair
 from tilemix.modelfile.training_archive import is_archive, open_training
 
@@ -25,7 +25,7 @@ BASE = "SDXL"
 class Candidate:
     """What a file says about itself."""
 
-    kind: Literal["lora", "embedding"]
+    kind: AdapterKind
     rows: int  # of its embeddings, one for each token; 0 for a LoRA without any
     base: str | None
     trigger_words: tuple[str, ...]

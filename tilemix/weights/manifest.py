@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from tilemix.colors.chart import list_palettes
 from tilemix.errors import LIST_SEPARATOR, ManifestError, RequestError
 from tilemix.inputs import NumberInput, find_input
+from tilemix.modelfile.companions import AdapterKind
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN
 from tilemix.request import Defaults
 from tilemix.system.atomic import write_atomically
@@ -63,7 +63,7 @@ class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     file: str  # below weights/ or weights/files/
-    kind: Literal["lora", "embedding"]
+    kind: AdapterKind
     scale: float | None = None  # a LoRA's strength, 0 to MAX_SCALE; embeddings have none
     # The placeholder tokens of an embedding, in a file of its own or in a LoRA's, one for each row; empty: the file's
     # own names.

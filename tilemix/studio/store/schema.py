@@ -7,7 +7,7 @@ color; `outputs` the picture; `deliveries` every webhook that arrived.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
 from sqlalchemy import (
@@ -24,6 +24,12 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from tilemix.studio.settings import BackendName
+
+OutputState = Literal["pending", "taken", "failed"]  # to be fetched, on the disk, given up
+# Not read yet; changed its prediction; said nothing new; its prediction is unknown; not a report.
+DeliveryState = Literal["pending", "applied", "ignored", "unmatched", "unreadable"]
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -79,7 +85,7 @@ class Prediction(Base):
 
     number: Mapped[int] = mapped_column(primary_key=True)  # in the order of the requests
     id: Mapped[str] = mapped_column(String(32), unique=True)  # the public id, 32 hex digits
-    backend: Mapped[str] = mapped_column(String(16))  # cog, replicate
+    backend: Mapped[BackendName] = mapped_column(String(16))
     status: Mapped[str] = mapped_column(String(64))  # see tilemix.studio.predictions
     prompt: Mapped[str] = mapped_column(Text)  # as typed
     sent_prompt: Mapped[str] = mapped_column(Text)  # as sent to the model
@@ -125,7 +131,7 @@ class Output(Base):
     __table_args__ = (Index("outputs_state", "state"),)
 
     prediction: Mapped[int] = mapped_column(ForeignKey("predictions.number"), primary_key=True)
-    state: Mapped[str] = mapped_column(String(16))  # pending, taken, failed
+    state: Mapped[OutputState] = mapped_column(String(16))
     source: Mapped[str | None] = mapped_column(Text)  # a URL or a data: URI; None once fetched
     created_at: Mapped[datetime]
     attempts: Mapped[int] = mapped_column(default=0)
@@ -154,7 +160,7 @@ class Delivery(Base):
     )
 
     number: Mapped[int] = mapped_column(primary_key=True)  # the order of arrival
-    source: Mapped[str] = mapped_column(String(16))  # cog, replicate: the endpoint that accepted it
+    source: Mapped[BackendName] = mapped_column(String(16))  # whose endpoint accepted it
     delivery_id: Mapped[str] = mapped_column(String(128))  # webhook-id; for cog the body's sha256
     prediction_id: Mapped[str | None] = mapped_column(String(32))  # our id, from the webhook's URL
     received_at: Mapped[datetime]
@@ -162,6 +168,6 @@ class Delivery(Base):
     body: Mapped[bytes | None] = mapped_column(LargeBinary)  # raw; None after the purge
     repetitions: Mapped[int] = mapped_column(default=0)
     conflicts: Mapped[int] = mapped_column(default=0)  # repetitions with a different body
-    state: Mapped[str] = mapped_column(String(16))  # pending, applied, ignored, unmatched, unreadable
+    state: Mapped[DeliveryState] = mapped_column(String(16))
     remote_id: Mapped[str | None] = mapped_column(String(128))  # read from the body
     error: Mapped[str | None] = mapped_column(Text)  # why it is unreadable
