@@ -11,7 +11,6 @@ import shutil
 import sys
 import tempfile
 import warnings
-import weakref
 from collections.abc import Mapping
 from typing import Optional
 
@@ -21,6 +20,7 @@ from tilemix.errors import TilemixError
 from tilemix.pipelines.settings import read_settings
 from tilemix.request import GenerationRequest
 from tilemix.system.garbage import uncollected
+from tilemix.system.leash import make_own_folder
 from tilemix.system.project import DEFAULT_MODEL
 
 RECORDED_SETTINGS = ("width", "height", "num_inference_steps")
@@ -38,8 +38,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog has no types
 
             model = os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
             self.renderer = Renderer.load(model, read_settings(os.environ))
-        self.folder = Path(tempfile.mkdtemp(prefix="tilemix-"))  # of all predictions
-        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self.folder = Path(make_own_folder("tilemix-", owner=self))  # of all predictions
 
     def healthcheck(self) -> bool:
         """Return whether the model is loaded and its device computes. The server asks from cog 0.17 on."""

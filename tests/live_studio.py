@@ -40,18 +40,25 @@ def run_live_studio(folder: Path, cog_url: str, **changes) -> Iterator[str]:
     )
     with Studio(settings) as studio:
         app = create_app(studio, rate_limit=RateLimit())
-        server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, access_log=False))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while not server.started:
-                assert time.monotonic() < deadline, "the studio does not start"
-                time.sleep(0.02)
+        with run_server_thread(uvicorn.Config(app, port=port, log_config=None, access_log=False)):
             yield f"http://127.0.0.1:{port}"
-        finally:
-            server.should_exit = True
-            thread.join()
+
+
+@contextlib.contextmanager
+def run_server_thread(config: uvicorn.Config) -> Iterator[None]:
+    """Serve in a thread of this process."""
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not server.started:
+            assert time.monotonic() < deadline, "the studio does not start"
+            time.sleep(0.02)
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @contextlib.contextmanager

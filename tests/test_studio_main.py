@@ -1,19 +1,21 @@
 """`python -m tilemix.studio`: its log and its refusals, and a real process that is asked over HTTP."""
 
-import dataclasses
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
 from tilemix.errors import SettingsError
-from tilemix.studio.__main__ import MaskingFormatter, main, place_server
+from tilemix.studio.__main__ import MaskingFormatter, main
+from tilemix.studio.own_server import place_server
 from tilemix.studio.service import Studio
 from tilemix.studio.settings import Settings
 from tilemix.system.project import ROOT
@@ -98,18 +100,15 @@ def test_a_server_of_its_own_needs_a_port_that_is_free(tmp_path):
     assert shown == f"tilemix.studio: {expected}\n"
 
 
-def test_beside_another_server_its_own_gets_a_free_port(caplog):
-    """`make studio` beside `make serve` started a second server again and again on the first one's port."""
-    caplog.set_level(logging.INFO)
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        url = f"http://127.0.0.1:{other.getsockname()[1]}"
-        settings = dataclasses.replace(Settings.from_environment({}), cog_url=url)
-        placed = place_server(settings, is_chosen=False)
-    assert placed.cog_url != url
-    assert placed.cog_url.removeprefix("http://127.0.0.1:") in caplog.text
-    assert place_server(placed, is_chosen=False) == placed
+def test_its_own_server_listens_where_no_page_finds_it_and_knows_no_token():
+    """Any page could reach 127.0.0.1:5000 by a name of its own, and any local caller got the inbox's token sent."""
+    settings = Settings.from_environment({"WEBHOOK_AUTH_TOKEN": "a-token-of-the-webhooks"})
+    placed = [place_server(settings, is_chosen=False) for _ in range(8)]
+    addresses = {urlsplit(each.cog_url).netloc for each in placed}
+    assert len(addresses) == 8
+    assert all(re.fullmatch(r"127\.[0-9]+\.[0-9]+\.[0-9]+:[0-9]+", address) for address in addresses)
+    assert {each.cog_webhook_token for each in placed} == {None}
+    assert len({each.cog_webhook_key.reveal() for each in placed}) == 8
 
 
 @pytest.mark.slow

@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 from tilemix.errors import BackendDownError
-from tilemix.studio.server_keeper import CHANCES, START_SECONDS, ServerKeeper, start_process
+from tilemix.studio.server_keeper import (
+    CHANCES,
+    IDLE_BUSY_SECONDS,
+    START_SECONDS,
+    ServerKeeper,
+    start_process,
+)
 from tilemix.system.project import ROOT
 
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
@@ -23,8 +29,14 @@ class Setup:
         self.now, self.health = 0.0, "READY"
         self.processes: list[subprocess.Popen] = []
         self.command, self.folder = command, tmp_path
+        self.is_drawing = True
         self.keeper = ServerKeeper(
-            self.start, self.ask, longest_prediction_seconds=100, clock=lambda: self.now
+            self.start,
+            self.ask,
+            longest_prediction_seconds=100,
+            is_drawing=lambda: self.is_drawing,
+            leftovers=str(tmp_path / "leftovers"),
+            clock=lambda: self.now,
         )
 
     def start(self):
@@ -78,6 +90,21 @@ def test_a_server_that_stays_busy_longer_than_any_prediction_is_started_anew(set
     setup.steps(10, seconds=10)
     assert len(setup.processes) == 1
     setup.steps(3, seconds=10)
+    assert len(setup.processes) == 2
+
+
+def test_a_server_that_is_busy_for_nobody_is_started_anew_soon(setup):
+    """A canceled prediction whose worker was stopped kept it busy for the deadline and 60 seconds."""
+    setup.steps(2)
+    setup.health = "BUSY"
+    setup.steps(20)
+    setup.is_drawing = False
+    setup.steps(int(IDLE_BUSY_SECONDS))
+    assert len(setup.processes) == 1
+    setup.is_drawing = True  # the next one has begun
+    setup.steps(1)
+    setup.is_drawing = False
+    setup.steps(int(IDLE_BUSY_SECONDS) + 2)
     assert len(setup.processes) == 2
 
 
@@ -148,10 +175,11 @@ def test_a_studio_that_is_killed_takes_its_server_along(tmp_path):
     )
     server = int(studio.stdout.readline())
     assert is_running(server)
+    (tmp_path / "leftovers" / "pred").mkdir(parents=True)
     studio.kill()
     studio.communicate()
     deadline = time.monotonic() + 10
-    while is_running(server):
+    while is_running(server) or (tmp_path / "leftovers").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

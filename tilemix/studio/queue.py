@@ -32,6 +32,7 @@ from tilemix.studio.deadlines import Deadlines
 from tilemix.studio.faults import Faults
 from tilemix.studio.predictions import CANCELED, FAILED, QUEUED, STARTING, TERMINAL
 from tilemix.studio.settings import MOST_WAITING
+from tilemix.studio.signatures import make_address_key
 from tilemix.studio.store.schema import Prediction, Share
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from tilemix.studio.backends import Backend
     from tilemix.studio.clock import Clock
     from tilemix.studio.predictions import Report
+    from tilemix.studio.settings import Secret
     from tilemix.studio.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ class Queue:
         *,
         deadline_seconds: float,
         webhook_url: str | None = None,
+        webhook_key: Secret | None = None,
         most_waiting: int = MOST_WAITING,
         faults: Faults | None = None,
         clock: Clock | None = None,
@@ -74,6 +77,7 @@ class Queue:
         self._database = database
         self._backend = backend
         self._webhook_url = webhook_url
+        self._webhook_key = webhook_key
         self._most_waiting = most_waiting
         self._faults = faults or Faults()
         self._clock = clock or SystemClock()
@@ -200,6 +204,8 @@ class Queue:
     def _run(self, prediction: Prediction) -> bool:
         attempt_id = f"{prediction.id}-{prediction.attempts}"
         webhook = self._webhook_url and f"{self._webhook_url}?prediction={prediction.id}"
+        if webhook and self._webhook_key is not None:
+            webhook += f"&key={make_address_key(self._webhook_key, prediction.id)}"
         seconds = prediction.seconds_left
         self._awaited = (prediction.number, attempt_id)
         self._submitted.add(prediction.number)

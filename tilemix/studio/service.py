@@ -80,6 +80,7 @@ class Studio:
             self.backend,
             deadline_seconds=settings.deadline_seconds,
             webhook_url=webhook_url,
+            webhook_key=settings.cog_webhook_key,
             most_waiting=settings.most_waiting,
             faults=self.faults,
             clock=self.clock,
@@ -173,7 +174,7 @@ def make_backend(settings: Settings) -> Backend:
 def _webhook_url(settings: Settings, backend: BackendName) -> str | None:
     if backend == "replicate":
         return settings.public_url and f"{settings.public_url}/webhooks/replicate"
-    if settings.cog_webhook_token is None:
+    if settings.cog_webhook_token is None and settings.cog_webhook_key is None:
         return None  # the inbox would refuse them
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return f"http://{host}:{settings.port}/webhooks/cog"

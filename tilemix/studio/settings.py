@@ -13,10 +13,10 @@ TILEMIX_STUDIO_BACKEND          cog (default) or replicate
 TILEMIX_STUDIO_DEADLINE         seconds of drawing after which a prediction is given up; default 1800
 TILEMIX_STUDIO_QUEUE            predictions that may wait; more are refused; default 100
 TILEMIX_STUDIO_SLOTS            predictions that run at the same time at Replicate; default 4
-TILEMIX_COG_URL                 the local Cog server; default http://127.0.0.1:5000, or a free port if that one
-                                is in use and the studio starts the server
-WEBHOOK_AUTH_TOKEN              the bearer token of the local server's webhooks (that server reads the same
-                                variable); without it they are refused and predictions show no progress
+TILEMIX_COG_URL                 the local Cog server; default http://127.0.0.1:5000, or an address drawn at
+                                random if the studio starts the server
+WEBHOOK_AUTH_TOKEN              the bearer token of the webhooks of a Cog server that already runs (it reads the
+                                same variable); without it they are refused and predictions show no progress
 REPLICATE_API_TOKEN             required for the back end replicate
 TILEMIX_REPLICATE_VERSION       the model's version, 64 hex digits; required for the back end replicate
 WEBHOOK_SECRET                  signing secrets whsec_..., separated by spaces, so that a new one can be added
@@ -94,6 +94,7 @@ class Settings:
     slots: int = 4  # at Replicate; a Cog server has one
     cog_url: str = "http://127.0.0.1:5000"
     cog_webhook_token: Secret | None = None
+    cog_webhook_key: Secret | None = None  # of a server that the studio starts; its webhooks carry no token
     replicate_token: Secret | None = None
     replicate_version: str | None = None
     webhook_secrets: tuple[Secret, ...] = ()
@@ -134,7 +135,8 @@ class Settings:
     @property
     def secrets(self) -> frozenset[str]:
         """Everything that must not be shown: tokens, signing keys, the database password."""
-        tokens = (self.token, self.cog_webhook_token, self.replicate_token, *self.webhook_secrets)
+        cog = (self.cog_webhook_token, self.cog_webhook_key)
+        tokens = (self.token, *cog, self.replicate_token, *self.webhook_secrets)
         found = {secret.reveal() for secret in tokens if secret is not None}
         try:
             password = urlsplit(self.database_url.reveal()).password

@@ -1,6 +1,6 @@
-"""Authenticates webhooks: by a Standard Webhooks signature or by a bearer token.
+"""Authenticates webhooks: by a Standard Webhooks signature, by a bearer token or by a key in their address.
 
-The endpoint decides which of the two is needed, never the request. `standardwebhooks` verifies signatures, but only
+The endpoint decides which of them is needed, never the request. `standardwebhooks` verifies signatures, but only
 after our own check of the headers: version 1.1.0 parses the timestamp as a float ("1_7", "１７"), skips characters
 that are not base64, and raises foreign exceptions for some malformed headers.
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import hmac
 import logging
 import re
@@ -145,6 +146,22 @@ def check_bearer(headers: Iterable[tuple[bytes, bytes]], token: Secret | None) -
     expected = b"Bearer " + (token.reveal().encode() if token is not None else b"")
     if token is None or len(given) != 1 or not hmac.compare_digest(given[0], expected):
         raise DeliveryError("studio-unauthorized", status=401)
+
+
+def make_address_key(secret: Secret, prediction_id: str) -> str:
+    """Return the key for the address of one prediction's webhooks, 64 hex digits."""
+    return hmac.digest(secret.reveal().encode(), prediction_id.encode(), hashlib.sha256).hex()
+
+
+def check_address_key(given: str, secret: Secret, prediction_id: str) -> None:
+    """Check that an address carries the key of its prediction, in constant time.
+
+    Raises:
+        DeliveryError: it does not; status 401.
+    """
+    expected = make_address_key(secret, prediction_id)
+    if not hmac.compare_digest(given.encode(), expected.encode()):
+        raise DeliveryError("delivery-wrong-key", status=401)
 
 
 def _make_verifier(secret: Secret) -> Webhook:

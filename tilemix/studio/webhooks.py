@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from tilemix.errors import DeliveryError, Message, StoreDownError
 from tilemix.studio.inbox import MAX_BODY_BYTES, Arrival
-from tilemix.studio.signatures import SignedHeaders, check_bearer
+from tilemix.studio.signatures import SignedHeaders, check_address_key, check_bearer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,7 +46,11 @@ def webhook_routes(studio: Studio) -> list[Route]:
         return JSONResponse({})
 
     async def from_cog(request: Request) -> JSONResponse:
-        check_bearer(request.headers.raw, studio.settings.cog_webhook_token)
+        if (key := studio.settings.cog_webhook_key) is not None:
+            query = request.query_params
+            check_address_key(query.get("key", ""), key, query.get("prediction", ""))
+        else:
+            check_bearer(request.headers.raw, studio.settings.cog_webhook_token)
         await _store(request, "cog", await _read_body(request, MAX_BODY_BYTES["cog"]), None)
         return JSONResponse({})
 
