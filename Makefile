@@ -97,7 +97,7 @@ clean: ## the environments; build/ holds hours of training and stays
 
 # torch comes first and alone: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # takes the CPU build (200 MB) where the default index has the CUDA build (3 GB).
-.venv/ready: requirements-dev.txt pyproject.toml
+.venv/ready: requirements-dev.txt requirements-ray.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and f"Python 3.11 needed, found {sys.version.split()[0]}; use PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check $${TORCH_INDEX:+--index-url="$$TORCH_INDEX"} "$$(grep '^torch==' requirements-dev.txt)"

@@ -14,7 +14,7 @@ HOSTILE = """50% "red"; 'x' $(touch made-by-make) `touch made-by-shell` $HOME $$
 def project(tmp_path):
     """The Makefile beside a finished environment whose programs write down how they were called."""
     (tmp_path / "Makefile").write_bytes((ROOT / "Makefile").read_bytes())
-    for name in ("requirements-dev.txt", "pyproject.toml"):
+    for name in ("requirements-dev.txt", "requirements-ray.txt", "pyproject.toml"):
         (tmp_path / name).write_text("torch==0\n")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     for name in ("tilemix", "python", "pip"):

@@ -102,6 +102,14 @@ def test_a_picture_comes_with_its_record(renderer):
     assert record.versions["torch"] == torch.__version__  # with "+cpu", since another build draws other bits
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"lora_scale": 0.2}, {"negative_prompt": ""}, {"width": 256, "height": 512}]
+)
+def test_the_record_is_known_before_the_picture_is_drawn(renderer, changes):
+    request = replace(num_inference_steps=1, **changes)
+    assert renderer.plan(request) == renderer.render(request).record
+
+
 def test_the_same_seed_gives_the_same_pixels_whatever_was_drawn_before(renderer):
     first = renderer.render(RED).pixels
     renderer.render(replace(seed=8, lora_scale=1.3, num_inference_steps=3, guidance_scale=2.0, width=264))

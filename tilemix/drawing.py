@@ -52,8 +52,11 @@ def draw_to_file(
     began = time.perf_counter()
     size = write_image(path, rendered.pixels, rendered.record, output_format=request.output_format)
     save_seconds = time.perf_counter() - began
+    return Drawing(rendered, size, save_seconds, measure_mix(rendered))
+
+
+def measure_mix(rendered: Rendered) -> Measurement | None:
+    """Measure the mix that a picture was asked for; None: no mix was read, or nothing measures its colors."""
     mix = rendered.prompt.mix
     palette = load_palette(rendered.palette) if rendered.palette is not None else None
-    can_measure = mix is not None and has_swatch(mix, palette)
-    measured = measure_shares(rendered.pixels, mix, palette) if mix is not None and can_measure else None
-    return Drawing(rendered, size, save_seconds, measured)
+    return measure_shares(rendered.pixels, mix, palette) if mix and has_swatch(mix, palette) else None

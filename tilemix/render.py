@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ from tilemix.pipelines.family import Denoising
 from tilemix.pipelines.loading import ReadyPipeline, choose_device, find_family, load_pipeline
 from tilemix.pipelines.settings import Settings
 from tilemix.pipelines.speed import GUIDED_PART, Speed
-from tilemix.prompts.rewrite import Prompt, rewrite
+from tilemix.prompts.rewrite import Prompt, read_text, rewrite
 from tilemix.prompts.template import load_template
 from tilemix.request import GenerationRequest, ResolvedRequest
 from tilemix.system.machine import keep_freed_memory
@@ -170,6 +171,18 @@ class Renderer:
         record = self._make_record(resolved, prompt)
         return Rendered(pixels, prompt, record, seconds, self.ready.model.manifest.palette)
 
+    def plan(self, request: GenerationRequest) -> Record:
+        """Return the record of the picture that `render` would draw; nothing is drawn.
+
+        A request without a seed gets another one each time.
+
+        Raises:
+            PromptError: the text cannot be used.
+        """
+        resolved = self._resolve(request)
+        prompt = read_text(resolved.prompt, self._template, negative_prompt=resolved.negative_prompt)
+        return self._make_record(resolved, prompt)
+
     def _resolve(self, request: GenerationRequest) -> ResolvedRequest:
         """Fill in what the request leaves out: from the manifest, from the template, or drawn."""
         resolved = request.resolve(
@@ -229,10 +242,16 @@ class Renderer:
             threads=torch.get_num_threads(),
             model=self.ready.model.name,
             files=self.ready.model.hashes,
-            # torch names its build after a "+", which the version of its package lacks.
-            versions={"tilemix": __version__, "torch": str(torch.__version__)}
-            | {name: version(name) for name in RECORDED_LIBRARIES},
+            versions=_versions(),
         )
+
+
+@cache
+def _versions() -> dict[str, str]:
+    # torch names its build after a "+", which the version of its package lacks.
+    return {"tilemix": __version__, "torch": str(torch.__version__)} | {
+        name: version(name) for name in RECORDED_LIBRARIES
+    }
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tilemix.cli.catalogue import add_catalogue
 from tilemix.cli.draft import add_draft
 from tilemix.cli.inspect import add_inspect
 from tilemix.cli.measure import add_measure
@@ -62,6 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_measure(verbs)
     add_palette(verbs)
     add_mixes(verbs)
+    add_catalogue(verbs)
     add_inspect(verbs)
     add_weights(verbs)
     add_train(verbs)

@@ -1,0 +1,121 @@
+"""`tilemix catalogue`: draw every row of a file."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tilemix.catalogue.cluster import LOCAL
+from tilemix.cli.predict import add_input
+from tilemix.cli.terminal import write
+from tilemix.errors import TilemixError
+from tilemix.inputs import load_inputs
+from tilemix.system.project import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tilemix.catalogue.engines import Engine
+    from tilemix.catalogue.folder import Folder
+    from tilemix.cli.verbs import Verbs
+
+logger = logging.getLogger(__name__)
+
+
+def add_catalogue(verbs: Verbs) -> None:
+    """Add `catalogue`."""
+    catalogue = verbs.add_parser(
+        "catalogue", help="draw every row of a file; a second run draws what is missing"
+    )
+    catalogue.set_defaults(run=_catalogue)
+    catalogue.add_argument(
+        "file", type=Path, metavar="FILE", help="CSV or JSON lines with a mix or a prompt in each row"
+    )
+    catalogue.add_argument("folder", type=Path, metavar="OUT", help="the folder to draw into")
+    catalogue.add_argument(
+        "--ray",
+        nargs="?",
+        const=LOCAL,
+        metavar="ADDRESS",
+        help="draw on a Ray cluster, such as head:6379 or auto; without ADDRESS on one of this machine alone",
+    )
+    catalogue.add_argument("--actors", type=int, metavar="N", help="workers on Ray; default: all that fit")
+    catalogue.add_argument(
+        "--threads",
+        metavar="N",
+        help="of a worker on a CPU; default: $TILEMIX_THREADS, else one per core here",
+    )
+    catalogue.add_argument(
+        "--retry", action="store_true", help="try again the rows that ended their process three times"
+    )
+    catalogue.add_argument("--model", metavar="NAME", help=f"default: $TILEMIX_MODEL, else {DEFAULT_MODEL}")
+    for row in load_inputs().values():  # of the rows that do not have their own
+        if not row.required:
+            add_input(catalogue, row)
+
+
+def _catalogue(options: argparse.Namespace) -> None:
+    from tilemix.catalogue.folder import Folder
+    from tilemix.catalogue.progress import Progress
+    from tilemix.catalogue.results import write_results
+    from tilemix.catalogue.rows import RowFile
+    from tilemix.catalogue.run import Stop, draw_catalogue, stop_on_signals
+
+    given = {name: getattr(options, name) for name, row in load_inputs().items() if not row.required}
+    stop = Stop()
+    with ExitStack() as stack:
+        rows = RowFile(options.file, {name: value for name, value in given.items() if value is not None})
+        stack.callback(rows.close)
+        logger.info("%d rows", rows.count)
+        folder = Folder(options.folder)
+        stack.callback(folder.close)
+        if options.retry:
+            folder.ledger.forget_deaths()
+        engine = stack.enter_context(_open_engine(options, folder))
+        stack.enter_context(stop_on_signals(stop))
+        for noisy in ("tilemix.render", "tilemix.prompts"):  # they tell of every picture
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        progress = Progress(rows.count)
+        try:
+            draw_catalogue(rows, folder, engine, progress, stop)
+        finally:
+            progress.close()
+            summary = write_results(folder, progress, engine.describe())
+    write(f"{options.folder / 'index.html'}\n")
+    logger.info("%d of %d rows done, %d of them drawn now", summary["done"], rows.count, progress.drawn)
+    if stop.is_asked:
+        logger.info("stopped; the same command goes on from here")
+        raise KeyboardInterrupt
+    if summary["failed"]:
+        raise TilemixError(
+            "catalogue-failed-rows",
+            failed=summary["failed"],
+            rows=rows.count,
+            file=str(options.folder / "results.jsonl"),
+        )
+
+
+@contextmanager
+def _open_engine(options: argparse.Namespace, folder: Folder) -> Iterator[Engine]:
+    """Load the model here, or in the actors of a Ray cluster."""
+    from tilemix.catalogue.cluster import RayEngine
+    from tilemix.catalogue.engines import LocalEngine
+    from tilemix.catalogue.worker import RendererWorker
+    from tilemix.pipelines.settings import parse_threads, read_settings
+
+    model = options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
+    settings = read_settings(os.environ)
+    # The same number with Ray and without, because it decides the last bits.
+    threads = parse_threads(options.threads) or settings.threads or len(os.sched_getaffinity(0))
+    load = partial(RendererWorker.load, model, replace(settings, threads=threads))
+    if options.ray is None:
+        yield LocalEngine(load(), folder)
+        return
+    with RayEngine(load, address=options.ray, threads=threads, actors=options.actors) as engine:
+        yield engine
