@@ -27,7 +27,7 @@ from tilemix.studio.replicate_backend import ReplicateBackend, replicate_client
 from tilemix.studio.service import Studio
 from tilemix.studio.settings import Secret, Settings
 from tilemix.studio.store.schema import Delivery
-from tilemix.studio.web.forms import FORM_INPUTS
+from tilemix.studio.web.api_inputs import FORM_INPUTS
 
 MIX = "50% red, 50% black"
 BASE = "http://127.0.0.1:8000"
@@ -160,8 +160,8 @@ def test_the_answer_is_what_accept_asks_for(shared, accept, media_type):
         ({"prompt": MIX, "seed": "7.0"}, "seed '7.0' is not an integer; expected -1 to 4294967295"),
         ({"prompt": MIX, "seed": "٧"}, "seed '٧' is not an integer; expected -1 to 4294967295"),
         ({"prompt": MIX, "width": "257"}, "width 257 is out of range; expected 256 to 1536, a multiple of 8"),
-        ({"prompt": MIX, "lora_alpha": "nan"}, "lora_scale 'nan' is not a number; expected 0 to 1.5"),
-        ({"prompt": MIX, "lora_alpha": "2"}, "lora_scale 2.0 is out of range; expected 0 to 1.5"),
+        ({"prompt": MIX, "lora_alpha": "nan"}, "lora_alpha 'nan' is not a number; expected 0 to 1.5"),
+        ({"prompt": MIX, "lora_alpha": "2"}, "lora_alpha 2.0 is out of range; expected 0 to 1.5"),
         ({"prompt": MIX, "task": "flux"}, "unknown task 'flux'; this studio serves 'miniature'"),
         ({"prompt": MIX, "steps": "4"}, f"unknown input 'steps'; known: {', '.join(FORM_INPUTS)}"),
     ],
@@ -355,6 +355,7 @@ def test_a_running_prediction_is_canceled(client, cog):
         (b"{}", "input prompt is missing"),
         (b'{"prompt": 5}', "prompt 5 is not text"),
         (b'{"prompt": "red", "seed": 1.0}', "seed 1.0 is not an integer; expected -1 to 4294967295"),
+        (b'{"prompt": "red", "seed": ' + b"9" * 5000 + b"}", f"seed '{'9' * 36}...' is not an integer"),
         (b'{"prompt": "red", "steps": 1}', "unknown input 'steps'; known: prompt, "),
         (b"[" * 100_000, "the body is not a JSON object: "),
     ],

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +27,7 @@ INPUTS_FILE = Path(__file__).parent / "data" / "inputs.json"
 INTEGER = re.compile(r"-?[0-9]{1,20}")
 NUMBER = re.compile(r"-?[0-9]{1,10}(\.[0-9]{1,10})?")
 MOST_CHARACTERS = 40  # shown of a value that is refused
-MOST_BITS = 128  # Python refuses to write an integer of over 4,300 digits
+MOST_BITS = 128  # of a refused integer that an error carries as a number
 
 
 class _Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="type"):
@@ -189,7 +190,7 @@ def describe(row: Input, *, left_out: str | None = None, with_limits: bool = Fal
 def _show(value: object) -> Value:
     """Return a refused value as an error carries it: short, and without NaN or inf, which JSON does not have."""
     if isinstance(value, int) and value.bit_length() > MOST_BITS:
-        return f"an integer of {value.bit_length()} bits"
+        value = str(Decimal(value))  # str() refuses an integer of over 4,300 digits
     if isinstance(value, int | float) and math.isfinite(value):
         return value
     text = value if isinstance(value, str) else repr(value)

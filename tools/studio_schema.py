@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilemix.inputs import ChoiceInput, IntegerInput, NumberInput, TextInput, describe, load_inputs
 from tilemix.studio.api import OPENAPI
-from tilemix.studio.web.forms import FORM_INPUTS
+from tilemix.studio.web.api_inputs import FORM_INPUTS
 from tilemix.system.atomic import write_atomically
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from tilemix.inputs import IntegerInput
 from tilemix.studio.gallery import MAX_SEARCH_CHARACTERS, MOST_ON_A_PAGE, Gallery
 from tilemix.studio.negotiation import prefers
 from tilemix.studio.predictions import CANCELED
-from tilemix.studio.web.forms import read_form, read_inputs
+from tilemix.studio.web.api_inputs import read_form, read_inputs
 
 if TYPE_CHECKING:
     from tilemix.request import GenerationRequest

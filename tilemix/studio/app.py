@@ -16,7 +16,7 @@ from tilemix.errors import InputError, Message, RefusalError, StoreDownError
 from tilemix.studio.api import api_routes
 from tilemix.studio.guard import HEADERS, Guard, RateLimit
 from tilemix.studio.web.page import page_routes
-from tilemix.studio.web.rendering import Renderer
+from tilemix.studio.web.rendering import PageRenderer
 from tilemix.studio.webhooks import RETRY_SECONDS, webhook_routes
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def create_app(studio: Studio, *, rate_limit: RateLimit | None = None) -> Starle
         found = await run_in_threadpool(look)
         return JSONResponse(found, 200 if found["status"] == "ok" else 503)
 
-    renderer = Renderer(model=studio.settings.model, is_guarded=studio.settings.token is not None)
+    renderer = PageRenderer(model=studio.settings.model, is_guarded=studio.settings.token is not None)
 
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, RefusalError | InputError):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from tilemix.studio.gallery import Gallery
     from tilemix.studio.service import Studio
-    from tilemix.studio.web.rendering import Renderer
+    from tilemix.studio.web.rendering import PageRenderer
     from tilemix.studio.web.views import ResultView
     from tilemix.studio.web.words import Words
 
@@ -45,7 +45,7 @@ FIRST_PRESET = 0  # shown in an empty form
 class MixerPage:
     """Shows and receives the form."""
 
-    def __init__(self, studio: Studio, gallery: Gallery, renderer: Renderer) -> None:
+    def __init__(self, studio: Studio, gallery: Gallery, renderer: PageRenderer) -> None:
         self._studio = studio
         self._gallery = gallery
         self._renderer = renderer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
@@ -10,6 +11,7 @@ from starlette.routing import Route
 
 from tilemix.studio.gallery import Gallery
 from tilemix.studio.model_files import ModelFiles
+from tilemix.studio.web.messages import explain_data
 from tilemix.studio.web.mixer import MixerPage
 from tilemix.studio.web.reader import ReaderPages
 from tilemix.studio.web.results import ResultPages
@@ -18,10 +20,10 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from tilemix.studio.service import Studio
-    from tilemix.studio.web.rendering import Renderer
+    from tilemix.studio.web.rendering import PageRenderer
 
 
-def page_routes(studio: Studio, renderer: Renderer) -> list[Route]:
+def page_routes(studio: Studio, renderer: PageRenderer) -> list[Route]:
     """Return all routes of the page."""
     gallery = Gallery(studio.database)
     settings = studio.settings
@@ -30,7 +32,12 @@ def page_routes(studio: Studio, renderer: Renderer) -> list[Route]:
     async def models(request: Request) -> Response:
         entries = await run_in_threadpool(model_files.list_entries)
         return renderer.render(
-            request, "models.html", entries=entries, model=settings.model, prompt_template=studio.template
+            request,
+            "models.html",
+            entries=entries,
+            explain=partial(explain_data, words=renderer.words(request)),
+            model=settings.model,
+            prompt_template=studio.template,
         )
 
     return [

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from tilemix.studio.settings import Settings
-    from tilemix.studio.web.rendering import Renderer
+    from tilemix.studio.web.rendering import PageRenderer
 
 YEAR_SECONDS = 365 * 86_400
 THEMES = ("auto", "light", "dark")
@@ -27,7 +27,7 @@ MAX_FIELD_BYTES = 2 * 2**10
 class ReaderPages:
     """Cookies and static files."""
 
-    def __init__(self, settings: Settings, renderer: Renderer) -> None:
+    def __init__(self, settings: Settings, renderer: PageRenderer) -> None:
         self._settings = settings
         self._renderer = renderer
 

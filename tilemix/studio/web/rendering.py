@@ -42,7 +42,7 @@ class Asset(NamedTuple):
     address: str  # contains the content's hash, so that browsers may cache it for ever
 
 
-class Renderer:
+class PageRenderer:
     """Renders templates for a reader; `is_guarded` means that there is a session to log out of."""
 
     languages = LANGUAGES

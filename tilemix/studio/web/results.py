@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tilemix.studio.gallery import Gallery
     from tilemix.studio.service import Studio
-    from tilemix.studio.web.rendering import Renderer
+    from tilemix.studio.web.rendering import PageRenderer
 
 PAGE_SIZE = 24
 
@@ -30,7 +30,7 @@ PAGE_SIZE = 24
 class ResultPages:
     """Serves results, the gallery and comparisons."""
 
-    def __init__(self, studio: Studio, gallery: Gallery, renderer: Renderer) -> None:
+    def __init__(self, studio: Studio, gallery: Gallery, renderer: PageRenderer) -> None:
         self._studio = studio
         self._gallery = gallery
         self._renderer = renderer

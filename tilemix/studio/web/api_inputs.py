@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tilemix.errors import LIST_SEPARATOR, RequestError
-from tilemix.inputs import TextInput, load_inputs
+from tilemix.errors import LIST_SEPARATOR, InputError, RequestError
+from tilemix.inputs import Input, IntegerInput, NumberInput, TextInput, load_inputs
 from tilemix.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -51,11 +51,17 @@ def read_form(fields: Iterable[tuple[str, object]], *, model: str) -> Generation
         typed = given["task"][:MOST_CHARACTERS]
         raise RequestError("input-unknown-model", field="task", typed=typed, model=model)
     inputs: dict[str, Any] = {}
-    for name, text in given.items():
-        row = load_inputs().get(FORM_INPUTS[name] or "")
-        if row is not None and (text or isinstance(row, TextInput)):
-            inputs[row.name] = row.read(text)
-    return _make_request(inputs)
+    try:
+        for name, text in given.items():
+            row = load_inputs().get(FORM_INPUTS[name] or "")
+            if row is not None and (text or isinstance(row, TextInput)):
+                inputs[row.name] = row.read(text)
+        return _make_request(inputs)
+    except InputError as error:
+        named = next((name for name, row_name in FORM_INPUTS.items() if row_name == error.field), None)
+        if named == error.field:
+            raise
+        raise type(error)(error.code, field=named, **error.values) from error
 
 
 def read_inputs(body: bytes) -> GenerationRequest:
@@ -66,13 +72,23 @@ def read_inputs(body: bytes) -> GenerationRequest:
         PromptError: a text cannot be used.
     """
     try:
-        inputs = msgspec.json.decode(body, type=dict[str, Any])
+        given = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise RequestError("input-not-json", reason=str(error)) from error
-    for name in inputs:
+    for name in given:
         if name not in load_inputs():
             raise _unknown(name, load_inputs())
+    inputs = {name: _decode(load_inputs()[name], raw) for name, raw in given.items()}
     return _make_request({name: value for name, value in inputs.items() if value is not None})
+
+
+def _decode(row: Input, raw: msgspec.Raw) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        if isinstance(row, IntegerInput | NumberInput):
+            row.check(bytes(raw).decode(errors="replace"))  # a number of thousands of digits
+        raise RequestError("input-not-json", reason=str(error)) from error
 
 
 def _make_request(inputs: dict[str, Any]) -> GenerationRequest:
