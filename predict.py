@@ -22,9 +22,9 @@ from tilemix.request import GenerationRequest
 from tilemix.system.garbage import uncollected
 from tilemix.system.leash import make_own_folder
 from tilemix.system.project import DEFAULT_MODEL
+from tilemix.system.step_log import write_progress
 
 RECORDED_SETTINGS = ("width", "height", "num_inference_steps")
-BAR_LENGTH = 20  # characters
 logger = logging.getLogger("tilemix.predict")
 
 
@@ -131,9 +131,8 @@ def log_to_stdout() -> None:
 
 
 def log_progress(done: int, total: int) -> None:
-    """Log progress in the form that Replicate's clients parse: `12%|##------------------| 3/25 denoise`."""
-    bar = "#" * (BAR_LENGTH * done // total)
-    logger.info("%3d%%|%s| %d/%d denoise", 100 * done // total, bar.ljust(BAR_LENGTH, "-"), done, total)
+    """Log a step as clients and the studio read it."""
+    logger.info("%s", write_progress(done, total))
 
 
 def record_metrics(metrics: Mapping[str, object]) -> None:

@@ -124,4 +124,4 @@ def load_recipe(path: Path = RECIPE_FILE) -> Recipe:
     except OSError as error:
         raise TilemixError("file-unreadable", file=path.name, reason=str(error.strerror)) from error
     except (UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise TilemixError("training-config-broken", file=path.name, reason=str(error)) from error
+        raise TilemixError("file-json", file=path.name, reason=str(error)) from error

@@ -106,7 +106,7 @@ class Drawer:
         is_first = not any(attempt_id[:32] in line for line in self._outside.remembered())
         self._outside.remember(f"drawn {attempt_id} {inputs['seed']}")
         if is_first and "lost" in STORY[inputs["prompt"]][0]:
-            raise BackendUncertainError("backend-answer-lost", backend="the Cog server", reason="killed")
+            raise BackendUncertainError("backend-answer-lost", backend="Cog", reason="killed")
         output = data_uri(picture_of(inputs["prompt"]))
         return Report(
             remote_id=attempt_id, status="succeeded", output=output, metrics={"seed": inputs["seed"]}

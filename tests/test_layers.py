@@ -53,6 +53,7 @@ WITHOUT_TORCH = (
     "tilemix.catalogue.run",
     "tilemix.catalogue.worker",
     "tilemix.cli",
+    "tilemix.system.step_log",
     "tilemix.studio.__main__",
     "tilemix.studio.web.page",
     "tilemix.studio.store.migrations.versions.first_tables",

@@ -103,7 +103,7 @@ def test_what_is_no_json_or_no_file_is_an_error(tmp_path):
     path = tmp_path / "tile.json"
     with pytest.raises(TemplateError, match="tile.json: cannot be read: No such file or directory$"):
         load_template(path)
-    with pytest.raises(TemplateError, match="cannot be read: Is a directory$"):
+    with pytest.raises(TemplateError, match="not a regular file$"):
         load_template(tmp_path)
     path.write_bytes(b'{"name": "tile"')
     with pytest.raises(TemplateError, match=r"tile\.json: Input data was truncated$"):
@@ -115,7 +115,7 @@ def test_what_is_no_json_or_no_file_is_an_error(tmp_path):
     with pytest.raises(TemplateError, match=r"tile\.json: "):
         load_template(path)
     path.write_bytes(b" " * 10**6)
-    with pytest.raises(TemplateError, match="more than 65536 bytes, expected a prompt template$"):
+    with pytest.raises(TemplateError, match="more than 65536 bytes$"):
         load_template(path)
 
 

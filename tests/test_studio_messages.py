@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 
 from tests.studio_parts import START
 from tests.test_studio_page import table
-from tilemix.errors import Message, PromptError, RequestError
+from tilemix.errors import ManifestError, Message, PromptError, RequestError
 from tilemix.prompts.rewrite import rewrite
 from tilemix.prompts.template import find_template
 from tilemix.request import GenerationRequest
@@ -137,3 +137,14 @@ def test_an_error_that_a_database_kept_is_said_even_if_its_code_is_gone():
     words = load_words()["de"]
     assert explain_data(kept, words) == "Das Backend ist beim Zeichnen 3-mal ausgefallen."
     assert explain_data(kept | {"code": "of-another-version"}, words) == kept["message"]
+
+
+def test_an_error_inside_another_is_said_in_the_readers_language_too():
+    """It was quoted in English in the middle of a German sentence."""
+    inner = RequestError("input-out-of-range", field="width", typed=5, low=256, high=1536)
+    outer = ManifestError("manifest-bad-defaults", file="tile.model.json", **inner.message.as_reason())
+    assert str(inner) in str(outer)
+    for language, words in load_words().items():
+        said = explain(outer.message, words)
+        assert explain(inner.message, words) in said
+        assert language == "en" or str(inner) not in said

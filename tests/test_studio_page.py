@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sys
 import time
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ from tilemix.prompts.mix import parse_mix
 from tilemix.studio.model_files import ModelFiles, ask_command_line
 from tilemix.studio.negotiation import choose_language
 from tilemix.studio.settings import Secret
+from tilemix.studio.web.messages import explain_data
 from tilemix.studio.web.mix_form import read_page_form, split_text
 from tilemix.studio.web.palette import load_presets, load_swatches, write_mix
 from tilemix.studio.web.rendering import PAGES
@@ -702,4 +704,21 @@ def test_a_model_file_that_cannot_be_read_says_why(tmp_path):
     path.write_bytes(b"no model at all")
     answer = ask_command_line(path, "stamp")
     assert answer.inspected is None
-    assert "x.safetensors" in answer.refused
+    assert answer.error["values"]["file"] == "x.safetensors"
+    assert "x.safetensors" in explain_data(answer.error, load_words()["de"])
+
+
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [
+        ("raise SystemExit(3)", "studio-inspection-failed"),
+        ("import time; time.sleep(60)", "studio-inspection-late"),
+    ],
+)
+def test_an_inspection_that_says_nothing_is_told(tmp_path, monkeypatch, program, code):
+    python = tmp_path / "python"
+    python.write_text(f"#!{sys.executable}\n{program}\n")
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr("tilemix.studio.model_files.INSPECT_SECONDS", 0.2 if "time" in program else 60)
+    assert ask_command_line(tmp_path / "x.safetensors", "stamp").error["code"] == code

@@ -45,7 +45,7 @@ class Setup:
 
     def ask(self):
         if self.health is None:
-            raise BackendDownError("backend-unreachable", backend="the Cog server", reason="not there")
+            raise BackendDownError("backend-unreachable", backend="Cog", reason="not there")
         return self.health
 
     def steps(self, count, seconds=1.0):

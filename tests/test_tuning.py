@@ -481,7 +481,7 @@ def test_a_wrong_configuration_is_refused_in_one_line(tmp_path, tiny_project, ch
 
 
 def test_a_configuration_without_an_end_is_not_read(tmp_path):
-    with pytest.raises(ModelFileError, match="/dev/zero: not a regular file"):
+    with pytest.raises(TrainingError, match="/dev/zero: not a regular file"):
         load_config(Path("/dev/zero"))
     (tmp_path / "long.json").write_bytes(b" " * (2**20 + 1))
     with pytest.raises(TrainingError, match=r"long\.json: more than 1048576 bytes"):

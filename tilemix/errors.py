@@ -92,6 +92,11 @@ class Message:
             "values": dict(self.values),
         }
 
+    def as_reason(self) -> dict[str, str]:
+        """Return the message as values of another: its line, for `{reason}`, and what the page translates it from."""
+        data = {"code": self.code, "field": self.field, "values": dict(self.values)}
+        return {"reason": str(self), "reason_data": json.dumps(data)}
+
     def to_metrics(self) -> dict[str, str]:
         """Return the message as metrics of a prediction; `read_metrics` reads them."""
         named = {} if self.field is None else {"error_field": self.field}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilemix.cli.terminal import make_printable, write, write_json
-from tilemix.errors import ModelFileError
+from tilemix.errors import Message, ModelFileError, WeightsError
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
@@ -42,31 +42,46 @@ def add_inspect(verbs: Verbs) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    wish: HashWish = "all" if options.all_hashes else "none" if options.no_hash else "missing"
+    try:
+        if not options.path.exists():
+            raise ModelFileError("file-missing", file=str(options.path))
+        if options.path.is_dir() and not (options.path / "model_index.json").is_file():
+            _print_folder(options, wish)
+        else:
+            _print_file(options, wish)
+    except WeightsError as error:
+        if options.json:
+            write_json({"error": error.message.describe()})
+        raise
 
+
+def _print_file(options: argparse.Namespace, wish: HashWish) -> None:
+    file = _read(options.path, wish, is_looked_up=options.lookup)
+    if options.json:
+        write_json(file, indent=2)
+    else:
+        write(describe(file))
+
+
+def _print_folder(options: argparse.Namespace, wish: HashWish) -> None:
     from tilemix.modelfile.search import find_model_files
 
-    if not options.path.exists():
-        raise ModelFileError("file-missing", file=str(options.path))
-    wish: HashWish = "all" if options.all_hashes else "none" if options.no_hash else "missing"
-    is_folder = options.path.is_dir() and not (options.path / "model_index.json").is_file()
-    if not is_folder:
-        file = _read(options.path, wish, is_looked_up=options.lookup)
-        if options.json:
-            write_json(file, indent=2)
-        else:
-            write(describe(file))
-        return
-    found: list[tuple[Path, ModelFile | str]] = []
+    found: list[tuple[Path, ModelFile | Message]] = []
     for path in find_model_files(options.path):
         try:
             found.append((path, _read(path, wish, is_looked_up=options.lookup)))
         except ModelFileError as error:
-            found.append((path, str(error)))
+            found.append((path, error.message))
     if not found:
         logger.info("%s: no model files in it", options.path)
     if options.json:
-        answer = [{"path": str(path), "refused": f} if isinstance(f, str) else f for path, f in found]
-        write_json(answer)
+        write_json(
+            [
+                {"path": str(path), "error": file.describe()} if isinstance(file, Message) else file
+                for path, file in found
+            ]
+        )
     else:
         write(make_table([(path.relative_to(options.path), file) for path, file in found]))
 
@@ -149,14 +164,14 @@ def describe(file: ModelFile) -> str:
     return "".join(f"{key}: {_short(value)}\n" for key, value in lines.items() if value not in (None, ""))
 
 
-def make_table(files: list[tuple[Path, ModelFile | str]]) -> str:
+def make_table(files: list[tuple[Path, ModelFile | Message]]) -> str:
     """Return a table with one line per file, refused ones with the reason; "" without files."""
     if not files:
         return ""
     rows: list[tuple[str, ...]] = [COLUMNS]
     for path, file in files:
-        if isinstance(file, str):
-            rows.append((_short(path), f"refused: {_short(file)}"))
+        if isinstance(file, Message):
+            rows.append((_short(path), f"refused: {_short(str(file))}"))
             continue
         base = file.base_declared or file.base_model or "?"
         digits = (file.hash or "-")[:12]

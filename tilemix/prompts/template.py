@@ -24,6 +24,7 @@ import msgspec
 
 from tilemix.errors import PromptError, TemplateError
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN, check_text
+from tilemix.system.json_file import read_json
 from tilemix.system.project import ROOT
 
 if TYPE_CHECKING:
@@ -77,17 +78,7 @@ def load_template(path: Path) -> PromptTemplate:
     Raises:
         TemplateError: the file is missing or not a correct template.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise TemplateError("file-unreadable", file=str(path), reason=str(error.strerror)) from error
-    if len(data) > MAX_FILE_BYTES:
-        raise TemplateError("template-too-large", file=str(path), most=MAX_FILE_BYTES)
-    try:
-        template = msgspec.json.decode(data, type=PromptTemplate)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TemplateError("template-broken", file=str(path), reason=str(error)) from error
+    template = read_json(path, PromptTemplate, most=MAX_FILE_BYTES, refuse=TemplateError)
     _check(template, path)
     return template
 
@@ -109,4 +100,4 @@ def _check(template: PromptTemplate, path: Path) -> None:
         check_text(template.text, field="text")
         check_text(template.negative_prompt, field="negative_prompt")
     except PromptError as error:
-        raise TemplateError("template-broken", file=file, reason=str(error)) from error
+        raise TemplateError("template-broken", file=file, **error.message.as_reason()) from error

@@ -121,7 +121,7 @@ def read_answer(answer: httpx.Response, backend: str) -> Report:
         return parse_report(answer.content)
     except DeliveryError as error:
         raise BackendUncertainError(
-            "backend-unreadable-answer", backend=backend, reason=str(error)
+            "backend-unreadable-answer", backend=backend, **error.message.as_reason()
         ) from error
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tilemix.studio.predictions import Report
     from tilemix.studio.settings import BackendName
 
-COG = "the Cog server"  # in messages
+COG = "Cog"  # in messages
 DRAWING = frozenset({"READY", "BUSY"})  # a healthy Cog server
 ANSWER_SECONDS = 3  # timeout of every call except a prediction; such a server is near
 EVENTS = ("start", "logs")  # the result comes with the answer

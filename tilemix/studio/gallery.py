@@ -8,8 +8,9 @@ import msgspec
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import selectinload
 
-from tilemix.studio.predictions import SUCCEEDED, TERMINAL, read_progress
+from tilemix.studio.predictions import SUCCEEDED, TERMINAL
 from tilemix.studio.store.schema import Output, Prediction, Share
+from tilemix.system.step_log import read_progress
 
 if TYPE_CHECKING:
     from datetime import datetime

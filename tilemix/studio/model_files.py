@@ -6,7 +6,7 @@ cached in a small JSON file by path, size and modification time.
 
 from __future__ import annotations
 
-import json
+import logging
 import subprocess
 import sys
 import threading
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tilemix.errors import Message
 from tilemix.system.atomic import write_atomically
 from tilemix.system.project import ROOT
 from tilemix.weights import load_manifest
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 INSPECT_SECONDS = 600  # the first time, a large file is hashed
 
 
@@ -31,7 +34,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     stamp: str  # sizes and modification times at that moment
     inspected: dict[str, Any] | None
-    refused: str | None  # one line; None if it was not refused
+    error: dict[str, Any] | None  # as `Message.describe` gives it; None if the file was not refused
 
 
 class ModelEntry(msgspec.Struct, frozen=True):
@@ -43,7 +46,7 @@ class ModelEntry(msgspec.Struct, frozen=True):
     files: tuple[tuple[str, int | None, str | None], ...]  # path, bytes, locked sha256
     is_here: bool
     inspected: dict[str, Any] | None
-    refused: str | None
+    error: dict[str, Any] | None
 
     @property
     def is_locked(self) -> bool:
@@ -112,7 +115,7 @@ class ModelFiles:
                 files,
                 str(path) in answers,
                 answers[str(path)].inspected if str(path) in answers else None,
-                answers[str(path)].refused if str(path) in answers else None,
+                answers[str(path)].error if str(path) in answers else None,
             )
             for name, role, scale, path, files in wanted
         ]
@@ -141,8 +144,12 @@ def ask_command_line(path: Path, stamp: str) -> Answer:
             command, cwd=ROOT, capture_output=True, text=True, timeout=INSPECT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return Answer(stamp, None, f"not read within {INSPECT_SECONDS} seconds")
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        return Answer(stamp, None, lines[-1].removeprefix("tilemix inspect: "))
-    return Answer(stamp, json.loads(done.stdout), None)
+        error = Message("studio-inspection-late", {"seconds": INSPECT_SECONDS})
+        return Answer(stamp, None, error.describe())
+    try:
+        said = msgspec.json.decode(done.stdout, type=dict[str, Any])
+    except msgspec.DecodeError:  # it crashed or was killed
+        logger.exception("inspect %s: %s", path, done.stderr.strip())
+        error = Message("studio-inspection-failed", {"status": done.returncode})
+        return Answer(stamp, None, error.describe())
+    return Answer(stamp, None, said["error"]) if "error" in said else Answer(stamp, said, None)

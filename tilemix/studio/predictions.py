@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -46,8 +46,6 @@ STATUS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 REMOTE_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 MAX_LOG_CHARACTERS = 256_000
 MAX_ERROR_CHARACTERS = 4_000
-STEP = re.compile(r"\b([0-9]{1,4})/([0-9]{1,4}) denoise")
-LAST_LINES = 2_000  # characters at the end of the logs, searched for the last step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,13 +58,6 @@ class Report:
     error: str | None = None
     logs: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
-
-
-class Progress(NamedTuple):
-    """The step that the model has reached."""
-
-    step: int
-    steps: int
 
 
 class _Body(msgspec.Struct):
@@ -145,12 +136,6 @@ def finish(prediction: Prediction, status: str, *, error: Message | None, now: d
     if not is_terminal(prediction.status):
         prediction.status, prediction.completed_at = status, now
         prediction.error = None if error is None else error.describe()
-
-
-def read_progress(logs: str) -> Progress | None:
-    """Return the last step in the logs; None before the first."""
-    found = STEP.findall(logs[-LAST_LINES:])
-    return Progress(int(found[-1][0]), int(found[-1][1])) if found else None
 
 
 def _end(session: Session, prediction: Prediction, report: Report, now: datetime) -> None:

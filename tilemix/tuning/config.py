@@ -21,7 +21,7 @@ import msgspec
 
 from tilemix.errors import TrainingError
 from tilemix.inputs import IntegerInput, NumberInput, find_input
-from tilemix.modelfile.header import open_regular
+from tilemix.system.json_file import read_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,19 +120,8 @@ def load_config(path: Path) -> TuningConfig:
     Raises:
         TrainingError: it cannot be read, a key is unknown, missing or of the wrong type, or a value is out of
             its range, or it has more than MAX_FILE_BYTES.
-        ModelFileError: it is not a regular file.
     """
-    try:
-        with open_regular(path) as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise TrainingError("file-unreadable", file=str(path), reason=str(error.strerror)) from error
-    if len(data) > MAX_FILE_BYTES:
-        raise TrainingError("file-exceeds", file=str(path), most=MAX_FILE_BYTES)
-    try:
-        config = msgspec.json.decode(data, type=TuningConfig)
-    except (UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise TrainingError("training-config-broken", file=path.name, reason=str(error)) from error
+    config = read_json(path, TuningConfig, most=MAX_FILE_BYTES, refuse=TrainingError)
     _check(config, path.name)
     return config
 

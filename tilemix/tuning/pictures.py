@@ -105,5 +105,7 @@ def _read_caption(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise TrainingError("training-caption-not-text", file=str(path)) from error
     except PromptError as error:
-        raise TrainingError("training-caption-unusable", file=str(path), reason=str(error)) from error
+        raise TrainingError(
+            "training-caption-unusable", file=str(path), **error.message.as_reason()
+        ) from error
     return caption

@@ -164,7 +164,7 @@ def check_manifest(name: str, manifest: ModelManifest) -> None:
     try:
         manifest.defaults.check()
     except RequestError as error:
-        raise ManifestError("manifest-bad-defaults", file=name, reason=str(error)) from error
+        raise ManifestError("manifest-bad-defaults", file=name, **error.message.as_reason()) from error
     if not MODEL_NAME.fullmatch(manifest.prompt_template):  # templates are named as models are
         raise ManifestError("manifest-template-name", file=name, found=manifest.prompt_template[:80])
     if manifest.palette is not None and manifest.palette not in (known := list_palettes()):

@@ -41,6 +41,9 @@ def explain_data(error: Mapping[str, Any], words: Words) -> str:
     if text is None:
         return str(error["message"])
     values = {name: _localize(name, value, words) for name, value in error["values"].items()}
+    if (inner := error["values"].get("reason_data")) is not None:
+        said = {"message": error["values"]["reason"], **msgspec.json.decode(inner, type=dict[str, Any])}
+        values["reason"] = explain_data(said, words)
     return Composer().vformat(text, (), {"field": error["field"], **values})
 
 
@@ -74,12 +77,7 @@ def _write_choice(names: str, _: Words) -> str:
     return names.replace(LIST_SEPARATOR, " / ")
 
 
-def _write_backend(name: str, _: Words) -> str:
-    return name.removeprefix("the ")
-
-
 BY_NAME: Mapping[str, Callable[[str, Words], str]] = {
-    "backend": _write_backend,
     "color": _write_color,
     "colors": _write_colors,
     "mix": _write_mix,
