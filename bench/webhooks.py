@@ -98,7 +98,7 @@ def measure(url: str, folder: Path, *, rate: int, seconds: int) -> Load:
     }
     used = processor_seconds()
     command = [sys.executable, "-m", "tilemix.studio"]
-    studio = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)  # noqa: S603
+    studio = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)  # noqa: S603  our own arguments, no shell
     try:
         base = f"http://127.0.0.1:{port}"
         wait_until_up(base)

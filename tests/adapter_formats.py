@@ -540,4 +540,4 @@ def _as_code(keys: str) -> str:
 
 
 if __name__ == "__main__":
-    print(render_table(), end="")  # noqa: T201
+    print(render_table(), end="")  # noqa: T201  a program of its own

@@ -27,7 +27,7 @@ class CogStandIn:
         self.gate = threading.Event()  # predictions end when it is set
         self.gate.set()
         self.begun = threading.Event()
-        self.token = "a-token-of-the-webhooks"  # noqa: S105
+        self.token = "a-token-of-the-webhooks"  # noqa: S105  a test's own
         self.asked: list[tuple[str, dict]] = []  # id, body of every prediction that was begun
         self.canceled: list[str] = []
         self.url = ""

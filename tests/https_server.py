@@ -30,7 +30,7 @@ class Server:
                 with contextlib.suppress(ConnectionError, ssl.SSLError):  # the client may go at any moment
                     route(self) if route else answer(b"not here", status=404)(self)
 
-            do_HEAD = do_GET  # noqa: N815
+            do_HEAD = do_GET  # noqa: N815  the base class spells it so
 
             def log_message(self, *_):
                 pass

@@ -16,7 +16,7 @@ from tilemix.studio.service import Studio
 from tilemix.studio.settings import Secret, Settings
 
 CHROMIUM = Path("/usr/bin/chromium")  # Debian's; Playwright's own comes from no package index
-WEBHOOK_TOKEN = "a-token-of-the-webhooks"  # noqa: S105
+WEBHOOK_TOKEN = "a-token-of-the-webhooks"  # noqa: S105  a test's own
 START_SECONDS = 20
 
 

@@ -73,7 +73,7 @@ def write(picture: bytes, path: Path, *, width: int) -> None:
     image = image.quantize(palette=make_palette(image), dither=Image.Dither.NONE)
     image.save(path, optimize=True)
     size = path.stat().st_size
-    print(f"{path}: {image.width} x {image.height}, {size / 1000:.0f} kB")  # noqa: T201
+    print(f"{path}: {image.width} x {image.height}, {size / 1000:.0f} kB")  # noqa: T201  a program of its own
     if size >= MOST_BYTES:
         raise SystemExit(f"{path} has {size} bytes, expected less than {MOST_BYTES}")
 

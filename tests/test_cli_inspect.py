@@ -132,7 +132,7 @@ def test_a_folder_is_a_table_and_what_is_refused_says_why(folder, capsys):
 
 def test_a_folder_as_json_is_a_list(folder, capsys):
     assert main(["inspect", "--json", "--no-hash", str(folder)]) == 0
-    answer = {os.path.basename(item["path"]): item for item in json.loads(capsys.readouterr().out)}  # noqa: PTH119
+    answer = {os.path.basename(item["path"]): item for item in json.loads(capsys.readouterr().out)}  # noqa: PTH119  a text, not a path of this system
     assert answer["page.safetensors"]["error"]["message"].startswith("page.safetensors: an HTML page")
     assert answer["tokens.pti"]["tokens"] == ["<s0>", "<s1>"]
 

@@ -18,7 +18,7 @@ from tilemix.prompts.mix.tokens import HAN_LETTERS, LONGEST_LETTERS, MOST_WORDS
 from tilemix.prompts.mix.words import (
     ambiguous_words,
     color_words,
-    expand_color_word,
+    expand_word,
     fold,
     meanings,
     number_words,
@@ -130,7 +130,7 @@ def test_no_word_in_any_form_belongs_to_two_colors_of_a_language():
         owners = defaultdict(set)
         for color in load_colors():
             for base in color.synonyms[language]:
-                for form in expand_color_word(base, language):
+                for form in expand_word(base, load_languages()[language]):
                     owners[form].add(color.name)
         assert {form: names for form, names in owners.items() if len(names) > 1} == {}
         forms |= set(owners)

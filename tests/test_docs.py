@@ -12,7 +12,8 @@ from tests.test_cli import EXAMPLE
 from tilemix.cli import main, make_parser
 from tilemix.inputs import ChoiceInput, TextInput, load_inputs
 from tilemix.prompts.mix import parse_mix
-from tilemix.system.project import ROOT
+from tilemix.studio import settings
+from tilemix.system.project import DEFAULT_MODEL, ROOT
 from tilemix.tuning.config import TuningConfig
 from tilemix.weights import load_manifest
 
@@ -204,6 +205,22 @@ def test_the_settings_are_the_studios():
     source = (ROOT / "tilemix" / "studio" / "settings.py").read_text()
     named = {row[0].strip("`") for row in rows(section("docs/studio.md", "Settings"))}
     assert named == set(re.findall(r"\"((?:TILEMIX|WEBHOOK|REPLICATE)_[A-Z_]+)\"", source))
+    left_out = {
+        row[0].strip("`"): row[2].split(";")[0] for row in rows(section("docs/studio.md", "Settings"))
+    }
+    defaults = {
+        "TILEMIX_MODEL": DEFAULT_MODEL,
+        "TILEMIX_STUDIO_HOST": settings.HOST,
+        "TILEMIX_STUDIO_PORT": settings.PORT,
+        "TILEMIX_STUDIO_BACKEND": settings.BACKENDS[0],
+        "TILEMIX_STUDIO_DEADLINE": settings.DEADLINE_SECONDS,
+        "TILEMIX_STUDIO_QUEUE": settings.MOST_WAITING,
+        "TILEMIX_STUDIO_SLOTS": settings.SLOTS,
+        "TILEMIX_COG_URL": settings.COG_URL,
+    }
+    assert {name: left_out[name] for name in defaults} == {
+        name: f"`{value}`" for name, value in defaults.items()
+    }
 
 
 def test_the_calls_and_statuses_are_those_of_the_apis_document():

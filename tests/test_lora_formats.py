@@ -108,7 +108,13 @@ def set_weights(pipeline, weights):
             getattr(pipeline, component).get_parameter(parameter).copy_(tensor)
 
 
-@pytest.mark.parametrize("form", named(LORA_FORMATS, "exact"))
+def first_quick(params):
+    """The parameters, all but the first of them slow."""
+    slow = [pytest.param(*one.values, id=one.id, marks=[*one.marks, pytest.mark.slow]) for one in params[1:]]
+    return [params[0], *slow]
+
+
+@pytest.mark.parametrize("form", first_quick(named(LORA_FORMATS, "exact")))
 def test_a_lora_of_every_format_answers_like_weights_merged_by_hand(ready, pristine, twin, bench, form):
     path, truth = form.craft(bench)
     set_weights(twin, pristine)
@@ -135,6 +141,7 @@ def test_a_lora_of_every_format_answers_like_weights_merged_by_hand(ready, prist
     assert_pristine(ready.base.pipeline, pristine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [param for param in named(LORA_FORMATS, "exact") if param.values[0].peft])
 def test_where_diffusers_own_loader_is_right_it_answers_the_same(ready, bench, form):
     """An independent reference: peft's wrappers."""
@@ -149,6 +156,7 @@ def test_where_diffusers_own_loader_is_right_it_answers_the_same(ready, bench, f
     ready.loras.apply({})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", named(LORA_FORMATS, "exact"))
 def test_a_few_rows_at_a_time_give_the_same_weights(ready, bench, form, monkeypatch):
     """The tiny model's modules fit into the cache as a whole; the real ones do not."""
@@ -187,6 +195,7 @@ def add_peft_adapter(pipeline, options):
     return unet, config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CONFIGS)
 @pytest.mark.parametrize("writer", ["peft", "diffusers"])
 def test_what_peft_and_diffusers_write_themselves_answers_as_it_did(ready, tmp_path, case, writer):
@@ -254,7 +263,7 @@ def test_every_other_format_is_refused_by_name_and_the_pipeline_stays_usable(rea
     assert_pristine(ready.base.pipeline, pristine)
 
 
-@pytest.mark.parametrize("form", named(EMBEDDING_FORMATS, "exact"))
+@pytest.mark.parametrize("form", first_quick(named(EMBEDDING_FORMATS, "exact")))
 def test_an_embedding_of_every_format_answers_like_diffusers_own_tokens(ready, pristine, bench, form):
     path, _ = form.craft(bench)
     rows = embedding_rows(len(form.tokens))
@@ -354,7 +363,7 @@ def test_any_tensors_are_loaded_completely_or_refused(ready, tmp_path_factory, e
     try:
         lora = read_lora(path, weights, spell_modules(components))
     except ModelFileError as error:
-        assert "\n" not in str(error)  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017  one message for every format
         return
     assert lora.deltas
     for key, delta in lora.deltas.items():

@@ -131,7 +131,7 @@ def test_exif_user_comment_is_the_parameters_text_in_big_endian_utf_16(output_fo
 @pytest.mark.parametrize("output_format", FORMATS)
 def test_every_file_says_that_it_was_generated(output_format):
     with open_bytes(encode_image(smooth_pixels(), RECORD, output_format=output_format)) as picture:
-        root = ET.fromstring(picture.info["xmp"])  # noqa: S314
+        root = ET.fromstring(picture.info["xmp"])  # noqa: S314  our own picture
     description = root.find(".//{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
     assert description is not None
     assert description.attrib["{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"] == (

@@ -16,7 +16,7 @@ def unets():
 
 def make_inputs(seed: int, count: int = 2) -> tuple[torch.Tensor, dict[str, object]]:
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731
+    draw = lambda *shape: torch.randn(shape, generator=generator)  # noqa: E731  shorter
     text, added = draw(count, 77, 80), {"text_embeds": draw(count, 48), "time_ids": draw(count, 6)}
     return draw(count, 4, 32, 32), {"encoder_hidden_states": text, "added_cond_kwargs": added}
 

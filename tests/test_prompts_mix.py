@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from tests.pace import assert_quick, processor_seconds
 from tilemix.colors.chart import load_colors
+from tilemix.colors.languages import load_languages
 from tilemix.errors import MixError, PromptError
 from tilemix.prompts.checks import MAX_PROMPT_CHARACTERS
 from tilemix.prompts.mix import ColorMix, ColorShare, parse_mix
 from tilemix.prompts.mix.shares import read_shares
 from tilemix.prompts.mix.tokens import tokenize
-from tilemix.prompts.mix.words import expand_color_word
+from tilemix.prompts.mix.words import expand_word
 
 EXAMPLE = "50% red, 30% black, 20% pearl"
 
@@ -391,7 +392,7 @@ FORMS = {
             form
             for language, bases in color.synonyms.items()
             for base in bases
-            for form in [base, *expand_color_word(base, language)]
+            for form in [base, *expand_word(base, load_languages()[language])]
         }
         | ({f"RAL {color.ral}"} if color.ral else set())
         | {color.as_seen}

@@ -511,8 +511,8 @@ def test_changes_from_its_own_pages_are_taken_under_each_of_its_names(tmp_path, 
 
 
 def test_a_token_is_asked_for_where_one_is_set(tmp_path, cog):
-    token = "a-token-of-the-studio"  # noqa: S105
-    with run(tmp_path, cog, token=Secret(token), host="0.0.0.0") as client:  # noqa: S104
+    token = "a-token-of-the-studio"  # noqa: S105  a test's own
+    with run(tmp_path, cog, token=Secret(token), host="0.0.0.0") as client:  # noqa: S104  a value under test
         for headers in ({}, {"Authorization": "Bearer x"}, {"Authorization": f"bearer {token}"}):
             for path in ("/api/predictions", "/files/x", "/openapi.json", "/x"):
                 assert client.get(path, headers=headers).status_code == 401

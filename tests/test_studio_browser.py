@@ -420,7 +420,7 @@ def test_axe_finds_nothing_serious(open_page, studio, drawn, scheme):
 
 
 def test_a_person_logs_in_before_the_page_is_seen(open_page, browser, tmp_path):
-    token = "a-token-of-the-studio"  # noqa: S105
+    token = "a-token-of-the-studio"  # noqa: S105  a test's own
     with (
         run_cog_stand_in() as cog,
         run_live_studio(tmp_path / "studio", cog.url, token=Secret(token)) as address,

@@ -58,7 +58,7 @@ def start(tmp_path, *options, **environment) -> subprocess.Popen:
 
 
 def test_settings_that_cannot_be_used_are_one_line_and_exit_status_1(tmp_path):
-    process = start(tmp_path, TILEMIX_STUDIO_HOST="0.0.0.0")  # noqa: S104
+    process = start(tmp_path, TILEMIX_STUDIO_HOST="0.0.0.0")  # noqa: S104  a value under test
     _, shown = process.communicate(timeout=30)
     assert process.returncode == 1
     expected = "TILEMIX_STUDIO_HOST is '0.0.0.0', which others can reach: set TILEMIX_STUDIO_TOKEN"

@@ -162,7 +162,7 @@ def test_a_fetch_that_failed_is_tried_again_ever_later_and_for_an_hour(database,
         ("10.1.2.3", False),
         ("169.254.169.254", False),
         ("100.64.0.1", False),
-        ("0.0.0.0", False),  # noqa: S104
+        ("0.0.0.0", False),  # noqa: S104  a value under test
         ("224.0.0.1", False),
         ("::1", False),
         ("fe80::1%eth0", False),

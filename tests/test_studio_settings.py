@@ -47,7 +47,7 @@ def test_no_secret_shows_in_the_settings():
     ("environment", "message"),
     [
         (
-            {"TILEMIX_STUDIO_HOST": "0.0.0.0"},  # noqa: S104
+            {"TILEMIX_STUDIO_HOST": "0.0.0.0"},  # noqa: S104  a value under test
             "TILEMIX_STUDIO_HOST is '0.0.0.0', which others can reach: set TILEMIX_STUDIO_TOKEN",
         ),
         (

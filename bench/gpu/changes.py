@@ -93,7 +93,7 @@ def compiled_regions(ours: Ours) -> Iterator[None]:
     """Compile the blocks that the UNet repeats: seconds, where the whole takes minutes."""
     with ExitStack() as stack:
         # A block's code is compiled for each width and size that SDXL has of it, which are more than torch's 8.
-        stack.enter_context(torch._dynamo.config.patch({_find_limit(): MANY}))  # noqa: SLF001
+        stack.enter_context(torch._dynamo.config.patch({_find_limit(): MANY}))  # noqa: SLF001  torch has no public name for it
         for module in ours.pipeline.unet.modules():
             if type(module).__name__ in REPEATED:
                 stack.enter_context(forward_replaced(module, compile_forward(module)))
@@ -102,7 +102,7 @@ def compiled_regions(ours: Ours) -> Iterator[None]:
 
 def _find_limit() -> str:
     """Return the name of torch's limit to how often code is compiled anew; it was another one up to torch 2.6."""
-    return "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # noqa: SLF001
+    return "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"  # noqa: SLF001  torch has no public name for it
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Hadamard(Delta):
         )
         strength = scale * self.factor
 
-        def add(merged: torch.Tensor, base: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001
+        def add(merged: torch.Tensor, base: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001  one signature for all families
             merged.addcmul_(a[rows] @ b, c[rows] @ d, value=strength)
 
         return add

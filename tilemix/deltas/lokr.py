@@ -38,7 +38,7 @@ class Kronecker(Delta):
         first, second = _multiply(self.first, device), _multiply(self.second, device) * (scale * self.factor)
         step = self.row_step
 
-        def add(merged: torch.Tensor, base: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001
+        def add(merged: torch.Tensor, base: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001  one signature for all families
             # The kernel's places come last in a row, so the product of the matrices is the product's matrix.
             merged.add_(first[rows.start // step : rows.stop // step].kron(second))
 

@@ -41,7 +41,7 @@ class LowRank(Delta):
     def make_adder(self, device: torch.device, scale: float) -> Adder:
         down, up, strength = as_matrix(self.down, device), as_matrix(self.up, device), scale * self.factor
 
-        def add(merged: torch.Tensor, base: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001
+        def add(merged: torch.Tensor, base: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001  one signature for all families
             merged.addmm_(up[rows], down, alpha=strength)  # needs no matrix in between
 
         return add

@@ -60,11 +60,11 @@ class VersionAnswer(msgspec.Struct, frozen=True):
     """What Civitai says about a version: the fields used here; others are skipped."""
 
     id: int
-    modelId: int  # noqa: N815
+    modelId: int  # noqa: N815  as the site spells it
     name: str | None = None
     description: str | None = None
-    baseModel: str | None = None  # noqa: N815
-    trainedWords: tuple[str, ...] | None = None  # noqa: N815
+    baseModel: str | None = None  # noqa: N815  as the site spells it
+    trainedWords: tuple[str, ...] | None = None  # noqa: N815  as the site spells it
     model: ModelAnswer = ModelAnswer()
     files: tuple[FileAnswer, ...] = ()
     images: tuple[ImageAnswer, ...] = ()

@@ -148,7 +148,7 @@ def start_process(
     command: Sequence[str], *, folder: Path, environment: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     """Start a program in its own process group, so that its children can be stopped with it."""
-    return subprocess.Popen(  # noqa: S603
+    return subprocess.Popen(  # noqa: S603  our own arguments, no shell
         command, cwd=folder, env=dict(environment), stdin=subprocess.DEVNULL, start_new_session=True
     )
 

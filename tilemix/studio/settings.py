@@ -1,29 +1,4 @@
-"""The studio's settings, read from the environment in one place.
-
-==============================  ===========================================================================
-TILEMIX_STUDIO_FOLDER           folder of the pictures and the database; default build/studio
-TILEMIX_STUDIO_DATABASE         sqlite:////path/file or postgresql://user:password@host/name; default
-                                studio.sqlite3 in the folder
-TILEMIX_STUDIO_HOST, _PORT      where the studio listens; default 127.0.0.1 and 8000
-TILEMIX_STUDIO_TOKEN            the bearer token that API callers must send; without it only a loopback host
-                                is allowed
-TILEMIX_STUDIO_PUBLIC_URL       the studio's public address, https://..., for Replicate's webhooks; without it
-                                Replicate is polled
-TILEMIX_STUDIO_BACKEND          cog (default) or replicate
-TILEMIX_STUDIO_DEADLINE         seconds of drawing after which a prediction is given up; default 1800
-TILEMIX_STUDIO_QUEUE            predictions that may wait; more are refused; default 100
-TILEMIX_STUDIO_SLOTS            predictions that run at the same time at Replicate; default 4
-TILEMIX_COG_URL                 the local Cog server; default http://127.0.0.1:5000, or an address drawn at
-                                random if the studio starts the server
-WEBHOOK_AUTH_TOKEN              the bearer token of the webhooks of a Cog server that already runs (it reads the
-                                same variable); without it they are refused and predictions show no progress
-REPLICATE_API_TOKEN             required for the back end replicate
-TILEMIX_REPLICATE_VERSION       the model's version, 64 hex digits; required for the back end replicate
-WEBHOOK_SECRET                  signing secrets whsec_..., separated by spaces, so that a new one can be added
-                                before the old one is removed; default: Replicate is asked
-TILEMIX_MODEL                   the packaged model that is served; default miniature
-==============================  ===========================================================================
-"""
+"""The studio's settings, read from the environment in one place. docs/studio.md says what each variable sets."""
 
 from __future__ import annotations
 
@@ -43,7 +18,12 @@ if TYPE_CHECKING:
 BackendName = Literal["cog", "replicate"]
 
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+HOST = "127.0.0.1"
+PORT = 8000
+DEADLINE_SECONDS = 1800
 MOST_WAITING = 100
+SLOTS = 4
+COG_URL = "http://127.0.0.1:5000"
 DEADLINE_RANGE = (10, 86_400)  # seconds
 QUEUE_RANGE = (1, 10_000)
 SLOTS_RANGE = (1, 64)
@@ -84,15 +64,15 @@ class Settings:
 
     folder: Path
     database_url: Secret  # may contain a password
-    host: str = "127.0.0.1"
-    port: int = 8000
+    host: str = HOST
+    port: int = PORT
     token: Secret | None = None  # None: no token is needed
     public_url: str | None = None  # https://..., without a trailing slash
-    backend: BackendName = "cog"
-    deadline_seconds: int = 1800
+    backend: BackendName = BACKENDS[0]
+    deadline_seconds: int = DEADLINE_SECONDS
     most_waiting: int = MOST_WAITING
-    slots: int = 4  # at Replicate; a Cog server has one
-    cog_url: str = "http://127.0.0.1:5000"
+    slots: int = SLOTS  # at Replicate; a Cog server has one
+    cog_url: str = COG_URL
     cog_webhook_token: Secret | None = None
     cog_webhook_key: Secret | None = None  # of a server that the studio starts; its webhooks carry no token
     replicate_token: Secret | None = None
@@ -102,7 +82,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
-        """Read and check the variables named at the top of this module; an empty one counts as unset.
+        """Read and check the variables; an empty one counts as unset.
 
         Raises:
             SettingsError: a value is unusable or missing.
@@ -114,15 +94,17 @@ class Settings:
             database_url=Secret(
                 given.get("TILEMIX_STUDIO_DATABASE", f"sqlite:///{folder / 'studio.sqlite3'}")
             ),
-            host=given.get("TILEMIX_STUDIO_HOST", "127.0.0.1"),
-            port=_read_integer(given, "TILEMIX_STUDIO_PORT", 8000, PORT_RANGE),
+            host=given.get("TILEMIX_STUDIO_HOST", HOST),
+            port=_read_integer(given, "TILEMIX_STUDIO_PORT", PORT, PORT_RANGE),
             token=_read_token(given, "TILEMIX_STUDIO_TOKEN"),
             public_url=_read_url(given, "TILEMIX_STUDIO_PUBLIC_URL", ("https",)),
             backend=_read_backend(given),
-            deadline_seconds=_read_integer(given, "TILEMIX_STUDIO_DEADLINE", 1800, DEADLINE_RANGE),
+            deadline_seconds=_read_integer(
+                given, "TILEMIX_STUDIO_DEADLINE", DEADLINE_SECONDS, DEADLINE_RANGE
+            ),
             most_waiting=_read_integer(given, "TILEMIX_STUDIO_QUEUE", MOST_WAITING, QUEUE_RANGE),
-            slots=_read_integer(given, "TILEMIX_STUDIO_SLOTS", 4, SLOTS_RANGE),
-            cog_url=_read_url(given, "TILEMIX_COG_URL", ("http", "https")) or "http://127.0.0.1:5000",
+            slots=_read_integer(given, "TILEMIX_STUDIO_SLOTS", SLOTS, SLOTS_RANGE),
+            cog_url=_read_url(given, "TILEMIX_COG_URL", ("http", "https")) or COG_URL,
             cog_webhook_token=_read_token(given, "WEBHOOK_AUTH_TOKEN"),
             replicate_token=_read_token(given, "REPLICATE_API_TOKEN"),
             replicate_version=given.get("TILEMIX_REPLICATE_VERSION"),

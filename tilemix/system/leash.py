@@ -17,7 +17,7 @@ class Leash:
     """Runs a shell command when this process ends; `$1`, `$2`, ... in it are the arguments."""
 
     def __init__(self, command: str, *arguments: str) -> None:
-        self._shell = subprocess.Popen(  # noqa: S603
+        self._shell = subprocess.Popen(  # noqa: S603  our own arguments, no shell
             ("/bin/sh", "-c", f"read -r _; {command}", "leash", *arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,  # whoever reads this process's output must not wait for the shell

@@ -42,12 +42,8 @@ def fold(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold().translate(FOLD)
 
 
-def expand_color_word(base: str, language: str) -> list[str]:
-    """Return the folded forms of a listed color word: cases, genders, joined spelling, dropped diacritics."""
-    return _expand(base, load_languages()[language])
-
-
-def _expand(base: str, language: Language) -> list[str]:
+def expand_word(base: str, language: Language) -> list[str]:
+    """Return the folded forms of a listed word: cases, genders, joined spelling, dropped diacritics."""
     lowered = unicodedata.normalize("NFC", base).lower()
     forms = [lowered]
     for endings in language.endings:
@@ -79,7 +75,7 @@ def color_words() -> dict[str, tuple[str, str, str]]:
     for code, language in load_languages().items():
         for name, bases in language.colors.items():
             for base in bases:
-                for form in _expand(base, language):
+                for form in expand_word(base, language):
                     words.setdefault(form, (name, base, code))
     return words
 
@@ -106,7 +102,7 @@ def _list_words(language: Language) -> list[tuple[str, Meaning]]:
     for kind, groups in inflected:
         for value, bases in groups.items():
             meaning = Meaning(kind, value)
-            found += [(form, meaning) for base in bases for form in _expand(base, language)]
+            found += [(form, meaning) for base in bases for form in expand_word(base, language)]
     plain: tuple[tuple[Kind, list[str]], ...] = (
         ("percent", language.percent),
         ("before", language.percent_before),
