@@ -11,8 +11,9 @@ from pathlib import Path
 import uvicorn
 
 from tilemix.studio.app import create_app
-from tilemix.studio.guard import RateLimit
+from tilemix.studio.limits import RateLimit
 from tilemix.studio.service import Studio
+from tilemix.studio.serving import make_config
 from tilemix.studio.settings import Secret, Settings
 
 CHROMIUM = Path("/usr/bin/chromium")  # Debian's; Playwright's own comes from no package index
@@ -40,7 +41,7 @@ def run_live_studio(folder: Path, cog_url: str, **changes) -> Iterator[str]:
     )
     with Studio(settings) as studio:
         app = create_app(studio, rate_limit=RateLimit())
-        with run_server_thread(uvicorn.Config(app, port=port, log_config=None, access_log=False)):
+        with run_server_thread(make_config(app, settings)):
             yield f"http://127.0.0.1:{port}"
 
 

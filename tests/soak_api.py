@@ -32,7 +32,7 @@ from tests.cog_stand_in import CogStandIn, run_cog_stand_in
 from tests.studio_parts import data_uri, picture
 from tilemix.studio import api
 from tilemix.studio.app import create_app
-from tilemix.studio.guard import RateLimit
+from tilemix.studio.limits import RateLimit
 from tilemix.studio.service import Studio
 from tilemix.studio.settings import Secret, Settings
 

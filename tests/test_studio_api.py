@@ -19,10 +19,10 @@ from tests.studio_parts import OTHER_SECRET, SECRET, body, data_uri, picture, si
 from tilemix.errors import SettingsError, StoreDownError
 from tilemix.request import GenerationRequest
 from tilemix.studio import api
-from tilemix.studio.__main__ import MaskingFormatter
 from tilemix.studio.app import create_app
-from tilemix.studio.guard import BURST, RateLimit
 from tilemix.studio.inbox import MAX_BODY_BYTES
+from tilemix.studio.limits import BURST, RateLimit
+from tilemix.studio.log import MaskingFormatter
 from tilemix.studio.replicate_backend import ReplicateBackend, replicate_client
 from tilemix.studio.service import Studio
 from tilemix.studio.settings import Secret, Settings
@@ -451,7 +451,7 @@ def test_the_endpoint_decides_how_a_sender_proves_itself(shared, path, headers, 
 
 
 def test_a_body_that_is_too_large_is_refused_announced_or_not(shared):
-    most = MAX_BODY_BYTES["replicate"]
+    most = MAX_BODY_BYTES
     announced = shared.post("/webhooks/replicate", content=b"x" * (most + 1), headers=sign(b"x"))
     pieces = (b"x" * 1_000_000 for _ in range(most // 1_000_000 + 1))
     streamed = shared.post("/webhooks/replicate", content=pieces, headers=sign(b"x"))
@@ -543,7 +543,7 @@ def test_a_rate_limit_fills_up_again_for_each_address():
 
 
 def test_a_rate_limit_keeps_no_more_addresses_than_it_may(monkeypatch):
-    monkeypatch.setattr("tilemix.studio.guard.MAX_ADDRESSES", 3)
+    monkeypatch.setattr("tilemix.studio.limits.MAX_ADDRESSES", 3)
     moments = [0.0]
     limit = RateLimit(clock=lambda: moments[0])
     assert [limit.take(name) for name in "aabcd"] == [True, True, True, True, False]

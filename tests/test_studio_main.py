@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from tilemix.errors import SettingsError
-from tilemix.studio.__main__ import MaskingFormatter, main
+from tilemix.studio.__main__ import main
+from tilemix.studio.log import MaskingFormatter
 from tilemix.studio.own_server import place_server
 from tilemix.studio.service import Studio
 from tilemix.studio.settings import Settings

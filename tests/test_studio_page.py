@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 from starlette.datastructures import FormData
+from starlette.testclient import TestClient
 
 from tests.cog_stand_in import run_cog_stand_in
 from tests.studio_parts import body, data_uri, picture
@@ -19,6 +20,7 @@ from tilemix.colors.chart import load_colors
 from tilemix.prompts.mix import parse_mix
 from tilemix.studio.model_files import ModelFiles, ask_command_line
 from tilemix.studio.negotiation import choose_language
+from tilemix.studio.sessions import GUESSES_AT_ONCE
 from tilemix.studio.settings import Secret
 from tilemix.studio.web.messages import explain_data
 from tilemix.studio.web.mix_form import read_page_form, split_text
@@ -28,6 +30,7 @@ from tilemix.studio.web.words import LANGUAGES, load_words
 from tilemix.system.project import ROOT
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+TOKEN = "a-token-of-the-studio"  # noqa: S105
 NASTY = '<script>alert(1)</script>" onload="x'
 
 
@@ -620,6 +623,48 @@ def test_a_person_logs_in_with_the_token_and_out_again(tmp_path, cog):
         assert client.get("/api/predictions").status_code == 401
         client.cookies.set("tilemix_session", "0" * 64)
         assert client.get("/api/predictions").status_code == 401
+
+
+def test_a_session_ends_at_logout_and_outlives_a_restart(tmp_path, cog):
+    """A copy of the cookie went on working for 30 days."""
+    with run(tmp_path, cog, token=Secret(TOKEN)) as client:
+        client.post("/login", data={"token": TOKEN})
+        cookie = client.cookies["tilemix_session"]
+    headers = {"Cookie": f"tilemix_session={cookie}"}
+    with run(tmp_path, cog, token=Secret(TOKEN)) as client:
+        assert client.get("/api/predictions", headers=headers).status_code == 200
+        client.post("/logout", headers=headers)
+        assert client.get("/api/predictions", headers=headers).status_code == 401
+    with run(tmp_path, cog, token=Secret(TOKEN)) as client:
+        assert client.get("/api/predictions", headers=headers).status_code == 401
+
+
+def test_guesses_at_the_token_are_limited_for_each_address(tmp_path, cog):
+    with run(tmp_path, cog, token=Secret(TOKEN), proxies=("127.0.0.0/8",), rate_limit=NoLimit()) as client:
+        client.post("/login", data={"token": TOKEN})
+        for number in range(GUESSES_AT_ONCE):
+            if number % 2:
+                answer = httpx_client(client).post("/login", data={"token": f"wrong {number}"})
+            else:
+                wrong = {"Authorization": f"Bearer wrong-{number}"}
+                answer = httpx_client(client).get("/api/predictions", headers=wrong)
+            assert answer.status_code == 401
+        right = {"Authorization": f"Bearer {TOKEN}"}
+        answer = httpx_client(client).get("/api/predictions", headers=right)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "studio-too-many-guesses")
+        assert httpx_client(client).post("/login", data={"token": TOKEN}).status_code == 429
+        assert client.get("/api/predictions").status_code == 200  # who is logged in does not guess
+        visitor = {**right, "X-Forwarded-For": "10.0.0.1, 203.0.113.7"}
+        stranger = httpx_client(client, ("192.0.2.1", 1))
+        assert (
+            httpx_client(client, ("127.0.0.1", 1)).get("/api/predictions", headers=visitor).status_code == 200
+        )
+        assert stranger.get("/api/predictions", headers=right).status_code == 200
+
+
+def httpx_client(client, peer=("198.51.100.1", 1)):
+    """Another client of the same studio, without its cookies."""
+    return TestClient(client.app, base_url=str(client.base_url), client=peer)
 
 
 def test_a_session_ends_with_its_token(tmp_path, cog):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import logging
 import os
 import sys
 
@@ -13,21 +12,11 @@ import uvicorn
 
 from tilemix.errors import SettingsError, TilemixError
 from tilemix.studio.app import create_app
+from tilemix.studio.log import log_to_stderr
 from tilemix.studio.own_server import place_server, run_own_server, try_port
 from tilemix.studio.service import Studio
-from tilemix.studio.settings import Settings, mask
-
-SHUTDOWN_SECONDS = 3
-
-
-class MaskingFormatter(logging.Formatter):
-    """Replaces secrets by stars in every log line and traceback, whoever wrote it."""
-
-    secrets: frozenset[str] = frozenset()  # the known ones; what looks like a key is masked anyway
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format a record and mask it."""
-        return mask(super().format(record), self.secrets)
+from tilemix.studio.serving import make_config
+from tilemix.studio.settings import Settings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,31 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
                 running.enter_context(run_own_server(settings, is_drawing=lambda: studio.queue.is_awaiting))
             # The studio ends first and cancels what the server draws; the next start draws it again.
             running.enter_context(studio)
-            uvicorn.run(
-                create_app(studio),
-                host=settings.host,
-                port=settings.port,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_graceful_shutdown=SHUTDOWN_SECONDS,  # a caller may be waiting for a picture
-            )
+            uvicorn.Server(make_config(create_app(studio), settings)).run()
     except TilemixError as error:
         sys.stderr.write(f"tilemix.studio: {error}\n")
         return 1
     return 0
-
-
-def log_to_stderr() -> MaskingFormatter:
-    """Set up logging; return its formatter, so that it can be told the secrets."""
-    formatter = MaskingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs a line for every health check
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    return formatter
 
 
 if __name__ == "__main__":

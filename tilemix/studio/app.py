@@ -11,10 +11,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from tilemix.errors import InputError, Message, RefusalError, StoreDownError
 from tilemix.studio.api import api_routes
-from tilemix.studio.guard import HEADERS, Guard, RateLimit
+from tilemix.studio.bodies import Bodies
+from tilemix.studio.guard import HEADERS, Guard
+from tilemix.studio.limits import RateLimit
 from tilemix.studio.web.page import page_routes
 from tilemix.studio.web.rendering import PageRenderer
 from tilemix.studio.webhooks import RETRY_SECONDS, webhook_routes
@@ -55,7 +58,7 @@ def create_app(studio: Studio, *, rate_limit: RateLimit | None = None) -> Starle
     async def refuse(request: Request, error: Exception) -> Response:
         if isinstance(error, RefusalError | InputError):
             status = error.status if isinstance(error, RefusalError) else 422
-            headers = {"Retry-After": str(RETRY_SECONDS)} if status == 503 else None
+            headers = {"Retry-After": str(RETRY_SECONDS)} if status in {429, 503} else None
             return renderer.refuse(request, error.message, status, headers)
         assert isinstance(error, HTTPException)  # of Starlette: its router and its form parser
         return renderer.refuse(request, _name_refusal(request, error), error.status_code, error.headers)
@@ -66,8 +69,14 @@ def create_app(studio: Studio, *, rate_limit: RateLimit | None = None) -> Starle
         return renderer.refuse(request, Message("studio-broken", {}), 500, HEADERS)
 
     guard = Middleware(
-        Guard, settings=studio.settings, rate_limit=rate_limit or RateLimit(), refuse=renderer.refuse
+        Guard,
+        settings=studio.settings,
+        sessions=studio.sessions,
+        rate_limit=rate_limit or RateLimit(studio.clock.monotonic),
+        refuse=renderer.refuse,
     )
+    # Without a trusted proxy it changes nothing.
+    proxied = Middleware(ProxyHeadersMiddleware, trusted_hosts=list(studio.settings.proxies))
     return Starlette(
         routes=[
             *webhook_routes(studio),
@@ -75,7 +84,7 @@ def create_app(studio: Studio, *, rate_limit: RateLimit | None = None) -> Starle
             Route("/health", health, methods=["GET"]),
             *page_routes(studio, renderer),
         ],
-        middleware=[guard],
+        middleware=[proxied, guard, Middleware(Bodies)],
         exception_handlers={
             **dict.fromkeys((InputError, RefusalError, HTTPException), refuse),
             Exception: apologize,

@@ -4,14 +4,11 @@
 * If a token is set, a request needs it, or the session that a person got for it. A browser without either is sent
   to the login page. Webhooks have their own authentication.
 * Changes must not come from a page of another origin.
-* Each address may make so many changes a minute, and no body may be larger than a form.
+* Each address may make so many changes and guesses a minute, and no body may be larger than a form.
 """
 
 from __future__ import annotations
 
-import hmac
-import threading
-import time
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
@@ -20,8 +17,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse
 
 from tilemix.errors import Message, RefusalError
+from tilemix.studio.addresses import group_address
+from tilemix.studio.limits import CHANGES_A_MINUTE
 from tilemix.studio.negotiation import prefers
-from tilemix.studio.sessions import SESSION_COOKIE, is_session
+from tilemix.studio.sessions import SESSION_COOKIE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
     from starlette.types import Message as Event
 
+    from tilemix.studio.limits import RateLimit
+    from tilemix.studio.sessions import Sessions
     from tilemix.studio.settings import Settings
 
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -37,11 +38,6 @@ OPEN_PATHS = ("/webhooks/", "/health")  # open to everybody: they need no token
 LOGIN_PATHS = ("/login", "/static/")  # what a person sees before the token is typed
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_FORM_BYTES = 256 * 2**10
-CHANGES_A_MINUTE = 60
-SECONDS_A_CHANGE = 60 / CHANGES_A_MINUTE
-ROUNDING = 1e-6  # seconds, of sums of floating-point times
-BURST = 20
-MAX_ADDRESSES = 10_000
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; form-action 'self'; base-uri 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -52,34 +48,6 @@ HEADERS = {
 }
 
 
-class RateLimit:
-    """For each address, `BURST` changes at once and `CHANGES_A_MINUTE` in the long run.
-
-    For each address it keeps one number: when the whole burst will be available again. The clock is monotonic, so
-    that setting the system's clock back locks nobody out.
-
-    Source: the generic cell rate algorithm, https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._whole_at: dict[str, float] = {}  # address -> when its whole burst is available
-        self._turn = threading.Lock()
-
-    def take(self, address: str) -> bool:
-        """Return whether this address may change something now, and count it."""
-        with self._turn:
-            now = self._clock()
-            if len(self._whole_at) >= MAX_ADDRESSES:
-                self._whole_at = {key: then for key, then in self._whole_at.items() if then > now}
-            whole_at = max(self._whole_at.get(address, now), now) + SECONDS_A_CHANGE
-            is_kept = address in self._whole_at or len(self._whole_at) < MAX_ADDRESSES
-            if not is_kept or whole_at - now > BURST * SECONDS_A_CHANGE + ROUNDING:
-                return False
-            self._whole_at[address] = whole_at
-            return True
-
-
 class Guard:
     """The middleware; `refuse` makes the answer for a request that does not pass."""
 
@@ -88,12 +56,14 @@ class Guard:
         app: ASGIApp,
         *,
         settings: Settings,
+        sessions: Sessions,
         rate_limit: RateLimit,
         refuse: Callable[..., Response],
     ) -> None:
         self._app = app
         self._make_refusal = refuse
-        self._token = settings.token
+        self._has_token = settings.token is not None
+        self._sessions = sessions
         self._rate_limit = rate_limit
         public = [urlsplit(settings.public_url)] if settings.public_url else []
         self._netlocs = {url.netloc for url in public}
@@ -126,9 +96,13 @@ class Guard:
         host = headers.get("host", "")
         if self._hosts is not None and _hostname(host) not in self._hosts:
             return self._make_refusal(request, Message("studio-wrong-host", {"host": host[:80]}), 421)
+        address = group_address(scope["client"][0] if scope.get("client") else "")
         is_open = path.startswith(OPEN_PATHS)
-        if not (is_open or path.startswith(LOGIN_PATHS) or self._is_known(request)):
-            return self._ask_for_token(request)
+        try:
+            if not (is_open or path.startswith(LOGIN_PATHS) or self._is_known(request, address)):
+                return self._ask_for_token(request)
+        except RefusalError as error:
+            return self._make_refusal(request, error.message, error.status, {"Retry-After": "10"})
         if scope["method"] in SAFE_METHODS or is_open:
             return None
         origin = headers.get("origin")
@@ -137,19 +111,16 @@ class Guard:
         if is_foreign or site not in {"same-origin", "none"}:
             message = Message("studio-foreign-origin", {"origin": (origin or site)[:80]})
             return self._make_refusal(request, message, 403)
-        address = scope["client"][0] if scope.get("client") else ""
         if not self._rate_limit.take(address):
             message = Message("studio-too-many-changes", {"most": CHANGES_A_MINUTE})
             return self._make_refusal(request, message, 429, {"Retry-After": "5"})
         return None
 
-    def _is_known(self, request: Request) -> bool:
-        if self._token is None:
+    def _is_known(self, request: Request, address: str) -> bool:
+        if not self._has_token or self._sessions.holds(request.cookies.get(SESSION_COOKIE, "")):
             return True
-        expected = f"Bearer {self._token.reveal()}".encode()
-        given = request.headers.get("authorization", "").encode("latin-1")
-        session = request.cookies.get(SESSION_COOKIE, "")
-        return hmac.compare_digest(given, expected) or is_session(session, self._token)
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        return scheme == "Bearer" and self._sessions.check_token(given, address)
 
     def _ask_for_token(self, request: Request) -> Response:
         is_page = request.method == "GET" and not request.scope["path"].startswith("/api/")

@@ -25,8 +25,6 @@ from tilemix.studio.clock import SystemClock
 from tilemix.studio.store.schema import Delivery, Prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sqlalchemy.orm import InstrumentedAttribute, Session
 
     from tilemix.studio.clock import Clock
@@ -35,10 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY_BYTES: Mapping[BackendName, int] = {
-    "cog": 48 * 2**20,  # it puts the picture into the body
-    "replicate": 4 * 2**20,
-}
+MAX_BODY_BYTES = 4 * 2**20  # a Cog server is asked for the start and the logs alone, not for the picture
 STORED_AT_ONCE = 64  # in one transaction
 READ_AT_ONCE = 20  # in one transaction
 LOOK_AGAIN_SECONDS = 1.0  # for deliveries whose prediction was unknown

@@ -17,6 +17,7 @@ from tilemix.studio.queue import PART as QUEUE
 from tilemix.studio.queue import Queue
 from tilemix.studio.reconciler import Reconciler
 from tilemix.studio.replicate_backend import ReplicateBackend, replicate_client
+from tilemix.studio.sessions import Sessions
 from tilemix.studio.signatures import Keyring
 from tilemix.studio.store.database import Database
 from tilemix.studio.store.locks import lock_file
@@ -73,6 +74,7 @@ class Studio:
         except BaseException:
             self._lock.close()
             raise
+        self.sessions = Sessions(self.database, settings.token, clock=self.clock)
         webhook_url = _webhook_url(settings, self.backend.name)
         self.inbox = Inbox(self.database, clock=self.clock)
         self.queue = Queue(

@@ -67,6 +67,7 @@ class Settings:
     host: str = HOST
     port: int = PORT
     token: Secret | None = None  # None: no token is needed
+    proxies: tuple[str, ...] = ()  # addresses and networks whose X-Forwarded-For is believed
     public_url: str | None = None  # https://..., without a trailing slash
     backend: BackendName = BACKENDS[0]
     deadline_seconds: int = DEADLINE_SECONDS
@@ -97,6 +98,7 @@ class Settings:
             host=given.get("TILEMIX_STUDIO_HOST", HOST),
             port=_read_integer(given, "TILEMIX_STUDIO_PORT", PORT, PORT_RANGE),
             token=_read_token(given, "TILEMIX_STUDIO_TOKEN"),
+            proxies=_read_networks(given, "TILEMIX_STUDIO_PROXIES"),
             public_url=_read_url(given, "TILEMIX_STUDIO_PUBLIC_URL", ("https",)),
             backend=_read_backend(given),
             deadline_seconds=_read_integer(
@@ -181,6 +183,16 @@ def _read_token(given: Mapping[str, str], name: str) -> Secret | None:
     if not TOKEN.fullmatch(text):
         raise SettingsError("settings-bad-token", name=name)
     return Secret(text)
+
+
+def _read_networks(given: Mapping[str, str], name: str) -> tuple[str, ...]:
+    networks = tuple(text.strip() for text in given.get(name, "").split(",") if text.strip())
+    for text in networks:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError:
+            raise SettingsError("settings-bad-network", name=name, typed=text[:60]) from None
+    return networks
 
 
 def _read_url(given: Mapping[str, str], name: str, schemes: tuple[str, ...]) -> str | None:

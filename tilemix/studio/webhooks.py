@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from tilemix.errors import DeliveryError, Message, StoreDownError
+from tilemix.errors import DeliveryError, Message, RefusalError, StoreDownError
 from tilemix.studio.inbox import MAX_BODY_BYTES, Arrival
 from tilemix.studio.signatures import SignedHeaders, check_address_key, check_bearer
 
@@ -40,7 +40,7 @@ def webhook_routes(studio: Studio) -> list[Route]:
 
     async def from_replicate(request: Request) -> JSONResponse:
         signed = SignedHeaders.parse(request.headers.raw)
-        body = await _read_body(request, MAX_BODY_BYTES["replicate"])
+        body = await _read_body(request)
         await run_in_threadpool(studio.keyring.verify, signed, body)
         await _store(request, "replicate", body, signed.id)
         return JSONResponse({})
@@ -51,7 +51,7 @@ def webhook_routes(studio: Studio) -> list[Route]:
             check_address_key(query.get("key", ""), key, query.get("prediction", ""))
         else:
             check_bearer(request.headers.raw, studio.settings.cog_webhook_token)
-        await _store(request, "cog", await _read_body(request, MAX_BODY_BYTES["cog"]), None)
+        await _store(request, "cog", await _read_body(request), None)
         return JSONResponse({})
 
     async def _store(request: Request, source: BackendName, body: bytes, webhook_id: str | None) -> None:
@@ -76,11 +76,11 @@ def webhook_routes(studio: Studio) -> list[Route]:
 async def _answer(request: Request, endpoint: Endpoint) -> JSONResponse:
     try:
         return await endpoint(request)
-    except DeliveryError as error:
-        logger.warning("%s: refused: %s", request.url.path, error)
-        return _refuse(error.message, error.status)
     except (StoreDownError, TimeoutError) as error:
         logger.warning("%s: a delivery could not be stored: %s", request.url.path, error or "no time left")
+    except RefusalError as error:
+        logger.warning("%s: refused: %s", request.url.path, error)
+        return _refuse(error.message, error.status)
     except ClientDisconnect:
         raise
     except Exception:  # the edge: whatever it was, the sender must try again
@@ -93,15 +93,15 @@ def _refuse(message: Message, status: int) -> JSONResponse:
     return JSONResponse({"error": message.describe()}, status, headers=headers)
 
 
-async def _read_body(request: Request, most: int) -> bytes:
+async def _read_body(request: Request) -> bytes:
     """Return the raw body; refuse one that is too large, announced or not."""
     announced = request.headers.get("content-length", "0")
     body = bytearray()
-    if not (announced.isascii() and announced.isdigit() and int(announced[:20]) > most):
+    if not (announced.isascii() and announced.isdigit() and int(announced[:20]) > MAX_BODY_BYTES):
         async for piece in request.stream():
             body += piece
-            if len(body) > most:
+            if len(body) > MAX_BODY_BYTES:
                 break
         else:
             return bytes(body)
-    raise DeliveryError("studio-body-too-large", status=413, most=most)
+    raise DeliveryError("studio-body-too-large", status=413, most=MAX_BODY_BYTES)

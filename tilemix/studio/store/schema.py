@@ -1,7 +1,7 @@
 """The studio's tables.
 
 `predictions` holds each request and its state, and is the queue. `shares` holds the mix, for the gallery's search by
-color; `outputs` the picture; `deliveries` every webhook that arrived.
+color; `outputs` the picture; `deliveries` every webhook that arrived; `logins` the sessions.
 """
 
 from __future__ import annotations
@@ -171,3 +171,12 @@ class Delivery(Base):
     state: Mapped[DeliveryState] = mapped_column(String(16))
     remote_id: Mapped[str | None] = mapped_column(String(128))  # read from the body
     error: Mapped[str | None] = mapped_column(Text)  # why it is unreadable
+
+
+class Login(Base):
+    """One session of a person who typed the token."""
+
+    __tablename__ = "logins"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)  # see tilemix.studio.sessions
+    begun_at: Mapped[datetime]

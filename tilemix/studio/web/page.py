@@ -43,6 +43,6 @@ def page_routes(studio: Studio, renderer: PageRenderer) -> list[Route]:
     return [
         *MixerPage(studio, gallery, renderer).routes(),
         *ResultPages(studio, gallery, renderer).routes(),
-        *ReaderPages(settings, renderer).routes(),
+        *ReaderPages(settings, studio.sessions, renderer).routes(),
         Route("/models", models, methods=["GET"], include_in_schema=False),
     ]

@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from tilemix.errors import RefusalError, RequestError
-from tilemix.studio.sessions import SESSION_COOKIE, SESSION_SECONDS, is_token, make_session
+from tilemix.studio.addresses import group_address
+from tilemix.studio.sessions import SESSION_COOKIE, SESSION_SECONDS
 from tilemix.studio.web.rendering import IMMUTABLE
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from tilemix.studio.sessions import Sessions
     from tilemix.studio.settings import Settings
     from tilemix.studio.web.rendering import PageRenderer
 
@@ -27,8 +30,9 @@ MAX_FIELD_BYTES = 2 * 2**10
 class ReaderPages:
     """Cookies and static files."""
 
-    def __init__(self, settings: Settings, renderer: PageRenderer) -> None:
+    def __init__(self, settings: Settings, sessions: Sessions, renderer: PageRenderer) -> None:
         self._settings = settings
+        self._sessions = sessions
         self._renderer = renderer
 
     def routes(self) -> list[Route]:
@@ -66,12 +70,12 @@ class ReaderPages:
         """Check the token and start a session."""
         async with request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as data:
             goal, typed = _local(data.get("next")), data.get("token", "")
-        token = self._settings.token
-        if token is not None:
-            if not (isinstance(typed, str) and is_token(typed, token)):
+        if self._settings.token is not None:
+            address = group_address(request.client.host if request.client is not None else "")
+            if not (isinstance(typed, str) and self._sessions.check_token(typed, address)):
                 return self._renderer.render(request, "login.html", status=401, next=goal, is_wrong=True)
             answer = RedirectResponse(goal, 303)
-            value = make_session(token)
+            value = await run_in_threadpool(self._sessions.begin)
             self._set_cookie(
                 request, answer, SESSION_COOKIE, value, seconds=SESSION_SECONDS, samesite="strict"
             )
@@ -79,7 +83,9 @@ class ReaderPages:
         return RedirectResponse(goal, 303)
 
     async def logout(self, request: Request) -> Response:
-        """End the session in this browser."""
+        """End the session, here and wherever its cookie went."""
+        if (value := request.cookies.get(SESSION_COOKIE)) is not None:
+            await run_in_threadpool(self._sessions.end, value)
         answer = RedirectResponse("/login", 303)
         self._set_cookie(request, answer, SESSION_COOKIE, "", seconds=0, samesite="strict")
         return answer
