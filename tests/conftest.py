@@ -64,7 +64,10 @@ def postgres_url() -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(params=DATABASES)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a new, empty database, once of each kind."""
     from tests.studio_parts import make_postgres_database
@@ -89,7 +92,7 @@ def postgres_database(postgres_url: str) -> Iterator["Database"]:
         opened.close()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=DATABASES)
 def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator["Database"]:
     """An open database with empty tables, once of each kind."""
     from sqlalchemy import text

@@ -36,6 +36,7 @@ A_B = ("lora_A.weight", "lora_B.weight")
 NAN, INFINITE = torch.tensor(float("nan")), torch.tensor(float("inf"))
 
 
+@pytest.mark.slow
 def test_two_conventions_in_one_file_are_both_read(read, tmp_path):
     path = tmp_path / "x.safetensors"
     one = torch.tensor([2.0])  # an alpha of the shape (1,) is a number

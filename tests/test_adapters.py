@@ -343,6 +343,7 @@ def test_a_small_weight_is_merged_whole_as_a_large_one_is_in_parts(dtype, shape,
     torch.testing.assert_close(found[0], exact.to(dtype), rtol=torch.finfo(dtype).eps * 2, atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_model_is_merged_in_fp32_and_rounded_once(tiny_project, tmp_path, dtype):
     ready = load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), dtype)
@@ -751,6 +752,7 @@ def test_a_token_of_two_files_is_the_later_ones(ready, tmp_path, caplog):
     assert_same(snapshot(ready.base.pipeline), before)
 
 
+@pytest.mark.slow
 def test_a_token_that_the_base_brings_is_replaced_and_comes_back(tiny_project, tmp_path):
     """A base may have been saved with learned tokens in it."""
     base = load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), torch.float32).base

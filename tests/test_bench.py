@@ -233,6 +233,7 @@ def test_both_peers_and_tilemix_draw_the_same_picture_and_another_lora_scale_ano
     assert not exact_gate("exact", [count_within_one(other, pixels)]).holds
 
 
+@pytest.mark.slow
 def test_the_real_layout_has_560_modules_for_a_lora_and_70_transformer_blocks():
     from bench.topology import FAITHFUL, REAL, build_parts, list_attention_modules
 

@@ -17,6 +17,7 @@ from tilemix.system.project import ROOT
 PEARL = ColorMix((ColorShare("pearl", Decimal(60)), ColorShare("green", Decimal(40))))
 
 
+@pytest.mark.slow
 def test_gaps_tell_bound_granules_from_what_is_laid_flat_or_in_light_joints():
     """Gravel, cobbles and carpet have dark gaps, too: the base knows gaps, and not these granules."""
     shares = {
@@ -38,6 +39,7 @@ def test_narrow_dark_lines_are_gaps_and_wide_ones_are_not():
     assert tiles.find_gap_share(picture) == pytest.approx(100 * 3 / 120)
 
 
+@pytest.mark.slow
 def test_a_picture_that_comes_again_is_a_repeat_and_granules_are_not():
     granules = draw_photograph(PEARL, "rubber tile", (512, 512), 1)
     again = np.tile(draw_photograph(PEARL, "rubber tile", (128, 128), 1), (4, 4, 1))

@@ -270,6 +270,7 @@ def draw(output):
     return output.read_bytes()
 
 
+@pytest.mark.slow
 def test_predict_draws_a_tile(tmp_path):
     assert draw(tmp_path / "a.png").startswith(b"\x89PNG")
 

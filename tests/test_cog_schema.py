@@ -133,6 +133,7 @@ def test_the_committed_file_means_what_predict_py_says():
         assert committed[name] == made[name], "run `make schema`"
 
 
+@pytest.mark.slow
 def test_the_sdk_reads_the_same_inputs_out_of_the_running_class(monkeypatch):
     """Cog's inspector imports predict.py and looks at the signature: another way to the same facts."""
     from cog._inspector import create_predictor
@@ -229,6 +230,7 @@ def test_the_file_is_written_whole_and_leaves_nothing_else(tmp_path):
     assert [path.name for path in schema.parent.iterdir()] == ["openapi_schema.json"]
 
 
+@pytest.mark.slow
 def test_making_the_schema_runs_neither_predict_py_nor_a_heavy_library():
     code = (
         "import sys, tools.cog_schema as s; s.make_schema(s.PREDICTOR.read_text());"

@@ -28,6 +28,7 @@ def run(packages, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_training_and_the_studio_are_not_in_it(packages):
     names = {path.name for path in packages.iterdir()}
     assert {"torch", "diffusers", "compel", "isal"} <= names

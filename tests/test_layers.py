@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def room_of(module: str) -> str:
     return ".".join(parts[:2]) if parts[0] == "tilemix" else parts[0]
 
 
+@cache
 def imports_of(name: str, *, only_at_load: bool = False) -> set[str]:
     """The modules of ours that a module imports; `only_at_load` leaves out functions and TYPE_CHECKING."""
     found = set()

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from tests.adapter_crafts import Workbench, embedding_rows, read_weights
 from tests.adapter_formats import EMBEDDING_FORMATS, LORA_FORMATS, render_table
 from tests.pace import assert_quick, processor_seconds
+from tests.quick import first_quick
 from tests.tiny_sdxl import COMPONENTS
 from tilemix.adapters.embedding_file import read_embedding
 from tilemix.adapters.lora_file import read_lora
@@ -106,12 +107,6 @@ def set_weights(pipeline, weights):
         for name, tensor in weights.items():
             component, _, parameter = name.partition(".")
             getattr(pipeline, component).get_parameter(parameter).copy_(tensor)
-
-
-def first_quick(params):
-    """The parameters, all but the first of them slow."""
-    slow = [pytest.param(*one.values, id=one.id, marks=[*one.marks, pytest.mark.slow]) for one in params[1:]]
-    return [params[0], *slow]
 
 
 @pytest.mark.parametrize("form", first_quick(named(LORA_FORMATS, "exact")))
@@ -301,6 +296,7 @@ def test_the_table_has_one_row_for_each_format():
     assert len(set(rows)) == len(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [9_000, 20_000])
 def test_thousands_of_foreign_tensors_are_refused_in_a_fifth_of_a_second(ready, tmp_path, count):
     path = tmp_path / "x.safetensors"
@@ -344,6 +340,7 @@ SHAPES = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     entries=st.dictionaries(

@@ -312,6 +312,7 @@ def test_the_base_stage_refuses_an_unfinished_vae(tmp_path, recipe, tokenizers):
         train_base(recipe, tmp_path, tokenizers, workers=1, device=CPU)
 
 
+@pytest.mark.slow
 def test_an_exported_folder_loads_as_sdxl_without_a_warning(tmp_path, recipe, state):
     folder = tmp_path / "model"
     write_model(folder, build_miniature(recipe), recipe, MODEL)

@@ -413,6 +413,7 @@ VALUES = (
 METADATA = st.dictionaries(st.sampled_from(FIELDS), st.one_of(st.text(max_size=20), st.sampled_from(VALUES)))
 
 
+@pytest.mark.slow
 @given(tensors=TENSORS, metadata=METADATA)
 def test_recognition_answers_for_any_header_and_not_by_the_order(tensors, metadata):
     header = Header(tensors, metadata, 0)

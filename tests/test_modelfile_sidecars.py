@@ -246,6 +246,7 @@ def test_a_hash_of_nothing_is_computed_instead(model):
     assert file.hash_source == "computed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "note"),
     [

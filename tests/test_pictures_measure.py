@@ -226,6 +226,7 @@ def random_mix(random: np.random.Generator) -> ColorMix:
     return make_mix(**dict(zip(random.permutation(BASIC)[:count].tolist(), percents.tolist(), strict=True)))
 
 
+@pytest.mark.slow
 def test_photographs_are_measured_to_two_points():
     """Over 40 of them, in mean: 1.6 points from the mix, and 0.1 % for colors that are not there."""
     random = np.random.default_rng(0)

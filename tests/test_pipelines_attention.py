@@ -52,6 +52,7 @@ def test_every_step_is_bit_equal_to_diffusers_own(unets):
     assert torch.equal(run(ours, sample, inputs), run(theirs, sample, inputs))
 
 
+@pytest.mark.slow
 def test_keys_and_values_are_computed_once_a_run(unets):
     _, ours, keys = unets
     sample, inputs = make_inputs(1)
@@ -67,6 +68,7 @@ def test_keys_and_values_are_computed_once_a_run(unets):
     assert count_projections(ours, run_three_steps) == 3 * 2 * blocks
 
 
+@pytest.mark.slow
 def test_another_text_in_the_same_run_has_its_own_keys(unets):
     theirs, ours, keys = unets
     with keys.kept():
@@ -75,6 +77,7 @@ def test_another_text_in_the_same_run_has_its_own_keys(unets):
             assert torch.equal(run(ours, sample, inputs), run(theirs, sample, inputs))
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_after_an_error_or_a_cancellation(unets):
     theirs, ours, keys = unets
     sample, inputs = make_inputs(1)
@@ -108,6 +111,7 @@ def find_self_attention(unet):
     return unet.get_submodule(name.removesuffix(".processor"))
 
 
+@pytest.mark.slow
 def test_what_is_merged_into_one_projection_is_in_the_joined_one(unets):
     theirs, ours, _ = unets
     sample, inputs = make_inputs(1)
@@ -143,6 +147,7 @@ def test_the_model_has_the_same_tensors_as_before(unets):
     assert attention.to_k.weight.untyped_storage().data_ptr() == attention.qkv_weight.data_ptr()
 
 
+@pytest.mark.slow
 def test_kept_keys_stay_at_their_address(unets):
     """Code that was compiled, or recorded as a CUDA graph, looks for them there."""
     _, ours, keys = unets

@@ -61,6 +61,7 @@ def test_a_lora_and_its_tokens_are_in_place_after_loading(project, caplog):
     torch.testing.assert_close(weight, before + 0.7 * delta)
 
 
+@pytest.mark.slow
 def test_a_lora_that_brings_tokens_installs_them(project, caplog):
     """Under the manifest's names, or under the file's own."""
     weights = project / "weights"
@@ -87,6 +88,7 @@ def test_a_lora_that_brings_tokens_installs_them(project, caplog):
         load_pipeline(find_model("tiny", project), CPU, torch.float32)
 
 
+@pytest.mark.slow
 def test_the_archive_of_a_training_is_one_adapter(project):
     weights = project / "weights"
     path = QUERY.removeprefix("unet.").replace(".to_q", ".processor.to_q_lora")
@@ -110,6 +112,7 @@ def test_the_archive_of_a_training_is_one_adapter(project):
     torch.testing.assert_close(merged - weight, torch.full((32, 32), 0.7 * 4))
 
 
+@pytest.mark.slow
 def test_embeddings_without_names_in_the_manifest_have_the_files_own(project):
     weights = project / "weights"
     rows = {"text_encoders_0": torch.randn(2, 32), "text_encoders_1": torch.randn(2, 48)}
@@ -140,6 +143,7 @@ def test_a_picture_of_1024_is_decoded_in_one_piece_and_a_larger_one_in_tiles(pro
     assert not torch.equal(decode(large, tiling=True), decode(large, tiling=False))
 
 
+@pytest.mark.slow
 def test_the_scheduler_is_made_anew_from_the_files_own_configuration(project):
     """from_config(pipeline.scheduler.config) would keep Karras sigmas on for whatever comes next."""
     ready = load_pipeline(find_model("tiny", project), CPU, torch.float32)
@@ -156,6 +160,7 @@ def test_the_scheduler_is_made_anew_from_the_files_own_configuration(project):
     assert not ready.scheduler_config["use_karras_sigmas"]
 
 
+@pytest.mark.slow
 def test_an_adapter_for_another_model_stops_the_loading(project):
     down, up = torch.zeros(4, 640), torch.zeros(640, 4)
     path = project / "weights" / "big.safetensors"
@@ -172,6 +177,7 @@ def test_a_truncated_base_file_is_refused_by_name(project, tiny_project):
         load_pipeline(find_model("tiny", project), CPU, torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -200,6 +206,7 @@ def test_a_configuration_that_is_no_unets_is_refused(project, tiny_project):
         load_pipeline(find_model("tiny", project), CPU, torch.float32)
 
 
+@pytest.mark.slow
 def test_the_unet_is_the_one_that_diffusers_reads(project):
     for dtype in (torch.float32, torch.bfloat16):
         model = find_model("tiny", project)
@@ -227,6 +234,7 @@ def find_unet(folder):
     return path
 
 
+@pytest.mark.slow
 def test_an_unknown_scheduler_stops_the_loading(project):
     write_manifest(project, base=base_of(project), scheduler={"name": "eular"})
     with pytest.raises(ManifestError, match="^unknown scheduler 'eular'; known: "):

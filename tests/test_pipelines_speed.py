@@ -48,6 +48,7 @@ def ready():
     return load_pipeline(find_model("miniature"), CPU, torch.bfloat16)
 
 
+@pytest.mark.slow
 def test_latents_and_text_encoders_stay_in_fp32_beside_a_bf16_unet(ready):
     pipeline = ready.base.pipeline
     assert {pipeline.unet.dtype, pipeline.vae.dtype} == {torch.bfloat16}

@@ -479,6 +479,7 @@ def seconds_for(text: str, *, times: int) -> float:
     return min(processor_seconds(read) for _ in range(times))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     ["1% ", "50% ", "1% red ", "1% red, ", "red ", "red, ", ",", "1", "1.", "1 ", " ", "half ", "half red, rest ",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.quick import first_quick
 from tests.test_pipelines_loading import QUERY, base_of
 from tests.tiny_sdxl import random_pairs, write_manifest
 from tilemix import __version__
@@ -119,7 +120,9 @@ def test_the_same_seed_gives_the_same_pixels_whatever_was_drawn_before(renderer)
 
 @pytest.mark.parametrize(
     "changes",
-    [{"lora_scale": 0.0}, {"guidance_scale": 1.0}, {"num_inference_steps": 3}, {"negative_prompt": ""}],
+    first_quick(
+        [{"lora_scale": 0.0}, {"guidance_scale": 1.0}, {"num_inference_steps": 3}, {"negative_prompt": ""}]
+    ),
 )
 def test_every_input_changes_the_picture(renderer, changes):
     assert not np.array_equal(renderer.render(replace(**changes)).pixels, renderer.render(RED).pixels)
@@ -199,6 +202,7 @@ def test_a_drawn_seed_is_logged_and_recorded(renderer, caplog):
     assert f"Using seed: {rendered.record.seed}" in caplog.messages
 
 
+@pytest.mark.slow
 def test_a_model_without_a_lora_says_that_the_scale_has_no_effect(tiny_project, tmp_path, caplog):
     import json
 
@@ -216,6 +220,7 @@ def test_a_model_without_a_lora_says_that_the_scale_has_no_effect(tiny_project, 
     assert "lora_scale 0.7 has no effect: the model has no LoRA" in caplog.messages
 
 
+@pytest.mark.slow
 def test_a_template_whose_token_no_embedding_brings_is_refused_at_once(tiny_project):
     """Without this the token would be spelled out in eight pieces of junk, in silence."""
     with pytest.raises(
@@ -224,6 +229,7 @@ def test_a_template_whose_token_no_embedding_brings_is_refused_at_once(tiny_proj
         Renderer(load_pipeline(find_model("tiny", tiny_project), CPU, torch.float32))
 
 
+@pytest.mark.slow
 def test_defaults_out_of_range_are_refused_at_once(project):
     defaults = {"width": 1000, "height": 1028, "num_inference_steps": 2, "guidance_scale": 5.0}
     write_manifest(project, base=base_of(project), defaults=defaults)
@@ -239,6 +245,7 @@ def test_latents_that_are_not_finite_are_an_error_and_no_black_picture(renderer)
         decode_latents(renderer.ready.base.pipeline.vae, latents)
 
 
+@pytest.mark.slow
 def test_a_vae_that_overflows_in_half_precision_is_decoded_again_in_fp32(tiny_project, caplog):
     vae = load_pipeline(find_model("tiny", tiny_project), CPU, torch.bfloat16).base.pipeline.vae
     vae.to(torch.float16)

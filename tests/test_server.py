@@ -242,6 +242,7 @@ def test_a_prediction_answers_with_the_picture_its_logs_and_its_metrics(server, 
     assert all(0 <= percent <= 100 for percent in shares)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("output_format", "start"), [("webp", b"RIFF"), ("jpeg", b"\xff\xd8\xff")])
 def test_the_other_formats_come_with_their_record_too(server, tmp_path, output_format, start):
     answer = server.predict(output_format=output_format)
@@ -250,11 +251,13 @@ def test_the_other_formats_come_with_their_record_too(server, tmp_path, output_f
     assert record_of(answer, tmp_path).seed == 7
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(server, reference):
     assert picture(server.predict(seed=8)) != reference
     assert picture(server.predict()) == reference
 
 
+@pytest.mark.slow
 def test_a_seed_left_out_is_drawn_told_and_recorded(server, tmp_path):
     inputs = {name: value for name, value in SMALL.items() if name != "seed"}
     drawn = set()
@@ -267,6 +270,7 @@ def test_a_seed_left_out_is_drawn_told_and_recorded(server, tmp_path):
     assert len(drawn) == 3
 
 
+@pytest.mark.slow
 def test_an_async_prediction_sends_its_webhooks(server, receiver, reference):
     answer = server.when_free().post(
         "/predictions",
@@ -283,6 +287,7 @@ def test_an_async_prediction_sends_its_webhooks(server, receiver, reference):
     assert last["metrics"]["seed"] == 7
 
 
+@pytest.mark.slow
 def test_put_with_the_id_of_a_running_prediction_starts_no_second_one(server, receiver):
     with long_prediction(server, receiver) as prediction_id:
         again = server.client.put(f"/predictions/{prediction_id}", json={"input": LONG})
@@ -294,6 +299,7 @@ def test_put_with_the_id_of_a_running_prediction_starts_no_second_one(server, re
     assert len(receiver.deliveries) == 1
 
 
+@pytest.mark.slow
 def test_put_with_a_new_id_runs_under_that_id(server, reference):
     prediction_id = uuid.uuid4().hex
     answer = server.when_free().put(f"/predictions/{prediction_id}", json={"input": SMALL})
@@ -301,6 +307,7 @@ def test_put_with_a_new_id_runs_under_that_id(server, reference):
     assert picture(answer) == reference
 
 
+@pytest.mark.slow
 def test_a_busy_server_says_so_and_takes_no_second_prediction(server, receiver):
     with long_prediction(server, receiver):
         assert server.health() == "BUSY"
@@ -309,6 +316,7 @@ def test_a_busy_server_says_so_and_takes_no_second_prediction(server, receiver):
         assert "busy" in refused.text
 
 
+@pytest.mark.slow
 def test_cancel_takes_effect_within_one_step_and_the_next_prediction_is_unharmed(server, receiver, reference):
     with long_prediction(server, receiver) as prediction_id:
         before = server.steps_done(prediction_id)
@@ -320,6 +328,7 @@ def test_cancel_takes_effect_within_one_step_and_the_next_prediction_is_unharmed
     assert picture(server.predict()) == reference
 
 
+@pytest.mark.slow
 def test_a_failed_prediction_leaves_the_next_one_unharmed(server, reference):
     failed = server.predict(prompt="50% red, 20% black").json()
     assert failed["status"] == "failed"
@@ -329,6 +338,7 @@ def test_a_failed_prediction_leaves_the_next_one_unharmed(server, reference):
     assert picture(server.predict()) == reference
 
 
+@pytest.mark.slow
 def test_only_the_last_predictions_folder_is_on_the_disk(server):
     for _ in range(3):
         server.predict(num_inference_steps=1)
@@ -337,6 +347,7 @@ def test_only_the_last_predictions_folder_is_on_the_disk(server):
     assert [path.name for path in folders[0].iterdir()] == ["tile.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["{0.__class__}", "${x}", "$prompt", "%s%n", "<lora:x", "{a|b}"])
 def test_template_and_format_signs_in_a_prompt_are_plain_text(server, tmp_path, text):
     answer = server.predict(prompt=f"50% red, 50% black, {text}", num_inference_steps=1)
@@ -435,6 +446,7 @@ def test_without_a_schema_what_is_missing_or_too_much_is_refused_by_name(bare_se
     assert "unexpected keyword argument 'num_outputs'" in too_much["error"]
 
 
+@pytest.mark.slow
 def test_with_a_schema_what_is_missing_is_named_and_what_is_too_much_is_dropped(server, reference):
     missing = server.when_free().post("/predictions", json={"input": {}})
     assert missing.status_code == 422

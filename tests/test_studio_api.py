@@ -264,6 +264,7 @@ def test_a_prediction_that_failed_says_why(client, cog):
     assert (answer.json()["status"], answer.json()["error"]["message"]) == ("failed", "out of memory")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("health", "fault"),
     [("UNHEALTHY", "the Cog server is UNHEALTHY"), ("SETUP_FAILED", "the Cog server is SETUP_FAILED")],
@@ -283,6 +284,7 @@ def test_a_back_end_that_stays_away_is_a_503_and_the_prediction_is_taken_back(
     assert len(cog.asked) == 1
 
 
+@pytest.mark.slow
 def test_a_back_end_that_comes_back_within_the_grace_draws(client, cog, monkeypatch):
     monkeypatch.setattr(api, "GRACE", 20)
     cog.health = "STARTING"

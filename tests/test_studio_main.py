@@ -58,6 +58,7 @@ def start(tmp_path, *options, **environment) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_settings_that_cannot_be_used_are_one_line_and_exit_status_1(tmp_path):
     process = start(tmp_path, TILEMIX_STUDIO_HOST="0.0.0.0")  # noqa: S104  a value under test
     _, shown = process.communicate(timeout=30)
@@ -137,6 +138,7 @@ def test_a_server_of_its_own_is_the_one_that_is_asked(tmp_path, url):
     assert shown == f"tilemix.studio: {expected}\n"
 
 
+@pytest.mark.slow
 def test_it_listens_on_loopback_until_it_is_told_to_end(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -367,6 +367,7 @@ def test_the_progress_tells_step_and_time_left_in_words(client, cog):
     assert client.get(f"{address}/state").json()["is_done"] is True
 
 
+@pytest.mark.slow
 def test_one_that_waits_says_what_for(client, cog):
     """It waited "for its turn" while there was nobody to draw, and never said after how many."""
     cog.gate.clear()

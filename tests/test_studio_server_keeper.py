@@ -163,6 +163,7 @@ def test_what_the_server_has_started_ends_with_it(tmp_path):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_studio_that_is_killed_takes_its_server_along(tmp_path):
     """The server outlived it: it kept the port, and the next studio refused the token of its webhooks."""
     code = (

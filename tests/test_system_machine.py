@@ -33,6 +33,7 @@ print(read_resident() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_freed_memory_is_kept_for_the_next_use():
     plain, kept = (

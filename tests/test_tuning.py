@@ -111,6 +111,7 @@ def test_only_the_new_rows_and_the_lora_move(trained):
             assert not torch.equal(parameter, start[name]), name
 
 
+@pytest.mark.slow
 def test_a_phase_learns_its_own_parameters_alone(config):
     plan = make_plan(config)
     model = Tuning(plan, CPU)
@@ -181,6 +182,7 @@ def test_kill_9_loses_nothing_but_the_steps_since_the_checkpoint(tmp_path, tiny_
     assert kept["phase"] == "embeddings"
 
 
+@pytest.mark.slow
 def test_the_pair_is_what_the_predictor_takes(trained, tiny_project, tmp_path):
     """Through the packaged model's own path: merged, it predicts what the training's model predicts."""
     from tests.tiny_sdxl import write_manifest
@@ -275,6 +277,7 @@ def test_attention_alone_is_tuned_where_convolutions_are_not_asked_for(tmp_path,
     assert modules == {"to_q", "to_k", "to_v", "0"}
 
 
+@pytest.mark.slow
 def test_a_token_starts_from_its_word(config):
     model = Tuning(make_plan(config), CPU)
     (number,) = model.pipeline.tokenizer("rubber", add_special_tokens=False).input_ids
@@ -327,6 +330,7 @@ def test_an_epsilon_model_is_trained_on_the_noise(config):
         )
 
 
+@pytest.mark.slow
 def test_batches_meet_every_picture_before_one_again_and_name_its_size_and_crop(config):
     plan = make_plan(config)
     model = Tuning(plan, CPU)
@@ -438,6 +442,7 @@ def test_pictures_that_cannot_be_learned_from_are_refused_at_once(config, spoil,
         make_plan(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"no picture", None])
 def test_a_picture_that_is_none_is_named(config, content):
     path = config.parent / "pictures" / "1.png"
@@ -546,6 +551,7 @@ def test_a_full_disk_in_the_middle_leaves_the_last_checkpoint(config, trained, m
     assert all(torch.equal(outcome[name], one) for name, one in trained[1].state()["lora"].items())
 
 
+@pytest.mark.slow
 def test_too_little_disk_is_said_before_the_training(config, monkeypatch):
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr(trainer.shutil, "disk_usage", lambda _: usage)

@@ -105,6 +105,7 @@ def load_with_blank_tokens(root):
     return ready
 
 
+@pytest.mark.slow
 def test_a_trainings_tokens_may_be_called_otherwise_but_not_be_more(project, bench):
     path, _ = training_tar(bench)
     message = "^trained_model.tar: tokens '<a>', expected 2 different ones, one for each row$"
@@ -140,6 +141,7 @@ def test_a_peft_folder_is_added_with_its_configuration_under_the_lock(project, f
     assert add(str(source), "tiny", root=project).change == "unchanged"
 
 
+@pytest.mark.slow
 def test_a_changed_configuration_is_refused_before_loading(project, folder):
     path, truth = folder
     added = add(str(path), "tiny", root=project)
@@ -179,6 +181,7 @@ def test_another_configuration_does_not_replace_the_one_here(project, folder):
     assert other.adapter.file == "other/adapter_model.safetensors"
 
 
+@pytest.mark.slow
 def test_a_locked_manifest_written_by_hand_does_not_leave_the_configuration_out(project, folder):
     path, truth = folder
     (project / "weights" / "files").mkdir()
@@ -252,6 +255,7 @@ def test_a_peft_file_without_its_configuration_is_not_added(project, folder, ser
     assert not [path for path in (project / "weights").rglob("adapter*") if "tiny" not in path.parts]
 
 
+@pytest.mark.slow
 def test_a_text_encoders_peft_folder_keeps_the_name_that_says_which_it_is(project, bench):
     module = "text_encoder_2.text_projection"
     path, truth = peft_folder(

@@ -300,6 +300,7 @@ def test_ctrl_c_ends_it_soon_and_the_next_run_goes_on(tmp_path, server):
     assert server.requests[-1][2]["Range"] == f"bytes={done}-"
 
 
+@pytest.mark.slow
 def test_a_bar_is_drawn_on_a_terminal_and_only_there(project, server):
     controller, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (25, 100))
