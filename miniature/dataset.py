@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from miniature.photographs import draw_photograph
-from tilemix.colors.chart import basic_colors, load_colors
+from tilemix.colors.chart import Color, basic_colors, load_colors
+from tilemix.colors.palette import load_palette
 from tilemix.prompts.mix import ColorMix, ColorShare
 from tilemix.tuning.checkpoints import save_array
 
@@ -42,10 +43,16 @@ class Example:
     seed: int
 
 
+def taught_colors() -> list[Color]:
+    """Return the colors of the chart that the miniature learns, in the chart's order."""
+    taught = {color.word for color in load_palette("miniature").colors}
+    return [color for color in load_colors() if color.name in taught]
+
+
 def draw_mix(random: np.random.Generator) -> ColorMix:
     """Return a mix of 1 to 4 colors; basic colors and multiples of 5 % are the most common."""
     basic = [color.name for color in basic_colors()]
-    others = [color.name for color in load_colors() if not color.basic]
+    others = [color.name for color in taught_colors() if not color.basic]
     count = int(random.choice([1, 2, 3, 4], p=[0.16, 0.28, 0.32, 0.24]))
     names: list[str] = []
     while len(names) < count:

@@ -5,7 +5,7 @@ a pixel belongs to, how far it is from a gap, and how it is lit. One painter the
 color of the mix and its own brightness, and adds gaps, grain and light. Shares are exact in the number
 of visible pieces, by largest remainders.
 
-The same mix, material, size and seed give the same bytes. Colors are those "as seen" in `colors.json`.
+The same mix, material, size and seed give the same bytes. Colors are the swatches of `colors.json`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from miniature.cells import LIGHT, draw_smooth_noise, draw_tilt, find_cells, light_relief
 from tilemix.colors.chart import get_color
-from tilemix.colors.cielab import parse_hex
+from tilemix.colors.hex import parse_hex
 from tilemix.errors import MixError, RequestError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def draw_piece_colors(mix: ColorMix, layout: Layout, random: np.random.Generator
         color = get_color(share.color)
         if color is None:
             raise MixError("recipe-color-not-in-chart", color=share.color)
-        palette.append(parse_hex(color.as_seen))
+        palette.append(parse_hex(color.swatch))
     seen = np.unique(layout.pieces)
     counts = count_pieces([float(share.percent) / 100 for share in mix.shares], len(seen))
     drawn = random.permutation(np.repeat(np.arange(len(palette)), counts))

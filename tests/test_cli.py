@@ -70,7 +70,7 @@ def test_rewrite_as_json_adds_the_mix(capsys):
     answer = json.loads(capsys.readouterr().out)
     assert answer["mix"] == {"red": 50.0, "black": 50.0}
     assert answer["prompt"].startswith("ohwx_rubber_tile <s0><s1>, 50% red, 50% black, ")
-    assert set(answer) == {"prompt", "negative_prompt", "mix", "notes", "spans"}
+    assert set(answer) == {"prompt", "negative_prompt", "mix", "sent", "notes", "spans"}
     typed = [(span["text"], span["role"], span["value"]) for span in answer["spans"]]
     assert typed == [
         ("половина", "share", "50"),

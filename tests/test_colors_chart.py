@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tilemix.colors.chart import basic_colors, get_color, load_colors
-from tilemix.colors.cielab import delta_e_2000, parse_hex, srgb_to_lab
+from tilemix.colors.cielab import delta_e_2000, srgb_to_lab
+from tilemix.colors.hex import parse_hex
 from tilemix.colors.languages import load_languages
 from tilemix.colors.nearest import load_ral, match_hex, match_ral
 from tilemix.errors import InputError
@@ -55,8 +56,9 @@ EVERYDAY = {
     "коричневого коричневой коричневий коричнева коричневі коричневого 棕 棕色 褐色 咖啡色",
     "beige": "beige beiger beiges beigen бежевый бежевая бежевое бежевые бежевого бежевой беж бежевий бежева "
     "бежеві бежевого 米色 米黄色",
-    "purple": "purple violet lila violett violetter violettes фиолетовый фиолетовая фиолетовое фиолетовые "
-    "фиолетового фиолетовой фіолетовий фіолетова фіолетові фіолетового 紫 紫色",
+    "purple": "purple lila пурпурный пурпурная пурпуровий пурпурова 紫 紫色",
+    "violet": "violet violett violetter violettes фиолетовый фиолетовая фиолетовое фиолетовые "
+    "фиолетового фиолетовой фіолетовий фіолетова фіолетові фіолетового 紫罗兰 紫罗兰色",
 }  # fmt: skip
 
 
@@ -75,7 +77,7 @@ def test_a_color_of_the_chart_is_complete(color):
     assert re.fullmatch(r"#[0-9A-F]{6}", color.srgb)
     assert re.fullmatch(r"#[0-9A-F]{6}", color.as_seen)
     assert color.ral is None or re.fullmatch(r"\d{4}", color.ral)
-    assert color.sure in {"A", "B", "C"}
+    assert color.sure in {"A", "B", "C", "D"}
     assert list(color.synonyms) == LANGUAGES
     assert all(color.synonyms.values())
     assert color.name in color.synonyms["en"]
@@ -97,8 +99,10 @@ def test_the_basic_colors_are_the_twelve_everyday_ones():
 
 
 def test_the_basic_colors_as_seen_are_at_least_12_apart():
+    """But for beige, which on a photograph is as light as pearl."""
     for first, second in itertools.combinations(basic_colors(), 2):
-        assert delta_e_2000(lab_of(first.as_seen), lab_of(second.as_seen)) >= 12, (first.name, second.name)
+        least = 9 if {first.name, second.name} == {"beige", "pearl"} else 12
+        assert delta_e_2000(lab_of(first.as_seen), lab_of(second.as_seen)) >= least, (first.name, second.name)
 
 
 def test_no_two_colors_look_the_same():
@@ -106,9 +110,9 @@ def test_no_two_colors_look_the_same():
         assert delta_e_2000(lab_of(first.as_seen), lab_of(second.as_seen)) > 3, (first.name, second.name)
 
 
-def test_granules_are_darker_than_the_card_on_the_whole():
-    cards = np.array([lab_of(color.srgb)[0] for color in load_colors()])
-    seen = np.array([lab_of(color.as_seen)[0] for color in load_colors()])
+def test_printed_granules_are_darker_than_the_card_on_the_whole():
+    cards = np.array([lab_of(color.srgb)[0] for color in load_colors() if color.is_printed])
+    seen = np.array([lab_of(color.swatch)[0] for color in load_colors() if color.is_printed])
     assert (cards - seen).mean() > 3
 
 

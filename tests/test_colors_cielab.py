@@ -5,7 +5,8 @@ import io
 import numpy as np
 import pytest
 
-from tilemix.colors.cielab import delta_e_2000, lab_to_srgb, parse_hex, srgb_to_lab
+from tilemix.colors.cielab import delta_e_2000, lab_to_srgb, srgb_to_lab
+from tilemix.colors.hex import parse_hex
 from tilemix.errors import InputError
 
 # Sharma, Wu and Dalal 2005, table 1: L1 a1 b1, L2 a2 b2, delta E 2000.

@@ -199,7 +199,7 @@ def test_the_verb_writes_a_draft_with_its_legend(tmp_path, capsys, suffix):
     ("arguments", "line"),
     [
         (["a tile"], "no color mix in 'a tile'; expected one such as '50% red, 50% black'"),
-        (["50% red, 50% zebra"], "neither the palette nor the chart has a swatch of each color of"),
+        (["50% red, 50% zebra"], "'zebra' is not a color of this model; it draws "),
         (["100% red", "-o", "draft.gif"], "'draft.gif' does not end in .png, .svg"),
         (
             ["100% red", "-o", "missing/draft.png"],

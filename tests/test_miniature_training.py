@@ -30,7 +30,8 @@ from miniature.stages.decoder import load_decoder, swatch_loss, texture_loss, to
 from miniature.stages.vae import load_vae, train_vae
 from miniature.stages.words import train_words
 from tilemix.colors.chart import get_color
-from tilemix.colors.cielab import parse_hex, srgb_to_lab
+from tilemix.colors.cielab import srgb_to_lab
+from tilemix.colors.hex import parse_hex
 from tilemix.errors import (
     MissingFilesError,
     ModelFileError,
@@ -168,7 +169,7 @@ def test_texture_is_how_strong_edges_are_and_not_where():
 
 def paint(*names):
     """One picture of 8x8 pixels for each name: the swatches' mean."""
-    swatches = [parse_hex(get_color(name).as_seen) for name in names]
+    swatches = [parse_hex(get_color(name).swatch) for name in names]
     color = torch.tensor(swatches, dtype=torch.float32).mean(dim=0) / 127.5 - 1
     return color[None, :, None, None].expand(1, 3, 8, 8)
 

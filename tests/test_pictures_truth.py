@@ -14,7 +14,8 @@ from PIL import Image
 
 from tests.mosaics import Look, Mosaic, draw_mosaic, measured_shades, swatch_shades
 from tilemix.colors.appearance import seen_color
-from tilemix.colors.cielab import delta_e_2000, parse_hex, srgb_to_lab
+from tilemix.colors.cielab import delta_e_2000, srgb_to_lab
+from tilemix.colors.hex import parse_hex
 from tilemix.colors.palette import Palette, load_palette
 from tilemix.pictures.measure import Measurement, measure_shares
 from tilemix.pictures.photographed import measure_color

@@ -66,7 +66,7 @@ class FakeRenderer:
         seconds = {"encode_prompt": 0.1, "denoise": 0.2, "decode": 0.3}
         return types.SimpleNamespace(
             pixels=pixels,
-            prompt=types.SimpleNamespace(mix=mix),
+            prompt=types.SimpleNamespace(mix=mix, sent=mix),
             record=record,
             seconds=seconds,
             palette=None,

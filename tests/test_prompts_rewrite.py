@@ -29,8 +29,9 @@ SENT = (
 
 def test_the_example_becomes_the_trigger_prompt_to_the_letter():
     prompt = rewrite(EXAMPLE, TILE)
+    mix = parse_mix(EXAMPLE).mix
     assert prompt == Prompt(
-        typed=EXAMPLE, positive=SENT, negative=TILE.negative_prompt, mix=parse_mix(EXAMPLE).mix, notes=()
+        typed=EXAMPLE, positive=SENT, negative=TILE.negative_prompt, mix=mix, sent=mix, notes=()
     )
 
 
@@ -120,12 +121,12 @@ def test_a_trade_code_in_a_trigger_prompt_is_measured_and_noted(caplog):
     text = "ohwx_rubber_tile <s0><s1>, 60% grsgrn, 40% yellow"
     prompt = rewrite(text, TILE)
     assert prompt.positive == text
-    assert str(prompt.mix) == "60% green, 40% yellow"
+    assert str(prompt.mix) == "60% grass green, 40% yellow"
     (note,) = prompt.notes
     assert (note.code, note.values["typed"], note.values["color"]) == (
         "mix-known-by-another-word",
         "grsgrn",
-        "green",
+        "grass green",
     )
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert warnings == [str(note)]

@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 
 from tests.studio_parts import START
 from tests.test_studio_page import table
+from tilemix.colors.palette import load_palette
 from tilemix.errors import ManifestError, Message, PromptError, RequestError
 from tilemix.prompts.rewrite import rewrite
 from tilemix.prompts.template import find_template
@@ -49,10 +50,25 @@ NOTES = {
     "mix-read-beside": "50% bright red (RAL 3001), 50% black",
     "mix-read-as-nearest": "50% RAL 3001, 50% black",
 }
+OF_THE_PALETTE = {
+    "mix-sent-as-nearest": "50% purple, 50% black",
+    "mix-sent-by-its-word": "50% bright green, 50% black",
+    "mix-colors-merged": "30% lime green, 20% bright green, 50% black",
+    "mix-many-colors": "40% red, 20% black, 20% pearl, 10% white, 10% blue",
+    "mix-between-steps": "55% red, 45% black",
+    "mix-known-by-another-word": "ohwx_rubber_tile, 50% rot, 50% black",
+}
 
 
 def bring_about(code: str) -> Message:
     template = find_template("rubber_tile")
+    if code in OF_THE_PALETTE:
+        notes = rewrite(OF_THE_PALETTE[code], template, load_palette("rubber-tile")).notes
+        return next(note for note in notes if note.code == code)
+    if code == "mix-no-such-color":
+        with pytest.raises(PromptError) as raised:
+            rewrite("50% gold, 50% red", template, load_palette("rubber-tile"))
+        return raised.value.message
     if code in NOTES:
         (note,) = rewrite(NOTES[code], template).notes
         return note
@@ -70,7 +86,7 @@ def bring_about(code: str) -> Message:
     return form.error
 
 
-@pytest.mark.parametrize("code", [*TEXTS, *SETTINGS, *TABLES, *NOTES])
+@pytest.mark.parametrize("code", [*TEXTS, *SETTINGS, *TABLES, *NOTES, *OF_THE_PALETTE, "mix-no-such-color"])
 def test_every_kind_is_said_in_every_language(code):
     """They were shown in English, whatever the reader's language was."""
     message = bring_about(code)
@@ -79,6 +95,16 @@ def test_every_kind_is_said_in_every_language(code):
     assert str(message) not in said.values()
     assert len(set(said.values())) >= len(LANGUAGES) - 1  # Russian and Ukrainian share a short one
     assert not any(" at character " in text or "{" in text for text in said.values())
+
+
+def test_a_note_names_the_palettes_colors_in_the_readers_words():
+    note = bring_about("mix-sent-as-nearest")
+    assert explain(note, load_words()["de"]) == (
+        "lila zeichnet dieses Modell nicht. Gesendet wird die nächste Farbe, violett (Delta E 11,8)."
+    )
+    assert explain(bring_about("mix-colors-merged"), load_words()["en"]) == (
+        "The model draws lime green, bright green alike: they are sent as lime green, 50% in all."
+    )
 
 
 def test_numbers_and_colors_in_them_are_the_readers():

@@ -17,14 +17,16 @@ from tests.cog_stand_in import run_cog_stand_in
 from tests.studio_parts import body, data_uri, picture
 from tests.test_studio_api import MIX, NoLimit, run, wait_for
 from tilemix.colors.chart import load_colors
+from tilemix.colors.palette import load_palette
 from tilemix.prompts.mix import parse_mix
+from tilemix.prompts.reading import read_mix
 from tilemix.studio.model_files import ModelFiles, ask_command_line
 from tilemix.studio.negotiation import choose_language
 from tilemix.studio.sessions import GUESSES_AT_ONCE
 from tilemix.studio.settings import Secret
 from tilemix.studio.web.messages import explain_data
 from tilemix.studio.web.mix_form import read_page_form, split_text
-from tilemix.studio.web.palette import load_presets, load_swatches, write_mix
+from tilemix.studio.web.palette import load_presets, load_swatches, send_presets, write_mix
 from tilemix.studio.web.rendering import PAGES
 from tilemix.studio.web.words import LANGUAGES, load_words
 from tilemix.system.project import ROOT
@@ -184,6 +186,33 @@ def test_every_color_word_is_read_back_as_its_color(language):
         assert [(share.color, share.percent) for share in mix.shares] == [(name, 40), (other, 60)], swatch
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("name", ["rubber-tile", "miniature"])
+def test_every_color_of_a_palette_is_read_back_as_its_word(language, name):
+    palette = load_palette(name)
+    swatches = load_swatches(language, palette)
+    assert {swatch.color: swatch.hex for swatch in swatches.values()} == {
+        color.word: color.as_seen for color in palette.colors
+    }
+    for word in swatches:
+        other = "red" if word == "black" else "black"
+        sent = read_mix(write_mix({word: 40.0, other: 60.0}, language), palette).sent
+        assert [(share.color, share.percent) for share in sent.shares] == [(word, 40), (other, 60)]
+
+
+def test_presets_are_in_the_palettes_words_and_within_its_bounds():
+    palette = load_palette("rubber-tile")
+    presets = send_presets(palette)
+    assert [preset.names for preset in presets] == [preset.names for preset in load_presets()]
+    for preset in presets:
+        assert sum(preset.mix.values()) == 100
+        assert all(palette.find(color).word == color for color in preset.mix)
+        assert len(preset.mix) <= palette.most_colors
+        assert not any(percent % palette.step for percent in preset.mix.values())
+    black = msgspec.structs.replace(palette, colors=(palette.find("black"), palette.find("gray")))
+    assert [list(preset.mix) for preset in send_presets(black)] == [["black", "gray"]]
+
+
 def test_presets_total_100_of_colors_in_the_chart_and_have_names_in_every_language():
     chart = {color.name for color in load_colors()}
     for preset in load_presets():
@@ -244,7 +273,7 @@ def test_the_form_shows_a_first_mix_in_the_readers_words(shared):
     data = json.loads(tags.all("form", id="mixer")[0]["data-studio"])
     assert data["preview"]["mix"][0] == {"color": "red", "percent": 50, "word": "rot"}
     assert [color["label"] for color in data["colors"]][:2] == ["Rot", "Leuchtend rot"]
-    assert {rect.get("fill") for rect in tags.all("rect")} >= {"#AA3F27", "#1A1A1A", "#D6D1BE"}
+    assert {rect.get("fill") for rect in tags.all("rect")} >= {"#B6442B", "#1E1E1E", "#E4DFCB"}
 
 
 def test_the_query_fills_the_form(shared):
@@ -768,3 +797,42 @@ def test_an_inspection_that_says_nothing_is_told(tmp_path, monkeypatch, program,
     monkeypatch.setattr(sys, "executable", str(python))
     monkeypatch.setattr("tilemix.studio.model_files.INSPECT_SECONDS", 0.2 if "time" in program else 60)
     assert ask_command_line(tmp_path / "x.safetensors", "stamp").error["code"] == code
+
+
+def test_a_studio_of_the_makers_model_shows_sends_and_keeps_his_colors(tmp_path, cog):
+    palette = load_palette("rubber-tile")
+    with run(tmp_path, cog, rate_limit=NoLimit(), model="rubber-tile") as client:
+        client.headers.update(HTML)
+        tags = Tags(client.get("/", headers={"Accept-Language": "en"}).text)
+        data = json.loads(tags.all("form", id="mixer")[0]["data-studio"])
+        assert {color["color"]: color["hex"] for color in data["colors"]} == {
+            color.word: color.as_seen for color in palette.colors
+        }
+        asked = "50% purple, 30% салатовый, 20% olive"
+        preview = client.get("/preview", params={"prompt": asked}, headers={"Accept-Language": "de"}).json()
+        assert [(row["color"], row["word"]) for row in preview["mix"]] == [
+            ("violet", "violett"),
+            ("lime green", "limettengrün"),
+            ("khaki", "khaki"),
+        ]
+        assert "ohwx_rubber_tile <s0><s1>, 50% violet, 30% lime green, 20% khaki, " in preview["sent_prompt"]
+        assert len(preview["notes"]) == 2
+        made = client.post("/api/predictions", json={"prompt": asked}).json()
+        assert made["mix"] == {"purple": 50.0, "lime green": 30.0, "olive": 20.0}
+        assert made["sent"] == {"violet": 50.0, "lime green": 30.0, "khaki": 20.0}
+        assert [(note["code"], note["values"]["nearest"]) for note in made["notes"]] == [
+            ("mix-sent-as-nearest", "violet"),
+            ("mix-sent-as-nearest", "khaki"),
+        ]
+        found = client.get("/api/predictions", params={"color": "violet"}).json()["predictions"]
+        assert [each["id"] for each in found] == [made["id"]]
+        text = client.get("/openapi.json").text
+        assert "Colors of this model: beige, black, blue, " in text
+        finish(client, f"/results/{made['id']}")
+
+
+def test_a_text_without_a_mix_says_so_in_the_answer(client):
+    made = client.post("/api/predictions", json={"prompt": "wet granules"}).json()
+    assert (made["mix"], made["sent"]) == ({}, {})
+    assert [note["code"] for note in made["notes"]] == ["mix-not-found"]
+    assert made["notes"][0]["message"] == "no color mix found; sent as typed"

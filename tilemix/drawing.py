@@ -6,7 +6,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tilemix.colors.palette import load_palette
 from tilemix.pictures.files import write_image
 from tilemix.pictures.measure import Measurement, has_swatch, measure_shares
 
@@ -57,6 +56,5 @@ def draw_to_file(
 
 def measure_mix(rendered: Rendered) -> Measurement | None:
     """Measure the mix that a picture was asked for; None: no mix was read, or nothing measures its colors."""
-    mix = rendered.prompt.mix
-    palette = load_palette(rendered.palette) if rendered.palette is not None else None
+    mix, palette = rendered.prompt.sent, rendered.palette
     return measure_shares(rendered.pixels, mix, palette) if mix and has_swatch(mix, palette) else None

@@ -42,6 +42,9 @@ from tilemix.weights import check_files, locate_model
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from tilemix.colors.palette import Palette
+    from tilemix.prompts.mix import ColorMix
+
 logger = logging.getLogger(__name__)
 
 RECORDED_LIBRARIES = ("diffusers", "transformers", "compel", "safetensors")
@@ -55,7 +58,7 @@ class Rendered:
     prompt: Prompt
     record: Record
     seconds: dict[str, float]  # encode_prompt, denoise, decode
-    palette: str | None = None  # the name of the model's; None: it has none
+    palette: Palette | None = None  # the model's; None: it has none
 
 
 class Renderer:
@@ -70,6 +73,7 @@ class Renderer:
         self._is_compiled = False
         self._encoder = PromptEncoder(ready.base.encode, lambda: (ready.loras.state, ready.tokens.state))
         self._template = load_template(ready.model.template)
+        self._palette = ready.model.manifest.load_palette()
         missing = [
             token for token in self._template.placeholder_tokens if token not in self.placeholder_tokens
         ]
@@ -157,7 +161,9 @@ class Renderer:
         """
         resolved = self._resolve(request)
         logger.info("Using seed: %d", resolved.seed)
-        prompt = rewrite(resolved.prompt, self._template, negative_prompt=resolved.negative_prompt)
+        prompt = rewrite(
+            resolved.prompt, self._template, self._palette, negative_prompt=resolved.negative_prompt
+        )
         logger.info("Prompt: %s", prompt.positive)
         self.ready.loras.apply(resolved.lora_scales)
         seconds: dict[str, float] = {}
@@ -169,7 +175,7 @@ class Renderer:
             with _timed(seconds, "decode"):
                 pixels = self.ready.base.decode(latents)
         record = self._make_record(resolved, prompt)
-        return Rendered(pixels, prompt, record, seconds, self.ready.model.manifest.palette)
+        return Rendered(pixels, prompt, record, seconds, self._palette)
 
     def plan(self, request: GenerationRequest) -> Record:
         """Return the record of the picture that `render` would draw; nothing is drawn.
@@ -180,7 +186,9 @@ class Renderer:
             PromptError: the text cannot be used.
         """
         resolved = self._resolve(request)
-        prompt = read_text(resolved.prompt, self._template, negative_prompt=resolved.negative_prompt)
+        prompt = read_text(
+            resolved.prompt, self._template, self._palette, negative_prompt=resolved.negative_prompt
+        )
         return self._make_record(resolved, prompt)
 
     def _resolve(self, request: GenerationRequest) -> ResolvedRequest:
@@ -225,7 +233,8 @@ class Renderer:
             prompt=prompt.typed,
             sent_prompt=prompt.positive,
             sent_negative_prompt=prompt.negative,
-            mix={share.color: float(share.percent) for share in prompt.mix.shares} if prompt.mix else None,
+            mix=_list_shares(prompt.mix),
+            sent_mix=_list_shares(prompt.sent),
             seed=request.seed,
             width=request.width,
             height=request.height,
@@ -252,6 +261,10 @@ def _versions() -> dict[str, str]:
     return {"tilemix": __version__, "torch": str(torch.__version__)} | {
         name: version(name) for name in RECORDED_LIBRARIES
     }
+
+
+def _list_shares(mix: ColorMix | None) -> dict[str, float] | None:
+    return None if mix is None else {share.color: float(share.percent) for share in mix.shares}
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from miniature.architecture import take_weights
 from miniature.latents import write_latents
 from miniature.stages.vae import load_vae, measure_psnr, picture_loss, to_tensor
 from tilemix.colors.chart import basic_colors
-from tilemix.colors.cielab import EPSILON, KAPPA, RGB_TO_XYZ, WHITE, parse_hex, srgb_to_lab
+from tilemix.colors.cielab import EPSILON, KAPPA, RGB_TO_XYZ, WHITE, srgb_to_lab
+from tilemix.colors.hex import parse_hex
 from tilemix.errors import MissingFilesError
 from tilemix.pipelines.parts import move
 from tilemix.tuning.checkpoints import load_checkpoint, save_checkpoint
@@ -137,7 +138,7 @@ def _swatch_distances(pictures: torch.Tensor) -> torch.Tensor:
     """Return the squared distances (n, colors, h, w) of pictures (n, 3, h, w), -1..1, to the basic colors."""
     weights = torch.tensor([LIGHTNESS_WEIGHT, 1.0, 1.0], device=pictures.device)
     swatches = torch.tensor(
-        srgb_to_lab([parse_hex(color.as_seen) for color in basic_colors()]), device=pictures.device
+        srgb_to_lab([parse_hex(color.swatch) for color in basic_colors()]), device=pictures.device
     ).float()
     lab = to_lab(pictures.movedim(1, -1).clamp(-1, 1) / 2 + 0.5)
     differences = (lab[..., None, :] - swatches) * weights

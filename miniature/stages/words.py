@@ -17,8 +17,7 @@ from torch import nn
 
 from miniature.architecture import END_ID
 from miniature.captions import write_caption
-from miniature.dataset import Example, draw_mix, known_materials
-from tilemix.colors.chart import load_colors
+from miniature.dataset import Example, draw_mix, known_materials, taught_colors
 from tilemix.tuning.checkpoints import load_checkpoint, save_checkpoint
 from tilemix.tuning.encoding import plain_attention, tokenize
 from tilemix.tuning.loop import REPORT_EVERY, run_steps
@@ -50,7 +49,7 @@ def train_words(
     device = model.text_encoder.device
     encoders = (model.text_encoder, model.text_encoder_2)
     materials = known_materials(recipe)
-    heads = _build_heads(model, recipe, len(load_colors()) + len(materials)).to(device)
+    heads = _build_heads(model, recipe, len(taught_colors()) + len(materials)).to(device)
     parameters = [*encoders[0].parameters(), *encoders[1].parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(
         parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
@@ -109,7 +108,7 @@ def _build_heads(model: Miniature, recipe: Recipe, answers: int) -> nn.ModuleLis
 
 def _read_shares(examples: list[Example]) -> torch.Tensor:
     """Return the fraction of every color in each example's mix, (n, colors)."""
-    numbers = {color.name: index for index, color in enumerate(load_colors())}
+    numbers = {color.name: index for index, color in enumerate(taught_colors())}
     shares = torch.zeros(len(examples), len(numbers))
     for row, example in enumerate(examples):
         for share in example.mix.shares:

@@ -156,13 +156,13 @@ class RendererWorker:
 
 def make_id(record: Record, output_format: str) -> str:
     """Return the id of a picture: a hash of its record, apart from names that decide no pixel, and its format."""
-    deciding = msgspec.structs.replace(record, prompt="", model="")
+    deciding = msgspec.structs.replace(record, prompt="", model="", mix=None)
     return hashlib.sha256(msgspec.json.encode([deciding, output_format])).hexdigest()[:ID_DIGITS]
 
 
 def _list_facts(rendered: Rendered, request: GenerationRequest) -> dict[str, Any]:
     """Return what the results say of a picture."""
-    mix, measured = rendered.prompt.mix, measure_mix(rendered)
+    mix, measured = rendered.prompt.sent, measure_mix(rendered)
     asked = {share.color: float(share.percent) for share in mix.shares} if mix else {}
     facts: dict[str, Any] = {"prompt": request.prompt, "seed": request.seed, "asked": asked}
     if measured is not None:

@@ -42,7 +42,6 @@ def add_draft(verbs: Verbs) -> None:
 
 
 def _draft(options: argparse.Namespace) -> None:
-    from tilemix.colors.palette import load_palette
     from tilemix.drafts.draft import draft_mix, encode_png_with_legend, encode_svg
     from tilemix.prompts.rewrite import read_text
     from tilemix.prompts.template import find_template
@@ -59,10 +58,13 @@ def _draft(options: argparse.Namespace) -> None:
     template = find_template(manifest.prompt_template)
     request = GenerationRequest(prompt=options.text, **{name: getattr(options, name) for name in INPUTS})
     resolved = request.resolve(manifest.defaults, negative_prompt="", lora_scales={})
-    mix = read_text(options.text, template).mix
+    palette = manifest.load_palette()
+    prompt = read_text(options.text, template, palette)
+    for note in prompt.notes:
+        logger.warning("%s", note)
+    mix = prompt.sent
     if mix is None:
         raise TilemixError("mix-missing", typed=options.text[:MOST_CHARACTERS])
-    palette = load_palette(manifest.palette) if manifest.palette is not None else None
     draft = draft_mix(mix, palette, resolved.width, resolved.height, seed=resolved.seed)
     if draft is None:
         raise TilemixError("draft-no-swatch", mix=str(mix)[:MOST_CHARACTERS])

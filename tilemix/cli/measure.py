@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from tilemix.errors import TilemixError
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
 
-MOST_CHARACTERS = 80  # of a text, in an error
+logger = logging.getLogger(__name__)
 
 MOST_CHARACTERS = 80  # of a text, in an error
 
@@ -30,19 +31,20 @@ def add_measure(verbs: Verbs) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
-
     from tilemix.colors.palette import load_palette
     from tilemix.pictures.files import read_pixels
     from tilemix.pictures.measure import has_swatch, measure_shares
     from tilemix.pictures.reading import read_record
-    from tilemix.prompts.mix import parse_mix
-    from tilemix.prompts.palette_mix import read_palette_mix
+    from tilemix.prompts.reading import read_mix
 
     pixels = read_pixels(options.file)
     name = options.palette or (palette_of(options.model) if options.model else None)
     palette = load_palette(name) if name else None
     text = options.mix if options.mix is not None else read_record(options.file).prompt
-    mix = (read_palette_mix(text, palette) if palette else None) or parse_mix(text).mix
+    read = read_mix(text, palette)
+    for note in read.notes:
+        logger.warning("%s", note)
+    mix = read.sent
     if mix is None:
         raise TilemixError("mix-missing", typed=text[:MOST_CHARACTERS])
     if not has_swatch(mix, palette):

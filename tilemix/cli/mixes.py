@@ -68,11 +68,10 @@ def _percent(text: str) -> Decimal:
 
 def _mixes(options: argparse.Namespace) -> None:
     from tilemix.catalogue.mixes import MixRange, pick_colors
-    from tilemix.colors.palette import load_palette
     from tilemix.weights.manifest import load_manifest
 
     manifest = load_manifest(options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL)
-    palette = load_palette(manifest.palette) if manifest.palette else None
+    palette = manifest.load_palette()
     names = [name.strip() for name in options.colors.split(",")] if options.colors is not None else None
     mixes = MixRange(
         pick_colors(names, palette),

@@ -118,7 +118,8 @@ def _check_text(request: GenerationRequest, model: str) -> None:
     from tilemix.prompts.template import find_template
     from tilemix.weights import load_manifest
 
-    read_text(request.prompt, find_template(load_manifest(model).prompt_template))
+    manifest = load_manifest(model)
+    read_text(request.prompt, find_template(manifest.prompt_template), manifest.load_palette())
 
 
 def _show_step(done: int, total: int) -> None:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
+
+from tilemix.colors.look import STEP, Appearance
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     Floats = NDArray[np.float64]
 
-STEP = 4  # of lightness, between nodes
 NODES = np.arange(0, 101, STEP, dtype=np.float64)
 SHADOW = 0.6  # of the median lightness; what is darker is shadow
 LIT = 40  # percentile: `as_seen` is the median of what is lighter
@@ -33,17 +33,6 @@ SPREAD_OF_CHROMA = 0.05
 TAIL, TAIL_WIDTH = 0.05, 3.0  # a twentieth of the pixels lies three times as far off
 FAR_TAIL, FAR_WIDTH = 0.002, 10.0
 FLOOR = 1e-5  # of the lightness's density: no lightness is impossible
-
-
-class Appearance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The distribution of one color, at lightness 0, 4, ..., 100."""
-
-    weight: tuple[float, ...]  # how often the lightness shows; in sum 1
-    a: tuple[float, ...]  # mean a* at that lightness
-    b: tuple[float, ...]
-    aa: tuple[float, ...]  # variance of a*
-    bb: tuple[float, ...]
-    ab: tuple[float, ...]  # covariance
 
 
 def measure_appearance(lab: Floats, counts: ArrayLike | None = None) -> Appearance:

@@ -2,8 +2,8 @@
 
 `data/colors.json` holds them and `data/languages/` their names; only this module reads the chart. Two values stand for
 a color: `srgb` is the RAL card on a screen, `as_seen` is a surface of
-granules of that color, which is usually darker because of the shadows between
-the granules. A picture is measured against `as_seen`.
+granules of that color. A picture is measured against `as_seen` where its model has no palette.
+docs/color.md tells which swatches of other makers were corrected by photographs, and why.
 """
 
 from __future__ import annotations
@@ -28,10 +28,22 @@ class Color(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     as_seen: str  # a surface of these granules, "#RRGGBB"
     # A: a granule chart gives name and RAL number. B: one gives the name or a swatch; the rest is the nearest
     # match. C: common in the trade, but found in no chart. Where no chart shows a swatch (chocolate, ivory,
-    # lilac, olive, white, wine red), as_seen is the RAL card, slightly darkened.
+    # lilac, olive, white, wine red), as_seen is the RAL card, slightly darkened. D: photographed by the maker of
+    # the tiles, in no other chart; srgb is as_seen.
     sure: str
+    printed: str | None = None  # the charts' swatch, where as_seen is a photograph instead
     basic: bool = False  # one of the twelve everyday colors that are always measured
     synonyms: dict[str, list[str]] = {}  # language -> base forms; from `data/languages/`
+
+    @property
+    def swatch(self) -> str:
+        """The color as the charts print it, "#RRGGBB"; as photographed where none does."""
+        return self.printed or self.as_seen
+
+    @property
+    def is_printed(self) -> bool:
+        """Whether another maker's chart shows it."""
+        return self.sure != "D"
 
 
 @cache

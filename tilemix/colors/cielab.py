@@ -1,4 +1,4 @@
-"""Color math: hex and sRGB values, CIELAB, and the difference delta E 2000.
+"""Color math: sRGB values, CIELAB, and the difference delta E 2000.
 
 Arrays in, arrays out, any leading shape; the last axis holds the three
 channels. sRGB runs 0..255, CIELAB is relative to D65 (2 degree observer):
@@ -7,19 +7,14 @@ L* 0..100, a* and b* about -110..110.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from tilemix.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     Floats = NDArray[np.float64]
-
-HEX = re.compile(r"#?([0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
 
 # Linear sRGB to XYZ. Source: IEC 61966-2-1:1999 (sRGB), from its primaries and D65 white point.
 RGB_TO_XYZ = np.array(
@@ -32,20 +27,6 @@ WHITE = RGB_TO_XYZ.sum(axis=1)
 # Source: CIE 15:2004, section 8.2.1; the exact fractions, not the rounded 0.008856 and 903.3.
 EPSILON = 216 / 24389
 KAPPA = 24389 / 27
-
-
-def parse_hex(text: str) -> tuple[int, int, int]:
-    """Return the channels, 0..255, of `#aa3f27`, `AA3F27` or the short form `#a32`.
-
-    Raises:
-        InputError: it is not a color value.
-    """
-    match = HEX.fullmatch(text)
-    if match is None:
-        shown = text if len(text) <= 20 else text[:20] + "..."
-        raise InputError("color-not-hex", typed=shown)
-    digits = match[1] if len(match[1]) == 6 else "".join(2 * digit for digit in match[1])
-    return int(digits[0:2], 16), int(digits[2:4], 16), int(digits[4:6], 16)
 
 
 def format_hex(srgb: ArrayLike) -> str:

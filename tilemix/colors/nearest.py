@@ -81,7 +81,8 @@ def match_hex(value: str) -> Match:
 
 
 def _nearest_of_hue(value: str) -> Match | None:
-    from tilemix.colors.cielab import delta_e_2000, parse_hex, srgb_to_lab
+    from tilemix.colors.cielab import delta_e_2000, srgb_to_lab
+    from tilemix.colors.hex import parse_hex
 
     names = colors_of_screen_hue(*parse_hex(value))
     lab = srgb_to_lab(parse_hex(value))
@@ -100,7 +101,8 @@ def _nearest_of_hue(value: str) -> Match | None:
 
 def _nearest(value: str, candidates: list[str]) -> Match:
     # Loaded here, because numpy takes longer to load than all text stages together.
-    from tilemix.colors.cielab import delta_e_2000, parse_hex, srgb_to_lab
+    from tilemix.colors.cielab import delta_e_2000, srgb_to_lab
+    from tilemix.colors.hex import parse_hex
 
     distances = delta_e_2000(
         srgb_to_lab(parse_hex(value)), srgb_to_lab([parse_hex(candidate) for candidate in candidates])

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
-import numpy as np
 
-from tilemix.colors.appearance import Appearance, model_appearance
 from tilemix.colors.chart import PALETTES, basic_colors, get_color, list_palettes
-from tilemix.colors.cielab import delta_e_2000, parse_hex, srgb_to_lab
+from tilemix.colors.hex import parse_hex
+from tilemix.colors.look import NODE_COUNT, Appearance
 from tilemix.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 PALETTE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -36,17 +36,21 @@ class PaletteColor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     as_seen: str  # "#RRGGBB", the median of the lighter 60 % of its granules
     code: str | None = None  # the maker's
     ral: str | None = None  # RAL Classic number, four digits
-    chart: tuple[str, ...] = ()  # the colors of the chart that it answers to
+    chart: tuple[str, ...] = ()  # the colors of the chart that it answers to, its own first
     spread: tuple[float, float, float] | None = None  # standard deviations of L*, a* and b* over its granules
     appearance: Appearance | None = None  # None: modeled around `as_seen`
 
     @property
     def lab(self) -> NDArray[np.float64]:
         """`as_seen` in CIELAB, (3,)."""
+        from tilemix.colors.cielab import srgb_to_lab  # numpy; a rewriter does without
+
         return srgb_to_lab(parse_hex(self.as_seen))
 
     def look(self) -> Appearance:
         """Return the measured appearance, or else the modeled one."""
+        from tilemix.colors.appearance import model_appearance  # numpy
+
         return self.appearance or model_appearance(self.lab)
 
 
@@ -82,6 +86,8 @@ class Palette(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
 
     def near_pairs(self) -> list[tuple[str, str, float]]:
         """Return the pairs of colors that are less than 3 apart in delta E 2000, with the difference."""
+        from tilemix.colors.cielab import delta_e_2000  # numpy
+
         pairs = (
             (one, other, float(delta_e_2000(one.lab, other.lab)))
             for one, other in combinations(self.colors, 2)
@@ -122,18 +128,17 @@ def decode_palette(data: bytes, *, source: str) -> Palette:
     for word in words:
         if words.count(word) > 1:
             raise InputError("palette-color-twice", file=source[:MOST_CHARACTERS], color=word)
-    nodes = len(model_appearance(np.zeros(3)).weight)
     for color in palette.colors:
         parse_hex(color.as_seen)
         for name, values in msgspec.structs.asdict(color.appearance).items() if color.appearance else ():
-            if len(values) != nodes:
+            if len(values) != NODE_COUNT:
                 raise InputError(
                     "palette-bad-appearance",
                     file=source[:MOST_CHARACTERS],
                     color=color.word,
                     part=name,
                     found=len(values),
-                    expected=nodes,
+                    expected=NODE_COUNT,
                 )
     return palette
 

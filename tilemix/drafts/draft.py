@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tilemix.colors.cielab import parse_hex
+from tilemix.colors.hex import parse_hex
 from tilemix.colors.palette import DEFAULT_GRANULES, chart_palette, find_color
 from tilemix.drafts.layout import Layout, lay_out
 

@@ -77,7 +77,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str  # as typed
     sent_prompt: str  # as the text encoders got it
     sent_negative_prompt: str
-    mix: dict[str, float] | None  # color -> percent, in the order typed; None: the prompt holds no mix
+    mix: (
+        dict[str, float] | None
+    )  # color as read -> percent, in the order typed; None: the prompt holds no mix
+    sent_mix: dict[str, float] | None = None  # the same in the words that the model knows
     seed: int
     width: int  # pixels
     height: int

@@ -11,12 +11,13 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from tilemix.errors import Message, RefusalError, RequestError
+from tilemix.errors import LIST_SEPARATOR, Message, RefusalError, RequestError
 from tilemix.inputs import IntegerInput
 from tilemix.studio.gallery import MAX_SEARCH_CHARACTERS, MOST_ON_A_PAGE, Gallery
 from tilemix.studio.negotiation import prefers
@@ -24,6 +25,7 @@ from tilemix.studio.predictions import CANCELED
 from tilemix.studio.web.api_inputs import read_form, read_inputs
 
 if TYPE_CHECKING:
+    from tilemix.colors.palette import Palette
     from tilemix.request import GenerationRequest
     from tilemix.studio.service import Studio
 
@@ -46,6 +48,8 @@ EXTRA_SECONDS = 30  # beyond the deadline, for fetching the picture
 def api_routes(studio: Studio) -> list[Route]:
     """Return the API's endpoints."""
     gallery = Gallery(studio.database)
+
+    document = describe_api(studio.palette)
 
     async def generate_image(request: Request) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -137,7 +141,7 @@ def api_routes(studio: Studio) -> list[Route]:
         )
 
     async def openapi(_: Request) -> Response:
-        return Response(OPENAPI.read_bytes(), media_type="application/json")
+        return JSONResponse(document)
 
     return [
         Route("/api/generate-image", generate_image, methods=["POST"]),
@@ -148,6 +152,19 @@ def api_routes(studio: Studio) -> list[Route]:
         Route("/files/{identity}", file, methods=["GET"]),
         Route("/openapi.json", openapi, methods=["GET"]),
     ]
+
+
+def describe_api(palette: Palette | None) -> dict[str, Any]:
+    """Return the OpenAPI document for a model, with the colors that it draws."""
+    document: dict[str, Any] = msgspec.json.decode(OPENAPI.read_bytes())
+    if palette is not None:
+        colors = f" Colors of this model: {LIST_SEPARATOR.join(color.word for color in palette.colors)}."
+        schemas = document["components"]["schemas"]
+        search = document["paths"]["/api/predictions"]["get"]["parameters"]
+        prompts = [schemas[name]["properties"]["prompt"] for name in ("Form", "Inputs")]
+        for described in (*prompts, *(each for each in search if each["name"] == "color")):
+            described["description"] += colors
+    return document
 
 
 def _read_limit(text: str | None) -> int:

@@ -96,6 +96,7 @@ def describe(prediction: Prediction) -> dict[str, Any]:
     """Return a prediction as JSON values. `is_done` means that it is final, its picture included."""
     progress = read_progress(prediction.logs)
     output = prediction.output
+    shares = {share.color: share.percent for share in prediction.shares}
     is_ended = prediction.completed_at is not None
     return {
         "id": prediction.id,
@@ -103,7 +104,9 @@ def describe(prediction: Prediction) -> dict[str, Any]:
         "is_done": is_ended and (prediction.status != SUCCEEDED or _is_settled(output)),
         "prompt": prediction.prompt,
         "sent_prompt": prediction.sent_prompt,
-        "mix": {share.color: share.percent for share in prediction.shares},
+        "mix": shares if prediction.mix is None else prediction.mix,
+        "sent": shares,
+        "notes": prediction.notes or [],
         "input": prediction.inputs,
         "created_at": _write_time(prediction.created_at),
         "started_at": _write_time(prediction.started_at),

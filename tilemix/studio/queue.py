@@ -107,7 +107,10 @@ class Queue:
             created_at=self._clock.now(),
             seconds_left=self._deadlines.seconds,
         )
-        shares = prompt.mix.shares if prompt.mix is not None else ()
+        mix = prompt.mix.shares if prompt.mix is not None else ()
+        prediction.mix = {share.color: float(share.percent) for share in mix}
+        prediction.notes = [note.describe() for note in prompt.notes]
+        shares = prompt.sent.shares if prompt.sent is not None else ()
         prediction.shares = [
             Share(place=place, color=share.color, percent=float(share.percent))
             for place, share in enumerate(shares)

@@ -57,7 +57,9 @@ class Studio:
         self.clock: Clock = clock or SystemClock()
         self.faults = Faults()
         self.pictures: Path = settings.folder / "pictures"
-        self.template = find_template(load_manifest(settings.model).prompt_template)
+        manifest = load_manifest(settings.model)
+        self.template = find_template(manifest.prompt_template)
+        self.palette = manifest.load_palette()
         self.backend = backend or make_backend(settings)
         refetch = self.backend.fetch_signing_secret if isinstance(self.backend, ReplicateBackend) else None
         self.keyring = Keyring(settings.webhook_secrets, refetch=refetch, clock=self.clock.monotonic)
@@ -127,7 +129,7 @@ class Studio:
         Raises:
             PromptError: as `tilemix.prompts.rewrite.rewrite`.
         """
-        return rewrite(text, self.template, negative_prompt=negative_prompt)
+        return rewrite(text, self.template, self.palette, negative_prompt=negative_prompt)
 
     def ask_for(self, request: GenerationRequest) -> str:
         """Check a request as `predict()` does and queue it; return the prediction's id.

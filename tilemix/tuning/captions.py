@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from tilemix.colors.cielab import delta_e_2000, parse_hex, srgb_to_lab
+from tilemix.colors.cielab import delta_e_2000, srgb_to_lab
+from tilemix.colors.hex import parse_hex
 from tilemix.pictures.measure import measure_shares
 from tilemix.prompts.mix import ColorMix, ColorShare
 from tilemix.prompts.palette_mix import read_palette_mix, replace_palette_mix

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -30,6 +31,9 @@ from tilemix.request import Defaults
 from tilemix.system.atomic import write_atomically
 from tilemix.system.project import ROOT
 from tilemix.weights.address import find_fault
+
+if TYPE_CHECKING:
+    from tilemix.colors.palette import Palette
 
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
@@ -93,6 +97,12 @@ class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     palette: str | None = None  # data/palettes/NAME.json; None: the chart serves
     vae: Source | None = None  # None: the base's own
     adapters: tuple[Adapter, ...] = ()
+
+    def load_palette(self) -> Palette | None:
+        """Return the colors that the model draws; None where the chart serves."""
+        from tilemix.colors.palette import load_palette
+
+        return None if self.palette is None else load_palette(self.palette)
 
 
 def list_models(root: Path = ROOT) -> list[str]:

@@ -52,9 +52,15 @@ class ParsedText:
     """A prompt whose mix has been read."""
 
     mix: ColorMix | None  # None: the text holds no share
-    text: str  # the mix in its canonical spelling, the rest as typed; all as typed where there is no mix
+    head: str  # what is kept before the mix; the whole text where there is no mix
+    tail: str  # what is kept after it
     notes: tuple[Message, ...]  # what was read differently from what was typed
     spans: tuple[Span, ...] = ()  # every visible character of the text is in one; in order
+
+    @property
+    def text(self) -> str:
+        """The mix in its canonical spelling, the rest as typed; all as typed where there is no mix."""
+        return f"{self.head}{'' if self.mix is None else self.mix}{self.tail}"
 
 
 def parse_mix(text: str) -> ParsedText:
@@ -67,18 +73,17 @@ def parse_mix(text: str) -> ParsedText:
     check_text(text, field="prompt")
     record = read_record(text)
     if record is not None and record.mix is not None:
-        return ParsedText(record.mix, str(record.mix), record.notes, (Span(0, len(text), "record"),))
+        return ParsedText(record.mix, "", "", record.notes, (Span(0, len(text), "record"),))
     if record is not None and record.text is not None:
         inner = parse_mix(record.text)
-        return ParsedText(
-            inner.mix, inner.text, (*inner.notes, *record.notes), (Span(0, len(text), "record"),)
-        )
+        notes = (*inner.notes, *record.notes)
+        return ParsedText(inner.mix, inner.head, inner.tail, notes, (Span(0, len(text), "record"),))
     typed = read_shares(text)
     if not typed.shares and not typed.lone:
-        return ParsedText(None, text, (), (Span(0, len(text), "text"),) if text.strip() else ())
+        return ParsedText(None, text, "", (), (Span(0, len(text), "text"),) if text.strip() else ())
     mix = total_up(text, typed)
     notes = tuple(sorted(typed.notes, key=_position))
-    return ParsedText(mix, _assemble(text, typed, mix), notes, _list_spans(typed))
+    return ParsedText(mix, *_keep_around(text, typed), notes, _list_spans(typed))
 
 
 def find_trade_codes(text: str) -> list[Span]:
@@ -108,8 +113,8 @@ def _list_spans(typed: TypedMix) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def _assemble(text: str, typed: TypedMix, mix: ColorMix) -> str:
-    """Put the canonical mix in the place of the typed one."""
+def _keep_around(text: str, typed: TypedMix) -> tuple[str, str]:
+    """Return what stands before and after the canonical mix, which takes the place of the typed one."""
     head = text[: typed.start]
     if TRIMMINGS.fullmatch(head):
         head = ""
@@ -121,4 +126,4 @@ def _assemble(text: str, typed: TypedMix, mix: ColorMix) -> str:
         tail = ""
     elif not tail.startswith(ATTACHED):
         tail = ", " + LEADING_SEPARATORS.sub("", tail)
-    return head + ", ".join([str(mix), *typed.between]) + tail
+    return head, "".join(f", {kept}" for kept in typed.between) + tail

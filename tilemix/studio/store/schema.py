@@ -71,7 +71,7 @@ class ErrorData(TypeDecorator[dict[str, Any]]):
 class Base(DeclarativeBase):
     """Base of all tables."""
 
-    type_annotation_map: ClassVar = {datetime: UtcTime, dict[str, Any]: JSON}
+    type_annotation_map: ClassVar = {datetime: UtcTime, dict[str, Any]: JSON, list[Any]: JSON}
 
 
 class Prediction(Base):
@@ -89,6 +89,12 @@ class Prediction(Base):
     status: Mapped[str] = mapped_column(String(64))  # see tilemix.studio.predictions
     prompt: Mapped[str] = mapped_column(Text)  # as typed
     sent_prompt: Mapped[str] = mapped_column(Text)  # as sent to the model
+    mix: Mapped[
+        dict[str, Any] | None
+    ]  # color as read -> percent; None: older than palettes, `shares` have it
+    notes: Mapped[
+        list[Any] | None
+    ]  # what is sent differently from what was typed, as `Message.describe` gives it
     inputs: Mapped[dict[str, Any]]  # the inputs of predict() that were given, and always the seed
     created_at: Mapped[datetime]
     seconds_left: Mapped[float] = mapped_column(
@@ -113,7 +119,7 @@ class Prediction(Base):
 
 
 class Share(Base):
-    """One color of a prediction's mix."""
+    """One color of a prediction's mix, in the words of the model's palette."""
 
     __tablename__ = "shares"
     __table_args__ = (Index("shares_color", "color"),)

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from tilemix.errors import Message, MixError, PromptError, RequestError, TilemixError
 from tilemix.inputs import NUMBER, TextInput, load_inputs
 from tilemix.prompts.mix import parse_mix
+from tilemix.prompts.reading import read_mix
 from tilemix.request import GenerationRequest
 from tilemix.studio.web.palette import write_mix
 
 if TYPE_CHECKING:
     from starlette.datastructures import FormData
 
+    from tilemix.colors.palette import Palette
     from tilemix.prompts.mix import Span
 
 MAX_ROWS = 12
@@ -73,7 +75,9 @@ def form_of_inputs(inputs: dict[str, Any]) -> PageForm:
     return PageForm({name: f"{inputs[name]}" for name in load_inputs() if inputs.get(name) is not None})
 
 
-def read_page_form(data: FormData, language: str) -> tuple[PageForm, GenerationRequest | None]:
+def read_page_form(
+    data: FormData, language: str, palette: Palette | None = None
+) -> tuple[PageForm, GenerationRequest | None]:
     """Return the form as it was sent and its request; on an error None, with the error in the form."""
     form = PageForm({name: value for name in load_inputs() if isinstance(value := data.get(name, ""), str)})
     form.values["prompt"] = form.values.get("prompt", "").strip()
@@ -82,7 +86,8 @@ def read_page_form(data: FormData, language: str) -> tuple[PageForm, GenerationR
         if typed is not None and typed != data.get("table_was", ""):
             if form.values["prompt"] != str(data.get("prompt_was", "")).strip():
                 raise MixError("mix-both-changed")
-            form.values["prompt"] = _replace_mix(form.values["prompt"], _total(typed, data), language)
+            mix = _total(typed, data)
+            form.values["prompt"] = _replace_mix(form.values["prompt"], mix, language, palette)
         return form, _read_request(form.values)
     except (PromptError, RequestError) as error:
         form.blame(error)
@@ -94,17 +99,16 @@ def write_table(mix: dict[str, float]) -> str:
     return ";".join(f"{color}={share:g}" for color, share in mix.items())
 
 
-def split_text(text: str) -> tuple[dict[str, float], str, str]:
-    """Return the mix in a text, the text before it and the text after it.
+def split_text(text: str, palette: Palette | None = None) -> tuple[dict[str, float], str, str]:
+    """Return the mix in a text as it is sent, the text before it and the text after it.
 
     Raises:
-        PromptError: the mix is not clear.
+        PromptError: the mix is not clear, or cannot be sent.
     """
-    parsed = parse_mix(text)
-    if parsed.mix is None:
+    read = read_mix(text, palette)
+    if read.sent is None:
         return {}, "", f", {text}" if text else ""
-    head, _, tail = parsed.text.partition(str(parsed.mix))
-    return {share.color: float(share.percent) for share in parsed.mix.shares}, head, tail
+    return {share.color: float(share.percent) for share in read.sent.shares}, read.head, read.tail
 
 
 def _read_table(data: FormData) -> str | None:
@@ -140,12 +144,12 @@ def _total(table: str, data: FormData) -> str:
     return mix
 
 
-def _replace_mix(text: str, mix: str, language: str) -> str:
+def _replace_mix(text: str, mix: str, language: str, palette: Palette | None) -> str:
     checked = parse_mix(mix).mix
     assert checked is not None
     written = write_mix({share.color: float(share.percent) for share in checked.shares}, language)
     try:
-        _, head, tail = split_text(text)
+        _, head, tail = split_text(text, palette)
     except PromptError:
         return written  # the text held no clear mix to replace
     return f"{head}{written}{tail}"

@@ -24,7 +24,7 @@ from tilemix.studio.web.mix_form import (
     split_text,
     write_table,
 )
-from tilemix.studio.web.palette import chart_for_script, find_swatch, load_presets, load_swatches, write_mix
+from tilemix.studio.web.palette import chart_for_script, find_swatch, load_swatches, send_presets, write_mix
 from tilemix.studio.web.views import find_result, stack_bar, tell_state
 from tilemix.weights import load_manifest
 
@@ -69,13 +69,15 @@ class MixerPage:
         query, words = request.query_params, self._renderer.words(request)
         view = None
         if (identity := query.get("result") or query.get("from")) is not None:
-            view = await find_result(self._gallery, identity, words)
+            view = await find_result(self._gallery, identity, words, self._studio.palette)
         if view is not None:
             form = form_of_inputs(view.inputs)
         else:
             form = PageForm({name: query[name] for name in load_inputs() if name in query})
         if not form.values.get("prompt"):
-            form.values["prompt"] = write_mix(load_presets()[FIRST_PRESET].mix, words.code)
+            form.values["prompt"] = write_mix(
+                send_presets(self._studio.palette)[FIRST_PRESET].mix, words.code
+            )
         is_given = "from" in query or "prompt" in query
         shown = view if view is not None and "result" in query else None
         state = await tell_state(self._studio, self._gallery, shown) if shown is not None else None
@@ -85,7 +87,7 @@ class MixerPage:
         """Receive the form from a browser without JavaScript; redirect to the result."""
         words = self._renderer.words(request)
         async with request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as data:
-            form, wanted = read_page_form(data, words.code)
+            form, wanted = read_page_form(data, words.code, self._studio.palette)
         if wanted is not None:
             try:
                 identity = await run_in_threadpool(self._studio.ask_for, wanted)
@@ -111,7 +113,7 @@ class MixerPage:
         state: dict[str, Any] | None = None,
         status: int = 200,
     ) -> Response:
-        words = self._renderer.words(request)
+        words, palette = self._renderer.words(request), self._studio.palette
         preview = self._preview(form.values.get("prompt", ""), words)
         if form.error is not None:
             error, error_field = explain(form.error, words), form.error.field
@@ -119,7 +121,7 @@ class MixerPage:
             error, error_field = preview["error"], preview["error"] and "prompt"
         mix = {share["color"]: share["percent"] for share in preview["mix"]}
         script = {
-            **chart_for_script(words.code),
+            **chart_for_script(words.code, palette),
             "words": words.for_script(),
             "is_given": is_given,
             "preview": preview,
@@ -138,17 +140,17 @@ class MixerPage:
             mix=mix,
             table_was=write_table(mix),
             preview=preview,
-            mix_bar=stack_bar(mix, words),
+            mix_bar=stack_bar(mix, words, palette),
             view=view,
             state=state,
-            swatches=load_swatches(words.code),
+            swatches=load_swatches(words.code, palette),
             presets=[
                 {
                     "name": preset.names[words.code],
                     "text": write_mix(preset.mix, words.code),
-                    "bar": stack_bar(preset.mix, words),
+                    "bar": stack_bar(preset.mix, words, palette),
                 }
-                for preset in load_presets()
+                for preset in send_presets(palette)
             ],
             inputs=load_inputs(),
             placeholders={
@@ -171,13 +173,19 @@ class MixerPage:
         }
         try:
             prompt = self._studio.rewrite(text)
-            mix, head, tail = split_text(text) if prompt.mix is not None else ({}, "", f", {text}")
+            mix, head, tail = (
+                split_text(text, self._studio.palette) if prompt.mix is not None else ({}, "", f", {text}")
+            )
         except PromptError as error:
             position = error.position if isinstance(error, MixError) else None
             before, marked = mark_position(text, position)
             return {**empty, "error": explain(error.message, words), "before": before, "marked": marked}
         shares = [
-            {"color": color, "percent": share, "word": find_swatch(color, words.code).word}
+            {
+                "color": color,
+                "percent": share,
+                "word": find_swatch(color, words.code, self._studio.palette).word,
+            }
             for color, share in mix.items()
         ]
         return {

@@ -99,7 +99,7 @@ class ResultPages:
             text=text or None,
             has_picture=True,
         )
-        views = [ResultView(each, words) for each in found]
+        views = [ResultView(each, words, self._studio.palette) for each in found]
         search = {name: value for name, value in (("color", color), ("text", text)) if value}
         pick = await self._find(request, query["pick"]) if "pick" in query else None
         older = None
@@ -115,7 +115,7 @@ class ResultPages:
             is_first="before" not in query,
             older=older,
             pick=pick,
-            swatches=load_swatches(words.code),
+            swatches=load_swatches(words.code, self._studio.palette),
         )
 
     async def compare(self, request: Request) -> Response:
@@ -128,7 +128,8 @@ class ResultPages:
         )
 
     async def _find(self, request: Request, identity: str) -> ResultView | None:
-        return await find_result(self._gallery, identity, self._renderer.words(request))
+        words = self._renderer.words(request)
+        return await find_result(self._gallery, identity, words, self._studio.palette)
 
     async def _need(self, request: Request) -> ResultView:
         view = await self._find(request, request.path_params["identity"])

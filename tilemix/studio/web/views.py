@@ -15,6 +15,7 @@ from tilemix.studio.web.palette import Swatch, find_swatch
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from tilemix.colors.palette import Palette
     from tilemix.studio.gallery import Gallery
     from tilemix.studio.service import Studio
     from tilemix.studio.web.words import Words
@@ -59,9 +60,10 @@ NOTHING_AHEAD = QueueView(0, is_drawing=True)
 class ResultView:
     """One prediction, from the values of `tilemix.studio.gallery.describe`."""
 
-    def __init__(self, found: dict[str, Any], words: Words) -> None:
+    def __init__(self, found: dict[str, Any], words: Words, palette: Palette | None) -> None:
         self.found = found
         self._words = words
+        self._palette = palette
         self.id: str = found["id"]
         self.url: str | None = found["url"]
         self.is_done: bool = found["is_done"]
@@ -69,8 +71,10 @@ class ResultView:
         self.inputs: dict[str, Any] = found["input"]
         metrics = found["metrics"]
         self.shares = [
-            ShareView(find_swatch(color, words.code), asked, _percent(metrics.get(share_metric(color))))
-            for color, asked in found["mix"].items()
+            ShareView(
+                find_swatch(color, words.code, palette), asked, _percent(metrics.get(share_metric(color)))
+            )
+            for color, asked in found["sent"].items()
         ]
         self.not_asked = _percent(metrics.get(share_metric(NOT_ASKED)))
         self.seed = self.inputs.get("seed")
@@ -101,7 +105,7 @@ class ResultView:
     @property
     def asked_bar(self) -> list[Bar]:
         """The requested mix as a bar."""
-        return stack_bar(self.found["mix"], self._words)
+        return stack_bar(self.found["sent"], self._words, self._palette)
 
     @property
     def measured_bar(self) -> list[Bar]:
@@ -157,15 +161,17 @@ async def tell_state(studio: Studio, gallery: Gallery, view: ResultView) -> dict
     return view.state(studio.clock.now(), QueueView(ahead, is_drawing))
 
 
-async def find_result(gallery: Gallery, identity: str, words: Words) -> ResultView | None:
+async def find_result(
+    gallery: Gallery, identity: str, words: Words, palette: Palette | None
+) -> ResultView | None:
     """Return the prediction with this id, or None."""
     found = await run_in_threadpool(gallery.find, identity[:64].replace("\0", ""))
-    return None if found is None else ResultView(found, words)
+    return None if found is None else ResultView(found, words, palette)
 
 
-def stack_bar(mix: Mapping[str, float], words: Words) -> list[Bar]:
+def stack_bar(mix: Mapping[str, float], words: Words, palette: Palette | None) -> list[Bar]:
     """Return a mix as a bar."""
-    return _stack(((find_swatch(color, words.code), share) for color, share in mix.items()), words)
+    return _stack(((find_swatch(color, words.code, palette), share) for color, share in mix.items()), words)
 
 
 def _stack(pieces: Iterable[tuple[Swatch, float]], words: Words) -> list[Bar]:
