@@ -14,8 +14,9 @@ from tilemix.colors.hex import parse_hex
 from tilemix.colors.languages import load_languages
 from tilemix.colors.nearest import load_ral, match_hex, match_ral
 from tilemix.errors import InputError
+from tilemix.prompts.mix.pieces import HAN_LETTERS, LONGEST_LETTERS
 from tilemix.prompts.mix.spelling import LONGEST, find_near_words
-from tilemix.prompts.mix.tokens import HAN_LETTERS, LONGEST_LETTERS, MOST_WORDS
+from tilemix.prompts.mix.tokens import MOST_WORDS
 from tilemix.prompts.mix.words import (
     ambiguous_words,
     color_words,

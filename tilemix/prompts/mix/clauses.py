@@ -10,13 +10,14 @@ from tilemix.prompts.mix.tokens import percent_of_fraction
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from tilemix.prompts.mix.tokens import Token
+    from tilemix.prompts.mix.tokens import Kind, Token
 
-COLORS = frozenset({"color", "ral", "hex"})
-SOFT = frozenset({"link", "noun", "filler", "to"})
-CUTS = frozenset({"separator", "with"})
-STATED = frozenset({"percent", "fraction", "part", "weight", "range", "minus"})
-AMOUNTS = STATED | {"rest"}
+COLORS: frozenset[Kind] = frozenset({"color", "ral", "hex"})
+SOFT: frozenset[Kind] = frozenset({"link", "noun", "filler", "to"})
+CUTS: frozenset[Kind] = frozenset({"separator", "with"})
+STATED: frozenset[Kind] = frozenset({"percent", "fraction", "part", "weight", "range", "minus"})
+AMOUNTS: frozenset[Kind] = STATED | {"rest"}
+NUMBERS_TOO: frozenset[Kind] = AMOUNTS | {"number"}  # where the text has no other amounts
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ def is_pure(clause: Clause) -> bool:
     )
 
 
-def make_clauses(tokens: Sequence[Token], amounts: Collection[str]) -> list[Clause]:
+def make_clauses(tokens: Sequence[Token], amounts: Collection[Kind]) -> list[Clause]:
     """Cut the tokens at the separators; `amounts` are the kinds that are amounts in this text."""
     clauses: list[Clause] = []
     first, opener = 0, ""
@@ -101,7 +102,7 @@ def _find_colors(tokens: Sequence[Token], first: int, end: int) -> list[Color]:
     return colors
 
 
-def settle(tokens: Sequence[Token]) -> tuple[list[Token], Collection[str]]:
+def settle(tokens: Sequence[Token]) -> tuple[list[Token], Collection[Kind]]:
     """Decide what the words and numbers that need a color beside them are; return the tokens, and what is an amount.
 
     "half red" is a share; "half-tone" and "the third row" are text. "rest" is a share beside other shares only. "1/3"
@@ -130,7 +131,7 @@ def settle(tokens: Sequence[Token]) -> tuple[list[Token], Collection[str]]:
         is_beside = is_share[place] and (states or counts_numbers)
         if (token.kind == "rest" and not is_beside) or (token.kind == "number" and states):
             settled[place] = token._replace(kind="word")
-    return settled, AMOUNTS | {"number"} if counts_numbers else AMOUNTS
+    return settled, NUMBERS_TOO if counts_numbers else AMOUNTS
 
 
 def _stand_with_colors(tokens: Sequence[Token]) -> list[bool]:

@@ -11,7 +11,7 @@ from tilemix.prompts.mix.naming import name_group, refuse_misspelled_name
 from tilemix.prompts.mix.typed import TypedMix, TypedShare
 
 if TYPE_CHECKING:
-    from tilemix.prompts.mix.tokens import Token
+    from tilemix.prompts.mix.tokens import Kind, Token
 
 MOST_BETWEEN = 3  # words between a share and its color that are kept as text
 
@@ -155,9 +155,9 @@ def _is_each(mix: TypedMix, place: int) -> bool:
     return bool(_beside(mix, place) & {"each", "equal"})
 
 
-def _beside(mix: TypedMix, place: int) -> set[str]:
+def _beside(mix: TypedMix, place: int) -> set[Kind]:
     """Return the kinds of the nearest tokens on both sides of one that are not soft."""
-    kinds: set[str] = set()
+    kinds: set[Kind] = set()
     for step in (1, -1):
         at = place + step
         while 0 <= at < len(mix.tokens) and mix.tokens[at].kind in SOFT:

@@ -24,10 +24,10 @@ from tilemix.prompts.mix.clauses import SOFT, Clause, Color, is_pure, make_claus
 from tilemix.prompts.mix.naming import name_group, name_unknown, refuse_misspelled, shorten
 from tilemix.prompts.mix.pairing import find_base, give_each, is_followed_by_words, join_lone, read_clause
 from tilemix.prompts.mix.spelling import find_near_words
-from tilemix.prompts.mix.tokens import parse_number, percent_of_fraction, tokenize
+from tilemix.prompts.mix.tokens import Kind, parse_number, percent_of_fraction, tokenize
 from tilemix.prompts.mix.typed import TypedMix, TypedShare, close_mix
 
-PERCENTS = frozenset({"percent", "fraction"})
+PERCENTS: frozenset[Kind] = frozenset({"percent", "fraction"})
 HIGHEST = 101  # percent; up to here a total counts as 100
 MOST_NAMED = 6  # numbers in a message
 

@@ -1,4 +1,4 @@
-"""Cut a prompt into the pieces that a color mix is made of: one pass, linear in its length."""
+"""Pieces of a prompt -> the tokens that a color mix is made of: amounts, units, colors, joints."""
 
 from __future__ import annotations
 
@@ -8,46 +8,15 @@ from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from tilemix.prompts.mix.pieces import VULGAR, cut
 from tilemix.prompts.mix.words import TRADE, ambiguous_words, fold, meanings, number_words, vocabulary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from tilemix.prompts.mix.pieces import Piece
     from tilemix.prompts.mix.words import Meaning
 
 MOST_WORDS = 4  # in a phrase of the vocabulary
-HAN_LETTERS = 5  # in a Chinese word of the vocabulary
-LONGEST_LETTERS = 40  # of a word that can be one of the vocabulary
-
-HAN = "\u3400-\u4dbf\u4e00-\u9fff"
-LETTER = rf"(?:[^\W\d_{HAN}]|[\u0300-\u036f])"
-VULGAR = "¼½¾⅓⅔⅕⅛⅒"
-NUMBER = r"\d++(?:[.,．]\d++)*+"
-# Every quantifier is possessive: what a piece has taken it never gives back, so nothing is tried twice.
-PIECE = re.compile(
-    rf"""
-    (?P<space>  (?:(?![\n\r\u2028\u2029])\s|[\u00ad\u200b-\u200f\u2060\ufeff])++ )
-    |(?P<ral>   (?:RAL|РАЛ)[ \t\u00a0-]*+\d++ )
-    |(?P<hex>   \#(?:[0-9a-f]{{6}}|[0-9a-f]{{3}})(?!\w) )
-    |(?P<rgb>   rgba?\([ ]*+\d{{1,3}}[ ,]++\d{{1,3}}[ ,]++\d{{1,3}}(?:[ ]*+[,/][ ]*+[\d.]++%?)?[ ]*+\) )
-    |(?P<code>  [A-Za-z]++(?<=p)\d{{1,3}}(?![^\W_]) )
-    |(?P<mixed> \d{{1,3}}[ \u00a0]\d{{1,2}}/\d{{1,2}}(?![\d/:]) | \d{{1,3}}[ \u00a0]?[{VULGAR}] )
-    |(?P<ratio> {NUMBER}(?:[:/]{NUMBER})++(?!\d)
-                | {NUMBER}[ ]?[:：∶/][ ]?{NUMBER}(?:[ ]?[:：∶/][ ]?{NUMBER})*+(?![\d.,]*+[ ]?[%％]) )
-    |(?P<dashed>{NUMBER}[-‐‑–—−]{NUMBER}(?:[-‐‑–—−]{NUMBER})*+(?![ ]?[%％]|\w) )
-    |(?P<number>{NUMBER} )
-    |(?P<sign>  [%％﹪٪] )
-    |(?P<separator> [,;+/|&，；＋／、､\n\r\u2028\u2029] )
-    |(?P<link>  [-‐‑–—−:.=()\[\]：（）＝*•·~≈"'`«»„“”‘’_→>] )
-    |(?P<vulgar>[{VULGAR}] )
-    |(?P<han>   [{HAN}]++ )
-    |(?P<word>  {LETTER}++(?:['’ʼ\-‐‑_]{LETTER}++)*+ )
-    |(?P<other> . )
-    """,
-    re.VERBOSE | re.IGNORECASE | re.DOTALL,
-)
 VULGAR_VALUES = dict(zip(VULGAR, ["1/4", "1/2", "3/4", "1/3", "2/3", "1/5", "1/8", "1/10"], strict=True))
-JOINTS = re.compile("[-‐‑_]")
 DASHES = "-‐‑–—−"
 DECIMAL_POINTS = str.maketrans({",": ".", "．": "."})
 MOST_DIGITS = 8  # in a number as typed
@@ -92,17 +61,9 @@ class Token(NamedTuple):
     source: str = ""  # "trade": a code of the trade
 
 
-class _Piece(NamedTuple):
-    kind: str
-    start: int
-    end: int
-    text: str
-    folded: str = ""
-
-
 def tokenize(text: str) -> list[Token]:
     """Return the tokens of `text` in order; spaces are left out."""
-    pieces = list(_cut(text))
+    pieces = list(cut(text))
     languages = _rank_languages(pieces)
     tokens: list[Token] = []
     place = 0
@@ -121,77 +82,7 @@ def parse_number(typed: str) -> Decimal | None:
     return Decimal(plain)
 
 
-def _cut(text: str) -> Iterator[_Piece]:
-    for match in PIECE.finditer(text):
-        kind = match.lastgroup or "other"
-        if kind == "han":
-            yield from _cut_han(match[0], match.start())
-        elif kind == "code":
-            yield from _cut_code(match[0], match.start())
-        elif kind == "word":
-            yield from _cut_joined(match[0], match.start())
-        elif kind != "space":
-            yield _Piece(kind, match.start(), match.end(), match[0], match[0] if kind == "vulgar" else "")
-
-
-def _word(text: str, start: int) -> _Piece:
-    return _Piece("word", start, start + len(text), text, fold(text) if len(text) <= LONGEST_LETTERS else "")
-
-
-def _cut_code(typed: str, start: int) -> Iterator[_Piece]:
-    """Cut "BLACKp15" in two, the percent with a sign of no length; "mp3" stays a word."""
-    name, _, digits = typed.rpartition("p")
-    meaning = vocabulary().get(fold(name))
-    if name.isupper() or (meaning is not None and meaning.kind == "color"):
-        yield _word(name, start)
-        end = start + len(typed)
-        yield _Piece("number", start + len(name), end, digits)
-        yield _Piece("sign", end, end, "")
-    else:
-        yield _Piece("word", start, start + len(typed), typed, fold(typed))
-
-
-def _cut_joined(word: str, start: int) -> Iterator[_Piece]:
-    """Cut "half-red", "red-black" and "red_black" where every part is known; "dark-green" stays one word."""
-    whole = _word(word, start)
-    words = vocabulary()
-    if not JOINTS.search(word) or not whole.folded or whole.folded in words or whole.folded in number_words():
-        yield whole
-        return
-    parts: list[_Piece] = []
-    place = 0
-    for joint in [*JOINTS.finditer(word), None]:
-        end = joint.start() if joint else len(word)
-        parts.append(_word(word[place:end], start + place))
-        place = joint.end() if joint else end
-    kinds = [words[part.folded].kind if part.folded in words else "" for part in parts]
-    if kinds[0] in {"fraction", "rest"} or all(kinds):
-        yield from parts
-    else:
-        yield whole
-
-
-def _cut_han(run: str, start: int) -> Iterator[_Piece]:
-    """Cut a run of Chinese characters, which has no spaces, into the longest known words."""
-    words, numbers = vocabulary(), number_words()
-    place = unknown = 0
-    while place < len(run):
-        for length in range(min(HAN_LETTERS, len(run) - place), 0, -1):
-            piece = run[place : place + length]
-            if piece in words or piece in numbers:
-                if unknown < place:
-                    yield _word(run[unknown:place], start + unknown)
-                yield _word(piece, start + place)
-                place += length
-                unknown = place
-                break
-        else:
-            place += 1
-    if unknown < place:
-        yield _word(run[unknown:place], start + unknown)
-
-
-def _rank_languages(pieces: list[_Piece]) -> list[str]:
+def _rank_languages(pieces: list[Piece]) -> list[str]:
     """Return the languages of the text, that with the most words first; none where no word needs it."""
     ambiguous = ambiguous_words()
     if not any(piece.folded in ambiguous for piece in pieces):
@@ -203,7 +94,7 @@ def _rank_languages(pieces: list[_Piece]) -> list[str]:
     return [language for language, _ in counts.most_common()]
 
 
-def _read(pieces: list[_Piece], place: int, languages: list[str], before: list[Token]) -> tuple[Token, int]:
+def _read(pieces: list[Piece], place: int, languages: list[str], before: list[Token]) -> tuple[Token, int]:
     """Return the token that begins at `place`, and how many pieces it takes."""
     piece = pieces[place]
     start, end = piece.start, piece.end
@@ -244,7 +135,7 @@ def _value_of_mixed(typed: str) -> str:
 
 
 def _read_number(
-    pieces: list[_Piece], place: int, used: int, value: str, languages: list[str], before: list[Token]
+    pieces: list[Piece], place: int, used: int, value: str, languages: list[str], before: list[Token]
 ) -> tuple[Token, int]:
     """Return the token of a number that takes `used` pieces, with the unit behind it."""
     start, end = pieces[place].start, pieces[place + used - 1].end
@@ -290,7 +181,7 @@ def _ends_range(before: list[Token], start: int) -> bool:
 
 
 def _read_words(
-    pieces: list[_Piece], place: int, languages: list[str], before: list[Token]
+    pieces: list[Piece], place: int, languages: list[str], before: list[Token]
 ) -> tuple[Token, int]:
     piece = pieces[place]
     meaning, end, used = _read_phrase(pieces, place, languages)
@@ -331,11 +222,11 @@ def percent_of_fraction(value: str) -> str | None:
     return _percent(numerator, denominator) if 0 < numerator < denominator else None
 
 
-def _phrase(pieces: list[_Piece], place: int, used: int) -> str:
+def _phrase(pieces: list[Piece], place: int, used: int) -> str:
     return " ".join(piece.folded for piece in pieces[place : place + used])
 
 
-def _read_phrase(pieces: list[_Piece], place: int, languages: list[str]) -> tuple[Meaning | None, int, int]:
+def _read_phrase(pieces: list[Piece], place: int, languages: list[str]) -> tuple[Meaning | None, int, int]:
     """Find the longest phrase of the vocabulary at `place`: what it means (None: no phrase), its end, pieces taken."""
     words = vocabulary()
     phrase = ""
@@ -365,7 +256,7 @@ def _beginnings() -> frozenset[str]:
     return frozenset(" ".join(words[:count]) for words in phrases for count in range(1, len(words)))
 
 
-def _read_number_word(pieces: list[_Piece], place: int) -> tuple[str, int]:
+def _read_number_word(pieces: list[Piece], place: int) -> tuple[str, int]:
     """Find the longest number word at `place`: its digits ("" for none), pieces taken."""
     numbers = number_words()
     phrase = ""

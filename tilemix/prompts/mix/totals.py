@@ -14,6 +14,7 @@ from tilemix.prompts.mix.tokens import parse_number
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tilemix.prompts.mix.tokens import Kind
     from tilemix.prompts.mix.typed import TypedMix, TypedShare
 
 MOST_SHOWN = 12  # shares in a message
@@ -21,7 +22,7 @@ HUNDRED = Decimal(100)
 NOTHING = Decimal(0)
 WHOLE = Decimal(1)
 TENTH = Decimal("0.1")
-PROPORTIONS = frozenset({"part", "weight"})
+PROPORTIONS: frozenset[Kind] = frozenset({"part", "weight"})
 
 
 class ColorShare(NamedTuple):
@@ -51,7 +52,7 @@ def total_up(text: str, typed: TypedMix) -> ColorMix:
     shares = list(typed.shares)
     if shares[0].amount is None:  # equal shares
         return make_mix([(share.color, WHOLE) for share in shares], WHOLE)
-    kinds: set[str] = {share.amount.kind for share in shares if share.amount}
+    kinds: set[Kind] = {share.amount.kind for share in shares if share.amount}
     if kinds & PROPORTIONS:
         return _proportion(text, typed, kinds)
     amounts = [_read_amount(share) for share in shares]
@@ -132,7 +133,7 @@ def _read_amount(share: TypedShare) -> Decimal | None:
     return number
 
 
-def _proportion(text: str, typed: TypedMix, kinds: set[str]) -> ColorMix:
+def _proportion(text: str, typed: TypedMix, kinds: set[Kind]) -> ColorMix:
     """Read parts, weights and ratios.
 
     Raises:

@@ -1,0 +1,130 @@
+"""Cut a prompt at the borders of its words, numbers and signs: one pass, linear in its length."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+from tilemix.prompts.mix.words import fold, number_words, vocabulary
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HAN_LETTERS = 5  # in a Chinese word of the vocabulary
+LONGEST_LETTERS = 40  # of a word that can be one of the vocabulary
+
+HAN = "\u3400-\u4dbf\u4e00-\u9fff"
+LETTER = rf"(?:[^\W\d_{HAN}]|[\u0300-\u036f])"
+VULGAR = "¼½¾⅓⅔⅕⅛⅒"
+NUMBER = r"\d++(?:[.,．]\d++)*+"
+# Every quantifier is possessive: what a piece has taken it never gives back, so nothing is tried twice.
+PIECE = re.compile(
+    rf"""
+    (?P<space>  (?:(?![\n\r\u2028\u2029])\s|[\u00ad\u200b-\u200f\u2060\ufeff])++ )
+    |(?P<ral>   (?:RAL|РАЛ)[ \t\u00a0-]*+\d++ )
+    |(?P<hex>   \#(?:[0-9a-f]{{6}}|[0-9a-f]{{3}})(?!\w) )
+    |(?P<rgb>   rgba?\([ ]*+\d{{1,3}}[ ,]++\d{{1,3}}[ ,]++\d{{1,3}}(?:[ ]*+[,/][ ]*+[\d.]++%?)?[ ]*+\) )
+    |(?P<code>  [A-Za-z]++(?<=p)\d{{1,3}}(?![^\W_]) )
+    |(?P<mixed> \d{{1,3}}[ \u00a0]\d{{1,2}}/\d{{1,2}}(?![\d/:]) | \d{{1,3}}[ \u00a0]?[{VULGAR}] )
+    |(?P<ratio> {NUMBER}(?:[:/]{NUMBER})++(?!\d)
+                | {NUMBER}[ ]?[:：∶/][ ]?{NUMBER}(?:[ ]?[:：∶/][ ]?{NUMBER})*+(?![\d.,]*+[ ]?[%％]) )
+    |(?P<dashed>{NUMBER}[-‐‑–—−]{NUMBER}(?:[-‐‑–—−]{NUMBER})*+(?![ ]?[%％]|\w) )
+    |(?P<number>{NUMBER} )
+    |(?P<sign>  [%％﹪٪] )
+    |(?P<separator> [,;+/|&，；＋／、､\n\r\u2028\u2029] )
+    |(?P<link>  [-‐‑–—−:.=()\[\]：（）＝*•·~≈"'`«»„“”‘’_→>] )
+    |(?P<vulgar>[{VULGAR}] )
+    |(?P<han>   [{HAN}]++ )
+    |(?P<word>  {LETTER}++(?:['’ʼ\-‐‑_]{LETTER}++)*+ )
+    |(?P<other> . )
+    """,
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
+)
+JOINTS = re.compile("[-‐‑_]")
+
+PieceKind = Literal[
+    "ral", "hex", "rgb", "mixed", "ratio", "dashed", "number", "sign", "separator", "link", "vulgar", "word", "other",
+]  # fmt: skip
+PIECE_KINDS: dict[str, PieceKind] = {kind: kind for kind in get_args(PieceKind)}
+
+
+class Piece(NamedTuple):
+    """A piece of the prompt, text[start:end]; a sign may have no length."""
+
+    kind: PieceKind
+    start: int
+    end: int
+    text: str
+    folded: str = ""  # what the vocabulary has it under; "": not a word
+
+
+def cut(text: str) -> Iterator[Piece]:
+    """Yield the pieces of `text` in order; spaces are left out."""
+    for match in PIECE.finditer(text):
+        kind = match.lastgroup or "other"
+        if kind == "han":
+            yield from _cut_han(match[0], match.start())
+        elif kind == "code":
+            yield from _cut_code(match[0], match.start())
+        elif kind == "word":
+            yield from _cut_joined(match[0], match.start())
+        elif kind != "space":
+            folded = match[0] if kind == "vulgar" else ""
+            yield Piece(PIECE_KINDS[kind], match.start(), match.end(), match[0], folded)
+
+
+def _word(text: str, start: int) -> Piece:
+    return Piece("word", start, start + len(text), text, fold(text) if len(text) <= LONGEST_LETTERS else "")
+
+
+def _cut_code(typed: str, start: int) -> Iterator[Piece]:
+    """Cut "BLACKp15" in two, the percent with a sign of no length; "mp3" stays a word."""
+    name, _, digits = typed.rpartition("p")
+    meaning = vocabulary().get(fold(name))
+    if name.isupper() or (meaning is not None and meaning.kind == "color"):
+        yield _word(name, start)
+        end = start + len(typed)
+        yield Piece("number", start + len(name), end, digits)
+        yield Piece("sign", end, end, "")
+    else:
+        yield Piece("word", start, start + len(typed), typed, fold(typed))
+
+
+def _cut_joined(word: str, start: int) -> Iterator[Piece]:
+    """Cut "half-red", "red-black" and "red_black" where every part is known; "dark-green" stays one word."""
+    whole = _word(word, start)
+    words = vocabulary()
+    if not JOINTS.search(word) or not whole.folded or whole.folded in words or whole.folded in number_words():
+        yield whole
+        return
+    parts: list[Piece] = []
+    place = 0
+    for joint in [*JOINTS.finditer(word), None]:
+        end = joint.start() if joint else len(word)
+        parts.append(_word(word[place:end], start + place))
+        place = joint.end() if joint else end
+    kinds = [words[part.folded].kind if part.folded in words else "" for part in parts]
+    if kinds[0] in {"fraction", "rest"} or all(kinds):
+        yield from parts
+    else:
+        yield whole
+
+
+def _cut_han(run: str, start: int) -> Iterator[Piece]:
+    """Cut a run of Chinese characters, which has no spaces, into the longest known words."""
+    words, numbers = vocabulary(), number_words()
+    place = unknown = 0
+    while place < len(run):
+        for length in range(min(HAN_LETTERS, len(run) - place), 0, -1):
+            piece = run[place : place + length]
+            if piece in words or piece in numbers:
+                if unknown < place:
+                    yield _word(run[unknown:place], start + unknown)
+                yield _word(piece, start + place)
+                place += length
+                unknown = place
+                break
+        else:
+            place += 1
+    if unknown < place:
+        yield _word(run[unknown:place], start + unknown)
