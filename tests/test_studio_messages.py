@@ -6,7 +6,8 @@ from sqlalchemy.orm import Session
 from tests.studio_parts import START
 from tests.test_studio_page import table
 from tilemix.colors.palette import load_palette
-from tilemix.errors import ManifestError, Message, PromptError, RequestError
+from tilemix.errors import ManifestError, Message, MixError, PromptError, RequestError
+from tilemix.prompts.mix import parse_mix
 from tilemix.prompts.rewrite import rewrite
 from tilemix.prompts.template import find_template
 from tilemix.request import GenerationRequest
@@ -163,6 +164,19 @@ def test_an_error_that_a_database_kept_is_said_even_if_its_code_is_gone():
     words = load_words()["de"]
     assert explain_data(kept, words) == "Das Backend ist beim Zeichnen 3-mal ausgefallen."
     assert explain_data(kept | {"code": "of-another-version"}, words) == kept["message"]
+
+
+AS_JSON = '{"colors": [{"name": "red", "share": 50}, {"name": "black", "share": 20.5}]}'
+
+
+@pytest.mark.parametrize("text", ["50% red, 20.5% black", AS_JSON])
+def test_the_shares_that_were_read_are_written_in_the_readers_language(text):
+    with pytest.raises(MixError) as raised:
+        parse_mix(text)
+    assert raised.value.values["mix"] == "50% red, 20.5% black"
+    assert "50 % rot, 20,5 % schwarz" in explain(raised.value.message, load_words()["de"]).replace(
+        "\xa0", " "
+    )
 
 
 def test_an_error_inside_another_is_said_in_the_readers_language_too():

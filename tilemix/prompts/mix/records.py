@@ -12,7 +12,7 @@ from tilemix.prompts.mix.clauses import is_pure, make_clauses
 from tilemix.prompts.mix.naming import name_group, name_unknown, refuse_misspelled, shorten
 from tilemix.prompts.mix.shares import is_near
 from tilemix.prompts.mix.tokens import tokenize
-from tilemix.prompts.mix.totals import TENTH, WHOLE, ColorMix, make_mix
+from tilemix.prompts.mix.totals import TENTH, WHOLE, ColorMix, make_mix, refuse_total
 
 LISTS = ("colors", "colours", "mix", "palette")
 NAMES = ("name", "color", "colour", "code", "ral", "hex")
@@ -61,8 +61,7 @@ def read_record(text: str) -> Record | None:
     if is_near(total, 1) and not is_near(total, 100):
         amounts = [(color, 100 * amount) for color, amount in amounts]
     elif not is_near(total, 100):
-        read = ", ".join(f"{amount:f}% {color[:40]}" for color, amount in amounts[:MOST_KEYS])
-        raise MixError("mix-total", total=float(total), mix=read)
+        refuse_total(amounts, total)
     has_decimal = any(amount % 1 for _, amount in amounts)
     return Record(make_mix(amounts, TENTH if has_decimal else WHOLE), None, (*notes, *_note_ignored(ignored)))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from tilemix.errors import Message, MixError
+from tilemix.errors import LIST_SEPARATOR, Message, MixError
 from tilemix.prompts.mix.naming import shorten
 from tilemix.prompts.mix.shares import is_near, refuse_misspelled_rest
 from tilemix.prompts.mix.tokens import parse_number
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from tilemix.prompts.mix.typed import TypedMix, TypedShare
 
 MOST_SHOWN = 12  # shares in a message
+MOST_CHARACTERS = 40  # of each color there
 HUNDRED = Decimal(100)
 NOTHING = Decimal(0)
 WHOLE = Decimal(1)
@@ -71,7 +73,7 @@ def total_up(text: str, typed: TypedMix) -> ColorMix:
     total = sum(percents, NOTHING)
     if not is_near(total, 100):
         refuse_misspelled_rest(text)
-        _refuse_total(shares, percents, total)
+        refuse_total([(share.color, one) for share, one in zip(shares, percents, strict=True)], total)
     has_decimal = any(amount is not None and (amount * scale) % 1 for amount in amounts) or any(
         amount is not None and scale == 1 and amount.as_tuple().exponent != 0 for amount in amounts
     )
@@ -149,19 +151,27 @@ def _proportion(text: str, typed: TypedMix, kinds: set[Kind]) -> ColorMix:
     amounts = [(share.color, _read_amount(share) or NOTHING) for share in typed.shares]
     total = sum((amount for _, amount in amounts), NOTHING)
     if total == 0:
-        _refuse_total(typed.shares, [amount for _, amount in amounts], total)
+        refuse_total(amounts, total)
     is_even = all(amount * HUNDRED % total == 0 for _, amount in amounts)
     return make_mix(amounts, WHOLE if is_even else TENTH)
 
 
-def _refuse_total(shares: Sequence[TypedShare], percents: Sequence[Decimal], total: Decimal) -> None:
-    read = [
-        f"{_format(percent)}% {share.color[:40]}" for share, percent in zip(shares, percents, strict=True)
-    ]
-    shown, more = ", ".join(read[:MOST_SHOWN]), len(read) - MOST_SHOWN
-    if more > 0:
-        raise MixError("mix-total-of-many", total=float(total), mix=shown, more=more)
-    raise MixError("mix-total", total=float(total), mix=shown)
+def refuse_total(shares: Sequence[tuple[str, Decimal]], total: Decimal) -> NoReturn:
+    """Refuse shares, colors with percents, whose total is not 100.
+
+    The error has them twice: as `mix`, for the line, and as `shares`, JSON that another language is written from.
+
+    Raises:
+        MixError: always.
+    """
+    shown = [(color[:MOST_CHARACTERS], percent) for color, percent in shares[:MOST_SHOWN]]
+    values = {
+        "mix": LIST_SEPARATOR.join(f"{_format(percent)}% {color}" for color, percent in shown),
+        "shares": json.dumps([(color, float(percent)) for color, percent in shown]),
+    }
+    if more := len(shares) - len(shown):
+        raise MixError("mix-total-of-many", total=float(total), more=more, **values)
+    raise MixError("mix-total", total=float(total), **values)
 
 
 def make_mix(amounts: Sequence[tuple[str, Decimal]], unit: Decimal) -> ColorMix:

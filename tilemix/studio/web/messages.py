@@ -41,6 +41,8 @@ def explain_data(error: Mapping[str, Any], words: Words) -> str:
     if text is None:
         return str(error["message"])
     values = {name: _localize(name, value, words) for name, value in error["values"].items()}
+    if (shares := error["values"].get("shares")) is not None:
+        values["mix"] = _write_mix(msgspec.json.decode(shares, type=list[tuple[str, float]]), words)
     if (inner := error["values"].get("reason_data")) is not None:
         said = {"message": error["values"]["reason"], **msgspec.json.decode(inner, type=dict[str, Any])}
         values["reason"] = explain_data(said, words)
@@ -65,11 +67,10 @@ def _write_percent(percent: str, words: Words) -> str:
     return words.percent(float(percent))
 
 
-def _write_mix(mix: str, words: Words) -> str:
+def _write_mix(shares: list[tuple[str, float]], words: Words) -> str:
     """Write "50% red, 20% black"."""
-    shares = (share.partition("% ") for share in mix.split(LIST_SEPARATOR))
     return LIST_SEPARATOR.join(
-        f"{_write_percent(percent, words)} {_write_color(color, words)}" for percent, _, color in shares
+        f"{words.percent(percent)} {_write_color(color, words)}" for color, percent in shares
     )
 
 
@@ -80,7 +81,6 @@ def _write_choice(names: str, _: Words) -> str:
 BY_NAME: Mapping[str, Callable[[str, Words], str]] = {
     "color": _write_color,
     "colors": _write_colors,
-    "mix": _write_mix,
     "nearest": _write_color,
     "total": _write_percent,
     "words": _write_choice,
