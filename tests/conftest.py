@@ -1,4 +1,4 @@
-"""Fixtures: a tiny SDXL project on disk, made once; the studio's databases."""
+"""Fixtures: a tiny SDXL project on disk, made once; the studio's databases; a stand-in for a Cog server."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.cog_stand_in import CogStandIn
     from tilemix.studio.store.database import Database
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -50,6 +51,15 @@ def server():
     server = Server()
     yield server
     server.close()
+
+
+@pytest.fixture
+def cog() -> Iterator["CogStandIn"]:
+    """A stand-in for a Cog server."""
+    from tests.cog_stand_in import run_cog_stand_in
+
+    with run_cog_stand_in() as stand_in:
+        yield stand_in
 
 
 @pytest.fixture(scope="session")

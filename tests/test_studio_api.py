@@ -65,12 +65,6 @@ def run(folder, cog, **changes):
         yield client
 
 
-@pytest.fixture
-def cog():
-    with run_cog_stand_in() as stand_in:
-        yield stand_in
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """A client for tests that leave nothing behind which another one would see."""

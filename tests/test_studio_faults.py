@@ -8,19 +8,12 @@ import time
 import pytest
 from sqlalchemy import text
 
-from tests.cog_stand_in import run_cog_stand_in
 from tests.studio_parts import body, data_uri, picture, sign
 from tests.test_studio_api import MIX, run, wait_for
 from tilemix.studio import outputs
 
 GOES_ON_SECONDS = 10  # after a fault's end
 LOCKED_ANSWER_SECONDS = 5
-
-
-@pytest.fixture
-def cog():
-    with run_cog_stand_in() as stand_in:
-        yield stand_in
 
 
 @pytest.fixture

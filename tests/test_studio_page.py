@@ -36,12 +36,6 @@ TOKEN = "a-token-of-the-studio"  # noqa: S105
 NASTY = '<script>alert(1)</script>" onload="x'
 
 
-@pytest.fixture
-def cog():
-    with run_cog_stand_in() as stand_in:
-        yield stand_in
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """A client for tests that leave nothing behind which another one would see."""

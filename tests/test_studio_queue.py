@@ -6,7 +6,6 @@ import threading
 import pytest
 from sqlalchemy.exc import DataError
 
-from tests.cog_stand_in import run_cog_stand_in
 from tests.studio_parts import Clock, add_prediction, get_prediction
 from tilemix.errors import Message, RefusalError, StoreDownError
 from tilemix.prompts.rewrite import rewrite
@@ -20,12 +19,6 @@ from tilemix.studio.queue import Queue
 NO_REASON = Message("prediction-failed", {"reason": "no reason"})
 
 TEMPLATE = find_template("rubber_tile")
-
-
-@pytest.fixture
-def cog():
-    with run_cog_stand_in() as stand_in:
-        yield stand_in
 
 
 def make_queue(database, cog, clock=None, **more) -> Queue:
