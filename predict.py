@@ -77,27 +77,29 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog has no types
         lora_scale: Optional[float] = Input(
             description="Strength of the LoRA; 1 is as trained. Left out: 0.7.", default=None, ge=0, le=1.5
         ),
+        strength: Optional[float] = Input(
+            description="How much of the draft is drawn anew; 1 draws from noise alone. Left out: 1.",
+            default=None,
+            ge=0.2,
+            le=1,
+        ),
+        granule_size: str = Input(
+            description="Size of the draft's granules.",
+            choices=["small", "medium", "large"],
+            default="medium",
+        ),
         output_format: str = Input(
             description="File format of the picture.", choices=["png", "webp", "jpeg"], default="png"
         ),
     ) -> Path:
         """Draw one tile; return the path of its picture."""
+        inputs = {name: value for name, value in locals().items() if name != "self"}
         from tilemix.drawing import draw_to_file
         from tilemix.pictures.metrics import share_metrics
 
         try:
             folder = self._make_folder()
-            request = GenerationRequest(
-                prompt=prompt,
-                negative_prompt=negative_prompt,
-                seed=seed,
-                width=width,
-                height=height,
-                num_inference_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                lora_scale=lora_scale,
-                output_format=output_format,
-            ).with_seed()
+            request = GenerationRequest(**inputs).with_seed()
             record_metrics(
                 {"seed": request.seed}
             )  # early: a failed prediction loses its logs, not its metrics

@@ -266,7 +266,7 @@ def draw(output):
     answer = json.loads(done.stdout)
     assert answer["record"]["seed"] == 3
     assert set(answer["measured"]["shares"]) == {"red", "black"}
-    assert "denoise 2/2 100%" in done.stderr
+    assert "denoise 1/1 100%" in done.stderr
     return output.read_bytes()
 
 

@@ -100,6 +100,7 @@ def test_the_document_has_the_whole_shape_and_every_reference_in_it_leads_somewh
     assert set(schemas(document)) == {
         "Input",
         "Output",
+        "granule_size",
         "output_format",
         "PredictionRequest",
         "PredictionResponse",

@@ -130,6 +130,7 @@ def test_the_inputs_are_the_requests():
     )
     expected = f"{product.guidance_scale:g} (miniature: {miniature.guidance_scale:g})"
     assert table["guidance_scale"][2] == expected
+    assert table["strength"][2] == f"{product.strength:g} (miniature: {miniature.strength:g})"
     assert table["lora_scale"][2] == f"{load_manifest('rubber-tile').adapters[0].scale:g}"
 
 

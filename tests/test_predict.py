@@ -21,7 +21,11 @@ from tilemix.prompts.mix import parse_mix
 from tilemix.request import GenerationRequest
 from tilemix.system.project import ROOT
 
-LEFT_OUT = {**dict.fromkeys(GenerationRequest.__dataclass_fields__), "output_format": "png"}
+LEFT_OUT = {
+    **dict.fromkeys(GenerationRequest.__dataclass_fields__),
+    "granule_size": "medium",
+    "output_format": "png",
+}
 
 
 class Cancelled(BaseException):
@@ -128,6 +132,8 @@ def test_the_inputs_reach_the_request_and_the_picture_its_own_file(predictor):
         "num_inference_steps": 3,
         "guidance_scale": 2.5,
         "lora_scale": 0,
+        "strength": 0.5,
+        "granule_size": "large",
         "output_format": "webp",
     }
     path = predict(predictor, **inputs)

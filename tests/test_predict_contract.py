@@ -248,6 +248,8 @@ TABLE = [
     ("num_inference_steps", "Optional[int]", {"default": None, "ge": 1, "le": 100}),
     ("guidance_scale", "Optional[float]", {"default": None, "ge": 1, "le": 20}),
     ("lora_scale", "Optional[float]", {"default": None, "ge": 0, "le": 1.5}),
+    ("strength", "Optional[float]", {"default": None, "ge": 0.2, "le": 1}),
+    ("granule_size", "str", {"default": "medium", "choices": ["small", "medium", "large"]}),
     ("output_format", "str", {"default": "png", "choices": ["png", "webp", "jpeg"]}),
 ]
 

@@ -10,7 +10,7 @@ def test_only_the_prompt_is_needed():
     request = GenerationRequest(prompt="50% red, 50% black")
     others = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
     assert others.pop("prompt") == "50% red, 50% black"
-    assert others.pop("output_format") == "png"
+    assert (others.pop("granule_size"), others.pop("output_format")) == ("medium", "png")
     assert set(others.values()) == {None}
 
 

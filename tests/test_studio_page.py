@@ -124,8 +124,19 @@ def test_every_word_of_the_templates_is_there_and_every_word_is_used():
     script = (PAGES / "script.js").read_text(encoding="utf-8")
     keys = load_words()["en"].keys
     asked = set(re.findall(r"""\b(?:t|words)\(["']([a-z_0-9]+)["']""", source))
-    assert asked - keys == {"theme_", "role_", "error_", "input_"}
-    families = ("theme_", "role_", "error_", "input_", "nav_", "status_", "search_", "nothing_", "gallery_")
+    assert asked - keys == {"theme_", "role_", "error_", "input_", "choice_"}
+    families = (
+        "theme_",
+        "role_",
+        "error_",
+        "input_",
+        "choice_",
+        "nav_",
+        "status_",
+        "search_",
+        "nothing_",
+        "gallery_",
+    )
     unused = {key for key in keys - asked if not key.startswith((*families, "script_"))}
     assert unused <= {key for key in unused if f'"{key}"' in source}
     of_script = {key.removeprefix("script_") for key in keys if key.startswith("script_")}
@@ -332,7 +343,13 @@ def test_the_words_that_were_read_are_marked(shared):
 def test_without_a_script_the_form_leads_to_a_page_that_reloads_until_the_picture_is_there(client, cog):
     cog.gate.clear()
     address = ask(
-        client, seed="7", width="512", negative_prompt="", guidance_scale="2.5", output_format="png"
+        client,
+        seed="7",
+        width="512",
+        negative_prompt="",
+        guidance_scale="2.5",
+        granule_size="small",
+        output_format="png",
     )
     assert cog.begun.wait(10)
     running = Tags(client.get(address).text)
@@ -351,6 +368,7 @@ def test_without_a_script_the_form_leads_to_a_page_that_reloads_until_the_pictur
         "seed": 7,
         "width": 512,
         "guidance_scale": 2.5,
+        "granule_size": "small",
         "output_format": "png",
     }
 

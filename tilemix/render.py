@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from msgspec import UNSET
 
 from tilemix import __version__
+from tilemix.drafts.draft import draft_mix
 from tilemix.errors import ManifestError
-from tilemix.pictures.record import Record
+from tilemix.pictures.record import DraftRecord, Record
 from tilemix.pipelines.compilation import WARM_UP_STEPS, compile_networks, compiling, plain_where_not_compiled
 from tilemix.pipelines.conditioning import PromptEncoder
 from tilemix.pipelines.family import Denoising
@@ -43,10 +45,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tilemix.colors.palette import Palette
+    from tilemix.drafts.draft import Draft
     from tilemix.prompts.mix import ColorMix
 
 logger = logging.getLogger(__name__)
 
+LEAST_STEPS = (
+    1.5  # of a draft, rounded down; half a step more than one, so that rounding errors do not matter
+)
 RECORDED_LIBRARIES = ("diffusers", "transformers", "compel", "safetensors")
 
 
@@ -169,12 +175,13 @@ class Renderer:
         seconds: dict[str, float] = {}
         with _timed(seconds, "encode_prompt"):
             conditioning = self._encoder.encode(prompt.positive, prompt.negative)
+        draft = self._lay_out(resolved, prompt)
         with plain_where_not_compiled(is_compiled=self._is_compiled):
             with _timed(seconds, "denoise"):
-                latents = self._denoise(resolved, conditioning, on_step)
+                latents = self._denoise(resolved, conditioning, draft, on_step)
             with _timed(seconds, "decode"):
-                pixels = self.ready.base.decode(latents)
-        record = self._make_record(resolved, prompt)
+                pixels = self.ready.base.decode(latents, wraps=draft is not None)
+        record = self._make_record(resolved, prompt, draft)
         return Rendered(pixels, prompt, record, seconds, self._palette)
 
     def plan(self, request: GenerationRequest) -> Record:
@@ -189,7 +196,7 @@ class Renderer:
         prompt = read_text(
             resolved.prompt, self._template, self._palette, negative_prompt=resolved.negative_prompt
         )
-        return self._make_record(resolved, prompt)
+        return self._make_record(resolved, prompt, self._lay_out(resolved, prompt))
 
     def _resolve(self, request: GenerationRequest) -> ResolvedRequest:
         """Fill in what the request leaves out: from the manifest, from the template, or drawn."""
@@ -202,13 +209,32 @@ class Renderer:
             logger.warning("lora_scale %g has no effect: the model has no LoRA", request.lora_scale)
         return resolved
 
+    def _lay_out(self, request: ResolvedRequest, prompt: Prompt) -> Draft | None:
+        """Return the draft to draw from; None: from noise, as asked for or for want of a mix or of a swatch."""
+        if request.strength == 1 or request.num_inference_steps == 1 or prompt.sent is None:
+            return None  # a single step starts from pure noise
+        draft = draft_mix(
+            prompt.sent,
+            self._palette,
+            request.width,
+            request.height,
+            seed=request.seed,
+            granule_size=request.granule_size,
+        )
+        if draft is None:
+            logger.info("drawn from noise: a color has no swatch to lay out")
+        return draft
+
     def _denoise(
         self,
         request: ResolvedRequest,
         conditioning: Mapping[str, torch.Tensor],
+        draft: Draft | None,
         on_step: Callable[[int, int], None] | None,
     ) -> torch.Tensor:
-        base, total = self.ready.base, request.num_inference_steps
+        base, steps = self.ready.base, request.num_inference_steps
+        strength = 1.0 if draft is None else max(request.strength, LEAST_STEPS / steps)
+        total = int(steps * strength)
 
         def after_step(done: int) -> None:
             # A cancellation can only be raised in Python code: this call gives it a chance at every step.
@@ -216,19 +242,23 @@ class Renderer:
                 on_step(done, total)
 
         generator = torch.Generator("cpu").manual_seed(request.seed)
-        noise = torch.randn(base.latent_shape(request.width, request.height), generator=generator)
+        if draft is None:
+            start = torch.randn(base.latent_shape(request.width, request.height), generator=generator)
+        else:
+            start = base.encode_picture(draft.pixels)
         denoising = Denoising(
-            noise=noise.to(self.ready.device),
+            start=start.to(self.ready.device),
+            strength=strength,
             generator=generator,
             scheduler=self.ready.make_scheduler(),
-            num_inference_steps=total,
+            num_inference_steps=steps,
             guidance_scale=request.guidance_scale,
             guided_part=GUIDED_PART if self.ready.speed is Speed.FAST else 1.0,
             after_step=after_step,
         )
         return base.denoise(conditioning, denoising)
 
-    def _make_record(self, request: ResolvedRequest, prompt: Prompt) -> Record:
+    def _make_record(self, request: ResolvedRequest, prompt: Prompt, draft: Draft | None) -> Record:
         return Record(
             prompt=prompt.typed,
             sent_prompt=prompt.positive,
@@ -242,6 +272,11 @@ class Renderer:
             guidance_scale=request.guidance_scale,
             lora_scale=next(iter(request.lora_scales.values()), None),
             lora_scales=dict(request.lora_scales),
+            draft=UNSET
+            if draft is None
+            else DraftRecord(
+                strength=request.strength, granule_size=request.granule_size, colors=draft.colors
+            ),
             scheduler=self.ready.model.manifest.scheduler.name,
             scheduler_config=dict(self.ready.model.manifest.scheduler.config),
             dtype=str(self.ready.dtype).removeprefix("torch."),

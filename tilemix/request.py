@@ -26,6 +26,7 @@ class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     height: int
     num_inference_steps: int
     guidance_scale: float
+    strength: float = 1.0  # 1: from noise alone
 
     def check(self) -> None:
         """Hold the defaults to the inputs' limits.
@@ -54,6 +55,8 @@ class GenerationRequest:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     lora_scale: float | None = None  # of every LoRA; None: each has its own
+    strength: float | None = None  # how much of the draft is drawn anew; None: the model's
+    granule_size: str = "medium"  # of the draft
     output_format: str = "png"
 
     def __post_init__(self) -> None:
@@ -87,6 +90,7 @@ class GenerationRequest:
             prompt=self.prompt,
             negative_prompt=negative_prompt if self.negative_prompt is None else self.negative_prompt,
             seed=_draw_seed() if self.seed is None else self.seed,
+            granule_size=self.granule_size,
             lora_scales=lora_scales
             if self.lora_scale is None
             else dict.fromkeys(lora_scales, self.lora_scale),
@@ -105,6 +109,8 @@ class ResolvedRequest:
     height: int  # pixels
     num_inference_steps: int
     guidance_scale: float
+    strength: float  # of a draft; 1: from noise alone
+    granule_size: str
     lora_scales: Mapping[str, float]  # by file; empty: the model has no LoRA
 
 

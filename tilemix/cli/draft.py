@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".svg")
-INPUTS = ("seed", "width", "height")
+INPUTS = ("seed", "width", "height", "granule_size")
 MOST_CHARACTERS = 80  # of a text, in an error
 
 
@@ -65,7 +65,14 @@ def _draft(options: argparse.Namespace) -> None:
     mix = prompt.sent
     if mix is None:
         raise TilemixError("mix-missing", typed=options.text[:MOST_CHARACTERS])
-    draft = draft_mix(mix, palette, resolved.width, resolved.height, seed=resolved.seed)
+    draft = draft_mix(
+        mix,
+        palette,
+        resolved.width,
+        resolved.height,
+        seed=resolved.seed,
+        granule_size=resolved.granule_size,
+    )
     if draft is None:
         raise TilemixError("draft-no-swatch", mix=str(mix)[:MOST_CHARACTERS])
     try:

@@ -45,6 +45,12 @@ class Draft:
         return self.layout.paint(colors, self.granules.gap)
 
     @property
+    def colors(self) -> dict[str, str]:
+        """The swatch of each color of the mix, by its name."""
+        names = (share.color for share in self.mix.shares)
+        return dict(zip(names, self.swatches, strict=True))
+
+    @property
     def legend(self) -> list[tuple[str, str]]:
         """Swatch and text of each color."""
         texts = [f"{share.percent:f}% {share.color}" for share in self.mix.shares]

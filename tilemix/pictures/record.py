@@ -71,6 +71,14 @@ PART_START = re.compile(r"^(\s*)(Negative prompt:|Steps:)", re.MULTILINE)
 NOT_XML = re.compile("[\ufffe\uffff]")
 
 
+class DraftRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The draft that a picture was drawn from; the seed and the size are the picture's."""
+
+    strength: float  # how much of it was drawn anew
+    granule_size: str
+    colors: dict[str, str]  # color of the mix -> "#RRGGBB"
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """How a picture was made: with the same files, versions and threads, the same bytes come out again."""
 
@@ -88,6 +96,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     guidance_scale: float
     lora_scale: float | None  # None: the model has no LoRA
     lora_scales: dict[str, float] = {}  # of each LoRA by its file, where a model has several
+    draft: DraftRecord | msgspec.UnsetType = msgspec.UNSET  # left out of a picture from noise
     scheduler: str  # a name of tilemix.pipelines.schedulers
     scheduler_config: dict[
         str, bool | int | float | str
@@ -202,6 +211,8 @@ def _parameters(record: Record) -> Iterator[tuple[str, str]]:
         yield "TI hashes", embeddings
     if record.lora_scale is not None:
         yield "Lora scale", f"{record.lora_scale:.12g}"
+    if record.draft is not msgspec.UNSET:
+        yield "Denoising strength", f"{record.draft.strength:.12g}"
     if version := record.versions.get("tilemix"):
         yield "Version", f"tilemix {version}"
 

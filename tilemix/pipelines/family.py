@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Denoising:
-    """How a picture's latents are made from noise."""
+    """How a picture's latents are made: from noise, or from a draft under noise."""
 
-    noise: torch.Tensor  # in `Family.latent_shape`, fp32 whatever the model computes in
-    generator: torch.Generator  # the one that drew the noise; some schedulers draw more
+    start: torch.Tensor  # noise or, below a strength of 1, a draft; in `Family.latent_shape`, fp32
+    strength: float  # of the noise over a draft, above 0; 1: `start` is noise
+    generator: torch.Generator  # the one that drew or will draw the noise; some schedulers draw more
     scheduler: Scheduler  # made for this picture
-    num_inference_steps: int
+    num_inference_steps: int  # from pure noise; a draft takes `strength` of them
     guidance_scale: float
     guided_part: float  # of the steps, 0 to 1; the others see only the prompt
     after_step: Callable[[int], None]  # called with the number of steps done
@@ -76,11 +77,17 @@ class Family(Protocol):
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         """Return the shape of the latents of a picture of so many pixels."""
 
-    def denoise(self, conditioning: Mapping[str, torch.Tensor], denoising: Denoising) -> torch.Tensor:
-        """Return the latents of a picture, in `latent_shape`. Nothing of it stays behind, however it ends."""
+    def encode_picture(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+        """Return the latents of a draft (h, w, 3), sRGB, that wraps: in `latent_shape`, fp32."""
 
-    def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
-        """Decode latents to pixels (h, w, 3), uint8 sRGB.
+    def denoise(self, conditioning: Mapping[str, torch.Tensor], denoising: Denoising) -> torch.Tensor:
+        """Return the latents of a picture, in `latent_shape`. From a draft, the picture wraps as the draft does.
+
+        Nothing of it stays behind, however it ends.
+        """
+
+    def decode(self, latents: torch.Tensor, *, wraps: bool = False) -> NDArray[np.uint8]:
+        """Decode latents to pixels (h, w, 3), uint8 sRGB; `wraps`: what leaves on one side comes in on the other.
 
         Raises:
             RenderError: the latents or the pixels are not finite.

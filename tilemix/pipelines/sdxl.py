@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, cast
 
 import torch
 
@@ -21,9 +21,10 @@ from tilemix.errors import ModelFileError
 from tilemix.modelfile.spellings import ENCODERS
 from tilemix.pipelines.attention import speed_attention
 from tilemix.pipelines.conditioning import parse_emphasis
-from tilemix.pipelines.decoding import decode_latents, set_tiles
+from tilemix.pipelines.decoding import decode_latents, encode_pixels, set_tiles
 from tilemix.pipelines.parts import lay_channels_last, move, quiet_libraries, shorten
 from tilemix.pipelines.unet import load_unet, take_and_give_fp32
+from tilemix.pipelines.wrapping import wrapping
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +60,10 @@ class SdxlPipeline(Protocol):
     vae: AutoencoderKL
     scheduler: Scheduler
     vae_scale_factor: int  # pixels along a side of one latent
+
+    @property
+    def components(self) -> dict[str, object]:
+        """Every part, by the name of the argument that a pipeline takes it by."""
 
     def to(self, device: torch.device) -> SdxlPipeline:
         """Move every part."""
@@ -121,6 +126,7 @@ class Sdxl:
             from diffusers import (  # noqa: F401  imported for their time
                 AutoencoderKL,
                 DPMSolverMultistepScheduler,
+                StableDiffusionXLImg2ImgPipeline,
                 StableDiffusionXLPipeline,
             )
 
@@ -188,25 +194,44 @@ class Sdxl:
             denoising.after_step(step + 1)
             return tensors if cutoff is None else cutoff(of, step, timestep, tensors)
 
-        height, width = (side * self.pipeline.vae_scale_factor for side in denoising.noise.shape[-2:])
-        self.pipeline.scheduler = denoising.scheduler
+        options = {
+            "num_inference_steps": denoising.num_inference_steps,
+            "guidance_scale": denoising.guidance_scale,
+            "generator": denoising.generator,
+            "output_type": "latent",
+            "callback_on_step_end": after_step,
+            "callback_on_step_end_tensor_inputs": [] if cutoff is None else cutoff.tensor_inputs,
+        }
         with torch.inference_mode(), self.text_keys.kept():
+            if denoising.strength < 1:
+                return self._denoise_draft(conditioning, denoising, options)
+            height, width = (side * self.pipeline.vae_scale_factor for side in denoising.start.shape[-2:])
+            self.pipeline.scheduler = denoising.scheduler
             return self.pipeline(
-                **conditioning,
-                latents=denoising.noise,
-                width=width,
-                height=height,
-                num_inference_steps=denoising.num_inference_steps,
-                guidance_scale=denoising.guidance_scale,
-                generator=denoising.generator,
-                output_type="latent",
-                callback_on_step_end=after_step,
-                callback_on_step_end_tensor_inputs=[] if cutoff is None else cutoff.tensor_inputs,
+                **conditioning, latents=denoising.start, width=width, height=height, **options
             ).images
 
-    def decode(self, latents: torch.Tensor) -> NDArray[np.uint8]:
+    def _denoise_draft(
+        self, conditioning: Mapping[str, torch.Tensor], denoising: Denoising, options: Mapping[str, object]
+    ) -> torch.Tensor:
+        from diffusers import StableDiffusionXLImg2ImgPipeline
+
+        parts = self.pipeline.components | {"scheduler": denoising.scheduler}
+        made = StableDiffusionXLImg2ImgPipeline(**parts, add_watermarker=False)
+        pipeline = cast("SdxlPipeline", made)  # diffusers hides its types
+        pipeline.set_progress_bar_config(disable=True)
+        # It draws the noise in the dtype of the text, and fp32 is what pictures from noise start from.
+        text = {name: tensor.float() for name, tensor in conditioning.items()}
+        with wrapping(self.pipeline.unet):
+            return pipeline(**text, image=denoising.start, strength=denoising.strength, **options).images
+
+    def encode_picture(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
+        """Return the latents of a draft (h, w, 3); see `encode_pixels`."""
+        return encode_pixels(self.pipeline.vae, pixels)
+
+    def decode(self, latents: torch.Tensor, *, wraps: bool = False) -> NDArray[np.uint8]:
         """Decode latents (1, 4, h/8, w/8) to pixels (h, w, 3), uint8 sRGB; see `decode_latents`."""
-        return decode_latents(self.pipeline.vae, latents)
+        return decode_latents(self.pipeline.vae, latents, wraps=wraps)
 
 
 def load_base(

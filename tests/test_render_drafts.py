@@ -1,0 +1,181 @@
+"""Drawing from a draft: diffusers' image-to-image, a picture that wraps, and nothing left behind."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLImg2ImgPipeline
+from safetensors.torch import save_file
+
+from tests.test_pipelines_loading import base_of
+from tests.tiny_sdxl import write_manifest
+from tilemix.drafts.draft import draft_mix
+from tilemix.pictures.record import DraftRecord, parameters_text, parse_record, record_json
+from tilemix.pipelines import decoding
+from tilemix.pipelines.decoding import decode_latents, encode_pixels
+from tilemix.pipelines.loading import load_pipeline
+from tilemix.prompts.mix import parse_mix
+from tilemix.render import Renderer
+from tilemix.request import GenerationRequest
+from tilemix.weights import find_model
+
+TEXT = "60% red, 40% black"
+
+
+@pytest.fixture(scope="module")
+def renderer(tiny_project, tmp_path_factory):
+    """Without a LoRA."""
+    root = tmp_path_factory.mktemp("drafts")
+    (root / "weights").mkdir()
+    for name in ("weights/tiny", "prompt_templates"):
+        (root / name).symlink_to(tiny_project / name)
+    save_file(
+        {"clip_l": torch.ones(2, 32), "clip_g": torch.ones(2, 48)}, root / "weights" / "tokens.safetensors"
+    )
+    tokens = {"file": "tokens.safetensors", "kind": "embedding", "tokens": ["<s0>", "<s1>"]}
+    write_manifest(root, base=base_of(tiny_project), adapters=[tokens])
+    return Renderer(load_pipeline(find_model("tiny", root), torch.device("cpu"), torch.float32))
+
+
+@pytest.fixture(scope="module")
+def draft():
+    return draft_mix(parse_mix(TEXT).mix, None, 256, 256, seed=7)
+
+
+def ask(**changes):
+    return GenerationRequest(
+        **({"prompt": TEXT, "seed": 7, "strength": 0.5, "num_inference_steps": 2} | changes)
+    )
+
+
+def hooks(network):
+    return sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in network.modules())  # noqa: SLF001  torch has no public name
+
+
+def draw_with_diffusers(renderer, latents, request):
+    """The latents of `StableDiffusionXLImg2ImgPipeline`, called as its documentation says."""
+    base = renderer.ready.base
+    pipeline = StableDiffusionXLImg2ImgPipeline(**base.pipeline.components)
+    pipeline.scheduler = renderer.ready.make_scheduler()
+    pipeline.set_progress_bar_config(disable=True)
+    prompt = f"ohwx_rubber_tile <s0><s1>, {request.prompt}, photorealistic rubber tile"
+    return pipeline(
+        **base.encode(prompt, "blurry"),
+        image=latents,
+        strength=request.strength,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=5.0,
+        generator=torch.Generator("cpu").manual_seed(request.seed),
+        output_type="latent",
+    ).images
+
+
+def test_the_latents_are_those_of_diffusers_image_to_image(renderer, draft, monkeypatch):
+    request = ask(num_inference_steps=4)
+    monkeypatch.setattr("tilemix.pipelines.sdxl.wrapping", lambda *_: nullcontext())
+    seen = []
+    monkeypatch.setattr(
+        "tilemix.pipelines.sdxl.decode_latents", lambda _, latents, **__: seen.append(latents) or draft.pixels
+    )
+    renderer.render(request)
+    latents = renderer.ready.base.encode_picture(draft.pixels)
+    assert torch.equal(seen[0], draw_with_diffusers(renderer, latents, request))
+
+
+@pytest.mark.slow
+def test_the_latents_are_those_of_circular_padding(renderer, draft, monkeypatch):
+    request, unet = ask(), renderer.ready.base.pipeline.unet
+    seen = []
+    monkeypatch.setattr(
+        "tilemix.pipelines.sdxl.decode_latents", lambda _, latents, **__: seen.append(latents) or draft.pixels
+    )
+    renderer.render(request)
+    for module in unet.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            monkeypatch.setattr(module, "padding_mode", "circular")
+            monkeypatch.setattr(
+                module, "_reversed_padding_repeated_twice", [side for side in module.padding for _ in "ab"]
+            )
+    expected = draw_with_diffusers(renderer, renderer.ready.base.encode_picture(draft.pixels), request)
+    assert torch.allclose(seen[0], expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_moving_the_draft_moves_its_latents_and_moving_latents_moves_the_picture(renderer, draft):
+    base = renderer.ready.base
+    latents = base.encode_picture(draft.pixels)
+    moved = base.encode_picture(np.roll(draft.pixels, (16, -32), (0, 1)))
+    assert torch.allclose(moved, latents.roll((2, -4), (2, 3)), atol=1e-4)
+    pixels, shifted = (base.decode(one, wraps=True) for one in (latents, latents.roll((2, -4), (2, 3))))
+    difference = np.roll(pixels, (16, -32), (0, 1)).astype(int) - shifted
+    assert np.abs(difference).max() <= 1
+    plain = np.roll(base.decode(latents), (16, -32), (0, 1)).astype(int) - base.decode(
+        latents.roll((2, -4), (2, 3))
+    )
+    assert np.abs(plain).max() > 1  # without wrapping, the edge is another
+
+
+@pytest.mark.slow
+def test_a_picture_in_tiles_wraps_too(renderer, draft, monkeypatch):
+    vae = renderer.ready.base.pipeline.vae
+    whole = encode_pixels(vae, draft.pixels)
+    monkeypatch.setattr(decoding, "TILE_PIXELS", 128)  # a larger picture goes through the halo
+    around = encode_pixels(vae, draft.pixels)
+    assert around.shape == whole.shape
+    assert torch.nn.functional.cosine_similarity(around.flatten(), whole.flatten(), dim=0) > 0.99
+    pixels = decode_latents(vae, whole, wraps=True)
+    assert pixels.shape == draft.pixels.shape
+    moved = decode_latents(vae, whole.roll((16, 16), (2, 3)), wraps=True)
+    middle = np.roll(moved, (-128, -128), (0, 1)).astype(int)
+    assert np.abs(middle - pixels).mean() < 4
+
+
+@pytest.mark.slow
+def test_a_picture_that_fails_or_is_canceled_leaves_nothing_behind(renderer):
+    noise = renderer.render(ask(strength=1)).pixels
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        renderer.render(ask(), on_step=stop)
+    pipeline = renderer.ready.base.pipeline
+    assert hooks(pipeline.vae) == 0
+    assert np.array_equal(renderer.render(ask(strength=1)).pixels, noise)
+
+
+def test_the_record_says_what_was_drawn_from(renderer, draft):
+    record = renderer.render(ask(granule_size="large")).record
+    assert record.draft == DraftRecord(strength=0.5, granule_size="large", colors=draft.colors)
+    assert parse_record(record_json(record).encode(), source="here") == record
+    assert "Denoising strength: 0.5" in parameters_text(record)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [{"strength": None}, {"prompt": "50% red, 50% zebra"}, {"num_inference_steps": 1}]
+)
+def test_without_a_draft_a_picture_is_drawn_from_noise(renderer, changes):
+    """The manifest of this model leaves the strength at 1."""
+    record = renderer.render(ask(**changes)).record
+    assert '"draft"' not in record_json(record)
+    assert "Denoising strength" not in parameters_text(record)
+
+
+@pytest.mark.slow
+def test_every_input_changes_the_picture(renderer):
+    first = renderer.render(ask()).pixels
+    assert np.array_equal(renderer.render(ask()).pixels, first)
+    for changes in ({"strength": 0.9, "num_inference_steps": 3}, {"granule_size": "small"}, {"seed": 8}):
+        assert not np.array_equal(renderer.render(ask(**changes)).pixels, first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "strength", "done"), [(5, 0.5, 2), (2, 0.2, 1)])
+def test_a_draft_takes_its_part_of_the_steps_and_one_at_least(renderer, steps, strength, done):
+    told = []
+    renderer.render(
+        ask(num_inference_steps=steps, strength=strength), on_step=lambda *args: told.append(args)
+    )
+    assert told == [(number + 1, done) for number in range(done)]
