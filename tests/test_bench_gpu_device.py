@@ -100,8 +100,8 @@ def test_the_latents_are_those_that_tilemix_begins_with(shop, monkeypatch):
     begun = []
 
     def keep(_, __, denoising):
-        begun.append(denoising.noise)
-        return denoising.noise
+        begun.append(denoising.start)
+        return denoising.start
 
     monkeypatch.setattr(Sdxl, "denoise", keep)
     order = shop.order(3)
