@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from tilemix.errors import LIST_SEPARATOR, Message, RefusalError, RequestError
 from tilemix.inputs import IntegerInput
+from tilemix.studio.form_data import open_form
 from tilemix.studio.gallery import MAX_SEARCH_CHARACTERS, MOST_ON_A_PAGE, Gallery
 from tilemix.studio.negotiation import prefers
 from tilemix.studio.predictions import CANCELED
@@ -57,8 +58,8 @@ def api_routes(studio: Studio) -> list[Route]:
             if not kind:
                 raise RequestError("input-without-type", expected=FORM_TYPES[0])
             raise RequestError("input-not-form", type=kind[:40], expected=FORM_TYPES[0])
-        async with request.form(
-            max_files=MAX_FIELDS, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES
+        async with open_form(
+            request, files=MAX_FIELDS, fields=MAX_FIELDS, field_bytes=MAX_FIELD_BYTES
         ) as form:
             wanted = read_form(form.multi_items(), model=studio.settings.model)
         identity = await run_in_threadpool(studio.ask_for, wanted)

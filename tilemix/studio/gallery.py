@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import selectinload
 
-from tilemix.studio.predictions import SUCCEEDED, TERMINAL
+from tilemix.studio.predictions import ID, SUCCEEDED, TERMINAL
 from tilemix.studio.store.schema import Output, Prediction, Share
 from tilemix.system.step_log import read_progress
 
@@ -32,6 +32,8 @@ class Gallery:
 
     def find(self, identity: str) -> dict[str, Any] | None:
         """Return the prediction with this id, or None."""
+        if not ID.fullmatch(identity):
+            return None
         with self._database.read() as session:
             prediction = session.scalar(_whole().where(Prediction.id == identity))
             return None if prediction is None else describe(prediction)
@@ -82,6 +84,8 @@ class Gallery:
 
     def find_file(self, identity: str) -> tuple[str, str] | None:
         """Return the file name and media type of a prediction's picture, or None if it has none (yet)."""
+        if not ID.fullmatch(identity):
+            return None
         taken = (
             select(Output.file, Output.media_type)
             .join(Prediction, Prediction.number == Output.prediction)

@@ -6,6 +6,7 @@ cached in a small JSON file by path, size and modification time.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 import sys
@@ -106,7 +107,8 @@ class ModelFiles:
                         before if before and before.stamp == stamp else self._inspect(path, stamp)
                     )
             if answers != known:
-                write_atomically(self._cache, msgspec.json.encode(answers))
+                with contextlib.suppress(OSError):  # it is only a cache, and the disk may be full
+                    write_atomically(self._cache, msgspec.json.encode(answers))
         return [
             ModelEntry(
                 name,
@@ -123,7 +125,7 @@ class ModelFiles:
     def _load(self) -> dict[str, Answer]:
         try:
             return msgspec.json.decode(self._cache.read_bytes(), type=dict[str, Answer])
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError):
             return {}  # it is only a cache
 
 

@@ -43,6 +43,7 @@ RANKS = {QUEUED: 0, STARTING: 1, PROCESSING: 3} | dict.fromkeys(TERMINAL, 4)
 UNKNOWN_RANK = 2
 
 STATUS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+ID = re.compile(r"[0-9a-f]{32}")  # our own; PostgreSQL cannot even look for a text with a NUL
 REMOTE_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 MAX_LOG_CHARACTERS = 256_000
 MAX_ERROR_CHARACTERS = 4_000

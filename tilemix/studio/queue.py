@@ -124,6 +124,8 @@ class Queue:
 
     def cancel(self, identity: str) -> bool:
         """Cancel a prediction; return whether it exists. A waiting one ends now, a running one soon."""
+        if not predictions.ID.fullmatch(identity):
+            return False
         now = self._clock.now()
         with self._database.write() as session:
             prediction = _lock(session, Prediction.id == identity)

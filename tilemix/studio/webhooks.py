@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from typing import TYPE_CHECKING
 
 from starlette.concurrency import run_in_threadpool
@@ -18,6 +17,7 @@ from starlette.routing import Route
 
 from tilemix.errors import DeliveryError, Message, RefusalError, StoreDownError
 from tilemix.studio.inbox import MAX_BODY_BYTES, Arrival
+from tilemix.studio.predictions import ID
 from tilemix.studio.signatures import SignedHeaders, check_address_key, check_bearer
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PREDICTION_ID = re.compile(r"[0-9a-f]{32}")
 RETRY_SECONDS = 5
 STORE_SECONDS = 4.5
 
@@ -56,7 +55,7 @@ def webhook_routes(studio: Studio) -> list[Route]:
 
     async def _store(request: Request, source: BackendName, body: bytes, webhook_id: str | None) -> None:
         named = request.query_params.get("prediction", "")
-        prediction_id = named if PREDICTION_ID.fullmatch(named) else None
+        prediction_id = named if ID.fullmatch(named) else None
         arrival = Arrival(source=source, body=body, webhook_id=webhook_id, prediction_id=prediction_id)
         async with asyncio.timeout(STORE_SECONDS):
             await asyncio.wrap_future(studio.receive(arrival))

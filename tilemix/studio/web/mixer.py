@@ -13,6 +13,7 @@ from starlette.routing import Route
 from tilemix.errors import MixError, PromptError
 from tilemix.inputs import IntegerInput, NumberInput, load_inputs
 from tilemix.prompts.rewrite import NO_MIX
+from tilemix.studio.form_data import open_form
 from tilemix.studio.web.messages import explain
 from tilemix.studio.web.mix_form import (
     MAX_ROWS,
@@ -86,7 +87,7 @@ class MixerPage:
     async def generate(self, request: Request) -> Response:
         """Receive the form from a browser without JavaScript; redirect to the result."""
         words = self._renderer.words(request)
-        async with request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as data:
+        async with open_form(request, fields=MAX_FIELDS, field_bytes=MAX_FIELD_BYTES) as data:
             form, wanted = read_page_form(data, words.code, self._studio.palette)
         if wanted is not None:
             try:

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from tilemix.errors import RefusalError, RequestError
 from tilemix.studio.addresses import group_address
+from tilemix.studio.form_data import open_form
 from tilemix.studio.sessions import SESSION_COOKIE, SESSION_SECONDS
 from tilemix.studio.web.rendering import IMMUTABLE
 
@@ -47,7 +48,7 @@ class ReaderPages:
 
     async def set_reader(self, request: Request) -> Response:
         """Store the reader's language or theme in a cookie, and redirect back."""
-        async with request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as data:
+        async with open_form(request, fields=MAX_FIELDS, field_bytes=MAX_FIELD_BYTES) as data:
             answer = RedirectResponse(_local(data.get("next")), 303)
             for name, known in (("language", self._renderer.languages), ("theme", THEMES)):
                 if (value := data.get(name)) is not None:
@@ -68,7 +69,7 @@ class ReaderPages:
 
     async def login(self, request: Request) -> Response:
         """Check the token and start a session."""
-        async with request.form(max_files=0, max_fields=MAX_FIELDS, max_part_size=MAX_FIELD_BYTES) as data:
+        async with open_form(request, fields=MAX_FIELDS, field_bytes=MAX_FIELD_BYTES) as data:
             goal, typed = _local(data.get("next")), data.get("token", "")
         if self._settings.token is not None:
             address = group_address(request.client.host if request.client is not None else "")

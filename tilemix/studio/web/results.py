@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from tilemix.errors import RefusalError
 from tilemix.studio.gallery import MAX_SEARCH_CHARACTERS
-from tilemix.studio.thumbnails import find_thumbnail
+from tilemix.studio.thumbnails import read_thumbnail
 from tilemix.studio.web.palette import load_swatches
 from tilemix.studio.web.rendering import IMMUTABLE
 from tilemix.studio.web.views import ResultView, find_result, tell_state
@@ -81,10 +81,10 @@ class ResultPages:
             raise RefusalError("studio-no-such-picture", status=404)
         folder = self._studio.settings.folder / "thumbnails"
         try:
-            path = await run_in_threadpool(find_thumbnail, self._studio.pictures / found[0], folder)
-        except FileNotFoundError:
+            content = await run_in_threadpool(read_thumbnail, self._studio.pictures / found[0], folder)
+        except OSError:  # gone, or broken since
             raise RefusalError("studio-picture-removed", status=410) from None
-        return FileResponse(path, media_type="image/webp", headers=IMMUTABLE)
+        return Response(content, media_type="image/webp", headers=IMMUTABLE)
 
     async def gallery(self, request: Request) -> Response:
         """Show the pictures, newest first, filtered by color and text."""
