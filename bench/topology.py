@@ -35,7 +35,7 @@ LORA_SCALE = 0.7
 LORA_RANK = 16
 LORA_SHARE = 0.1  # size of the change, relative to the weight
 MINIATURE = ROOT / "weights" / "miniature"  # its tokenizers are SDXL's
-CONFIGS = ROOT / "bench" / "sdxl"
+CONFIGS = ROOT / "tilemix" / "data" / "sdxl"
 NOT_OF_THE_LAYOUT = ("architectures", "model_type", "torch_dtype", "transformers_version")
 TEMPLATE = {
     "text": "rubber_tile, $prompt, photorealistic rubber tile, high quality",
@@ -70,9 +70,14 @@ REAL = Shape(
 )
 
 
+def find_config(name: str) -> Path:
+    """Return the file of one of SDXL's published configurations."""
+    return CONFIGS / name / ("scheduler_config.json" if name == "scheduler" else "config.json")
+
+
 def read_config(name: str) -> dict[str, Any]:
     """Return one of SDXL's published configurations: unet, vae, text_encoder, text_encoder_2 or scheduler."""
-    config: dict[str, Any] = json.loads((CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads(find_config(name).read_text(encoding="utf-8"))
     return config
 
 
@@ -160,7 +165,7 @@ def package(
     for shared in ("tokenizer", "tokenizer_2"):
         shutil.copytree(MINIATURE / shared, folder / shared)
     (folder / "scheduler").mkdir()
-    shutil.copy(CONFIGS / "scheduler.json", folder / "scheduler" / "scheduler_config.json")
+    shutil.copy(find_config("scheduler"), folder / "scheduler")
     shutil.copy(MINIATURE / "model_index.json", folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     manifest = {

@@ -172,6 +172,11 @@ COMFY_MODULES = (
 )
 
 
+def as_bare_original(module: str) -> str:
+    """The original block names with dots, and no component in front."""
+    return as_comfy(module).removeprefix("diffusion_model.")
+
+
 def bare(module: str) -> str:
     """The name without its component, for files that hold the UNet alone."""
     return module.partition(".")[2]
@@ -275,6 +280,36 @@ def loha(*, dora_scale: bool = False) -> Craft:
             return merged
 
         return bench.write(tensors), truth
+
+    return craft
+
+
+def loha_kernel(bench: Workbench) -> tuple[Path, Truth]:
+    """A convolution's halves kept as kernels: (out, rank, 1, 1) and (rank, in, k, k)."""
+    module = "unet.down_blocks.0.resnets.1.conv1"
+    out, width, *kernel = bench.base(module).shape
+    parts = {
+        "hada_w1_a": bench.draw(out, 3, 1, 1),
+        "hada_w1_b": bench.draw(3, width, *kernel),
+        "hada_w2_a": bench.draw(out, 3, 1, 1) * 8,
+        "hada_w2_b": bench.draw(3, width, *kernel) * 8,
+    }
+    name = ORIGINAL_NAMES[module]
+    tensors = {f"{name}.{part}": tensor for part, tensor in parts.items()}
+    tensors[f"{name}.alpha"] = torch.tensor(1.5)
+    first, second = (product(parts[f"hada_{w}_b"], parts[f"hada_{w}_a"]) for w in ("w1", "w2"))
+    return bench.write(tensors), bench.added({module: 1.5 / 3 * first * second})
+
+
+def lokr_whole(dtype: torch.dtype, alpha: float) -> Craft:
+    """Both factors whole, with the alpha that LyCORIS writes for them: it counts for nothing."""
+
+    def craft(bench: Workbench) -> tuple[Path, Truth]:
+        w1, w2 = (bench.draw(4, 4) * 4).to(dtype), bench.draw(8, 8).to(dtype)
+        name = as_kohya(f"{ATTENTION}.to_q")
+        tensors = {f"{name}.lokr_w1": w1, f"{name}.lokr_w2": w2}
+        tensors[f"{name}.alpha"] = torch.tensor(alpha, dtype=dtype)
+        return bench.write(tensors), bench.added({f"{ATTENTION}.to_q": kron(w1, w2)})
 
     return craft
 

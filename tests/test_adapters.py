@@ -786,8 +786,11 @@ def test_a_token_that_the_base_brings_is_replaced_and_comes_back(tiny_project, t
             "x.safetensors: the bundled embedding 'tile' has clip_l alone",
         ),
         (
-            {"bundle_emb.a.b.clip_l": torch.zeros(1, 32), "bundle_emb.a.b.clip_g": torch.zeros(1, 48)},
-            "x.safetensors: the bundled embedding 'a.b' cannot be a token's name",
+            {
+                "bundle_emb.a.b.clip_l": torch.zeros(1, 32), "bundle_emb.a.b.clip_g": torch.zeros(1, 48),
+                "bundle_emb.a b.clip_l": torch.zeros(1, 32), "bundle_emb.a b.clip_g": torch.zeros(1, 48),
+            },
+            "x.safetensors: the bundled embedding '<a_b>' cannot be a token's name",
         ),
         (
             {"bundle_emb.tile.clip_l": torch.zeros(2, 32), "bundle_emb.tile.clip_g": torch.zeros(1, 48)},

@@ -18,7 +18,7 @@ from bench.gpu.plan import ESTIMATES
 from bench.gpu.speed import compiling
 from bench.gpu.timing import HostEvent, time_calls, time_picture, watch_memory
 from bench.gpu.workshop import TINY_SIZE, Workshop, draw_latents
-from bench.topology import REAL, build_parts, read_config
+from bench.topology import REAL, build_parts, find_config, read_config
 from tilemix.pipelines.sdxl import Sdxl
 from tilemix.system.project import ROOT
 from tilemix.weights.manifest import load_manifest
@@ -34,7 +34,7 @@ def test_the_configurations_are_the_published_ones_to_the_byte():
     sizes |= {f"vae/{file.path}": file.size for file in manifest.vae.files}
     for name in ("unet", "vae", "text_encoder", "text_encoder_2", "scheduler"):
         published = sizes[f"{name}/scheduler_config.json" if name == "scheduler" else f"{name}/config.json"]
-        assert (ROOT / "bench" / "sdxl" / f"{name}.json").stat().st_size == published, name
+        assert find_config(name).stat().st_size == published, name
         assert read_config(name)
 
 

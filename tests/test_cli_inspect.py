@@ -4,8 +4,10 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,7 +64,7 @@ def test_a_file_is_told_in_lines(model, capsys):
         "name": "Rubber tile",
         "base model": "SDXL (cross-attention 2048 wide)",
         "rank": "8",
-        "alpha": "4.0",
+        "alpha": "4",
         "modules": "unet 2 attention",
         "dtype": "F16",
         "parameters": "31,746 in 6 tensors",
@@ -128,6 +130,39 @@ def test_a_folder_is_a_table_and_what_is_refused_says_why(folder, capsys):
         "computed",
     ]
     assert rows["more/vae.safetensors"].split()[1:5] == ["vae", "?", "-", "F32"]
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "base"),
+    [
+        ({"sd version": "SD1"}, "SDXL (declared SD1)"),
+        ({"sd version": "Unknown"}, "SDXL"),
+        ({"sd version": "SDXL"}, "SDXL"),
+        ({"base_model": "SDXL 1.0"}, "SDXL"),
+        ({"base_model": "Pony"}, "SDXL (declared Pony)"),
+    ],
+)
+def test_the_shapes_tell_the_base_and_what_is_declared_stands_apart(folder, sidecar, base, capsys):
+    """The table believed the sidecar."""
+    (folder / "tile.json").write_text(json.dumps(sidecar))
+    assert main(["inspect", "--no-hash", str(folder)]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("tile.safetensors"))
+    assert re.fullmatch(rf"tile\.safetensors +lora +{re.escape(base)} +8 .*", row)
+
+
+def test_a_name_that_is_not_utf_8_is_one_line(folder, capsysbinary):
+    """The whole table was lost to a traceback."""
+    whole, broken = (Path(os.fsdecode(os.fsencode(folder) + name)) for name in (b"/\xff.pt", b"/\xfe.pt"))
+    whole.write_bytes((folder / "tile.safetensors").read_bytes())
+    broken.write_bytes(b"<!DOCTYPE html>")
+    assert main(["inspect", str(folder)]) == 0
+    lines = capsysbinary.readouterr().out.decode().splitlines()
+    assert len(lines) == 8
+    assert sum(" lora " in line for line in lines) == 2
+    assert sum("an HTML page" in line for line in lines) == 2
+    assert main(["inspect", "--json", str(whole)]) == 0
+    assert json.loads(capsysbinary.readouterr().out)["kind"] == "lora"
+    assert main(["inspect", str(broken)]) == 1
 
 
 def test_a_folder_as_json_is_a_list(folder, capsys):

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 
 from tests.model_files import SDXL_LORA, write_model
 from tilemix.errors import ModelFileError
-from tilemix.modelfile import hash_cache, hashes, read
-from tilemix.modelfile.hash_cache import cache_path, find_hashes, recall_hashes
+from tilemix.modelfile import hash_cache, hashes, memory, read
+from tilemix.modelfile.hash_cache import find_hashes, recall_hashes
 from tilemix.modelfile.hashes import BLOCK, compute_hashes
+from tilemix.modelfile.memory import memory_path
 
 SIZES = (11 * 2**20, 12 * 2**20 + 1, 40 * BLOCK, 44 * BLOCK - 1)  # bytes of tensors
 
@@ -151,10 +152,10 @@ def test_another_size_or_time_of_change_is_another_file(model, passes):
     assert len(passes) == 3
 
 
-@pytest.mark.parametrize("content", [b"", b"not JSON", b'{"files": 3}', b'{"files": {"/x": {"size": "a"}}}'])
+@pytest.mark.parametrize("content", [b"not a database", b"SQLite format 3\0" + bytes(4000)])
 def test_a_broken_cache_is_begun_anew_with_a_warning(model, content, caplog):
     find_hashes(model)
-    cache_path().write_bytes(content)
+    memory_path().write_bytes(content)
     assert recall_hashes(model) is None
     assert "cannot be read, starting a new one" in caplog.text
     assert find_hashes(model) == recall_hashes(model)
@@ -164,19 +165,19 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(model, tmp_path, monkeyp
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert find_hashes(model).sha256 == hashlib.sha256(model.read_bytes()).hexdigest()
-    assert "the hashes cannot be remembered" in caplog.text
+    assert "nothing can be remembered" in caplog.text
 
 
 def test_the_cache_stands_where_xdg_says(tmp_path, monkeypatch):
-    assert cache_path() == tmp_path / "cache" / "tilemix" / "hashes.json"
+    assert memory_path() == tmp_path / "cache" / "tilemix" / "files.sqlite3"
     monkeypatch.setenv("HOME", "/home/somebody")
     for ignored in ("relative/path", ""):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert str(cache_path()) == "/home/somebody/.cache/tilemix/hashes.json"
+        assert str(memory_path()) == "/home/somebody/.cache/tilemix/files.sqlite3"
 
 
 def test_the_cache_forgets_the_oldest(tmp_path, monkeypatch):
-    monkeypatch.setattr(hash_cache, "MAX_FILES", 2)
+    monkeypatch.setattr(memory, "MAX_ROWS", 2)
     paths = [tmp_path / str(i) for i in range(3)]
     for path in paths:
         path.write_bytes(b"x")
@@ -191,7 +192,6 @@ def test_several_processes_lose_nothing_of_each_others(tmp_path):
     code += "find_hashes(Path(sys.argv[1]))"
     running = [subprocess.Popen([sys.executable, "-c", code, tmp_path / str(i)]) for i in range(6)]
     assert [process.wait() for process in running] == [0] * 6
-    assert len(json.loads(cache_path().read_text())["files"]) == 6
     assert all(recall_hashes(tmp_path / str(i)) for i in range(6))
 
 
@@ -206,7 +206,7 @@ def test_no_more_than_the_header_is_read_unless_a_hash_is_asked_for_or_missing(t
         code = (
             "import sys; from tilemix.modelfile import read\n"
             "def taken(): return int(open('/proc/self/io').readline().split()[1])\n"
-            "import tilemix.modelfile.hash_cache, json, blake3, concurrent.futures.thread\n"
+            "import tilemix.modelfile.hash_cache, json, sqlite3, blake3, concurrent.futures.thread\n"
             "before = taken(); read(sys.argv[1], hashes=sys.argv[2]); print(taken() - before)"
         )
         done = subprocess.run(

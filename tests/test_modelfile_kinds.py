@@ -1,12 +1,16 @@
 """What a file is, told from its header: one crafted file for every kind, format and base model."""
 
+import os
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from tests.model_files import KOHYA, SDXL_LORA, lora, write_model
 from tilemix.deltas import SUFFIXES
-from tilemix.modelfile import Header, TensorInfo, read, read_header
+from tilemix.modelfile import Header, TensorInfo, facts, read, read_header
 from tilemix.modelfile.adapter_layout import read_layout
 from tilemix.modelfile.base_models import tell_base
 from tilemix.modelfile.kinds import recognize
@@ -297,8 +301,8 @@ def test_what_a_lora_touches_is_counted_by_component_and_sort(tmp_path):
     ("shapes", "metadata", "alpha", "told_by"),
     [
         (SDXL_LORA, {"ss_network_alpha": "4.0"}, 4.0, "ss_network_alpha"),
-        (SDXL_LORA, {}, None, "stands in the tensors, which are not read"),
-        (SDXL_LORA, {"ss_network_alpha": "None"}, None, "stands in the tensors, which are not read"),
+        (SDXL_LORA, {}, 0.0, "the tensors"),
+        (SDXL_LORA, {"ss_network_alpha": "None"}, 0.0, "the tensors"),
         (
             ab(f"{UNET_ATTENTION}.to_k", 640, 2048),
             {"lora_adapter_metadata": '{"unet.r": 4, "unet.lora_alpha": 8}'},
@@ -311,6 +315,60 @@ def test_what_a_lora_touches_is_counted_by_component_and_sort(tmp_path):
 def test_alpha_comes_with_what_tells_it(tmp_path, shapes, metadata, alpha, told_by):
     file = read(write_model(tmp_path / "x", shapes, metadata=metadata), hashes="none")
     assert (file.alpha, file.alpha_told_by) == (alpha, told_by)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_alpha_is_read_from_its_tensors(tmp_path, dtype):
+    """Two of them stand between the halves, which are not read."""
+    path = tmp_path / "x.safetensors"
+
+    def read_with(*alphas):
+        tensors = {}
+        for place, alpha in enumerate(alphas):
+            module = f"lora_unet_down_blocks_1_attentions_{place}_proj_in"
+            tensors[f"{module}.lora_down.weight"] = torch.zeros(4, 640)
+            tensors[f"{module}.lora_up.weight"] = torch.zeros(640, 4)
+            tensors[f"{module}.alpha"] = torch.tensor(alpha, dtype=dtype)
+        save_file(tensors, path, metadata={"ss_network_alpha": "1"})
+        file = read(path, hashes="none")
+        return file.alpha, file.alpha_told_by
+
+    assert read_with(32) == (32.0, "the tensors")
+    assert read_with(32, 32) == (32.0, "the tensors")
+    assert read_with(4, 32) == (None, "4 to 32, in the tensors")
+
+
+@pytest.mark.parametrize("names", [("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")])
+def test_exchanged_and_infinite_rows_of_an_embedding_are_told(tmp_path, names):
+    first, second = names
+    path = tmp_path / "x.safetensors"
+    save_file({first: torch.zeros(2, 1280), second: torch.zeros(2, 768)}, path)
+    (note,) = read(path, hashes="none").notes
+    assert note == f"{first} and {second} are 1280 and 768 wide, expected 768 and 1280: exchanged"
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        rows = torch.zeros(3, 1280, dtype=dtype)
+        rows[1, 7], rows[2, 0] = torch.nan, torch.inf
+        save_file({first: torch.zeros(3, 768, dtype=dtype), second: rows}, path)
+        assert read(path, hashes="none").notes == (f"{second}: inf or NaN in the rows 1, 2",)
+    save_file({first: torch.zeros(2, 768), second: torch.zeros(2, 1280)}, path)
+    assert read(path, hashes="none").notes == ()
+
+
+def test_what_the_header_tells_is_read_once(tmp_path, monkeypatch):
+    path = write_model(tmp_path / "x", SDXL_LORA, metadata={"ss_tag_frequency": '{"1_a": {"b": 3}}'})
+    read_times = []
+
+    def count(path):
+        read_times.append(path)
+        return read_header(path)
+
+    monkeypatch.setattr(facts, "read_header", count)
+    first = read(path, hashes="none")
+    assert read(path, hashes="none") == first
+    assert len(read_times) == 1
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert read(path, hashes="none") == first
+    assert len(read_times) == 2
 
 
 def test_the_alpha_of_a_peft_folder_stands_in_its_configuration(tmp_path):

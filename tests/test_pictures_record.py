@@ -19,6 +19,7 @@ from tilemix.pictures.record import MAX_RECORD_BYTES, Record, parameters_text
 
 UNET = "0123456789abcdef" * 4
 LORA = "fedcba9876543210" * 4
+AUTOV3 = "a1b2c3d4e5f6"
 
 
 def make_record(**changes) -> Record:
@@ -38,6 +39,7 @@ def make_record(**changes) -> Record:
         "device": "cpu",
         "threads": 2,
         "model": "rubber-tile",
+        "lora_hashes": {"rubber-tile-lora-v4_sdxl_lora.safetensors": AUTOV3},
         "files": {
             "unet/diffusion_pytorch_model.fp16.safetensors": UNET,
             "vae/diffusion_pytorch_model.safetensors": None,
@@ -77,7 +79,7 @@ def test_parameters_text_is_the_web_uis_notation_to_the_letter():
         "Negative prompt: blurry, low quality\n"
         "Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 4294967295,"
         " Size: 1024x768, Model hash: 0123456789, Model: rubber-tile,"
-        ' Lora hashes: "rubber-tile-lora-v4_sdxl_lora: fedcba987654",'
+        ' Lora hashes: "rubber-tile-lora-v4_sdxl_lora: a1b2c3d4e5f6",'
         ' TI hashes: "rubber-tile-lora-v4_sdxl_embeddings: 0123456789ab",'
         " Lora scale: 0.7, Version: tilemix 0.1.0"
     )
@@ -85,7 +87,13 @@ def test_parameters_text_is_the_web_uis_notation_to_the_letter():
 
 def test_parameters_text_leaves_out_what_is_not_known():
     record = make_record(
-        sent_negative_prompt="", lora_scale=None, files={}, versions={}, guidance_scale=3.0, scheduler="ddim"
+        sent_negative_prompt="",
+        lora_scale=None,
+        lora_hashes={},
+        files={},
+        versions={},
+        guidance_scale=3.0,
+        scheduler="ddim",
     )
     assert parameters_text(record).split("\n")[1:] == [
         "Steps: 25, Sampler: DDIM, Schedule type: DDIM, CFG scale: 3, Seed: 4294967295, Size: 1024x768,"

@@ -7,7 +7,7 @@ from tilemix.errors import ManifestError
 from tilemix.pipelines.schedulers import SCHEDULERS, make_scheduler
 from tilemix.system.project import ROOT
 
-BASE = json.loads((ROOT / "bench" / "sdxl" / "scheduler.json").read_text())
+BASE = json.loads((ROOT / "tilemix" / "data" / "sdxl" / "scheduler" / "scheduler_config.json").read_text())
 
 
 def test_karras_sigmas_follow_the_papers_formula():

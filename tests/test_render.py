@@ -1,4 +1,5 @@
 import gc
+import json
 import logging
 import re
 from pathlib import Path
@@ -10,9 +11,11 @@ from safetensors.torch import save_file
 
 from tests.quick import first_quick
 from tests.test_pipelines_loading import QUERY, base_of
-from tests.tiny_sdxl import random_pairs, write_manifest
+from tests.tiny_sdxl import TEMPLATE, random_pairs, write_manifest
 from tilemix import __version__
 from tilemix.errors import ManifestError, ModelFileError, PromptError, RenderError
+from tilemix.modelfile.hashes import compute_hashes
+from tilemix.pictures.record import parameters_text
 from tilemix.pipelines.decoding import decode_latents, to_pixels
 from tilemix.pipelines.loading import load_pipeline
 from tilemix.pipelines.settings import Settings
@@ -109,6 +112,48 @@ def test_a_picture_comes_with_its_record(renderer):
 def test_the_record_is_known_before_the_picture_is_drawn(renderer, changes):
     request = replace(num_inference_steps=1, **changes)
     assert renderer.plan(request) == renderer.render(request).record
+
+
+def test_the_infotext_names_the_lora_by_the_hash_of_its_tensors(renderer):
+    """Web UIs and model sites look up AutoV3; the whole file's SHA256 found nothing."""
+    path = renderer.ready.model.adapters[0]
+    autov3 = compute_hashes(path, every=True).autov3
+    record = renderer.render(RED).record
+    assert record.lora_hashes == {"lora.safetensors": autov3.lower()}
+    assert f'Lora hashes: "lora: {autov3.lower()}"' in parameters_text(record)
+
+
+def test_a_token_typed_as_its_trainer_named_it_is_all_of_its_rows(project, caplog):
+    """`<my tile>` drew without the embedding, and nobody said so."""
+    module = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {f"{module}.lora_A.weight": torch.zeros(4, 32), f"{module}.lora_B.weight": torch.zeros(32, 4)}
+    tensors |= {
+        "bundle_emb.<my tile>.clip_l": torch.full((2, 32), 0.5),
+        "bundle_emb.<my tile>.clip_g": torch.full((2, 48), 0.5),
+    }
+    save_file(tensors, project / "weights" / "x.safetensors")
+    (project / "prompt_templates" / "tiny.json").write_text(
+        json.dumps(TEMPLATE | {"text": "a tile, $prompt", "trigger_words": [], "placeholder_tokens": []})
+    )
+    adapters = [{"file": "x.safetensors", "kind": "lora", "scale": 0.7}]
+    write_manifest(project, base=base_of(project), adapters=adapters)
+    drawn = Renderer(load_pipeline(find_model("tiny", project), CPU, torch.float32))
+    assert drawn.placeholder_tokens == ["<my_tile_0>", "<my_tile_1>"]
+    rendered = drawn.render(
+        GenerationRequest(seed=7, prompt="(<my tile>)1.2, wet", negative_prompt="<my tile> <worn>")
+    )
+    assert "(<my_tile_0><my_tile_1>)1.2" in rendered.record.sent_prompt
+    spelled = drawn.render(
+        GenerationRequest(
+            seed=7, prompt="(<my_tile_0><my_tile_1>)1.2, wet", negative_prompt="<my_tile_0><my_tile_1> <worn>"
+        )
+    )
+    assert np.array_equal(rendered.pixels, spelled.pixels)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert set(told) == {
+        "no color mix found; sent as typed",
+        "<worn> in the prompt is not a token of this model: it counts as plain text",
+    }
 
 
 def test_the_same_seed_gives_the_same_pixels_whatever_was_drawn_before(renderer):

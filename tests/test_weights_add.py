@@ -2,12 +2,12 @@ import errno
 import hashlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from tests.https_server import answer, redirect, serve
@@ -17,24 +17,37 @@ from tests.tiny_sdxl import write_manifest
 from tilemix import cli
 from tilemix.errors import AdapterError, ManifestError, ModelFileError, TilemixError, WeightsError
 from tilemix.system.project import ROOT
-from tilemix.weights import Wish, add, find_model, load_manifest, split_tokens
+from tilemix.weights import Wish, add, find_model, load_manifest, remove, split_tokens
 from tilemix.weights.part import Part
 
+# One module of SDXL in each spelling.
+QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"  # 640 -> 640
+KOHYA = f"lora_unet_{QUERY.replace('.', '_')}"
+TEXT = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"  # 768 -> 768
+PROCESSOR = f"{QUERY.removesuffix('.to_q')}.processor.to_q_lora"
+COMFY = "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn1.to_q"
+DOWN, UP = (4, 640), (640, 4)
 LORA_KEYS = {
-    "kohya": ["lora_unet_a.lora_down.weight", "lora_unet_a.lora_up.weight", "lora_unet_a.alpha"],
-    "diffusers": ["unet.a.lora_A.weight", "unet.a.lora_B.weight"],
-    "adapter name": ["unet.a.lora_A.default.weight", "unet.a.lora_B.default.weight"],
-    "older diffusers": ["unet.a.lora.down.weight", "unet.a.lora.up.weight"],
-    "cog-sdxl": ["a.processor.to_q_lora.down.weight", "a.processor.to_q_lora.up.weight"],
-    "text encoder": ["a.q_proj.lora_linear_layer.down.weight", "a.q_proj.lora_linear_layer.up.weight"],
-    "LoHa": [
-        "lora_unet_a.hada_w1_a",
-        "lora_unet_a.hada_w1_b",
-        "lora_unet_a.hada_w2_a",
-        "lora_unet_a.hada_w2_b",
-    ],
-    "LoKr": ["lora_unet_a.lokr_w1", "lora_unet_a.lokr_w2_a", "lora_unet_a.lokr_w2_b"],
-    "comfy": ["diffusion_model.a.lora_A.weight", "diffusion_model.a.lora_B.weight"],
+    "kohya": {f"{KOHYA}.lora_down.weight": DOWN, f"{KOHYA}.lora_up.weight": UP, f"{KOHYA}.alpha": (1,)},
+    "diffusers": {f"unet.{QUERY}.lora_A.weight": DOWN, f"unet.{QUERY}.lora_B.weight": UP},
+    "adapter name": {
+        f"unet.{QUERY}.lora_A.default.weight": DOWN,
+        f"unet.{QUERY}.lora_B.default.weight": UP,
+    },
+    "older diffusers": {f"unet.{QUERY}.lora.down.weight": DOWN, f"unet.{QUERY}.lora.up.weight": UP},
+    "cog-sdxl": {f"{PROCESSOR}.down.weight": DOWN, f"{PROCESSOR}.up.weight": UP},
+    "text encoder": {
+        f"{TEXT}.lora_linear_layer.down.weight": (4, 768),
+        f"{TEXT}.lora_linear_layer.up.weight": (768, 4),
+    },
+    "LoHa": {
+        f"{KOHYA}.hada_w1_a": UP,
+        f"{KOHYA}.hada_w1_b": DOWN,
+        f"{KOHYA}.hada_w2_a": UP,
+        f"{KOHYA}.hada_w2_b": DOWN,
+    },
+    "LoKr": {f"{KOHYA}.lokr_w1": (20, 20), f"{KOHYA}.lokr_w2_a": (32, 4), f"{KOHYA}.lokr_w2_b": (4, 32)},
+    "comfy": {f"{COMFY}.lora_A.weight": DOWN, f"{COMFY}.lora_B.weight": UP},
 }
 ADD = """
 import sys
@@ -48,20 +61,18 @@ add(source, "tiny", root=Path(root), web=web)
 
 
 def write_tensors(path, shapes, *, metadata=None, seed=0):
-    """A real safetensors file of F32 tensors with random bytes."""
-    generator = random.Random(seed)
+    """A real safetensors file of F32 tensors with random numbers."""
+    generator = np.random.default_rng(seed)
     header, data = {}, b""
     for name, shape in shapes.items():
-        size = 4
-        for dimension in shape:
-            size *= dimension
-        header[name] = tensor(len(data), len(data) + size, shape=shape)
-        data += generator.randbytes(size)
+        numbers = generator.standard_normal(shape, np.float32).tobytes()
+        header[name] = tensor(len(data), len(data) + len(numbers), shape=shape)
+        data += numbers
     return write(path, ({"__metadata__": metadata} if metadata else {}) | header, data)
 
 
 def write_lora(path, *, seed=0, spelling="kohya", **options):
-    return write_tensors(path, dict.fromkeys(LORA_KEYS[spelling], (4, 4)), seed=seed, **options)
+    return write_tensors(path, LORA_KEYS[spelling], seed=seed, **options)
 
 
 def write_embedding(path, rows=2, **options):
@@ -78,6 +89,7 @@ def project(tmp_path):
     (root / "prompt_templates").mkdir(parents=True)
     (root / "prompt_templates" / "tiny.json").write_text("{}")
     write_manifest(root)
+    (root / "weights" / "tiny").symlink_to(ROOT / "tilemix" / "data" / "sdxl")  # the shapes of the real SDXL
     return root
 
 
@@ -320,6 +332,155 @@ def test_a_model_file_of_another_kind_is_not_added(project, tmp_path):
         add(str(vae), "other", root=project)
 
 
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (
+            {
+                "transformer_blocks.1.attn.to_k.lora_down.weight": (4, 3072),
+                "transformer_blocks.1.attn.to_k.lora_up.weight": (3072, 4),
+            },
+            "x.safetensors: no place in this model for 2 of its tensors: ",
+        ),
+        (
+            {
+                "diffusion_model.transformer_blocks.0.attn2.to_k.lora_A.weight": (4, 2048),
+                "diffusion_model.transformer_blocks.0.attn2.to_k.lora_B.weight": (2048, 4),
+            },
+            "x.safetensors: LoRA for a diffusion transformer is not supported",
+        ),
+        (
+            {f"{KOHYA}.lora_down.weight": (4, 320), f"{KOHYA}.lora_up.weight": (320, 4)},
+            "x.safetensors: made for another model: unet.down_blocks.1.attentions.0.",
+        ),
+        (
+            LORA_KEYS["kohya"] | {"bundle_emb.tile.clip_l": (1, 32), "bundle_emb.tile.clip_g": (1, 48)},
+            "x.safetensors: ",
+        ),
+        ({"clip_l": (2, 1280), "clip_g": (2, 768)}, "x.safetensors: "),
+    ],
+    ids=["another transformer", "called SDXL", "another width", "bundle of another base", "exchanged"],
+)
+def test_what_the_models_shapes_do_not_take_is_refused(project, tmp_path, shapes, message):
+    """Its hash was written, and only the server's setup failed."""
+    found = refusal(write_tensors(tmp_path / "x.safetensors", shapes), project)
+    assert found.startswith(message)
+    assert files(project) == []
+
+
+def test_rows_that_are_not_finite_are_refused(project, tmp_path):
+    raw = bytearray(write_embedding(tmp_path / "x.safetensors").read_bytes())
+    raw[-4:] = np.float32(np.nan).tobytes()
+    (tmp_path / "x.safetensors").write_bytes(raw)
+    assert "not finite" in refusal(tmp_path / "x.safetensors", project)
+
+
+def test_without_the_models_shapes_nothing_is_added(project, lora):
+    (project / "weights" / "tiny").unlink()
+    assert refusal(lora, project).startswith(f"{project}/weights/tiny: nothing here tells the model's shapes")
+    write_manifest(
+        project,
+        base={
+            "folder": "tiny",
+            "files": [],
+            "repository": "stabilityai/stable-diffusion-xl-base-1.0",
+            "revision": "0" * 40,
+        },
+    )
+    assert add(str(lora), "tiny", root=project).change == "added"  # a published base is known
+
+
+def test_a_bundle_gets_the_tokens_that_are_wished(project, tmp_path):
+    """`weights add` refused them: a LoRA had no tokens."""
+    shapes = LORA_KEYS["kohya"] | {
+        "bundle_emb.my tile.clip_l": (2, 768),
+        "bundle_emb.my tile.clip_g": (2, 1280),
+    }
+    path = write_tensors(tmp_path / "x.safetensors", shapes)
+    assert add(str(path), "tiny", root=project).adapter.tokens == ("<my_tile_0>", "<my_tile_1>")
+    wish = Wish(tokens=("<s0>", "<s1>"))
+    assert add(str(path), "tiny", wish, root=project).adapter.tokens == ("<s0>", "<s1>")
+
+
+LAYOUT = """{
+  "license": "none",   "prompt_template": "tiny",
+  "base": {"folder": "tiny", "files": []},
+  "adapters": [
+    {"kind": "embedding", "file": "b.safetensors", "tokens": ["<b0>"], "url": null},
+    {"file": "c.safetensors", "kind": "lora"}
+  ],
+  "scheduler": {"name": "euler"},
+  "defaults": {"width": 256, "height": 256, "num_inference_steps": 2, "guidance_scale": 5.0}
+}
+"""
+
+
+def test_a_manifest_keeps_its_order_and_its_layout(project, tmp_path, lora):
+    manifest = project / "weights" / "tiny.model.json"
+    manifest.write_text(LAYOUT)
+    embedding = write_embedding(tmp_path / "b.safetensors", rows=1)
+    add(str(embedding), "tiny", root=project)
+    size, digits = embedding.stat().st_size, sha256(embedding)
+    locked = LAYOUT.replace('"url": null}', f'"url": null, "size": {size}, "sha256": "{digits}"}}')
+    assert manifest.read_text() == locked
+    add(str(lora), "tiny", root=project)
+    size, digits = lora.stat().st_size, sha256(lora)
+    entry = {"file": lora.name, "kind": "lora", "scale": 0.7, "size": size, "sha256": digits}
+    last = '{"file": "c.safetensors", "kind": "lora"}'
+    assert manifest.read_text() == locked.replace(last, f"{last},\n    {json.dumps(entry)}")
+    assert remove("tiny", lora.name, root=project) == project / "weights" / "files" / lora.name
+    assert manifest.read_text() == locked
+    remove("tiny", "b.safetensors", root=project)
+    remove("tiny", "c.safetensors", root=project)
+    assert load_manifest("tiny", project).adapters == ()
+    add(str(lora), "tiny", root=project)
+    assert load_manifest("tiny", project).adapters[0].sha256 == digits
+    with pytest.raises(AdapterError, match=r"^tiny has no adapter 'x'; it has: my-lora\.safetensors$"):
+        remove("tiny", "x", root=project)
+
+
+def test_fifty_at_once_leave_fifty_entries(project, tmp_path):
+    """Of six at once, three were lost, and all said "added"."""
+    paths = [write_lora(tmp_path / f"l{place}.safetensors", seed=place) for place in range(50)]
+    add(str(paths[0]), "tiny", root=project)
+    running = []
+    for group in range(5):
+        if (process := os.fork()) == 0:
+            for path in paths[group * 10 : group * 10 + 10]:
+                add(str(path), "tiny", root=project)
+            os._exit(0)
+        running.append(process)
+    assert [os.waitpid(process, 0)[1] for process in running] == [0] * 5
+    assert {adapter.file for adapter in load_manifest("tiny", project).adapters} == {p.name for p in paths}
+    find_model("tiny", project)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_regular_file_is_refused_at_once(project, tmp_path, kind):
+    """A pipe was read forever, /dev/zero until the memory was full."""
+
+    def put(name):
+        path = tmp_path / name
+        if kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to("/dev/zero")
+        return path
+
+    path = put("x.safetensors")
+    assert refusal(path, project) == f"{path}: not a regular file"
+    peft = tmp_path / "mine"
+    peft.mkdir()
+    name = "base_model.model." + QUERY
+    shapes = {f"{name}.lora_A.weight": DOWN, f"{name}.lora_B.weight": UP}
+    write_tensors(peft / "adapter_model.safetensors", shapes)
+    (peft / "adapter_config.json").symlink_to(path)
+    assert refusal(peft, project) == f"{peft}/adapter_config.json: not a regular file"
+    put("special_params.json")
+    embedding = write_embedding(tmp_path / "e.safetensors")
+    add(str(embedding), "tiny", root=project)  # no file: the rows are numbered
+
+
 def test_tokens_are_read_from_one_text():
     assert split_tokens("<s0><s1>") == split_tokens("<s0>, <s1>") == ("<s0>", "<s1>")
     for text in ("", "TOK", "<s0>TOK"):
@@ -546,7 +707,7 @@ def test_an_address_that_gives_no_adapter_leaves_nothing(project, server, route,
 def test_another_file_at_an_address_does_not_replace_the_one_here(project, server, remote):
     url = f"{server.url}/files/web-lora.safetensors"
     before = add(url, "tiny", root=project, web=server.web()).path.read_bytes()
-    other = remote[:-1] + b"?"
+    other = remote[:-1] + b"@"
     server.routes["/files/web-lora.safetensors"] = serve(other)
     assert "--replace puts this one there" in refusal(url, project, web=server.web())
     assert (project / "weights" / "files" / "web-lora.safetensors").read_bytes() == before
@@ -560,7 +721,7 @@ def test_stopped_between_the_file_and_its_sidecar_the_next_run_writes_it(
 ):
     url = f"{server.url}/files/web-lora.safetensors"
     add(url, "tiny", root=project, web=server.web())
-    other = remote[:-1] + b"?"
+    other = remote[:-1] + b"@"
     server.routes["/files/web-lora.safetensors"] = serve(other)
 
     def stop(*_):
@@ -606,7 +767,7 @@ def test_an_address_that_is_not_allowed_is_refused_at_once(project, url):
 @pytest.mark.slow
 def test_killed_at_any_moment_add_leaves_no_file_or_the_right_one(project, tmp_path, server):
     """kill -9 between the first byte and beyond the last; then one run without a kill completes the work."""
-    body = write_tensors(tmp_path / "big", dict.fromkeys(LORA_KEYS["kohya"], (128, 256))).read_bytes()
+    body = write_tensors(tmp_path / "big", LORA_KEYS["kohya"]).read_bytes()
     server.routes["/a.safetensors"] = serve(body, pause=0.02, piece=16384)
     manifest = project / "weights" / "tiny.model.json"
     before = manifest.read_bytes()
@@ -631,7 +792,7 @@ def test_killed_at_any_moment_add_leaves_no_file_or_the_right_one(project, tmp_p
     find_model("tiny", project)
 
 
-def test_the_command_line_adds_to_the_product_unless_told_otherwise(monkeypatch, tmp_path, capsys):
+def test_the_command_line_adds_to_the_model_that_every_verb_means(monkeypatch, tmp_path, capsys):
     calls = []
 
     def record(source, name, wish, *, web):
@@ -654,7 +815,7 @@ def test_the_command_line_adds_to_the_product_unless_told_otherwise(monkeypatch,
     cli.main(["weights", "add", "x", "--model", "other", "--tokens", "<a><b>"])
     tokens = {"civitai.com": "secret-2"}
     assert calls == [
-        ("x.safetensors", "rubber-tile", Wish(), tokens, False),
+        ("x.safetensors", "miniature", Wish(), tokens, False),
         ("x", "tiny", Wish(scale=0.5, file_name="y", replaces=True), tokens, True),
         ("x", "other", Wish(tokens=("<a>", "<b>")), tokens, False),
     ]

@@ -72,7 +72,9 @@ def build_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
         scaling_factor=0.13025,
         force_upcast=False,
     )
-    scheduler_config = json.loads((ROOT / "bench" / "sdxl" / "scheduler.json").read_text())
+    scheduler_config = json.loads(
+        (ROOT / "tilemix" / "data" / "sdxl" / "scheduler" / "scheduler_config.json").read_text()
+    )
     from diffusers import EulerDiscreteScheduler
 
     return StableDiffusionXLPipeline(

@@ -61,11 +61,20 @@ def load_messages() -> Mapping[str, str]:
     return MappingProxyType(msgspec.json.decode(MESSAGES_FILE.read_bytes(), type=dict[str, str]))
 
 
+def escape(text: str) -> str:
+    r"""Return a text with every character that is not printable as Python would escape it: `\n`, `\udcff`."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 class Composer(Formatter):
     """`str.format` with two more formats, for a value that lists names: `{words:or}` is "'red', 'rosa' or 'rot'"."""
 
     def format_field(self, value: object, format_spec: str) -> str:
-        """Format one value."""
+        """Format one value; what is not printable in a text is escaped, so that the line stays one."""
+        if isinstance(value, str) and not format_spec:
+            return escape(value)
         if format_spec not in {"or", "and"}:
             return format(value, format_spec)
         *others, last = (repr(name) for name in str(value).split(LIST_SEPARATOR))

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -170,6 +170,9 @@ class Renderer:
         prompt = rewrite(
             resolved.prompt, self._template, self._palette, negative_prompt=resolved.negative_prompt
         )
+        prompt = self._spell_out(prompt)
+        for word in self.ready.tokens.find_unknown(f"{prompt.positive} {prompt.negative}"):
+            logger.warning("%s in the prompt is not a token of this model: it counts as plain text", word)
         logger.info("Prompt: %s", prompt.positive)
         self.ready.loras.apply(resolved.lora_scales)
         seconds: dict[str, float] = {}
@@ -196,7 +199,14 @@ class Renderer:
         prompt = read_text(
             resolved.prompt, self._template, self._palette, negative_prompt=resolved.negative_prompt
         )
+        prompt = self._spell_out(prompt)
         return self._make_record(resolved, prompt, self._lay_out(resolved, prompt))
+
+    def _spell_out(self, prompt: Prompt) -> Prompt:
+        """Return the prompt with the tokens of embeddings that are typed as their trainers named them."""
+        tokens = self.ready.tokens
+        positive, negative = map(tokens.spell_out, (prompt.positive, prompt.negative))
+        return replace(prompt, positive=positive, negative=negative)
 
     def _resolve(self, request: GenerationRequest) -> ResolvedRequest:
         """Fill in what the request leaves out: from the manifest, from the template, or drawn."""
@@ -277,6 +287,7 @@ class Renderer:
             else DraftRecord(
                 strength=request.strength, granule_size=request.granule_size, colors=draft.colors
             ),
+            lora_hashes=self.ready.lora_hashes,
             scheduler=self.ready.model.manifest.scheduler.name,
             scheduler_config=dict(self.ready.model.manifest.scheduler.config),
             dtype=str(self.ready.dtype).removeprefix("torch."),

@@ -8,7 +8,7 @@ the bundle, or else `<s0>`, `<s1>` and so on, one for each row.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +23,7 @@ from tilemix.modelfile.embedding_names import (
     PAIRS,
     find_pair,
     name_bundled_tokens,
+    name_trained_word,
     number_tokens,
     split_bundled,
 )
@@ -44,6 +45,9 @@ class EmbeddingFile:
     name: str  # the file's name
     rows: dict[str, torch.Tensor]  # "text_encoder" and "text_encoder_2" -> (tokens, width), as stored
     tokens: tuple[str, ...]  # the names that the file gives its rows, one each
+    trained_words: Mapping[str, slice] = field(
+        default_factory=dict
+    )  # what the trainer called several rows together
 
 
 def read_embedding(
@@ -90,7 +94,7 @@ def read_bundle(name: str, tensors: Mapping[str, torch.Tensor]) -> EmbeddingFile
     The tokens are named by `name_bundled_tokens`.
 
     Raises:
-        AdapterError: a missing encoder, a name that no token can have, an inf or a NaN.
+        AdapterError: a missing encoder, two names that give one token, an inf or a NaN.
     """
     embeddings: dict[str, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
@@ -102,6 +106,7 @@ def read_bundle(name: str, tensors: Mapping[str, torch.Tensor]) -> EmbeddingFile
         return None
     collected: dict[str, list[torch.Tensor]] = {encoder: [] for encoder in ENCODERS}
     counts: dict[str, int] = {}
+    words: dict[str, slice] = {}
     for called in sorted(embeddings):
         parts = embeddings[called]
         if len(parts) != 2:
@@ -112,15 +117,20 @@ def read_bundle(name: str, tensors: Mapping[str, torch.Tensor]) -> EmbeddingFile
         }
         _check_shapes(name, {encoder: tuple(tensor.shape) for encoder, tensor in rows.items()}, None, None)
         _check_numbers(name, rows)
-        counts[called] = rows["text_encoder"].shape[0]
-        if not all(map(PLACEHOLDER_TOKEN.fullmatch, name_bundled_tokens({called: counts[called]}))):
-            raise AdapterError("embedding-bundle-name", file=name, name=called[:80])
+        words[name_trained_word(called)] = slice(
+            sum(counts.values()), sum(counts.values()) + len(rows["text_encoder"])
+        )
+        counts[called] = len(rows["text_encoder"])
         for encoder, tensor in rows.items():
             collected[encoder].append(tensor.float())
     if any(len({tensor.shape[1] for tensor in found}) > 1 for found in collected.values()):
         raise AdapterError("embedding-bundle-widths", file=name)
     joined = {encoder: torch.cat(found) for encoder, found in collected.items()}
-    return EmbeddingFile(name, joined, name_bundled_tokens(counts))
+    tokens = name_bundled_tokens(counts)
+    for token in tokens:
+        if tokens.count(token) > 1 or not PLACEHOLDER_TOKEN.fullmatch(token):
+            raise AdapterError("embedding-bundle-name", file=name, name=token)
+    return EmbeddingFile(name, joined, tokens, words)
 
 
 def check_fit(file: EmbeddingFile, widths: Mapping[str, int], token_count: int) -> None:

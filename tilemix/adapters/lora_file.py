@@ -45,6 +45,7 @@ class LoraFile:
 
     name: str  # the file's name
     deltas: dict[ModuleKey, Delta]
+    autov3: str  # by which model sites and web UIs know it: 12 hex digits, see `tilemix.modelfile.hashes`
     embedding: EmbeddingFile | None = None  # that it brings; whoever installs it checks that it fits
 
 
@@ -95,7 +96,7 @@ def _read_tensors(
     not_finite = file.find_not_finite()
     deltas = {}
     for key, parts in placed.items():
-        if bad := next((part for part, tensor in parts.items() if tensor in not_finite), None):
+        if bad := next((part for part, name in parts.items() if part != ALPHA and name in not_finite), None):
             raise AdapterError("lora-not-finite", file=path.name, part=bad, module=".".join(key))
         tensors = {part: file.get_tensor(tensor) for part, tensor in parts.items()}
         deltas[key] = build_delta(path.name, ".".join(key), tensors, partial(alphas.factor, key))
@@ -105,7 +106,7 @@ def _read_tensors(
     embedding = read_bundle(path.name, {tensor: file.get_tensor(tensor) for tensor in bundled})
     if not any(ALPHA in parts for parts in placed.values()):  # these take precedence over the configuration's
         alphas.refuse_unused()
-    return LoraFile(path.name, deltas, embedding)
+    return LoraFile(path.name, deltas, file.hash_content()[:12], embedding)
 
 
 def _split_names(name: str, header: Header) -> tuple[dict[str, dict[str, str]], list[str]]:

@@ -6,6 +6,7 @@ the base's. Here the header is checked once, so a view is one call.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import mmap
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from tilemix.errors import ModelFileError
-from tilemix.modelfile.header import Header, TensorInfo, open_regular, read_open_header
+from tilemix.modelfile.header import Header, TensorInfo, read_open_header
+from tilemix.system.regular import open_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +69,11 @@ class TensorFile:
             if end > begin and not _is_finite(self._view(begin, dtype, count)):
                 found.update(name for name, _ in infos if not _is_finite(self.get_tensor(name)))
         return found
+
+    def hash_content(self) -> str:
+        """Return the SHA-256 of all that follows the header, 64 hex digits; its first 12 are AutoV3."""
+        with memoryview(self._pages) as pages, pages[self.header.data_start :] as content:
+            return hashlib.sha256(content).hexdigest()
 
     def check_size(self) -> None:
         """Refuse a file that was resized in place: reading pages beyond its end would kill the process.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+LIKE_TOKEN = re.compile(r"<[^<>\s][^<>]{0,62}>")
 
 
 class TextEncoder(Protocol):
@@ -77,6 +80,7 @@ class TokenInstaller:
         self._rows = {one.encoder_name: one.embedding.weight.shape[0] for one in vocabularies}
         self._kept: dict[str, dict[int, torch.Tensor]] = {name: {} for name in self._rows}
         self._installed: tuple[str, ...] = ()
+        self._words: dict[str, str] = {}  # what a trainer called several rows together -> their tokens
         self._installs = 0
 
     @property
@@ -103,7 +107,9 @@ class TokenInstaller:
             AdapterError: a token is a word of the base's vocabulary, or named twice for one file.
         """
         sources: dict[str, tuple[EmbeddingFile, int]] = {}  # token -> its file, and its row there
+        words: dict[str, str] = {}
         for file, tokens in embeddings:
+            words |= {word: "".join(tokens[rows]) for word, rows in file.trained_words.items()}
             for place, token in enumerate(tokens):
                 if tokens.index(token) != place:
                     raise AdapterError("embedding-token-twice", token=token)
@@ -128,6 +134,18 @@ class TokenInstaller:
             )
         self._model.set_tokenizers([one.tokenizer for one in vocabularies])
         self._installed = tuple(sources)
+        self._words = {word: tokens for word, tokens in words.items() if word not in sources}
+
+    def spell_out(self, text: str) -> str:
+        """Return a prompt with the tokens of all its rows in the place of each embedding that its trainer named."""
+        for word, tokens in self._words.items():
+            text = text.replace(word, tokens)
+        return text
+
+    def find_unknown(self, text: str) -> list[str]:
+        """Return what looks like a token in a spelled-out prompt, `<word>`, but is none of the model's."""
+        known = {*self._installed, *self._model.vocabularies[0].tokenizer.get_added_vocab()}
+        return [word for word in dict.fromkeys(LIKE_TOKEN.findall(text)) if word not in known]
 
     def _take_base_tokenizer(self, encoder: str) -> PreTrainedTokenizerBase:
         """Return a tokenizer without learned tokens: the loaded one, or a copy once that has got some."""

@@ -129,7 +129,7 @@ def describe(file: ModelFile) -> str:
         "base as declared": file.base_declared,
         "variant": file.variant,
         "rank": _rank(file),
-        "alpha": file.alpha if file.alpha is not None else file.alpha_told_by,
+        "alpha": f"{file.alpha:g}" if file.alpha is not None else file.alpha_told_by,
         "modules": "; ".join(
             f"{component} {', '.join(f'{count} {layer}' for layer, count in layers.items())}"
             for component, layers in file.modules.items()
@@ -173,7 +173,7 @@ def make_table(files: list[tuple[Path, ModelFile | Message]]) -> str:
         if isinstance(file, Message):
             rows.append((_short(path), f"refused: {_short(str(file))}"))
             continue
-        base = file.base_declared or file.base_model or "?"
+        base = _name_base(file)
         digits = (file.hash or "-")[:12]
         verdict = _verdict(file) if file.hash else "-"
         size = format_size(file.size)
@@ -201,6 +201,21 @@ def _rank(file: ModelFile) -> str:
     if len(file.ranks) < 2:
         return str(file.rank or "")
     return f"{min(file.ranks)} to {max(file.ranks)}"
+
+
+def _name_base(file: ModelFile) -> str:
+    """Return the base that the shapes tell, and behind it what a sidecar says where that is something else."""
+    declared = file.base_declared
+    if file.base_model is None:
+        return f"? (declared {declared})" if declared else "?"
+    bare, own = (
+        "".join(filter(str.isalnum, name)).lower() for name in (declared or "unknown", file.base_model)
+    )
+    return (
+        file.base_model
+        if bare == "unknown" or bare.startswith(own)
+        else f"{file.base_model} (declared {declared})"
+    )
 
 
 def _origin(file: ModelFile) -> str:

@@ -11,13 +11,12 @@ from tilemix.cli.terminal import write
 from tilemix.errors import TilemixError
 from tilemix.inputs import NumberInput, find_input
 from tilemix.request import DEFAULT_SCALE
+from tilemix.system.project import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
 
 logger = logging.getLogger(__name__)
-
-PRODUCT = "rubber-tile"  # what `weights add` adds to by default
 
 
 def add_weights(verbs: Verbs) -> None:
@@ -41,7 +40,7 @@ def add_weights(verbs: Verbs) -> None:
     add.add_argument(
         "source", help="a file, a PEFT folder, or an https address: a file's, a Civitai or hub page"
     )
-    add.add_argument("--model", metavar="NAME", help=f"default: $TILEMIX_MODEL, else {PRODUCT}")
+    add.add_argument("--model", metavar="NAME", help=f"default: $TILEMIX_MODEL, else {DEFAULT_MODEL}")
     limits = find_input("lora_scale", NumberInput)
     add.add_argument(
         "--scale",
@@ -61,6 +60,9 @@ def add_weights(verbs: Verbs) -> None:
         help="the file's or the PEFT folder's name (default: its own)",
     )
     add.add_argument("--replace", action="store_true", help="replace another file of this name")
+    remove = actions.add_parser("remove", help="take an adapter out of the manifest; its file stays")
+    remove.add_argument("name", metavar="NAME", help="its file, as in the manifest, or its PEFT folder")
+    remove.add_argument("--model", metavar="NAME", help=f"default: $TILEMIX_MODEL, else {DEFAULT_MODEL}")
     for action_parser in (fetch, add):
         action_parser.add_argument(
             "--allow-host", action="append", default=[], metavar="HOST", help="one more host to download from"
@@ -80,7 +82,7 @@ def _weights(options: argparse.Namespace) -> None:
         for path in weights.fetch(options.model, web=web):
             write(f"{path}\n")
     elif options.action == "add":
-        model = options.model or os.environ.get("TILEMIX_MODEL") or PRODUCT
+        model = options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
         tokens = weights.split_tokens(options.tokens) if options.tokens is not None else None
         wish = weights.Wish(options.scale, tokens, options.file_name, options.replace)
         web = weights.make_web(os.environ, options.allow_host)
@@ -93,6 +95,11 @@ def _weights(options: argparse.Namespace) -> None:
             facts = [f"scale {adapter.scale:g}"] if adapter.scale is not None else []
             facts += [" ".join(adapter.tokens)] if adapter.tokens else []
             logger.info("%s: %s the %s, %s", model, added.change, adapter.kind, ", ".join(facts))
+    elif options.action == "remove":
+        model = options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
+        path = weights.remove(model, options.name)
+        write(f"{path}\n")
+        logger.info("%s: no longer has it; the file stays", model)
     elif options.action == "lock":
         write(f"{weights.lock(options.model)}\n")
     else:

@@ -27,7 +27,7 @@ def build_delta(file: str, module: str, parts: Tensors, factor_of: FactorOf) -> 
     Args:
         file: the file's name, for messages; `module` likewise.
         module: the module's path.
-        parts: the tensors by part, all of them finite.
+        parts: the tensors by part, all of them finite but for alpha.
         factor_of: alpha / rank for a rank, where the parts hold no alpha.
 
     Raises:
@@ -51,9 +51,14 @@ def _read_alpha(file: str, module: str, parts: Tensors, factor_of: FactorOf) -> 
     if parts[ALPHA].numel() != 1:
         raise AdapterError("lora-alpha-shape", file=file, module=module, shape=str(tuple(parts[ALPHA].shape)))
     alpha = float(parts[ALPHA].item())
-    if abs(alpha) > MAX_ALPHA:
-        raise AdapterError("lora-alpha", file=file, module=module, alpha=alpha, most=MAX_ALPHA)
-    return lambda rank: alpha / rank
+
+    def divide(rank: int) -> float:
+        # Only where it counts: LyCORIS writes inf or 1e10 for a LoKr whose factors are both whole.
+        if not abs(alpha) <= MAX_ALPHA:
+            raise AdapterError("lora-alpha", file=file, module=module, alpha=alpha, most=MAX_ALPHA)
+        return alpha / rank
+
+    return divide
 
 
 def _find_family(file: str, module: str, parts: Tensors) -> Family:

@@ -5,6 +5,7 @@ Source: FedPara, arXiv 2108.06098; LyCORIS' key names.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
 class Hadamard(Delta):
     """The element-wise product of two low-rank matrices."""
 
-    first: tuple[torch.Tensor, torch.Tensor]  # (out, rank), (rank, columns)
+    # (out, rank) or (out, rank, 1, 1), and (rank, columns) or (rank, in, k, k)
+    first: tuple[torch.Tensor, torch.Tensor]
     second: tuple[torch.Tensor, torch.Tensor]
     factor: float
 
     @property
     def shape(self) -> Shape:
-        return (self.first[0].shape[0], self.first[1].shape[1])
+        return (self.first[0].shape[0], *self.first[1].shape[1:])
 
     def make_adder(self, device: torch.device, scale: float) -> Adder:
         (a, b), (c, d) = (
@@ -59,10 +61,12 @@ def _find_rank(shapes: Shapes) -> int | None:
 
 def _build(parts: Tensors, factor_of: FactorOf) -> Delta | None:
     a, b, c, d = (parts[f"hada_{half}"] for half in ("w1_a", "w1_b", "w2_a", "w2_b"))
-    if any(tensor.ndim != 2 for tensor in (a, b, c, d)):
+    if any(tensor.ndim not in (2, 4) for tensor in (a, b, c, d)):
+        return None
+    if any(math.prod(tensor.shape[2:]) != 1 for tensor in (a, c)):
         return None
     ranks = {a.shape[1], b.shape[0], c.shape[1], d.shape[0]}
-    if len(ranks) > 1 or a.shape[0] != c.shape[0] or b.shape[1] != d.shape[1]:
+    if len(ranks) > 1 or a.shape[0] != c.shape[0] or b.shape[1:] != d.shape[1:]:
         return None
     return Hadamard((a, b), (c, d), factor_of(ranks.pop()))
 

@@ -56,6 +56,7 @@ LATER_BASES = (  # names that only later architectures have; the first match cou
     (re.compile(r"double_blocks[._]|single_blocks[._]|single_transformer_blocks[._]"), "Flux.1"),
     (re.compile(r"joint_blocks[._]|context_block[._]|attn[._]add_[qkv]_proj"), "SD 3"),
 )
+EITHER = "SD 1 or SDXL"  # whose first text encoder is the same
 INPUT_CHANNELS = {9: "inpainting", 8: "instruct-pix2pix", 5: "depth"}
 WHOLE = "model.diffusion_model."
 
@@ -113,14 +114,15 @@ def _from_lora(layout: AdapterLayout) -> list[tuple[str, str]]:
             return [("SDXL", "the names of its text encoder")]
         text = layout.input_widths(lambda module: module.endswith(TEXT_ATTENTION))
         if len(text) == 1 and (width := text.pop()) in TEXT_WIDTHS:
-            return [(TEXT_WIDTHS[width], f"text encoder {width} wide")]
+            bases = [name_text_base(unwrap(module), width) for module in modules]
+            return [(base, f"text encoder {width} wide") for base in bases[:1] if base]
     return []
 
 
 def name_text_base(module: str, width: int) -> str | None:
     """Return the base model whose text encoder is `width` wide, as far as a module's name leaves it open."""
     base = TEXT_WIDTHS.get(width)
-    return (find_prefix(module).base or "SD 1 or SDXL") if base == "SD 1" else base
+    return (find_prefix(module).base or EITHER) if base == "SD 1" else base
 
 
 def name_later_base(names: Iterable[str]) -> str | None:

@@ -17,6 +17,7 @@ from tilemix.modelfile.header import Header, read_header
 from tilemix.modelfile.spellings import is_wrapped, split_name
 from tilemix.modelfile.training_archive import is_archive
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN
+from tilemix.system.regular import open_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,9 +71,10 @@ def read_peft_config(path: Path, name: str) -> bytes:
 
     Raises:
         AdapterError: it cannot be read.
+        ModelFileError: not a regular file.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(MAX_COMPANION_BYTES + 1)
     except OSError as error:
         raise AdapterError("lora-config-missing", file=name, reason=str(error.strerror)) from error
@@ -97,9 +99,10 @@ def read_token_names(path: Path) -> tuple[str, ...]:
 
     Raises:
         AdapterError: it is something else.
+        ModelFileError: not a regular file.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             table = msgspec.json.decode(file.read(MAX_NAMES_BYTES), type=dict[str, str])
     except OSError as error:
         raise AdapterError("file-unreadable", file=str(path), reason=str(error.strerror)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -27,6 +28,8 @@ PAIRS = (
 HALVES = frozenset(name for pair in PAIRS for name in pair.names)
 KOHYA_ROWS = "emb_params"  # for the one text encoder of SD 1 and SD 2
 A1111_ROWS = "string_to_param"  # the start of it
+NOT_OF_TOKENS = re.compile(r"[^A-Za-z0-9_-]+")
+MAX_WORD = 60  # characters of a token's 64, which a number may follow
 BUNDLE = "bundle_emb."  # OneTrainer's LoRA files: bundle_emb.NAME.clip_l, bundle_emb.NAME.clip_g
 
 
@@ -63,14 +66,24 @@ def number_tokens(count: int) -> tuple[str, ...]:
 def name_bundled_tokens(rows: Mapping[str, int]) -> tuple[str, ...]:
     """Return the tokens of bundled embeddings, in the order of the embeddings' names.
 
-    One called `tile` gives the token `<tile>` for one row, and `<tile_0>`, `<tile_1>` and so on for more.
+    One called `tile` gives the token `<tile>` for one row, and `<tile_0>`, `<tile_1>` and so on for more. What cannot
+    stand in a token is replaced: `my tile` gives `<my_tile>`.
 
     Args:
         rows: an embedding's name -> how many rows it has.
     """
     tokens: list[str] = []
     for name in sorted(rows):
-        word = name.strip("<>")
+        word = NOT_OF_TOKENS.sub("_", _bare(name))[:MAX_WORD]
         count = rows[name]
         tokens += [f"<{word}>"] if count == 1 else [f"<{word}_{place}>" for place in range(count)]
     return tuple(tokens)
+
+
+def name_trained_word(name: str) -> str:
+    """Return what a prompt calls the bundled embedding `name`, as its trainer did: `<my tile>`."""
+    return f"<{_bare(name)}>"
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("<").removesuffix(">")

@@ -1,6 +1,7 @@
 """A model file or a diffusers folder -> `ModelFile`: everything that its header and its sidecars tell.
 
-Only the header is read, at most 8 MiB, unless a hash is missing or asked for. The tensors are never loaded.
+Of the file itself, the header, a LoRA's alphas and the rows of learned tokens are read, and all of it only where a
+hash is missing or asked for. Hashes and what the header tells are remembered.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from tilemix.deltas import ALPHA
 from tilemix.errors import ModelFileError
 from tilemix.modelfile.base_models import tell_base
-from tilemix.modelfile.companions import PEFT_CONFIG, reads_peft_config
+from tilemix.modelfile.companions import PEFT_CONFIG
+from tilemix.modelfile.facts import HeaderFacts, count_parameters, read_facts
 from tilemix.modelfile.hash_cache import find_hashes, recall_hashes
 from tilemix.modelfile.hashes import Hashes
-from tilemix.modelfile.header import DTYPE_BYTES, Header, read_header
-from tilemix.modelfile.kinds import Kind, Recognized, recognize
+from tilemix.modelfile.header import read_header
+from tilemix.modelfile.kinds import Kind, recognize
 from tilemix.modelfile.sidecars import DeclaredHash, read_sidecars
-from tilemix.modelfile.training_notes import TrainingNotes, expand, read_notes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -81,8 +81,8 @@ class ModelFile(msgspec.Struct, frozen=True, kw_only=True):
     pictures: int | None = None
     sidecar: dict[str, object] = {}
     sources: dict[str, str] = {}  # field -> the sidecar it is from
-    notes: tuple[str, ...] = ()  # sidecars that could not be used
-    metadata: dict[str, object] = {}  # __metadata__, JSON texts read
+    notes: tuple[str, ...] = ()  # what the loader will refuse, and sidecars that could not be used
+    metadata: dict[str, object] = {}  # __metadata__, JSON texts read, long ones shortened
 
 
 def read(
@@ -102,39 +102,35 @@ def read(
     path = Path(path)
     if path.is_dir():
         return _read_folder(path)
-    header = read_header(path)
-    recognized = recognize(header, path.absolute().parent.name)
-    base = tell_base(header, recognized)
+    facts = read_facts(path)
     sidecars = read_sidecars(path)
-    notes = read_notes(header.metadata)
     declared = sidecars.hash
     computed = _hash(path, declared, hashes, on_bytes)
     verified, mismatch = compare(declared, computed)
-    dtypes = count_parameters(header)
-    alpha, alpha_told_by = _find_alpha(path, header, recognized, notes)
-    ranks = recognized.layout.count_ranks() if recognized.layout else {}
+    alpha, alpha_told_by = _find_alpha(path, facts)
+    notes, base = facts.training, facts.base
     told = sidecars.fields
     return ModelFile(
         path=str(path),
         size=path.stat().st_size,
-        kind=recognized.kind,
-        format=recognized.format,
+        kind=facts.kind,
+        format=facts.format,
         base_model=base.name,
         base_told_by=base.told_by,
         base_conflict=base.conflict,
         base_declared=_text(told.get("base_model")),
         variant=base.variant,
-        rank=next(iter(ranks)) if len(ranks) == 1 else None,
-        ranks=ranks,
+        rank=next(iter(facts.ranks)) if len(facts.ranks) == 1 else None,
+        ranks=facts.ranks,
         alpha=alpha,
         alpha_told_by=alpha_told_by,
-        modules=recognized.layout.count_modules() if recognized.layout else {},
-        tokens=recognized.tokens,
-        vectors=recognized.vectors,
-        dtype=next(iter(dtypes), None),
-        dtypes=dtypes,
-        tensors=len(header.tensors),
-        parameters=sum(dtypes.values()),
+        modules=facts.modules,
+        tokens=facts.tokens,
+        vectors=facts.vectors,
+        dtype=next(iter(facts.dtypes), None),
+        dtypes=facts.dtypes,
+        tensors=facts.tensors,
+        parameters=sum(facts.dtypes.values()),
         hash=declared.value if declared else computed.autov2,
         hash_type=declared.type if declared else "AUTOV2" if computed.autov2 else None,
         hash_type_detected=declared.detected if declared and declared.detected != declared.type else None,
@@ -151,8 +147,8 @@ def read(
         pictures=notes.pictures,
         sidecar=told,
         sources=sidecars.sources,
-        notes=sidecars.notes,
-        metadata=expand(header.metadata),
+        notes=facts.faults + sidecars.notes,
+        metadata=facts.metadata,
     )
 
 
@@ -178,14 +174,6 @@ def compare(declared: DeclaredHash | None, computed: Hashes) -> tuple[bool | Non
     return False, "legacy_first_8mib" if is_legacy else "other_content"
 
 
-def count_parameters(header: Header) -> dict[str, int]:
-    """Return dtype -> parameters, the most frequent first."""
-    counts: Counter[str] = Counter()
-    for tensor in header.tensors.values():
-        counts[tensor.dtype] += (tensor.offsets[1] - tensor.offsets[0]) // DTYPE_BYTES[tensor.dtype]
-    return dict(counts.most_common())
-
-
 def _hash(
     path: Path, declared: DeclaredHash | None, wish: HashWish, on_bytes: Callable[[int], object] | None
 ) -> Hashes:
@@ -194,21 +182,15 @@ def _hash(
     return recall_hashes(path) or Hashes()
 
 
-def _find_alpha(
-    path: Path, header: Header, recognized: Recognized, notes: TrainingNotes
-) -> tuple[float | None, str | None]:
-    """Return a LoRA's alpha and what tells it. Tensors that hold alphas are not read."""
-    if recognized.layout is None:
-        return None, None
-    if notes.alpha is not None:
-        return notes.alpha, notes.alpha_told_by
+def _find_alpha(path: Path, facts: HeaderFacts) -> tuple[float | None, str | None]:
+    """Return a LoRA's alpha and what tells it."""
+    if facts.alpha_told_by is not None or not facts.is_adapter:
+        return facts.alpha, facts.alpha_told_by
     config = path.with_name(PEFT_CONFIG)
-    if reads_peft_config(path.name, header) and config.is_file():
+    if facts.reads_peft_config and config.is_file():
         alpha = _load_config(config).get("lora_alpha")
         if isinstance(alpha, int | float):
             return float(alpha), config.name
-    if any(ALPHA in parts for parts in recognized.layout.modules.values()):
-        return None, "stands in the tensors, which are not read"
     return None, "none stored: the scale is 1"
 
 

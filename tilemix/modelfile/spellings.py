@@ -54,7 +54,7 @@ PREFIXES = (
     Prefix("lora_transformer_", "transformer", "kohya", "none"),
 )
 # cog-sdxl and PEFT treat the UNet as the whole model and write its paths without a prefix.
-BARE = Prefix("", "unet", "diffusers, no component's name in front")
+BARE = Prefix("", "unet", "no component's name in front", "both")
 # Whose names the blocks have -> how such a path starts.
 BLOCK_NAMES = (
     (
@@ -63,7 +63,12 @@ BLOCK_NAMES = (
     ),
     ("diffusers blocks", ("down_blocks", "mid_block", "up_blocks")),
 )
-BARE_STARTS = tuple(f"{name}." for name in BLOCK_NAMES[1][1])
+# How such a path starts -> whose names its blocks have.
+BARE_STARTS = {
+    f"{name.rstrip('_')}.": writer
+    for writer, (_, names) in zip(("original blocks", "diffusers"), BLOCK_NAMES, strict=True)
+    for name in names
+}
 # A file's spelling is the first of these that occurs in it: the UNet's says more than a text encoder's.
 TOLD_FIRST = (
     "PEFT",
@@ -73,7 +78,8 @@ TOLD_FIRST = (
     "kohya",
     "ComfyUI",
     "diffusers",
-    BARE.writer,
+    f"original blocks, {BARE.writer}",
+    f"diffusers, {BARE.writer}",
 )
 # PEFT's wrapper, written by `save_pretrained`; it stands before or after the component's name.
 PEFT_WRAPPER = re.compile(rf"((?:{'|'.join(COMPONENTS)})\.)?base_model\.model\.")
@@ -164,7 +170,8 @@ def name_spelling(module: str) -> str:
         return "PEFT"
     prefix = find_prefix(module)
     if prefix is BARE:
-        return BARE.writer if module.startswith(BARE_STARTS) else ""
+        found = next((writer for start, writer in BARE_STARTS.items() if module.startswith(start)), None)
+        return f"{found}, {BARE.writer}" if found else ""
     if prefix is KOHYA_UNET:
         path = module.removeprefix(prefix.start)
         return next(

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tilemix.errors import LIST_SEPARATOR, AdapterError
+from tilemix.errors import LIST_SEPARATOR, AdapterError, ModelFileError
+from tilemix.system.regular import open_regular
 
 # Known member -> the most bytes it may have.
 MEMBERS = {"lora.safetensors": 4 * 2**30, "embeddings.pti": 64 * 2**20, "special_params.json": 64 * 2**10}
@@ -44,10 +45,10 @@ class _BoundedFile(io.FileIO):
 def is_archive(path: Path) -> bool:
     """Return whether the content of `path` is a tar archive, whatever its name."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(262)[257:262] == b"ustar"
-    except OSError:
-        return False  # a folder, or missing: whoever reads the tensors reports it
+    except (OSError, ModelFileError):
+        return False  # missing, a folder or a pipe: whoever reads the tensors reports it
 
 
 @contextmanager

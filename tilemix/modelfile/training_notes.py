@@ -27,6 +27,7 @@ TRAINING_FIELDS = (
 )  # fmt: skip
 PICTURES = ("ssmd_cover_images", "modelspec.thumbnail")  # base64, useless in a listing
 TOP_TAGS = 24
+MAX_VALUE = 64 * 2**10  # characters of a value in `expand`
 REPEATED_FOLDER = re.compile(r"\d+_(?P<concept>.+)")
 
 
@@ -71,8 +72,14 @@ def read_notes(metadata: Mapping[str, str]) -> TrainingNotes:
 
 
 def expand(metadata: Mapping[str, str]) -> dict[str, object]:
-    """Return the metadata without embedded pictures, with JSON tables and lists decoded."""
-    return {key: expand_value(value) for key, value in metadata.items() if key not in PICTURES}
+    """Return the metadata without embedded pictures, JSON tables and lists decoded, and long values shortened."""
+    return {
+        key: expand_value(value)
+        if len(value) <= MAX_VALUE
+        else f"{value[:MAX_VALUE]}... ({len(value)} characters)"
+        for key, value in metadata.items()
+        if key not in PICTURES
+    }
 
 
 def expand_value(value: str) -> object:

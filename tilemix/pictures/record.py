@@ -67,6 +67,7 @@ SAMPLERS = {
 }
 # What web UIs, and sites that read their pictures, take for the start of another part.
 PART_START = re.compile(r"^(\s*)(Negative prompt:|Steps:)", re.MULTILINE)
+PEFT_STEM = "adapter_model"
 # JSON may hold them, XML may not.
 NOT_XML = re.compile("[\ufffe\uffff]")
 
@@ -107,6 +108,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     threads: int  # of torch; another number changes the last bits
     model: str  # the manifest's name
+    lora_hashes: dict[str, str] = {}  # a LoRA's file -> its AutoV3, by which web UIs and model sites know it
     files: dict[str, str | None]  # path in the manifest -> sha256; None: not locked
     versions: dict[str, str]  # package -> version
 
@@ -143,7 +145,7 @@ def parameters_text(record: Record) -> str:
     The parameters are always the last line and always at least five, so a parser that looks for them there
     finds ours, whatever the prompt contains. A prompt line that starts like another part ("Negative
     prompt:", "Steps:") starts in lower case here, which the text encoders turn everything into anyway.
-    `Lora hashes` and `TI hashes` name the files called so, by the first 12 digits of the file's sha256.
+    `Lora hashes` are AutoV3, of the tensors alone; `TI hashes`, of the files called so, begin the file's sha256.
 
     Source: the notation as A1111 1.10 writes and reads it.
     """
@@ -204,10 +206,9 @@ def _parameters(record: Record) -> Iterator[tuple[str, str]]:
     if len(unet) == 1 and unet[0] is not None:
         yield "Model hash", unet[0][:10]
     yield "Model", record.model
-    embeddings, loras = _adapter_hashes(record.files)
-    if loras:
+    if loras := ", ".join(f"{_name_lora(file)}: {digits}" for file, digits in record.lora_hashes.items()):
         yield "Lora hashes", loras
-    if embeddings:
+    if embeddings := ", ".join(_list_embeddings(record.files)):
         yield "TI hashes", embeddings
     if record.lora_scale is not None:
         yield "Lora scale", f"{record.lora_scale:.12g}"
@@ -217,19 +218,18 @@ def _parameters(record: Record) -> Iterator[tuple[str, str]]:
         yield "Version", f"tilemix {version}"
 
 
-def _adapter_hashes(files: dict[str, str | None]) -> tuple[str, str]:
-    """Return the textual inversion embeddings and the LoRAs, as far as their names and hashes tell."""
-    embeddings, loras = [], []
-    for path, sha256 in files.items():
-        name = PurePosixPath(path)
-        if name.suffix != ".safetensors" or sha256 is None:
-            continue
-        # Embeddings first: the product's own are called NAME-lora-v4_sdxl_embeddings.
-        if "embed" in name.stem:
-            embeddings.append(f"{name.stem}: {sha256[:12]}")
-        elif "lora" in name.stem:
-            loras.append(f"{name.stem}: {sha256[:12]}")
-    return ", ".join(embeddings), ", ".join(loras)
+def _name_lora(file: str) -> str:
+    """Return what a web UI calls a LoRA: its file's name, or its folder's where PEFT has named the file."""
+    path = PurePosixPath(file)
+    return (path.parent.name if path.stem == PEFT_STEM else "") or path.stem
+
+
+def _list_embeddings(files: dict[str, str | None]) -> Iterator[str]:
+    """Yield name and hash of the textual inversion embeddings, as far as their names tell."""
+    for file, sha256 in files.items():
+        path = PurePosixPath(file)
+        if path.suffix == ".safetensors" and sha256 is not None and "embed" in path.stem:
+            yield f"{path.stem}: {sha256[:12]}"
 
 
 def _quote(value: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +37,7 @@ class ReadyPipeline:
     scheduler_config: Mapping[str, object]  # the base's own, never changed
     loras: LoraMerger
     tokens: TokenInstaller
+    lora_hashes: dict[str, str] = field(default_factory=dict)  # a LoRA's file -> its AutoV3
 
     @property
     def lora_scales(self) -> dict[str, float]:
@@ -127,6 +128,7 @@ def _load_adapters(ready: ReadyPipeline) -> None:
             add_tokens(read_embedding(path, ready.tokens.widths, token_count=count), adapter.tokens)
             continue
         lora = ready.loras.load(adapter.file, path)
+        ready.lora_hashes[adapter.file] = lora.autov3
         logger.info("Loaded LoRA: %s (scale=%g)", path.name, 1.0 if adapter.scale is None else adapter.scale)
         if lora.embedding is not None:
             add_tokens(lora.embedding, adapter.tokens)

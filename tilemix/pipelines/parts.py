@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
 import torch
@@ -27,26 +26,6 @@ def move(network: Network, device: torch.device | None = None, dtype: torch.dtyp
 def lay_channels_last(network: torch.nn.Module) -> None:
     """Lay a network's weights out in place so that a convolution reads all channels of a pixel at once."""
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's annotations lack it
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Hide the loaders' progress bars, and their notes about parts that a model does not use."""
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    libraries = (transformers.utils.logging, diffusers.utils.logging)
-    verbosity = libraries[0].get_verbosity()
-    shown = [library for library in libraries if library.is_progress_bar_enabled()]
-    libraries[0].set_verbosity_error()
-    for library in shown:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        libraries[0].set_verbosity(verbosity)
-        for library in shown:
-            library.enable_progress_bar()
 
 
 def shorten(error: Exception) -> str:

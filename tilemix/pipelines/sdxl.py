@@ -22,9 +22,10 @@ from tilemix.modelfile.spellings import ENCODERS
 from tilemix.pipelines.attention import speed_attention
 from tilemix.pipelines.conditioning import parse_emphasis
 from tilemix.pipelines.decoding import decode_latents, encode_pixels, set_tiles
-from tilemix.pipelines.parts import lay_channels_last, move, quiet_libraries, shorten
+from tilemix.pipelines.parts import lay_channels_last, move, shorten
 from tilemix.pipelines.unet import load_unet, take_and_give_fp32
 from tilemix.pipelines.wrapping import wrapping
+from tilemix.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from pathlib import Path

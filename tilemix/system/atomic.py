@@ -1,8 +1,9 @@
-"""Writes files atomically: a reader finds the old file or the new one, whatever happens."""
+"""Writes files atomically: a reader finds the old file or the new one, whatever happens; one writer at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 from typing import IO, TYPE_CHECKING
@@ -40,6 +41,29 @@ def open_atomically(path: Path) -> Iterator[IO[bytes]]:
         place(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(lock: Path) -> Iterator[None]:
+    """Keep every other process out of its own block with the same lock file, which is there meanwhile.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    while True:
+        with lock.open("wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                is_current = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+            except FileNotFoundError:
+                is_current = False
+            if not is_current:
+                continue  # whoever had it has just deleted it
+            try:
+                yield
+            finally:
+                lock.unlink()
+            return
 
 
 def place(complete: Path, path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tilemix.errors import ModelFileError, TrainingError
-from tilemix.pipelines.parts import quiet_libraries
 from tilemix.pipelines.sdxl import components_of, load_base
+from tilemix.system.quiet import quiet_libraries
 from tilemix.tuning.config import Phase
 from tilemix.tuning.data import draw_batch
 from tilemix.tuning.denoising import Batch, prediction_loss

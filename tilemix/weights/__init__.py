@@ -7,7 +7,7 @@ here. A file that differs from its manifest is never loaded.
 Nothing here imports torch.
 """
 
-from tilemix.weights.add import Added, add, split_tokens
+from tilemix.weights.add import Added, add, remove, split_tokens
 from tilemix.weights.entry import Wish
 from tilemix.weights.fetch import fetch
 from tilemix.weights.local import (
@@ -52,6 +52,7 @@ __all__ = [
     "locate_model",
     "lock",
     "make_web",
+    "remove",
     "split_tokens",
     "verify",
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tilemix.errors import AdapterError, ModelFileError
 from tilemix.modelfile import read, read_header
+from tilemix.modelfile.base_models import EITHER
 from tilemix.modelfile.companions import NAMES_FILE, AdapterKind, read_token_names, reads_peft_config
 from tilemix.modelfile.embedding_names import find_pair
 from tilemix.modelfile.training_archive import is_archive, open_training
@@ -26,7 +27,7 @@ class Candidate:
     """What a file says about itself."""
 
     kind: AdapterKind
-    rows: int  # of its embeddings, one for each token; 0 for a LoRA without any
+    rows: int  # of its embeddings, also of those that a LoRA brings, one for each token; 0: it has none
     base: str | None
     trigger_words: tuple[str, ...]
     tokens: tuple[str, ...] = ()  # the training's names for the rows; () where it gave none
@@ -77,12 +78,13 @@ def _inspect_archive(path: Path, name: str) -> Candidate:
 def _inspect_tensors(path: Path, name: str) -> Candidate:
     found = read(path, hashes="none")
     header = read_header(path)
-    if found.base_model not in (None, BASE):
+    if found.base_model not in (None, BASE, EITHER):
         raise AdapterError("weights-other-base", file=name, base=str(found.base_model), expected=BASE)
-    base = found.base_declared or found.base_model
+    base = found.base_model or found.base_declared
     if found.kind == "lora":
         needs_config = reads_peft_config(name.rpartition("/")[2], header)
-        return Candidate("lora", 0, base, found.trigger_words, needs_config=needs_config)
+        tokens = found.tokens  # those of embeddings bundled with it
+        return Candidate("lora", len(tokens), base, found.trigger_words, tokens, needs_config)
     if find_pair(header.tensors) is None:
         if found.kind == "embedding":
             raise AdapterError("weights-one-encoder", file=name, format=found.format)

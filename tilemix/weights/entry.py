@@ -30,8 +30,9 @@ class Wish:
 class Task:
     """One adapter to add: its name, and the manifest and the wish that it must agree with."""
 
-    def __init__(self, file_name: str, manifest: ModelManifest, wish: Wish, root: Path) -> None:
+    def __init__(self, file_name: str, model: str, manifest: ModelManifest, wish: Wish, root: Path) -> None:
         self.file_name = file_name
+        self.model, self.manifest, self.root = model, manifest, root
         self.wish = wish
         self.old = next((adapter for adapter in manifest.adapters if adapter.file == file_name), None)
         self.others = [adapter for adapter in manifest.adapters if adapter.file != file_name]

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from tilemix.modelfile.companions import find_companions
 from tilemix.system.project import ROOT
 from tilemix.weights.local import find_adapter, find_missing, hash_file, refuse_missing
-from tilemix.weights.manifest import Adapter, ManifestFile, Source, load_manifest, write_manifest
+from tilemix.weights.manifest import (
+    Adapter,
+    ManifestFile,
+    Source,
+    changing,
+    edit_manifest,
+    load_manifest,
+)
 
 Locked = TypeVar("Locked", ManifestFile, Adapter)
 
@@ -25,6 +34,11 @@ def lock(name: str, root: Path = ROOT) -> Path:
         MissingFilesError: a file is missing; the manifest stays as it was.
         ModelFileError: an adapter that may depend on others is not a safetensors file.
     """
+    with changing(name, root):
+        return _lock(name, root)
+
+
+def _lock(name: str, root: Path) -> Path:
     manifest = load_manifest(name, root)
     if missing := find_missing(manifest, root):
         raise refuse_missing(name, missing)
@@ -36,10 +50,26 @@ def lock(name: str, root: Path = ROOT) -> Path:
         files = tuple(_measure_file(file, folder / file.path) for file in source.files)
         return msgspec.structs.replace(source, files=files)
 
-    base = lock_source(manifest.base)
+    sources = {"base": lock_source(manifest.base), "vae": lock_source(manifest.vae)}
     adapters = tuple(_measure_adapter(adapter, find_adapter(adapter, root)) for adapter in manifest.adapters)
-    locked = msgspec.structs.replace(manifest, base=base, vae=lock_source(manifest.vae), adapters=adapters)
-    return write_manifest(name, locked, root)
+    return edit_manifest(name, lambda text: _fill_in(text, sources, adapters), root)
+
+
+def _fill_in(text: str, sources: Mapping[str, Source | None], adapters: tuple[Adapter, ...]) -> str:
+    """Return a manifest's text with the sizes and hashes of the locked entries; keys stay in their order."""
+    table = json.loads(text)
+    entries: list[tuple[dict[str, Any], ManifestFile | Adapter]] = [
+        pair
+        for key, source in sources.items()
+        if source is not None
+        for pair in zip(table[key]["files"], source.files, strict=True)
+    ]
+    entries += zip(table.get("adapters") or (), adapters, strict=True)
+    for written, entry in entries:
+        written |= {"size": entry.size, "sha256": entry.sha256}
+        if isinstance(entry, Adapter) and entry.beside:
+            written["beside"] = msgspec.to_builtins(entry.beside)
+    return json.dumps(table, indent=2, ensure_ascii=False) + "\n"
 
 
 def _measure_adapter(adapter: Adapter, path: Path) -> Adapter:

@@ -17,6 +17,8 @@ Names are plain names below weights/, never paths that lead out of it. An unknow
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +30,7 @@ from tilemix.inputs import NumberInput, find_input
 from tilemix.modelfile.companions import AdapterKind
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN
 from tilemix.request import Defaults
-from tilemix.system.atomic import write_atomically
+from tilemix.system.atomic import locked, write_atomically
 from tilemix.system.project import ROOT
 from tilemix.weights.address import find_fault
 
@@ -139,16 +141,34 @@ def load_manifest(name: str, root: Path = ROOT) -> ModelManifest:
     return manifest
 
 
-def write_manifest(name: str, manifest: ModelManifest, root: Path = ROOT) -> Path:
-    """Write `weights/NAME.model.json`, whole or not at all, and return its path.
+@contextmanager
+def changing(name: str, root: Path = ROOT) -> Iterator[None]:
+    """Keep other processes from changing the manifest of the model `name` between our reading and writing it.
 
     Raises:
-        ManifestError: the manifest breaks a rule, or cannot be written; the file stays as it was.
+        ManifestError: the folder cannot be written to.
+    """
+    lock = root / "weights" / f".{name}.lock"
+    try:
+        stack = ExitStack()
+        stack.enter_context(locked(lock))
+    except OSError as error:
+        raise ManifestError("file-unwritable", file=str(lock), reason=str(error.strerror)) from error
+    with stack:
+        yield
+
+
+def edit_manifest(name: str, edit: Callable[[str], str], root: Path = ROOT) -> Path:
+    """Change the text of `weights/NAME.model.json`, whole or not at all, and return its path; use it in `changing`.
+
+    Raises:
+        ManifestError: the new text breaks a rule, or cannot be written; the file stays as it was.
     """
     path = root / "weights" / f"{name}.model.json"
-    check_manifest(path.name, manifest)
     try:
-        write_atomically(path, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+        text = edit(path.read_text("utf-8"))
+        check_manifest(path.name, msgspec.json.decode(text, type=ModelManifest))
+        write_atomically(path, text.encode())
     except OSError as error:
         raise ManifestError("file-unwritable", file=str(path), reason=str(error.strerror)) from error
     return path
