@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 import msgspec
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
 from tilemix.errors import ImageFileError
 from tilemix.pictures.files import FORMATS, encode_image, read_pixels, write_image
@@ -73,6 +73,73 @@ def test_png_keeps_every_pixel(tmp_path):
     for pixels in (noise, smooth_pixels(), np.full((40, 40, 3), 7, np.uint8), noise[::2, ::3], noise[:1, :1]):
         write_image(tmp_path / "tile.png", pixels, RECORD, output_format="png")
         assert np.array_equal(read_pixels(tmp_path / "tile.png"), pixels)
+
+
+def display_p3() -> bytes:
+    """A profile as phones write it: Display P3's primaries with sRGB's curve."""
+    profile = ImageCms.createProfile("sRGB")
+    raw = bytearray(ImageCms.ImageCmsProfile(profile).tobytes())
+    # The colorants of Display P3, adapted to D50 (Apple's published profile), as s15Fixed16Number.
+    colorants = {
+        b"rXYZ": (0.51512, 0.24120, -0.00105),
+        b"gXYZ": (0.29198, 0.69225, 0.04189),
+        b"bXYZ": (0.15710, 0.06657, 0.78407),
+    }
+    for place in range(int.from_bytes(raw[128:132], "big")):
+        at = 132 + 12 * place
+        name, start = bytes(raw[at : at + 4]), int.from_bytes(raw[at + 4 : at + 8], "big")
+        if name in colorants:
+            values = b"".join(
+                round(value * 65536).to_bytes(4, "big", signed=True) for value in colorants[name]
+            )
+            raw[start + 8 : start + 20] = values
+        if name == b"desc":
+            end = start + int.from_bytes(raw[at + 8 : at + 12], "big")
+            text = bytes(raw[start:end])
+            raw[start:end] = text.replace("sRGB".encode("utf-16-be"), "dsP3".encode("utf-16-be")).replace(
+                b"sRGB", b"dsP3"
+            )
+    return bytes(raw)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_pictures_profile_is_applied(tmp_path, mode):
+    """A phone's green was read as it is stored, (61, 121, 54); the published matrices make it (32, 123, 43)."""
+    stored = Image.new("RGB", (8, 8), (61, 121, 54)).convert(mode)
+    stored.save(tmp_path / "a.png", icc_profile=display_p3())
+    assert np.abs(read_pixels(tmp_path / "a.png").astype(int) - (32, 123, 43)).max() <= 1
+    stored.save(
+        tmp_path / "a.png", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    )
+    assert (read_pixels(tmp_path / "a.png") == (61, 121, 54)).all()
+
+
+def test_a_profile_that_cannot_be_used_costs_a_warning(tmp_path, caplog):
+    Image.new("RGB", (8, 8), (61, 121, 54)).save(tmp_path / "a.png", icc_profile=b"no profile")
+    assert (read_pixels(tmp_path / "a.png") == (61, 121, 54)).all()
+    assert "its color profile cannot be used, so it counts as sRGB" in caplog.text
+
+
+def test_a_16_bit_gray_is_scaled(tmp_path):
+    """A gray of 61/255 was read as white."""
+    grays = np.full((8, 8), 61 * 257, np.uint16)
+    grays[0] = 65535
+    Image.fromarray(grays).save(tmp_path / "a.png")
+    pixels = read_pixels(tmp_path / "a.png")
+    assert (pixels[0] == 255).all()
+    assert (pixels[1:] == 61).all()
+
+
+def test_a_picture_is_upright_and_on_white(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture = Image.new("LA", (4, 2), (10, 255))
+    picture.putpixel((0, 0), (10, 0))
+    picture.save(tmp_path / "a.png", exif=exif)
+    pixels = read_pixels(tmp_path / "a.png")
+    assert pixels.shape == (4, 2, 3)
+    assert (pixels[0, 1] == 255).all()
+    assert (pixels[1:] == 10).all()
 
 
 @pytest.mark.parametrize("output_format", ["webp", "jpeg"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -415,6 +416,51 @@ def test_the_command_prints_the_files(config, capsys):
         "tiny-tile_sdxl_embeddings.safetensors",
         "tiny-tile_sdxl_training.json",
     ]
+
+
+def test_the_dry_run_says_what_spoils_a_training(config, capsys, caplog):
+    """Small pictures were silent, and cut captions were told only in the real run."""
+    (config.parent / "pictures" / "0.txt").write_text("50% red, 50% black" + ", very shiny" * 30)
+    assert cli.main(["train", str(config), "--dry-run", "--palette", "miniature"]) == 0
+    out = capsys.readouterr().out
+    assert "pictures under 96 pixels, which are enlarged: 3\n  0.png\n" in out
+    assert "captions over 75 tokens, which lose their ends: 1\n  0.png\n" in out
+    assert re.search(r"captions of 3 that name another mix than their pictures show: [1-3]\n", out)
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "3 pictures with captions; loading the base"
+    assert "embeddings: trying 3 steps" in said
+
+
+@pytest.mark.parametrize(
+    ("caption", "sent"),
+    [
+        ("\ufeff20% red, 80% black", "20% red, 80% black"),
+        ("20% красный, 80% чёрный", "20% red, 80% black"),
+        ("20 % rot, Rest schwarz", "20% red, 80% black"),
+        ("a wet tile in the sun", "a wet tile in the sun"),
+    ],
+)
+def test_a_caption_is_trained_as_the_product_would_send_it(config, caption, sent):
+    """The mark in front of a text made three tokens; other languages and words were trained as typed."""
+    (config.parent / "pictures" / "1.txt").write_text(caption, "utf-8")
+    assert make_plan(config).prompts[1] == TEMPLATE["text"].replace("$prompt", sent)
+
+
+def test_a_palettes_own_words_are_trained_as_they_are(config):
+    (config.parent / "pictures" / "1.txt").write_text("60% terracotta, 40% green apple")
+    config.write_text(json.dumps(CONFIG | {"palette": "rubber-tile"}))
+    assert "60% terracotta, 40% green apple," in make_plan(config).prompts[1]
+
+
+def test_all_captions_that_the_product_refuses_are_told_at_once(config):
+    for number, caption in enumerate(("50% rad, 50% black", "50% red, 20% black", "<s0>, 100% red")):
+        (config.parent / "pictures" / f"{number}.txt").write_text(caption)
+    with pytest.raises(TrainingError) as caught:
+        make_plan(config)
+    assert caught.value.code == "training-captions-unusable"
+    assert caught.value.values["count"] == 3
+    for number in range(3):
+        assert f"pictures/{number}.txt" in str(caught.value)
 
 
 @pytest.mark.parametrize(

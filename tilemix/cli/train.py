@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_LISTED = 10  # lines of a list that --dry-run prints
+
 
 def add_train(verbs: Verbs) -> None:
     """Add `train`."""
@@ -40,7 +42,8 @@ def add_train(verbs: Verbs) -> None:
     train.add_argument(
         "--palette",
         metavar="NAME",
-        help=f"of --check; default: that of $TILEMIX_MODEL, else of {DEFAULT_MODEL}",
+        help="to check captions by; default: the configuration's; for --check, "
+        f"else that of $TILEMIX_MODEL, else of {DEFAULT_MODEL}",
     )
     train.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -53,9 +56,11 @@ def _train(options: argparse.Namespace) -> None:
         raise TrainingError("training-needs-peft")
     import torch
 
+    from tilemix.colors.palette import load_palette
     from tilemix.pipelines.settings import parse_threads
     from tilemix.tuning.estimate import estimate
     from tilemix.tuning.files import write_adapters
+    from tilemix.tuning.model import TOKENS_SEEN
     from tilemix.tuning.plan import make_plan
     from tilemix.tuning.trainer import tune
 
@@ -65,7 +70,8 @@ def _train(options: argparse.Namespace) -> None:
         torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.dry_run:
-        cost = estimate(plan, device)
+        name = options.palette or plan.config.palette
+        cost = estimate(plan, device, load_palette(name) if name else None)
         if options.json:
             write_json(cost)
             return
@@ -76,6 +82,10 @@ def _train(options: argparse.Namespace) -> None:
         write(f"time: {cost.seconds / 60:.1f} min, without the sample pictures\n")
         write(f"memory: {cost.memory / 1e9:.1f} GB on {cost.device}\n")
         write(f"disk: {cost.disk / 1e6:.0f} MB in {plan.output}\n")
+        side = plan.config.resolution
+        _list_some(f"pictures under {side} pixels, which are enlarged", cost.too_small)
+        _list_some(f"captions over {TOKENS_SEEN} tokens, which lose their ends", cost.cut)
+        _list_some(f"captions of {cost.checked} that name another mix than their pictures show", cost.wrong)
         return
     try:
         files = write_adapters(tune(plan, device))
@@ -91,14 +101,23 @@ def _train(options: argparse.Namespace) -> None:
         write(f"{path}\n")
 
 
+def _list_some(what: str, found: list[str]) -> None:
+    if found:
+        write(f"{what}: {len(found)}\n" + "".join(f"  {one}\n" for one in found[:MAX_LISTED]))
+        if len(found) > MAX_LISTED:
+            write(f"  and {len(found) - MAX_LISTED} more\n")
+
+
 def _check(options: argparse.Namespace) -> None:
     from tilemix.cli.measure import palette_of
     from tilemix.colors.palette import load_palette
     from tilemix.tuning.captions import check_captions
     from tilemix.tuning.plan import make_plan
 
-    name = options.palette or palette_of(os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL)
-    wrong = check_captions(make_plan(options.config).pictures, load_palette(name))
+    plan = make_plan(options.config)
+    name = options.palette or plan.config.palette
+    name = name or palette_of(os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL)
+    wrong = check_captions(plan.pictures, load_palette(name))
     if options.json:
         listed = [{"caption": one.path.name, "says": one.says, "shows": one.shows} for one in wrong]
         write_json(listed)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tilemix.errors import ImageFileError
 from tilemix.pictures.png import encode_png
-from tilemix.pictures.reading import open_picture
+from tilemix.pictures.reading import open_picture, to_srgb
 from tilemix.pictures.record import exif_segment, png_chunks, xmp_segment
 from tilemix.system.atomic import write_atomically
 
@@ -67,12 +67,12 @@ def encode_image(pixels: NDArray[np.uint8], record: Record, *, output_format: st
 
 
 def read_pixels(path: Path) -> NDArray[np.uint8]:
-    """Return the pixels of any PNG, WebP or JPEG file, uint8 (h, w, 3), sRGB.
+    """Return the pixels of any PNG, WebP or JPEG file as a person sees them, uint8 (h, w, 3); see `to_srgb`.
 
     Raises:
         ImageFileError: see `tilemix.pictures.reading.open_picture`.
     """
-    return np.asarray(open_picture(path).convert("RGB"))
+    return np.asarray(to_srgb(open_picture(path), source=str(path)))
 
 
 def _encode_png(pixels: NDArray[np.uint8], record: Record) -> bytes:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from io import BytesIO
 from stat import S_ISREG
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from tilemix.errors import ImageFileError
 from tilemix.pictures.record import JSON_KEY, MAX_RECORD_BYTES, RECORD_NAMESPACE, Record, parse_record
@@ -16,37 +18,83 @@ from tilemix.pictures.record import JSON_KEY, MAX_RECORD_BYTES, RECORD_NAMESPACE
 if TYPE_CHECKING:
     from pathlib import Path
 
+logger = logging.getLogger(__name__)
+
 PICTURE_FORMATS = ("PNG", "WEBP", "JPEG")
 MAX_FILE_BYTES = 64 * 2**20
 MAX_PIXELS = 40_000_000
+PROFILED_MODES = ("L", "RGB", "CMYK")  # whose pixels are in the space of the profile
 
 
-def open_picture(path: Path) -> Image.Image:
-    """Open a PNG, WebP or JPEG from anywhere and decode it whole.
+def open_picture(path: Path, *, most: int = MAX_PIXELS) -> Image.Image:
+    """Open a PNG, WebP or JPEG from anywhere and decode it whole; it may have `most` pixels.
 
     Raises:
         ImageFileError: the file is not there or has more than 64 MiB; and see `decode_picture`.
     """
-    return decode_picture(_read_bytes(path), source=str(path))
+    return decode_picture(read_bytes(path), source=str(path), most=most)
 
 
-def decode_picture(data: bytes, *, source: str) -> Image.Image:
+def to_srgb(picture: Image.Image, *, source: str) -> Image.Image:
+    """Return a decoded picture as a person sees it: RGB in sRGB, upright, on white; `source` names it in messages.
+
+    Its color profile is applied; one that cannot be used is left out, with a warning. Without one the picture is
+    sRGB. 16-bit grays are scaled to 8 bits.
+    """
+    profile = picture.info.get("icc_profile")
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):
+        grays = np.asarray(picture).astype(np.uint32).clip(0, 0xFFFF)
+        picture = Image.fromarray(((grays * 255 + 0x7FFF) // 0xFFFF).astype(np.uint8))
+    alpha = None
+    if picture.has_transparency_data:
+        whole = picture.convert("RGBA")
+        picture, alpha = whole.convert("RGB"), whole.getchannel("A")
+    elif picture.mode not in PROFILED_MODES:
+        picture = picture.convert("RGB")
+    if profile:
+        picture = _apply_profile(picture, profile, source)
+    picture = picture.convert("RGB")
+    if alpha is None:
+        return picture
+    paper = Image.new("RGB", picture.size, "white")
+    paper.paste(picture, mask=alpha)
+    return paper
+
+
+def _apply_profile(picture: Image.Image, profile: bytes, source: str) -> Image.Image:
+    try:
+        opened = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(opened).lower():
+            return picture  # converting would change the last bit
+        converted = ImageCms.profileToProfile(
+            picture,
+            opened,
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    # What Pillow raises for a profile that is broken, or of another kind than the pixels.
+    except (ImageCms.PyCMSError, OSError, ValueError) as error:
+        logger.warning("%s: its color profile cannot be used, so it counts as sRGB: %s", source, error)
+        return picture
+    return picture if converted is None else converted
+
+
+def decode_picture(data: bytes, *, source: str, most: int = MAX_PIXELS) -> Image.Image:
     """Decode a PNG, WebP or JPEG from anywhere whole; `source` names it in messages.
 
-    At most 40 million pixels, which is checked in the header before anything is decoded.
+    It may have `most` pixels, which is checked in the header before anything is decoded.
 
     Raises:
         ImageFileError: it is too large, not such a picture, broken or cut off.
     """
     try:
         with Image.open(BytesIO(data), formats=PICTURE_FORMATS) as checked:
-            if checked.width * checked.height > MAX_PIXELS:
+            if checked.width * checked.height > most:
                 raise ImageFileError(
-                    "picture-too-large",
-                    file=source,
-                    width=checked.width,
-                    height=checked.height,
-                    most=MAX_PIXELS,
+                    "picture-too-large", file=source, width=checked.width, height=checked.height, most=most
                 )
             checked.verify()  # every chunk's checksum; the picture cannot be used afterward
         picture = Image.open(BytesIO(data), formats=PICTURE_FORMATS)
@@ -54,7 +102,7 @@ def decode_picture(data: bytes, *, source: str) -> Image.Image:
     except UnidentifiedImageError as error:
         raise ImageFileError("picture-not-one", file=source) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageFileError("picture-too-many-pixels", file=source, most=MAX_PIXELS) from error
+        raise ImageFileError("picture-too-many-pixels", file=source, most=most) from error
     # What Pillow's readers raise on damaged files, found by changing bytes at random.
     except (OSError, SyntaxError, ValueError, IndexError, struct.error) as error:
         raise ImageFileError("picture-broken", file=source, reason=str(error)) from error
@@ -85,7 +133,12 @@ def record_of(picture: Image.Image, *, source: str) -> Record:
     return parse_record(text.encode(), source=source)
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file of at most 64 MiB.
+
+    Raises:
+        ImageFileError: it is not a regular file, too large, or cannot be read.
+    """
     try:
         status = path.stat()
         if not S_ISREG(status.st_mode):

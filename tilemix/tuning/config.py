@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
+from tilemix.colors.chart import list_palettes
 from tilemix.errors import TrainingError
 from tilemix.inputs import IntegerInput, NumberInput, find_input
 from tilemix.system.json_file import read_json
@@ -90,6 +91,7 @@ class TuningConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     pictures: str  # folder of pictures, each with its caption in a text file of the same name
     template: str  # prompt template file: a caption replaces its $prompt; its tokens are learned
     output: str  # folder
+    palette: str | None = None  # whose words the captions have; None: the chart's
     initial_words: dict[str, str] = {}  # placeholder token -> word whose vectors it starts from
     seed: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEED)] = 0
     resolution: Count = 1024  # pixels: every picture's shorter side is scaled to it
@@ -137,6 +139,10 @@ def _check(config: TuningConfig, file: str) -> None:
             raise TrainingError(
                 "training-side-not-multiple", file=file, name=name, found=side, multiple=SIZE_MULTIPLE
             )
+    if config.palette is not None and config.palette not in (known := list_palettes()):
+        raise TrainingError(
+            "manifest-no-palette", file=file, palette=config.palette[:80], known=", ".join(known)
+        )
     if config.crop_side > config.resolution:
         raise TrainingError(
             "training-crop-too-large", file=file, found=config.crop_side, most=config.resolution

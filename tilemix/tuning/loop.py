@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REPORT_EVERY = 100  # steps between two progress lines, at most
+MOST_SILENCE = 30.0  # seconds between two, if a step does not take longer
 
 
 def emulates_bf16(device: torch.device) -> bool:
@@ -39,6 +40,7 @@ def run_steps(
     *,
     first: int,
     steps: int,
+    later_steps: int = 0,
     learning_rates: Sequence[float],
     warmup: int,
     save_every: int,
@@ -54,6 +56,7 @@ def run_steps(
         find_loss: returns the loss of a step; its randomness depends on the step's number alone.
         first: steps that are already done.
         steps: steps in all.
+        later_steps: those of the stages to come, for the time that is left.
         learning_rates: the peak learning rate of each of the optimizer's groups.
         warmup: steps up to the peak; from there a cosine goes down to 0.
         save_every: steps between two checkpoints; the last step is always saved.
@@ -68,6 +71,7 @@ def run_steps(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     started, losses = time.monotonic(), []
     report_every = max(1, min(REPORT_EVERY, steps // 10))
+    reported = started
     for step in range(first, steps):
         for group, rate in zip(optimizer.param_groups, learning_rates, strict=True):
             group["lr"] = rate * learning_rate_factor(step, steps, warmup)
@@ -83,16 +87,18 @@ def run_steps(
         done = step + 1
         if after_step is not None:
             after_step(done)
-        if done % report_every == 0 or done == steps:
-            pace = (time.monotonic() - started) / (done - first)
+        now = time.monotonic()
+        if done % report_every == 0 or done == steps or now - reported > MOST_SILENCE:
+            reported = now
+            pace = (now - started) / (done - first)
             logger.info(
-                "%s step %d of %d: loss %.4f, %.3f s a step, %d min left",
+                "%s step %d of %d: loss %.4f, %.3f s a step, %d min left in all",
                 stage,
                 done,
                 steps,
                 float(np.mean(losses[-report_every:])),
                 pace,
-                round(pace * (steps - done) / 60),
+                round(pace * (steps - done + later_steps) / 60),
             )
         stops = done < steps and is_over is not None and is_over()
         if done % save_every == 0 or done == steps or stops:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+TOKENS_SEEN = 75  # of a prompt; the start and the end token take the other two of 77
 CONVOLUTIONS = ("conv1", "conv2", "proj_in", "proj_out")
 
 
@@ -178,6 +179,16 @@ class Tuning:
             for phase in Phase:
                 for name, parameter in self.learned(phase).items():
                     parameter.copy_(state[phase][name])
+
+
+def find_cut_prompts(plan: Plan, tuning: Tuning) -> list[str]:
+    """Return the pictures whose prompts are over 75 tokens: training cuts them off, the predictor reads them whole."""
+    tokenizer = tuning.pipeline.tokenizer
+    return [
+        picture.path.name
+        for picture, prompt in zip(plan.pictures, plan.prompts, strict=True)
+        if len(tokenizer(prompt, add_special_tokens=False).input_ids) > TOKENS_SEEN
+    ]
 
 
 def find_disk_need(plan: Plan, tuning: Tuning) -> int:

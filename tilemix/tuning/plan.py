@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from tilemix.errors import TrainingError
+from tilemix.colors.palette import load_palette
+from tilemix.errors import PromptError, TrainingError
+from tilemix.prompts.rewrite import read_text
 from tilemix.prompts.template import load_template
 from tilemix.tuning.config import load_config
-from tilemix.tuning.pictures import find_pictures
+from tilemix.tuning.pictures import find_pictures, read_all
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tilemix.colors.palette import Palette
     from tilemix.prompts.template import PromptTemplate
     from tilemix.tuning.config import TuningConfig
     from tilemix.tuning.pictures import CaptionedPicture
@@ -66,16 +70,29 @@ def make_plan(config_path: Path) -> Plan:
     if unknown := sorted(config.initial_words.keys() - set(template.placeholder_tokens)):
         known = ", ".join(template.placeholder_tokens)
         raise TrainingError("training-token-unknown", found=unknown[0], known=known)
+    palette = load_palette(config.palette) if config.palette is not None else None
     pictures = find_pictures(folder / config.pictures)
-    for picture in pictures:
-        if marker := template.find_marker(picture.caption):
-            caption_file = str(picture.path.with_suffix(".txt"))
-            raise TrainingError("training-caption-holds-marker", file=caption_file, found=marker)
+    prompts = read_all({one.path: partial(_send_caption, one, template, palette) for one in pictures})
     return Plan(
         config=config,
         base=folder / config.base,
         output=folder / config.output,
         template=template,
         pictures=pictures,
-        prompts=[template.fill(picture.caption) for picture in pictures],
+        prompts=list(prompts.values()),
     )
+
+
+def _send_caption(picture: CaptionedPicture, template: PromptTemplate, palette: Palette | None) -> str:
+    """Return the prompt that the product would send for a caption.
+
+    Raises:
+        TrainingError: the product would refuse it, or it holds what the template puts there.
+    """
+    file = str(picture.path.with_suffix(".txt"))
+    if marker := template.find_marker(picture.caption):
+        raise TrainingError("training-caption-holds-marker", file=file, found=marker)
+    try:
+        return read_text(picture.caption, template, palette).positive
+    except PromptError as error:
+        raise TrainingError("training-caption-unusable", file=file, reason=str(error)) from error

@@ -19,7 +19,7 @@ from tilemix.tuning.checkpoints import load_checkpoint, save_checkpoint
 from tilemix.tuning.config import Phase
 from tilemix.tuning.data import write_examples
 from tilemix.tuning.loop import run_steps
-from tilemix.tuning.model import Tuning, find_disk_need
+from tilemix.tuning.model import TOKENS_SEEN, Tuning, find_cut_prompts, find_disk_need
 from tilemix.tuning.samples import draw_samples
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from tilemix.tuning.plan import Plan
 
 logger = logging.getLogger(__name__)
-
-TOKENS_SEEN = 75  # of a prompt; the start and the end token take the other two of 77
 
 
 def tune(plan: Plan, device: torch.device, *, is_over: Callable[[], bool] | None = None) -> Tuning:
@@ -49,7 +47,13 @@ def tune(plan: Plan, device: torch.device, *, is_over: Callable[[], bool] | None
         raise TrainingError("training-checkpoint-foreign", file=str(plan.checkpoint))
     tuning = Tuning(plan, device)
     _check_disk(plan, tuning)
-    _warn_of_long_prompts(plan, tuning)
+    if cut := find_cut_prompts(plan, tuning):
+        logger.warning(
+            "%d captions are longer than %d tokens and lose their ends; the first: %s",
+            len(cut),
+            TOKENS_SEEN,
+            cut[0],
+        )
     examples = write_examples(
         tuning.pipeline.vae, plan.pictures, plan.prompts, plan.config, plan.state / "latents"
     )
@@ -103,6 +107,7 @@ def _run_phase(
             lambda step: tuning.find_loss(examples, phase, step),
             first=first,
             steps=settings.steps,
+            later_steps=sum(plan.config.settings(later).steps for later in list(Phase)[phase.place + 1 :]),
             learning_rates=[settings.learning_rate],
             warmup=settings.warmup,
             save_every=plan.config.checkpoint_every,
@@ -117,20 +122,3 @@ def _check_disk(plan: Plan, tuning: Tuning) -> None:
     need, free = find_disk_need(plan, tuning), shutil.disk_usage(plan.output).free
     if free < need:
         raise TrainingError("training-disk-full", folder=str(plan.output), free=free / 1e6, need=need / 1e6)
-
-
-def _warn_of_long_prompts(plan: Plan, tuning: Tuning) -> None:
-    """Warn of prompts over 75 tokens: training cuts them off, while the predictor reads them all in chunks."""
-    tokenizer = tuning.pipeline.tokenizer
-    long = [
-        picture.path.name
-        for picture, prompt in zip(plan.pictures, plan.prompts, strict=True)
-        if len(tokenizer(prompt, add_special_tokens=False).input_ids) > TOKENS_SEEN
-    ]
-    if long:
-        logger.warning(
-            "%d captions are longer than %d tokens and lose their ends; the first: %s",
-            len(long),
-            TOKENS_SEEN,
-            long[0],
-        )
