@@ -39,7 +39,14 @@ def measure_modes(mixes: int = 20, *, side: int = 256, steps: int = 25) -> list[
             colors[mode].add(mix, pixels)
     errors = {mode: one.mean_error for mode, one in colors.items()}
     return [
-        _make_row(mode, psnrs[mode], errors, seconds, mixes, f"{side}x{side}, {steps} steps")
+        _make_row(
+            mode,
+            psnrs[mode],
+            errors,
+            seconds,
+            mixes,
+            f"{side}x{side}, {steps} steps, {str(modes[mode].ready.dtype).removeprefix('torch.')}",
+        )
         for mode in modes
     ]
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tilemix.pipelines.loading import load_pipeline
-from tilemix.pipelines.speed import Speed, choose_dtype
+from tilemix.pipelines.speed import Precision, Speed, Trial, choose_dtype, run_trial
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
 from tilemix.weights import find_model
@@ -11,14 +11,45 @@ from tilemix.weights import find_model
 CPU = torch.device("cpu")
 
 
-def test_the_dtype_follows_the_mode_and_the_machine(monkeypatch):
+@pytest.mark.parametrize(
+    ("trial", "chosen"),
+    [
+        (Trial(fp32=0.010, bf16=0.005), torch.bfloat16),
+        (Trial(fp32=0.010, bf16=0.020), torch.float32),
+        (Trial(fp32=0.010, bf16=0.0095), torch.float32),  # not worth it
+    ],
+)
+def test_the_dtype_follows_the_mode_and_the_trial(trial, chosen, caplog):
+    """The CPU's flags named bf16 where it took twice the time of fp32."""
+    caplog.set_level("INFO")
     cuda = torch.device("cuda")
-    assert [choose_dtype(cuda, speed) for speed in Speed] == [torch.float16] * 3
-    monkeypatch.setattr("tilemix.pipelines.speed.multiplies_bf16", lambda: True)
-    bf16 = torch.bfloat16
-    assert [choose_dtype(CPU, speed) for speed in Speed] == [torch.float32, bf16, bf16]
-    monkeypatch.setattr("tilemix.pipelines.speed.multiplies_bf16", lambda: False)
-    assert [choose_dtype(CPU, speed) for speed in Speed] == [torch.float32] * 3
+    never = lambda: pytest.fail("tried")  # noqa: E731  shorter than a function
+    assert [choose_dtype(cuda, speed, run_trial=never) for speed in Speed] == [torch.float16] * 3
+    assert choose_dtype(CPU, Speed.EXACT, run_trial=never) == torch.float32
+    for speed in (Speed.EQUIVALENT, Speed.FAST):
+        assert choose_dtype(CPU, speed, run_trial=lambda: trial) == chosen
+        assert choose_dtype(CPU, speed, Precision.BF16, run_trial=never) == torch.bfloat16
+        assert choose_dtype(CPU, speed, Precision.FP32, run_trial=never) == torch.float32
+    assert choose_dtype(CPU, Speed.EXACT, Precision.BF16) == torch.float32
+    name = "bf16" if chosen == torch.bfloat16 else "fp32"
+    figures = f"{1000 * trial.bf16:.1f} ms in bf16 and 10.0 ms in fp32"
+    assert caplog.messages == [f"{name}: a convolution and a product take {figures}"] * 2
+
+
+@pytest.mark.parametrize(
+    ("taken", "trial"),
+    [
+        ([9, 4, 3, 8, 2, 1], Trial(fp32=3, bf16=1)),
+        ([9, 3, 4, 14, 7, 6], Trial(fp32=3, bf16=6)),
+        ([9, 3, 4, 16.5, 1, 1], Trial(fp32=3, bf16=16.5)),  # emulated, so it is not run again
+    ],
+)
+def test_the_trial_takes_the_fastest_run_of_each_format(taken, trial):
+    """A clock that says how long each run took."""
+    ticks = iter([tick for seconds in taken for tick in (0, seconds)])
+    assert run_trial(lambda: next(ticks)) == trial
+    if trial.bf16 < 10:
+        assert next(ticks, None) is None
 
 
 def find_psnr(first: np.ndarray, second: np.ndarray) -> float:

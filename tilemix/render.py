@@ -97,7 +97,7 @@ class Renderer:
 
         Args:
             model: the name of a manifest, weights/NAME.model.json.
-            settings: threads, speed and compilation.
+            settings: threads, speed, number format and compilation.
             root: the project's folder.
 
         Raises:
@@ -110,7 +110,7 @@ class Renderer:
         # The cores that this process may use, which can be fewer than the machine has.
         torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
         began = time.perf_counter()
-        device = choose_device(settings.speed)
+        device = choose_device(settings.speed, settings.precision)
         located = locate_model(model, root)
         with ThreadPoolExecutor(1) as reader:
             # Hashing releases the GIL and importing holds it, so the two overlap.

@@ -14,7 +14,7 @@ from tilemix.errors import AdapterError
 from tilemix.pipelines.family import Family
 from tilemix.pipelines.schedulers import make_scheduler
 from tilemix.pipelines.sdxl import Sdxl
-from tilemix.pipelines.speed import Speed, choose_dtype
+from tilemix.pipelines.speed import Precision, Speed, choose_dtype
 from tilemix.weights import LocalModel
 
 if TYPE_CHECKING:
@@ -54,10 +54,12 @@ class ReadyPipeline:
         return make_scheduler(scheduler.name, self.scheduler_config, scheduler.config)
 
 
-def choose_device(speed: Speed = Speed.EXACT) -> tuple[torch.device, torch.dtype]:
-    """Return device and dtype: CUDA in fp16 if there is one, else the CPU in the dtype of `speed`."""
+def choose_device(
+    speed: Speed = Speed.EXACT, precision: Precision | None = None
+) -> tuple[torch.device, torch.dtype]:
+    """Return device and dtype: CUDA in fp16 if there is one, else the CPU in the dtype of `choose_dtype`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return device, choose_dtype(device, speed)
+    return device, choose_dtype(device, speed, precision)
 
 
 def find_family(model: LocalModel) -> type[Family]:

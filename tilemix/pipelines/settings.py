@@ -1,4 +1,4 @@
-"""What the environment says about how to draw: TILEMIX_THREADS, TILEMIX_SPEED, TILEMIX_COMPILE."""
+"""What the environment says about how to draw: TILEMIX_THREADS, TILEMIX_SPEED, TILEMIX_PRECISION, TILEMIX_COMPILE."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tilemix.errors import TilemixError
-from tilemix.pipelines.speed import Speed
+from tilemix.pipelines.speed import Precision, Speed
 
 THREADS = re.compile(r"[0-9]{1,4}")
 MOST_THREADS = 1024
@@ -20,6 +20,7 @@ class Settings:
     threads: int | None = None  # of torch on the CPU; None: one per core. The number changes the last bits
     speed: Speed = Speed.EQUIVALENT
     compiled: bool = False  # see tilemix.pipelines.compilation
+    precision: Precision | None = None  # of `equivalent` and `fast` on a CPU; None: by a trial
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -32,6 +33,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         threads=parse_threads(environment.get("TILEMIX_THREADS")),
         speed=parse_speed(environment.get("TILEMIX_SPEED")),
         compiled=parse_compile(environment.get("TILEMIX_COMPILE")),
+        precision=parse_precision(environment.get("TILEMIX_PRECISION")),
     )
 
 
@@ -62,6 +64,21 @@ def parse_speed(text: str | None) -> Speed:
         typed, known = (text or "")[:40], ", ".join(Speed)
         raise TilemixError(
             "settings-unknown-choice", name="TILEMIX_SPEED", typed=typed, known=known
+        ) from error
+
+
+def parse_precision(text: str | None) -> Precision | None:
+    """Return the number format that TILEMIX_PRECISION asks for; None if it is unset or empty.
+
+    Raises:
+        TilemixError: there is no such format.
+    """
+    try:
+        return Precision(text) if text else None
+    except ValueError as error:
+        typed, known = (text or "")[:40], ", ".join(Precision)
+        raise TilemixError(
+            "settings-unknown-choice", name="TILEMIX_PRECISION", typed=typed, known=known
         ) from error
 
 

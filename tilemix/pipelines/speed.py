@@ -5,7 +5,7 @@ mode          computed                       against `exact`, on the miniature
 ============  =============================  ===================================================
 `exact`       in fp32 on a CPU               diffusers' own pixels, except for the last bit
 `equivalent`  UNet and VAE in bf16, where    at least 40 dB, and colors that measure the same
-              the CPU multiplies bf16
+              a trial shows it to be faster
 `fast`        as `equivalent`, and without   another picture of the same prompt
               guidance in the last steps
 ============  =============================  ===================================================
@@ -13,21 +13,29 @@ mode          computed                       against `exact`, on the miniature
 Over 20 mixes of the miniature (256x256, 25 steps), the PSNR of `equivalent` against `exact` is at least 47.5 dB
 (mean 53.5), and the error of its shares differs by 0.03 points at most. For `fast` it is at least 35 dB (mean
 39.5), and the error is the same on average. `equivalent` takes 0.79 of the time of `exact`, and 0.54 at 512x512;
-`fast` takes 0.75.
+`fast` takes 0.75. On another CPU whose flags named bf16, it took twice the time of fp32, so a trial decides;
+TILEMIX_PRECISION overrides it.
 
 On a GPU the first two are the same: fp16. Text encoders, latents and scheduler stay in fp32 on every CPU.
 """
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-from tilemix.system.machine import multiplies_bf16
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
+
+WORTH = 0.9  # of fp32's time that bf16 may take, or it is not worth its last digits
+HOPELESS = 5.0  # times fp32's that the first run in bf16 takes where it is emulated; it is not run again
+RUNS = 2  # timed, after one that warms up; the fastest counts
 GUIDED_PART = 0.6  # of the steps of `fast`, plus one; the others see only the prompt, at half the work
 
 
@@ -39,10 +47,88 @@ class Speed(StrEnum):
     FAST = "fast"
 
 
-def choose_dtype(device: torch.device, speed: Speed) -> torch.dtype:
-    """Return the dtype of the UNet and the VAE on `device`."""
+class Precision(StrEnum):
+    """A number format of the UNet and the VAE on a CPU, by the name that TILEMIX_PRECISION uses."""
+
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+
+class Trial(NamedTuple):
+    """How long one convolution and one matrix product take in each format, in seconds."""
+
+    fp32: float
+    bf16: float
+
+    @property
+    def precision(self) -> Precision:
+        """The format to draw in."""
+        return Precision.BF16 if self.bf16 <= WORTH * self.fp32 else Precision.FP32
+
+
+def choose_dtype(
+    device: torch.device,
+    speed: Speed,
+    precision: Precision | None = None,
+    *,
+    run_trial: Callable[[], Trial] | None = None,
+) -> torch.dtype:
+    """Return the dtype of the UNet and the VAE on `device`.
+
+    Args:
+        device: where they will run.
+        speed: `exact` is fp32 on a CPU in any case.
+        precision: what the other modes compute in on a CPU; None: what `run_trial` finds to be faster.
+        run_trial: takes some tens of milliseconds; None: `run_trial` of this module, once in a process.
+    """
     import torch
 
     if device.type == "cuda":
         return torch.float16
-    return torch.bfloat16 if speed is not Speed.EXACT and multiplies_bf16() else torch.float32
+    if speed is Speed.EXACT:
+        return torch.float32
+    if precision is None:
+        trial = (run_trial or _run_trial_once)()
+        precision = trial.precision
+        logger.info(
+            "%s: a convolution and a product take %.1f ms in bf16 and %.1f ms in fp32",
+            precision,
+            1000 * trial.bf16,
+            1000 * trial.fp32,
+        )
+    return torch.bfloat16 if precision is Precision.BF16 else torch.float32
+
+
+def run_trial(clock: Callable[[], float] = time.perf_counter) -> Trial:
+    """Time one convolution and one matrix product in both formats, in torch's threads, on the CPU.
+
+    Args:
+        clock: returns seconds.
+    """
+    import torch
+
+    def make(dtype: torch.dtype) -> Callable[[], float]:
+        kernel = torch.ones((64, 64, 3, 3), dtype=dtype)
+        picture = torch.ones((1, 64, 64, 64), dtype=dtype).to(memory_format=torch.channels_last)
+        left, right = torch.ones((512, 512), dtype=dtype), torch.ones((512, 512), dtype=dtype)
+
+        def run() -> float:
+            began = clock()
+            torch.nn.functional.conv2d(picture, kernel, padding=1)
+            torch.mm(left, right)
+            return clock() - began
+
+        return run
+
+    with torch.inference_mode():
+        in_fp32, in_bf16 = make(torch.float32), make(torch.bfloat16)
+        in_fp32()
+        fp32 = min(in_fp32() for _ in range(RUNS))
+        first = in_bf16()
+        bf16 = first if first > HOPELESS * fp32 else min(in_bf16() for _ in range(RUNS))
+    return Trial(fp32, bf16)
+
+
+@cache
+def _run_trial_once() -> Trial:
+    return run_trial()
