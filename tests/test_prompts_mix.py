@@ -246,14 +246,26 @@ def test_text_without_a_share_stays_as_it_is(text):
         ("50% rad, 50% black", "unknown color 'rad' at character 5; did you mean 'red'?"),
         ("rad 50%, black 50%", "unknown color 'rad' at character 1; did you mean 'red'?"),
         ("a tile with rad 50%, black 50%", "unknown color 'rad' at character 13; did you mean 'red'?"),
-        ("50% red, 50% drak green", "unknown color 'drak green' at character 14; did you mean 'dark green'?"),
+        (
+            "50% red, 50% drak green",
+            "unknown color 'drak green' at character 14; did you mean 'dark green'?; understood so far: 50% red",
+        ),
         (
             "50% красн, 50% чорный",
             "unknown color 'чорный' at character 16; did you mean 'чёрный'?",
         ),
-        ("50% red, rest blakc", "unknown color 'blakc' at character 15; did you mean 'black'?"),
-        ("50% red, half blakc", "unknown color 'blakc' at character 15; did you mean 'black'?"),
-        ("50% red, 50% blakc wet", "unknown color 'blakc' at character 14; did you mean 'black'?"),
+        (
+            "50% red, rest blakc",
+            "unknown color 'blakc' at character 15; did you mean 'black'?; understood so far: 50% red",
+        ),
+        (
+            "50% red, half blakc",
+            "unknown color 'blakc' at character 15; did you mean 'black'?; understood so far: 50% red",
+        ),
+        (
+            "50% red, 50% blakc wet",
+            "unknown color 'blakc' at character 14; did you mean 'black'?; understood so far: 50% red",
+        ),
         ("50% rost, 50% red", "unknown color 'rost' at character 5; did you mean 'rosa' or 'rot'?"),
         (
             "50% red, 30% black, 15% pearl",
@@ -269,13 +281,22 @@ def test_text_without_a_share_stays_as_it_is(text):
             "1% red, " * 20,
             "shares total 20%, expected 100%: read " + "1% red, " * 11 + "1% red and 8 more",
         ),
-        ("50% red, 50%", "share '50%' at character 10 has no color"),
+        ("50% red, 50%", "share '50%' at character 10 has no color; understood so far: 50% red"),
         ("50%, 50% red", "share '50%' at character 1 has no color"),
         ("50% of", "share '50%' at character 1 has no color"),
-        ("50% red, black, 50% white", "color 'black' at character 10 has no percent"),
-        ("50% red, rest black and white", "color 'white' at character 25 has no percent"),
+        (
+            "50% red, black, 50% white",
+            "color 'black' at character 10 has no percent; understood so far: 50% red",
+        ),
+        (
+            "50% red, rest black and white",
+            "color 'white' at character 25 has no percent; understood so far: 50% red",
+        ),
         ("white, 50% red, 50% black", "color 'white' at character 1 has no percent"),
-        ("50% white pearl 50% black", "color 'pearl' at character 11 has no percent"),
+        (
+            "50% white pearl 50% black",
+            "color 'pearl' at character 11 has no percent; understood so far: 50% white",
+        ),
         ("30% red, rest black, rest white", "two shares say 'rest', expected one"),
         ("40-50% red, 50% black", "'40-50%' at character 1 is a range, expected one percent"),
         ("1.2.3% red", "percent '1.2.3' at character 1: expected a number such as 30 or 12.5"),
@@ -284,12 +305,16 @@ def test_text_without_a_share_stays_as_it_is(text):
             "9" * 100 + "% red",
             f"percent '{'9' * 40}...' at character 1: expected a number such as 30 or 12.5",
         ),
-        ("50% red, 50% RAL 9999", "'RAL 9999' at character 14: RAL Classic has no such number"),
+        (
+            "50% red, 50% RAL 9999",
+            "'RAL 9999' at character 14: RAL Classic has no such number; understood so far: 50% red",
+        ),
         ("RAL 9999", "'RAL 9999' at character 1: RAL Classic has no such number"),
         ("red, RAL 30166", "'RAL 30166' at character 6: RAL Classic has no such number"),
         (
             "50% red, 50% #12345",
-            "color value '#12345' at character 14: expected '#' and three or six hexadecimal digits",
+            "color value '#12345' at character 14: expected '#' and three or six hexadecimal digits; "
+            "understood so far: 50% red",
         ),
         (
             "50% red (RAL 9005), 50% white",

@@ -292,3 +292,64 @@ def test_the_longest_text_takes_less_than_twenty_milliseconds(typed):
 
     read()  # the index of misspellings is made once
     assert_quick(lambda: min(processor_seconds(read) for _ in range(3)), 0.02)
+
+
+@pytest.mark.parametrize(
+    ("typed", "roles"),
+    [
+        (
+            '{"colors": [{"name": "rot", "proportion": 60}, {"name": "WHITE", "proportion": "40%"}], "seed": 4}',
+            [("color", "rot", "red"), ("share", "60", "60"), ("color", "WHITE", "white"), ("share", "40%", "40"),
+             ("ignored", "seed", ""), ("ignored", "4", "")],
+        ),
+        (
+            '{"красный": 60, "negro": 40}',
+            [("color", "красный", "red"), ("share", "60", "60"), ("color", "negro", "black"), ("share", "40", "40")],
+        ),
+        (
+            '[{"percentage": 0.3, "color": "bl\\u0061ck", "note": {"colors": [1]}}, {"hex": "#fff", "share": 0.7}]',
+            [("share", "0.3", "0.3"), ("color", "bl\\u0061ck", "black"), ("ignored", "note", ""), ("ignored", "1", ""),
+             ("color", "#fff", "white"), ("share", "0.7", "0.7")],
+        ),
+        (
+            '{"prompt": "50% red, half schwarz, wet", "steps": 30}',
+            [("share", "50%", "50"), ("color", "red", "red"), ("separator", ",", ""), ("share", "half", "50"),
+             ("color", "schwarz", "black"), ("text", ", wet", ""), ("ignored", "steps", ""), ("ignored", "30", "")],
+        ),
+    ],
+)  # fmt: skip
+def test_every_part_of_a_mix_in_json_has_a_role(typed, roles):
+    spans = parse_mix(typed).spans
+    told = [(span.role, typed[span.start : span.end].strip('"'), span.value) for span in spans]
+    assert [span for span in told if span[0] != "record"] == roles
+    assert "".join(typed[span.start : span.end] for span in spans).replace(" ", "") == typed.replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("typed", "understood"),
+    [
+        ("50% red, 50% rad", "50% red"),
+        ("30% rot, 20% weiß, 50% schwrz", "30% red, 20% white"),
+        ("30% красный, 20-30% чёрный", "30% red"),
+        ("30% czerwony, 70%", "30% red"),
+        ("50% rouge, 50% noir (RAL 3016)", "50% red"),
+        ("红色50%，RAL 9999 50%", "50% red"),
+        ("50% rad, 50% red", None),
+        ("20-30% red, 20% black", None),
+    ],
+)
+def test_a_refusal_says_what_was_understood_before_the_fault(typed, understood):
+    with pytest.raises(MixError) as error:
+        parse_mix(typed)
+    assert error.value.values.get("understood") == understood
+    assert str(error.value).endswith(f"; understood so far: {understood}") == (understood is not None)
+
+
+@pytest.mark.parametrize(
+    "typed", ["rot-schwarz, je zur Hälfte", "rot-schwarz 50/50", "half-red, half-black", "red_black 50:50"]
+)
+def test_a_hyphen_between_two_words_has_a_role(typed):
+    """It had none: the page's marks left a hole."""
+    spans = parse_mix(typed).spans
+    assert len(spans) > 2
+    assert "".join(typed[span.start : span.end] for span in spans).replace(" ", "") == typed.replace(" ", "")

@@ -98,6 +98,16 @@ def test_every_kind_is_said_in_every_language(code):
     assert not any(" at character " in text or "{" in text for text in said.values())
 
 
+def test_a_refusal_says_in_the_readers_words_what_was_understood():
+    with pytest.raises(PromptError) as raised:
+        rewrite("50% rot, 50% RAL 9999", find_template("rubber_tile"))
+    words = load_words()
+    assert explain(raised.value.message, words["en"]) == (
+        "RAL Classic has no number “RAL 9999”. Understood so far: 50% red."
+    )
+    assert explain(raised.value.message, words["uk"]).endswith("До цього місця зрозуміло: 50% червоний.")
+
+
 def test_a_note_names_the_palettes_colors_in_the_readers_words():
     note = bring_about("mix-sent-as-nearest")
     assert explain(note, load_words()["de"]) == (

@@ -52,6 +52,8 @@ MESSAGES_FILE = Path(__file__).parent / "data" / "messages.json"
 
 LIST_SEPARATOR = ", "
 
+UNDERSTOOD = "understood"  # the value of a refused mix that holds the shares which were read before the fault
+
 Value = str | int | float
 
 
@@ -90,7 +92,9 @@ class Message:
     field: str | None = None  # the input that it is about; the line may name it, as `{field}`
 
     def __str__(self) -> str:
-        return Composer().vformat(load_messages()[self.code], (), {"field": self.field, **self.values})
+        line = Composer().vformat(load_messages()[self.code], (), {"field": self.field, **self.values})
+        understood = self.values.get(UNDERSTOOD)
+        return line if understood is None else f"{line}; {Message('mix-understood', {'mix': understood})}"
 
     def describe(self) -> dict[str, Any]:
         """Return the message as JSON values: code, field, message (the English line) and values."""

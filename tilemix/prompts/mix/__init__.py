@@ -16,15 +16,17 @@ the grammar.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from tilemix.errors import LIST_SEPARATOR, UNDERSTOOD, MixError
 from tilemix.prompts.checks import check_text
 from tilemix.prompts.mix.records import read_record
-from tilemix.prompts.mix.shares import read_shares
-from tilemix.prompts.mix.tokens import tokenize
-from tilemix.prompts.mix.totals import ColorMix, ColorShare, total_up
+from tilemix.prompts.mix.shares import PERCENTS, read_shares
+from tilemix.prompts.mix.tokens import parse_number, tokenize
+from tilemix.prompts.mix.totals import MOST_SHOWN, ColorMix, ColorShare, total_up
 from tilemix.prompts.mix.typed import TRIMMINGS, TypedMix
 from tilemix.prompts.mix.words import TRADE
 
@@ -43,7 +45,8 @@ class Span(NamedTuple):
 
     start: int
     end: int
-    role: str  # share, color, shade, base, unknown, noun, filler, link, separator, with, each, equal, record or text
+    # share, color, shade, base, unknown, noun, filler, link, separator, with, each, equal, record, ignored or text
+    role: str
     value: str = ""  # the color's trade name, the number
 
 
@@ -73,15 +76,21 @@ def parse_mix(text: str) -> ParsedText:
     check_text(text, field="prompt")
     record = read_record(text)
     if record is not None and record.mix is not None:
-        return ParsedText(record.mix, "", "", record.notes, (Span(0, len(text), "record"),))
+        return ParsedText(record.mix, "", "", record.notes, tuple(Span(*piece) for piece in record.pieces))
     if record is not None and record.text is not None:
         inner = parse_mix(record.text)
         notes = (*inner.notes, *record.notes)
-        return ParsedText(inner.mix, inner.head, inner.tail, notes, (Span(0, len(text), "record"),))
-    typed = read_shares(text)
-    if not typed.shares and not typed.lone:
-        return ParsedText(None, text, "", (), (Span(0, len(text), "text"),) if text.strip() else ())
-    mix = total_up(text, typed)
+        spans = [
+            span for piece in record.pieces for span in _open(text, Span(*piece), record.text, inner.spans)
+        ]
+        return ParsedText(inner.mix, inner.head, inner.tail, notes, tuple(spans))
+    try:
+        typed = read_shares(text)
+        if not typed.shares and not typed.lone:
+            return ParsedText(None, text, "", (), (Span(0, len(text), "text"),) if text.strip() else ())
+        mix = total_up(text, typed)
+    except MixError as error:
+        raise _say_understood(text, error) from error
     notes = tuple(sorted(typed.notes, key=_position))
     return ParsedText(mix, *_keep_around(text, typed), notes, _list_spans(typed))
 
@@ -93,6 +102,38 @@ def find_trade_codes(text: str) -> list[Span]:
         for token in tokenize(text)
         if token.source == TRADE
     ]
+
+
+def _open(text: str, piece: Span, inner: str, spans: tuple[Span, ...]) -> tuple[Span, ...]:
+    """Return the spans of the prompt in a piece of JSON, where it stands there without escapes; else the piece."""
+    if piece.role != "text" or text[piece.start + 1 : piece.end - 1] != inner:
+        return (piece,)
+    first, last = piece.start, piece.end
+    shifted = (Span(span.start + first + 1, span.end + first + 1, span.role, span.value) for span in spans)
+    return (Span(first, first + 1, "record"), *shifted, Span(last - 1, last, "record"))
+
+
+def _say_understood(text: str, error: MixError) -> MixError:
+    """Return a refusal that also says which shares were read before the place that it names."""
+    if error.position is None:
+        return error
+    try:
+        before = read_shares(text[: error.position - 1]).shares
+    except MixError:
+        return error
+    read = [
+        (share.color, number)
+        for share in before
+        if share.amount is not None and share.amount.kind in PERCENTS and not share.is_unknown
+        if (number := parse_number(share.amount.value)) is not None
+    ][:MOST_SHOWN]
+    if not read:
+        return error
+    said = {
+        UNDERSTOOD: LIST_SEPARATOR.join(f"{number.normalize():f}% {color}" for color, number in read),
+        "understood_shares": json.dumps([(color, float(number)) for color, number in read]),
+    }
+    return MixError(error.code, field=error.field, **error.values, **said)
 
 
 def _position(note: Message) -> int:

@@ -41,6 +41,7 @@ PIECE = re.compile(
     re.VERBOSE | re.IGNORECASE | re.DOTALL,
 )
 JOINTS = re.compile("[-‐‑_]")
+JOINED = re.compile("[-‐‑_]|[^-‐‑_]+")
 
 PieceKind = Literal[
     "ral", "hex", "rgb", "mixed", "ratio", "dashed", "number", "sign", "separator", "link", "vulgar", "word", "other",
@@ -98,12 +99,11 @@ def _cut_joined(word: str, start: int) -> Iterator[Piece]:
         yield whole
         return
     parts: list[Piece] = []
-    place = 0
-    for joint in [*JOINTS.finditer(word), None]:
-        end = joint.start() if joint else len(word)
-        parts.append(_word(word[place:end], start + place))
-        place = joint.end() if joint else end
-    kinds = [words[part.folded].kind if part.folded in words else "" for part in parts]
+    for found in JOINED.finditer(word):
+        first, end = start + found.start(), start + found.end()
+        is_joint = JOINTS.fullmatch(found[0]) is not None
+        parts.append(Piece("link", first, end, found[0]) if is_joint else _word(found[0], first))
+    kinds = [words[part.folded].kind if part.folded in words else "" for part in parts[::2]]
     if kinds[0] in {"fraction", "rest"} or all(kinds):
         yield from parts
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -18,7 +20,9 @@ LISTS = ("colors", "colours", "mix", "palette")
 NAMES = ("name", "color", "colour", "code", "ral", "hex")
 AMOUNTS = ("proportion", "percentage", "percent", "share", "amount", "weight", "ratio", "fraction", "value")
 TEXTS = ("prompt", "text")
+KEYS = frozenset({*LISTS, *NAMES, *AMOUNTS, *TEXTS})
 MOST_KEYS = 8  # in a message
+JSON_PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"|[{}\[\],:]|[^\s{}\[\],:"]++')
 
 
 class Record(NamedTuple):
@@ -27,6 +31,16 @@ class Record(NamedTuple):
     mix: ColorMix | None
     text: str | None
     notes: tuple[Message, ...]
+    pieces: tuple[RecordPiece, ...]  # of the JSON, in order
+
+
+class RecordPiece(NamedTuple):
+    """A stretch of JSON, text[start:end], and what it does in the mix."""
+
+    start: int
+    end: int
+    role: str  # color, share, record (keys and signs), ignored; text: the prompt in its quotes
+    value: str = ""  # a color's trade name, an amount as typed
 
 
 def read_record(text: str) -> Record | None:
@@ -49,21 +63,47 @@ def read_record(text: str) -> Record | None:
         if key is not None:
             rows = data[key]
         elif (prompt := next((name for name in TEXTS if isinstance(data.get(name), str)), None)) is not None:
-            return Record(None, data[prompt], _note_ignored([name for name in data if name != prompt]))
+            notes = _note_ignored([name for name in data if name != prompt])
+            return Record(None, data[prompt], notes, tuple(_explain(text, [], prompt)))
         else:
             ignored = []
     shares = _list_shares(rows, ignored)
     if shares is None:
         return None
-    notes: list[Message] = []
-    amounts = [(_name(name, notes), amount) for name, amount in shares]
+    found: list[Message] = []
+    amounts = [(_name(name, found), amount) for name, amount in shares]
     total = sum((amount for _, amount in amounts), Decimal(0))
     if is_near(total, 1) and not is_near(total, 100):
         amounts = [(color, 100 * amount) for color, amount in amounts]
     elif not is_near(total, 100):
         refuse_total(amounts, total)
     has_decimal = any(amount % 1 for _, amount in amounts)
-    return Record(make_mix(amounts, TENTH if has_decimal else WHOLE), None, (*notes, *_note_ignored(ignored)))
+    mix = make_mix(amounts, TENTH if has_decimal else WHOLE)
+    names = [(typed, color) for (typed, _), (color, _) in zip(shares, amounts, strict=True)]
+    return Record(mix, None, (*found, *_note_ignored(ignored)), tuple(_explain(text, names)))
+
+
+def _explain(text: str, names: list[tuple[str, str]], prompt: str = "") -> Iterator[RecordPiece]:
+    """Say what each piece of the JSON does: `names` are the colors as typed and as read, `prompt` the text's key."""
+    left = list(names)
+    pieces = list(JSON_PIECE.finditer(text))
+    key = ""
+    for number, piece in enumerate(pieces):
+        start, end, typed = piece.start(), piece.end(), piece[0]
+        plain = msgspec.json.decode(typed.encode(), type=str) if typed.startswith('"') else typed
+        is_key = number + 1 < len(pieces) and pieces[number + 1][0] == ":"
+        if left and plain == left[0][0] and (is_key or key in NAMES):
+            yield RecordPiece(start, end, "color", left.pop(0)[1])
+            key = AMOUNTS[0] if is_key else key
+        elif is_key or typed in "{}[],:":
+            key = plain if is_key else key
+            yield RecordPiece(start, end, "record" if key in KEYS or not is_key else "ignored")
+        elif key in AMOUNTS:
+            yield RecordPiece(start, end, "share", plain.removesuffix("%").strip())
+        elif prompt and key == prompt:
+            yield RecordPiece(start, end, "text")
+        else:
+            yield RecordPiece(start, end, "ignored")
 
 
 def _note_ignored(keys: list[str]) -> tuple[Message, ...]:

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tilemix.errors import LIST_SEPARATOR, Composer
+from tilemix.errors import LIST_SEPARATOR, UNDERSTOOD, Composer, Message
 from tilemix.studio.web.palette import find_swatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tilemix.errors import Message, Value
+    from tilemix.errors import Value
     from tilemix.studio.web.words import Words
 
 FOLDER = Path(__file__).parent / "pages" / "messages"
@@ -46,7 +46,11 @@ def explain_data(error: Mapping[str, Any], words: Words) -> str:
     if (inner := error["values"].get("reason_data")) is not None:
         said = {"message": error["values"]["reason"], **msgspec.json.decode(inner, type=dict[str, Any])}
         values["reason"] = explain_data(said, words)
-    return Composer().vformat(text, (), {"field": error["field"], **values})
+    line = Composer().vformat(text, (), {"field": error["field"], **values})
+    if (understood := error["values"].get(UNDERSTOOD)) is not None:
+        values = {"mix": understood, "shares": error["values"]["understood_shares"]}
+        line = f"{line} {explain(Message('mix-understood', values), words)}"
+    return line
 
 
 def _localize(name: str, value: Value, words: Words) -> str:
