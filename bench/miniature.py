@@ -29,6 +29,7 @@ from miniature.dataset import UNSEEN, describe, draw_example
 from miniature.photographs import MATERIALS, draw_photograph
 from miniature.recipe import load_recipe
 from miniature.stages.vae import find_psnr, measure_psnr, to_tensor
+from tilemix.calibration.texture import describe_texture, find_texture_distance
 from tilemix.colors.chart import basic_colors
 from tilemix.pipelines.loading import choose_device, load_pipeline
 from tilemix.pipelines.sdxl import Sdxl
@@ -41,7 +42,11 @@ from tilemix.system.project import ROOT
 from tilemix.weights import find_model
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from bench.tiles import Pixels
+
+    Floats = NDArray[np.float64]
 
 SIDE = 512
 TILE = "rubber tile"
@@ -55,6 +60,9 @@ LIGHT_MIXES = (
     "70% gray, 30% red",
 )
 STRENGTHS = (0.0, 0.35, 0.7, 1.0)
+NOISE, PHOTOGRAPHS = "from noise", "photographs"
+REFERENCES = 12  # mixes that are drawn from noise twice, for the spread of the texture
+SHOWN = 12  # mixes on the sheet
 
 
 class Bench:
@@ -83,10 +91,11 @@ class Bench:
         width: int = SIDE,
         height: int = SIDE,
         lora_scale: float | None = None,
+        strength: float | None = None,
     ) -> Pixels:
         """Return one picture."""
         request = GenerationRequest(
-            prompt=prompt, seed=seed, width=width, height=height, lora_scale=lora_scale
+            prompt=prompt, seed=seed, width=width, height=height, lora_scale=lora_scale, strength=strength
         )
         return self.renderer.render(request).pixels
 
@@ -108,38 +117,77 @@ class Bench:
         self.say(f"| {len(numbers)} tiles | {tiles:.1f} dB | 27 |")
 
     def report_colors(self, mixes: int) -> None:
-        """Shares in unseen mixes, compared with photographs of the same mixes."""
-        drawn, photographs = Colors(), Colors()
+        """Shares and colors in unseen mixes: from noise, from the draft, with the calibration, and photographs."""
+        served = self.renderer.calibration
+        strength = self.renderer.resolve_strength()
+        ways = {
+            NOISE: (None, 1.0),
+            f"draft at {strength:g}": (None, strength),
+            "draft, calibrated": (served, strength),
+        }
+        colors = {name: Colors() for name in (*ways, PHOTOGRAPHS)}
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        textures: dict[str, list[Floats]] = {name: [] for name in ways}
+        references: list[list[Floats]] = []
         for number in range(mixes):
             mix = draw_basic_mix(number)
             photograph = draw_photograph(mix, TILE, (SIDE, SIDE), SEED + number)
-            picture = self.draw(str(mix), number)
-            photographs.add(mix, photograph)
-            drawn.add(mix, picture)
-            if number < 24:
-                self.pictures[f"{mix}"] = np.concatenate(
-                    [photograph[:256, :256], picture[:256, :256]], axis=0
-                )
+            colors[PHOTOGRAPHS].add(mix, photograph)
+            row = [photograph[:256, :256]]
+            for name, (calibration, of_way) in ways.items():
+                self.renderer.calibration = calibration
+                began = time.process_time()
+                picture = self.draw(str(mix), number, strength=of_way)
+                seconds[name].append(time.process_time() - began)
+                colors[name].add(mix, picture)
+                row.append(picture[:256, :256])
+                if number < REFERENCES:
+                    textures[name].append(describe_texture(picture))
+            if number < REFERENCES:
+                other = self.draw(str(mix), number + mixes, strength=1.0)
+                references.append([textures[NOISE][-1], describe_texture(other)])
+            if number < SHOWN:
+                self.pictures[f"{mix}"] = np.concatenate(row, axis=0)
+        self.renderer.calibration = served
         self.say("\n## Colors\n")
         defaults = self.ready.model.manifest.defaults
         self.say(
             f"{mixes} unseen mixes of 1 to 4 of the {len(basic_colors())} basic colors, {SIDE}x{SIDE}, "
-            f"{defaults.num_inference_steps} steps, guidance {defaults.guidance_scale:g}.\n"
+            f"{defaults.num_inference_steps} steps, guidance {defaults.guidance_scale:g}. Texture: the distance to "
+            f"pictures from noise in their own spread, over {min(mixes, REFERENCES)} mixes. Seconds are of the CPU.\n"
         )
-        self.say("| figure | miniature | photographs | aim |\n|---|---|---|---|")
-        self.say(
-            f"| mean error of a share, points | {drawn.mean_error:.1f} | {photographs.mean_error:.1f} | 4 |"
+        self.say(f"| figure | {' | '.join(colors)} | aim |\n|---|{'---|' * (len(colors) + 1)}")
+        self._say_row(
+            "mean error of a share, points", [f"{one.mean_error:.1f}" for one in colors.values()], "1.0"
         )
-        (worst, error), (other, floor) = drawn.worst, photographs.worst
-        self.say(f"| the worst color's mean error | {error:.1f} ({worst}) | {floor:.1f} ({other}) | 8 |")
-        off, their_off = (float(np.mean(one.color_errors)) for one in (drawn, photographs))
-        self.say(f"| mean color error, delta E 2000 | {off:.1f} | {their_off:.1f} | |")
-        found, all_found = (100 * float(np.mean(one.found)) for one in (drawn, photographs))
-        self.say(f"| shares of 15 % or more found at 5 % or more, % | {found:.0f} | {all_found:.0f} | 95 |")
-        strays, their_strays = (float(np.mean(one.not_asked)) for one in (drawn, photographs))
-        self.say(
-            f"| colors nobody asked for, % | {strays:.1f} | {their_strays:.1f} | {their_strays + 3:.1f} |"
+        worst = [one.worst for one in colors.values()]
+        self._say_row(
+            "the worst color's mean error", [f"{error:.1f} ({word})" for word, error in worst], "2.0"
         )
+        within = [100 * float(np.mean(one.within)) for one in colors.values()]
+        self._say_row(
+            "shares of 15 % and more found within 3 points, %", [f"{one:.0f}" for one in within], "97"
+        )
+        strays = [float(np.mean(one.not_asked)) for one in colors.values()]
+        self._say_row("colors nobody asked for, %", [f"{one:.1f}" for one in strays], "0.7")
+        off = [float(np.mean(one.color_errors)) for one in colors.values()]
+        self._say_row("mean color error, delta E 2000", [f"{one:.1f}" for one in off], "3.5")
+        distances = [find_texture_distance(one, references) for one in textures.values()]
+        self._say_row("texture, spreads", [f"{one:.1f}" for one in distances] + [""], "2")
+        spent = [float(np.median(one)) for one in seconds.values()]
+        self._say_row("seconds", [f"{one:.2f}" for one in spent] + [""], f"{0.6 * spent[0]:.2f}")
+        self._say_by_color(colors)
+
+    def _say_row(self, figure: str, values: list[str], aim: str) -> None:
+        self.say(f"| {figure} | {' | '.join(values)} | {aim} |")
+
+    def _say_by_color(self, colors: dict[str, Colors]) -> None:
+        """A table by color: errors of the shares."""
+        self.say("\nMean error of a share by color, points:\n")
+        self.say(f"| color | {' | '.join(colors)} |\n|---|{'---|' * len(colors)}")
+        for word in sorted(colors[NOISE].errors):
+            means = [f"{np.mean(one.errors[word]):.1f}" for one in colors.values()]
+            self.say(f"| {word} | {' | '.join(means)} |")
 
     def report_adapters(self) -> None:
         """What the LoRA and the tokens change: the gaps at rising strength, and the colors."""

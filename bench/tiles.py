@@ -19,7 +19,10 @@ from tilemix.prompts.mix import ColorMix, ColorShare
 Pixels: TypeAlias = NDArray[np.uint8]  # (height, width, 3), sRGB
 
 SEED = 4_000_000  # of the mixes; above the seed of every training photograph
-FOUND_FROM, FOUND_AT = 15.0, 5.0  # a share of 15 % or more counts as found if it measures 5 % or more
+FROM, WITHIN = (
+    15.0,
+    3.0,
+)  # percent and points: a share of 15 % or more is found if it measures within 3 points
 
 
 @dataclass
@@ -28,7 +31,7 @@ class Colors:
 
     errors: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     color_errors: list[float] = field(default_factory=list)
-    found: list[bool] = field(default_factory=list)
+    within: list[bool] = field(default_factory=list)
     not_asked: list[float] = field(default_factory=list)
 
     def add(self, mix: ColorMix, pixels: Pixels) -> None:
@@ -39,8 +42,8 @@ class Colors:
         for share in mix.shares:
             percent = float(share.percent)
             self.errors[share.color].append(abs(measured.shares[share.color] - percent))
-            if percent >= FOUND_FROM:
-                self.found.append(measured.shares[share.color] >= FOUND_AT)
+            if percent >= FROM:
+                self.within.append(self.errors[share.color][-1] <= WITHIN)
 
     @property
     def mean_error(self) -> float:

@@ -24,7 +24,7 @@ TIERS = (
     {"tilemix.pipelines"},
     {"tilemix.render"},
     {"tilemix.drawing"},
-    {"tilemix.catalogue", "tilemix.studio", "tilemix.tuning"},
+    {"tilemix.catalogue", "tilemix.studio", "tilemix.tuning", "tilemix.calibration"},
     {"tilemix.cli"},
     {"tilemix.__main__", "predict", "miniature", "tools"},
     {"bench"},

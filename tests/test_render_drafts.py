@@ -19,6 +19,7 @@ from tilemix.prompts.mix import parse_mix
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
 from tilemix.weights import find_model
+from tilemix.weights.calibration import Calibration, DraftColor
 
 TEXT = "60% red, 40% black"
 
@@ -150,6 +151,20 @@ def test_the_record_says_what_was_drawn_from(renderer, draft):
     assert record.draft == DraftRecord(strength=0.5, granule_size="large", colors=draft.colors)
     assert parse_record(record_json(record).encode(), source="here") == record
     assert "Denoising strength: 0.5" in parameters_text(record)
+
+
+@pytest.mark.slow
+def test_a_calibration_decides_the_strength_and_the_drafts_colors(renderer, draft, monkeypatch):
+    colors = {
+        "red": DraftColor(as_seen=draft.colors["red"], draft="#FF0000"),
+        "black": DraftColor(as_seen="#ABCDEF", draft="#00FF00"),  # of another palette
+    }
+    calibration = Calibration(strength=0.5, colors=colors, figures={}, files={})
+    monkeypatch.setattr(renderer, "calibration", calibration)
+    record = renderer.plan(ask(strength=None))
+    assert record.draft.strength == 0.5
+    assert record.draft.colors == {"red": "#FF0000", "black": draft.colors["black"]}
+    assert '"draft"' not in record_json(renderer.plan(ask(strength=1)))
 
 
 @pytest.mark.slow

@@ -229,7 +229,7 @@ def test_a_prediction_answers_with_the_picture_its_logs_and_its_metrics(server, 
     logs = prediction["logs"].splitlines()
     assert "Using seed: 7" in logs
     assert [line for line in logs if "%|" in line] == [
-        "100%|####################| 1/1 denoise",  # of two steps, half: from a draft at 0.5
+        "100%|####################| 1/1 denoise",  # of two steps, from a draft at 0.2
     ]
     metrics = prediction["metrics"]
     assert (metrics["seed"], metrics["width"], metrics["height"]) == (7, 256, 256)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from msgspec import UNSET
+from msgspec import UNSET, structs
 
 from tilemix import __version__
 from tilemix.drafts.draft import draft_mix
@@ -40,6 +40,7 @@ from tilemix.request import GenerationRequest, ResolvedRequest
 from tilemix.system.machine import keep_freed_memory
 from tilemix.system.project import ROOT
 from tilemix.weights import check_files, locate_model
+from tilemix.weights.calibration import load_calibration
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,6 +81,9 @@ class Renderer:
         self._encoder = PromptEncoder(ready.base.encode, lambda: (ready.loras.state, ready.tokens.state))
         self._template = load_template(ready.model.template)
         self._palette = ready.model.manifest.load_palette()
+        self.calibration = load_calibration(
+            ready.model
+        )  # None: the manifest's strength, the palette's colors
         missing = [
             token for token in self._template.placeholder_tokens if token not in self.placeholder_tokens
         ]
@@ -208,10 +212,15 @@ class Renderer:
         positive, negative = map(tokens.spell_out, (prompt.positive, prompt.negative))
         return replace(prompt, positive=positive, negative=negative)
 
+    def resolve_strength(self) -> float:
+        """Return the strength of a request that leaves it out: the calibration's, or else the manifest's."""
+        calibration = self.calibration
+        return self.ready.model.manifest.defaults.strength if calibration is None else calibration.strength
+
     def _resolve(self, request: GenerationRequest) -> ResolvedRequest:
         """Fill in what the request leaves out: from the manifest, from the template, or drawn."""
         resolved = request.resolve(
-            self.ready.model.manifest.defaults,
+            structs.replace(self.ready.model.manifest.defaults, strength=self.resolve_strength()),
             negative_prompt=self._template.negative_prompt,
             lora_scales=self.ready.lora_scales,
         )
@@ -233,6 +242,15 @@ class Renderer:
         )
         if draft is None:
             logger.info("drawn from noise: a color has no swatch to lay out")
+        elif self.calibration is not None:
+            known = self.calibration.colors
+            draft = draft.recolored(
+                {
+                    name: known[name].draft
+                    for name, swatch in draft.colors.items()
+                    if name in known and known[name].as_seen == swatch  # else the palette has changed
+                }
+            )
         return draft
 
     def _denoise(

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tilemix.cli.calibrate import add_calibrate
 from tilemix.cli.catalogue import add_catalogue
 from tilemix.cli.draft import add_draft
 from tilemix.cli.inspect import add_inspect
@@ -67,4 +68,5 @@ def make_parser() -> argparse.ArgumentParser:
     add_inspect(verbs)
     add_weights(verbs)
     add_train(verbs)
+    add_calibrate(verbs)
     return parser

@@ -16,6 +16,8 @@ from tilemix.colors.palette import DEFAULT_GRANULES, chart_palette, find_color
 from tilemix.drafts.layout import Layout, lay_out
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from tilemix.colors.palette import Granules, Palette
@@ -49,6 +51,11 @@ class Draft:
         """The swatch of each color of the mix, by its name."""
         names = (share.color for share in self.mix.shares)
         return dict(zip(names, self.swatches, strict=True))
+
+    def recolored(self, colors: Mapping[str, str]) -> Draft:
+        """Return the same layout in other swatches, by the names of the colors."""
+        swatches = tuple(colors.get(name, swatch) for name, swatch in self.colors.items())
+        return Draft(self.layout, self.mix, swatches, self.granules)
 
     @property
     def legend(self) -> list[tuple[str, str]]:

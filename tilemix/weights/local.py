@@ -34,6 +34,7 @@ class LocalModel:
     vae: Path | None  # folder; None: the base's own
     adapters: tuple[Path, ...]  # parallel to manifest.adapters
     template: Path
+    calibration: Path  # the file, there or not
     hashes: dict[str, str | None]  # file path in the manifest -> sha256; None where not locked
 
     def find_tensors(self, component: str) -> Path:
@@ -104,6 +105,7 @@ def locate_model(name: str, root: Path = ROOT) -> LocalModel:
         vae=root / "weights" / manifest.vae.folder if manifest.vae else None,
         adapters=tuple(find_adapter(adapter, root) for adapter in manifest.adapters),
         template=template,
+        calibration=root / "weights" / f"{name}.calibration.json",
         hashes=hashes,
     )
 

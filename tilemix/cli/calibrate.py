@@ -1,0 +1,110 @@
+"""`tilemix calibrate`: find how a model best draws the palette's colors in their shares."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from tilemix.cli.terminal import write
+from tilemix.errors import LIST_SEPARATOR, TilemixError
+from tilemix.inputs import NumberInput, find_input
+from tilemix.system.project import ROOT
+
+if TYPE_CHECKING:
+    from tilemix.calibration.trials import Outcome
+    from tilemix.cli.verbs import Verbs
+
+logger = logging.getLogger(__name__)
+
+STRENGTHS = (0.6, 0.5, 0.4, 0.3, 0.2)
+SHEET_QUALITY = 60
+
+
+def add_calibrate(verbs: Verbs) -> None:
+    """Add `calibrate`."""
+    calibrate = verbs.add_parser("calibrate", help="find how a model draws colors in their shares best")
+    calibrate.set_defaults(run=_calibrate)
+    calibrate.add_argument("model", help="a packaged model with a palette")
+    calibrate.add_argument(
+        "--colors", metavar="LIST", help="words of its palette, with commas between; default: all"
+    )
+    calibrate.add_argument(
+        "--strengths",
+        type=_read_strengths,
+        default=STRENGTHS,
+        metavar="LIST",
+        help=f"to try, with commas between; default: {','.join(map(str, STRENGTHS))}",
+    )
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from tilemix.weights.manifest import load_manifest
+
+    palette = load_manifest(options.model).load_palette()
+    if palette is None:
+        raise TilemixError("palette-none", model=options.model)
+    words = [color.word for color in palette.colors]
+    chosen = [word.strip() for word in options.colors.split(",")] if options.colors is not None else words
+    for word in chosen:
+        if word not in words:
+            raise TilemixError(
+                "calibration-unknown-color",
+                typed=word[:40],
+                model=options.model,
+                known=LIST_SEPARATOR.join(words),
+            )
+    from tilemix.calibration.trials import Trials
+    from tilemix.pipelines.settings import read_settings
+    from tilemix.render import Renderer
+    from tilemix.system.atomic import write_atomically
+    from tilemix.weights.calibration import encode_calibration
+
+    renderer = Renderer.load(options.model, read_settings(os.environ))
+    folder = ROOT / "build" / "calibration" / options.model
+    folder.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("tilemix.render").setLevel(
+        logging.WARNING
+    )  # a line for each picture would hide the figures
+    trials = Trials(renderer, palette, chosen, folder)
+    logger.info(
+        "%d pictures at most; about %.1f minutes",
+        trials.count(options.strengths),
+        trials.count(options.strengths) * trials.estimate() / 60,
+    )
+    outcome = trials.run(options.strengths)
+    path = renderer.ready.model.calibration
+    write_atomically(path, encode_calibration(outcome.calibration))
+    write_atomically(path.with_suffix(".webp"), _draw_sheet(outcome))
+    logger.info("chosen: strength %g", outcome.calibration.strength)
+    write(f"{path}\n")
+
+
+def _draw_sheet(outcome: Outcome) -> bytes:
+    from tilemix.calibration.trials import SIDE
+    from tilemix.pictures.sheet import Cell, draw_sheet
+
+    names = list(outcome.pictures)
+    grid = [[Cell(outcome.pictures[name][number]) for name in names] for number in range(len(outcome.mixes))]
+    labels = [str(mix).replace(", ", "\n") for mix in outcome.mixes]
+    sheet = draw_sheet(
+        [[Cell(row[0].pixels, label), *row[1:]] for row, label in zip(grid, labels, strict=True)],
+        columns=names,
+        side=SIDE,
+    )
+    buffer = io.BytesIO()
+    sheet.save(buffer, "WEBP", quality=SHEET_QUALITY)
+    return buffer.getvalue()
+
+
+def _read_strengths(text: str) -> tuple[float, ...]:
+    row = find_input("strength", NumberInput)
+    try:
+        strengths = tuple(row.read(part.strip()) for part in text.split(","))
+        for strength in strengths:
+            row.check(strength)
+    except TilemixError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return strengths

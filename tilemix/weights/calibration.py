@@ -1,0 +1,78 @@
+"""`weights/NAME.calibration.json`: how a model draws colors from a draft, as `tilemix calibrate` found it.
+
+It holds for the files of the model that it was made with, and for the colors that the palette had then.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tilemix.errors import ManifestError
+
+if TYPE_CHECKING:
+    from tilemix.weights.local import LocalModel
+
+logger = logging.getLogger(__name__)
+
+
+class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the trial's pictures measure, in the mean."""
+
+    share_error: float  # percentage points
+    worst_share: float  # the same of the worst color
+    color_error: float  # delta E 2000
+    not_asked: float  # percent
+    texture: float  # distance to pictures from noise, in their spreads; 0 for those themselves
+
+
+class DraftColor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The color that a draft must have so that the picture shows the palette's."""
+
+    as_seen: str  # "#RRGGBB", the palette's
+    draft: str  # "#RRGGBB"
+
+
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `tilemix calibrate` found."""
+
+    strength: float  # 1: no draft is better than noise
+    colors: dict[str, DraftColor]  # word of the palette -> its color in a draft; empty: the palette's serve
+    figures: dict[str, Figures]  # by what was tried
+    files: dict[str, str | None]  # of the model: path in the manifest -> sha256; None: not locked
+
+
+def encode_calibration(calibration: Calibration) -> bytes:
+    """Return the bytes of a calibration's file."""
+    return msgspec.json.format(msgspec.json.encode(calibration), indent=2) + b"\n"
+
+
+def load_calibration(model: LocalModel) -> Calibration | None:
+    """Return a model's calibration; None: there is none, or its files are no longer those of the model.
+
+    Raises:
+        ManifestError: the file is there and cannot be read.
+    """
+    path = model.calibration
+    try:
+        calibration = msgspec.json.decode(path.read_bytes(), type=Calibration)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ManifestError("file-json", file=path.name, reason=str(error)) from error
+    changed = sorted(
+        name
+        for name in calibration.files.keys() | model.hashes.keys()
+        if calibration.files.get(name, "") != model.hashes.get(name, "")
+    )
+    if changed:
+        logger.warning(
+            "%s is ignored: %s is not the file that it was made with; run `tilemix calibrate %s` again",
+            path.name,
+            changed[0],
+            model.name,
+        )
+        return None
+    return calibration
