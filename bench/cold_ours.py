@@ -61,7 +61,7 @@ def load(root: Path, name: str, options: list[str]) -> dict[str, float]:
     renderer = render.Renderer.load(name, Settings(compiled="--compile" in options), root=root)
     figures = {"load": time.monotonic() - began, "peak_bytes": read_memory("VmHWM") - before}
     if "--draw" in options:
-        request = GenerationRequest(prompt="50% red, 50% black", seed=0, num_inference_steps=2)
+        request = GenerationRequest(prompt="50% red, 50% black", seed=0, num_inference_steps=2, strength=1.0)
         renderer.render(request)
     figures["ready_at"] = time.monotonic()
     if "--draw" in options:

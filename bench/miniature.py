@@ -61,6 +61,7 @@ LIGHT_MIXES = (
 )
 STRENGTHS = (0.0, 0.35, 0.7, 1.0)
 NOISE, PHOTOGRAPHS = "from noise", "photographs"
+HALF = 0.5  # strength, of half the steps
 REFERENCES = 12  # mixes that are drawn from noise twice, for the spread of the texture
 SHOWN = 12  # mixes on the sheet
 
@@ -122,8 +123,8 @@ class Bench:
         strength = self.renderer.resolve_strength()
         ways = {
             NOISE: (None, 1.0),
-            f"draft at {strength:g}": (None, strength),
-            "draft, calibrated": (served, strength),
+            f"draft at {HALF:g}": (None, HALF),
+            f"calibrated ({strength:g})": (served, strength),
         }
         colors = {name: Colors() for name in (*ways, PHOTOGRAPHS)}
         seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -211,11 +212,13 @@ class Bench:
         bare = load_pipeline(find_model("miniature"), *choose_device())
         self.renderer = Renderer(bare)
         bare.tokens.install([])
-        shown["off"] = [self.draw(text, n, lora_scale=0.0) for n, text in enumerate(LIGHT_MIXES)]
+        shown["off"] = [
+            self.draw(text, n, lora_scale=0.0, strength=1.0) for n, text in enumerate(LIGHT_MIXES)
+        ]
         self.renderer = Renderer(self.ready)
         for strength in STRENGTHS:
             shown[f"{strength:g}"] = [
-                self.draw(text, n, lora_scale=strength) for n, text in enumerate(LIGHT_MIXES)
+                self.draw(text, n, lora_scale=strength, strength=1.0) for n, text in enumerate(LIGHT_MIXES)
             ]
         rows = {name: measure(pictures) for name, pictures in shown.items()}
         aim = measure(photographs(TILE))

@@ -62,6 +62,7 @@ class Ours:
                 num_inference_steps=order.steps,
                 guidance_scale=order.guidance_scale,
                 lora_scale=lora_scale,
+                strength=1.0,  # from noise, as the peers draw
             ),
             on_step=after_step,
         )

@@ -61,7 +61,7 @@ def test_the_unet_and_the_decoder_are_compiled_whole_and_for_one_size(monkeypatc
 
 
 def draw(renderer, **changes):
-    inputs = {"prompt": "60% red, 40% black", "seed": 7, "num_inference_steps": 3}
+    inputs = {"prompt": "60% red, 40% black", "seed": 7, "num_inference_steps": 3, "strength": 1}
     return renderer.render(GenerationRequest(**inputs | changes))
 
 

@@ -59,7 +59,12 @@ def find_psnr(first: np.ndarray, second: np.ndarray) -> float:
 
 def draw_miniature(speed: Speed, dtype: torch.dtype) -> tuple[np.ndarray, str, str]:
     request = GenerationRequest(
-        prompt="50% red, 30% black, 20% pearl", seed=7, width=256, height=256, num_inference_steps=25
+        prompt="50% red, 30% black, 20% pearl",
+        seed=7,
+        width=256,
+        height=256,
+        num_inference_steps=25,
+        strength=1,
     )
     rendered = Renderer(load_pipeline(find_model("miniature"), CPU, dtype, speed=speed)).render(request)
     return rendered.pixels, rendered.record.speed, rendered.record.dtype
