@@ -292,6 +292,32 @@ def test_bytes_are_counted_while_they_come(tmp_path, monkeypatch):
     assert error.is_final
 
 
+@needs_openssl
+@pytest.mark.parametrize(("seconds_a_piece", "line"), [(1, "slow"), (0, None), (40, "slow")])
+def test_a_picture_that_comes_a_drop_at_a_time_is_given_up(tmp_path, seconds_a_piece, line):
+    """A host that sent a byte every 29 seconds held the fetcher for ever."""
+    clock = Clock()
+
+    def drip(handler):
+        send(handler, 200)
+        for _ in range(20 if line is None else 2000):
+            handler.wfile.write(b"x" * 16_000)
+
+    class Ticking(Clock):
+        def monotonic(self):
+            clock.go_on(seconds_a_piece)
+            return clock.monotonic()
+
+    with https_server(tmp_path, drip) as (network, _):
+        fetching = Fetcher(**network, is_allowed=lambda peer: True, clock=Ticking())
+        if line is None:
+            assert len(fetching.fetch(URL)) == 320_000
+        else:
+            error = refusal(fetching)
+            assert error.code == "output-too-slow"
+            assert not error.is_final
+
+
 def test_a_host_that_is_not_there_may_be_there_later():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -16,12 +16,17 @@ from urllib.parse import urlsplit
 import httpcore
 
 from tilemix.errors import OutputError
+from tilemix.studio.clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from tilemix.studio.clock import Clock
+
 MAX_PICTURE_BYTES = 32 * 2**20
-FETCH_SECONDS = 30  # timeout of connecting and of each read
+WAIT_SECONDS = 10.0  # for a connection, and for each piece
+FETCH_SECONDS = 120.0  # for the whole picture
+SLOWEST = 32 * 2**10  # bytes a second, on average after the first wait
 OUTPUT_HOSTS = ("replicate.delivery",)  # and their subdomains
 DATA_URI = re.compile(r"data:[a-z]+/[a-z0-9.+-]+;base64,", re.IGNORECASE)
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -37,7 +42,9 @@ class Fetcher:
         network: httpcore.NetworkBackend | None = None,
         certificates: ssl.SSLContext | None = None,
         is_allowed: Callable[[str], bool] | None = None,
+        clock: Clock | None = None,
     ) -> None:
+        self._clock = clock or SystemClock()
         self._hosts = tuple(hosts)
         guarded = _GuardedNetwork(network or httpcore.SyncBackend(), is_allowed or is_public)
         # No proxy: the peer that is checked must be the one that answers.
@@ -49,10 +56,11 @@ class Fetcher:
         """Return the content at a URL.
 
         Raises:
-            OutputError: the URL is not allowed, the content is too large, or it cannot be fetched.
+            OutputError: the URL is not allowed, the content is too large or too slow, or it cannot be fetched.
         """
         self._check(url)
-        timeout = dict.fromkeys(("connect", "read", "write", "pool"), FETCH_SECONDS)
+        timeout = dict.fromkeys(("connect", "read", "write", "pool"), WAIT_SECONDS)
+        began = self._clock.monotonic()
         try:
             with self._pool.stream("GET", url, extensions={"timeout": timeout}) as answer:
                 if answer.status != 200:
@@ -64,6 +72,11 @@ class Fetcher:
                     data += piece
                     if len(data) > MAX_PICTURE_BYTES:
                         raise OutputError("output-too-large", is_final=True, most=MAX_PICTURE_BYTES)
+                    seconds = self._clock.monotonic() - began
+                    if seconds > FETCH_SECONDS or len(data) < SLOWEST * (seconds - WAIT_SECONDS):
+                        raise OutputError(
+                            "output-too-slow", is_final=False, size=len(data), seconds=round(seconds)
+                        )
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
             raise OutputError("output-unreachable", is_final=False, reason=type(error).__name__) from error
         return bytes(data)

@@ -62,8 +62,8 @@ class OutputTaker:
     ) -> None:
         self._database = database
         self._folder = folder
-        self._fetcher = fetcher or Fetcher()
         self._clock = clock or SystemClock()
+        self._fetcher = fetcher or Fetcher(clock=self._clock)
         self._not_before: dict[int, float] = {}  # of pictures that failed, on the monotonic clock
         self._loaded: tuple[int, bytes] | None = None  # one that could not be written yet
 
