@@ -48,7 +48,7 @@ EXTRA_SECONDS = 30  # beyond the deadline, for fetching the picture
 
 def api_routes(studio: Studio) -> list[Route]:
     """Return the API's endpoints."""
-    gallery = Gallery(studio.database)
+    gallery = Gallery(studio.database, studio.pictures)
 
     document = describe_api(studio.palette)
 

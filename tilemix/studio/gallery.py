@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import func, or_, select
+from sqlalchemy import Integer, column, delete, func, or_, select, table
 from sqlalchemy.orm import selectinload
 
+from tilemix.errors import Message
 from tilemix.studio.predictions import ID, SUCCEEDED, TERMINAL
 from tilemix.studio.store.schema import Output, Prediction, Share
 from tilemix.system.step_log import read_progress
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from pathlib import Path
 
     from sqlalchemy import Select
 
@@ -21,14 +23,19 @@ if TYPE_CHECKING:
 
 MAX_SEARCH_CHARACTERS = 200
 MOST_ON_A_PAGE = 100
+GONE = Message("studio-picture-removed", {})
+# SQLite's index of the texts, see its migration; it finds what has at least so many letters.
+TEXTS = table("predictions_text", column("rowid", Integer), column("predictions_text"))
+FEWEST_LETTERS = 3
 LIKE_ESCAPE = "\\"
 
 
 class Gallery:
-    """Read-only queries for predictions."""
+    """Queries for predictions; the one change is to delete one whose picture is gone."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, pictures: Path) -> None:
         self._database = database
+        self._pictures = pictures
 
     def find(self, identity: str) -> dict[str, Any] | None:
         """Return the prediction with this id, or None."""
@@ -36,7 +43,7 @@ class Gallery:
             return None
         with self._database.read() as session:
             prediction = session.scalar(_whole().where(Prediction.id == identity))
-            return None if prediction is None else describe(prediction)
+            return None if prediction is None else describe(prediction, self._pictures)
 
     def find_page(
         self,
@@ -61,15 +68,8 @@ class Gallery:
             if has_picture:
                 query = query.where(Prediction.output.has(Output.state == "taken"))
             if text is not None:
-                special = str.maketrans({sign: LIKE_ESCAPE + sign for sign in ("%", "_", LIKE_ESCAPE)})
-                like = f"%{text.translate(special)}%"
-                query = query.where(
-                    or_(
-                        Prediction.prompt.ilike(like, escape=LIKE_ESCAPE),
-                        Prediction.sent_prompt.ilike(like, escape=LIKE_ESCAPE),
-                    )
-                )
-            return [describe(prediction) for prediction in session.scalars(query)]
+                query = _with_text(query, text, is_sqlite=session.get_bind().dialect.name == "sqlite")
+            return [describe(prediction, self._pictures) for prediction in session.scalars(query)]
 
     def count_before(self, identity: str) -> int:
         """Return how many unfinished predictions are ahead of this one in the queue."""
@@ -81,6 +81,17 @@ class Gallery:
         )
         with self._database.read() as session:
             return session.scalar(earlier) or 0
+
+    def delete_gone(self, identity: str) -> bool:
+        """Delete a prediction whose picture's file has been removed; return whether there was one."""
+        found = self.find(identity)
+        if found is None or found["error"] is None or found["error"]["code"] != GONE.code:
+            return False
+        with self._database.write() as session:
+            number = session.scalar(select(Prediction.number).where(Prediction.id == identity))
+            for of in (Share.prediction, Output.prediction, Prediction.number):
+                session.execute(delete(of.class_).where(of == number))
+        return True
 
     def find_file(self, identity: str) -> tuple[str, str] | None:
         """Return the file name and media type of a prediction's picture, or None if it has none (yet)."""
@@ -96,10 +107,16 @@ class Gallery:
         return None if row is None or row[0] is None or row[1] is None else (row[0], row[1])
 
 
-def describe(prediction: Prediction) -> dict[str, Any]:
-    """Return a prediction as JSON values. `is_done` means that it is final, its picture included."""
+def describe(prediction: Prediction, pictures: Path) -> dict[str, Any]:
+    """Return a prediction as JSON values. `is_done` means that it is final, its picture included.
+
+    A picture whose file is no longer in the folder has no URL, and an error that says so.
+    """
     progress = read_progress(prediction.logs)
     output = prediction.output
+    is_taken = output is not None and output.file is not None
+    is_gone = output is not None and output.file is not None and not (pictures / output.file).is_file()
+    error = output.error if output is not None and output.state == "failed" else None
     shares = {share.color: share.percent for share in prediction.shares}
     is_ended = prediction.completed_at is not None
     return {
@@ -117,12 +134,28 @@ def describe(prediction: Prediction) -> dict[str, Any]:
         "completed_at": _write_time(prediction.completed_at),
         "progress": None if progress is None or is_ended else progress._asdict(),
         "metrics": prediction.metrics,
-        "error": prediction.error
-        or (output.error if output is not None and output.state == "failed" else None),
-        "url": f"/files/{prediction.id}" if output is not None and output.state == "taken" else None,
+        "error": GONE.describe() if is_gone else prediction.error or error,
+        "url": f"/files/{prediction.id}" if is_taken and not is_gone else None,
         "media_type": None if output is None else output.media_type,
         "record": None if output is None or output.record is None else msgspec.json.decode(output.record),
     }
+
+
+def _with_text(query: Select[Prediction], text: str, *, is_sqlite: bool) -> Select[Prediction]:
+    if is_sqlite and len(text) >= FEWEST_LETTERS:
+        quoted = '"' + text.replace('"', '""') + '"'
+        found = query.join(TEXTS, TEXTS.c.rowid == Prediction.number)
+        # From the index, newest first, so that it is read no further than a page.
+        newest = found.order_by(None).order_by(TEXTS.c.rowid.desc())
+        return newest.where(TEXTS.c.predictions_text.op("MATCH")(quoted))
+    special = str.maketrans({sign: LIKE_ESCAPE + sign for sign in ("%", "_", LIKE_ESCAPE)})
+    like = f"%{text.translate(special)}%"
+    return query.where(
+        or_(
+            Prediction.prompt.ilike(like, escape=LIKE_ESCAPE),
+            Prediction.sent_prompt.ilike(like, escape=LIKE_ESCAPE),
+        )
+    )
 
 
 def _is_settled(output: Output | None) -> bool:

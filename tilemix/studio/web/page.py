@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def page_routes(studio: Studio, renderer: PageRenderer) -> list[Route]:
     """Return all routes of the page."""
-    gallery = Gallery(studio.database)
+    gallery = Gallery(studio.database, studio.pictures)
     settings = studio.settings
     model_files = ModelFiles(settings.model, settings.folder / "model-files.json")
 

@@ -42,6 +42,7 @@ class ResultPages:
             Route("/results/{identity}/state", self.state, methods=["GET"], include_in_schema=False),
             Route("/results/{identity}/record.json", self.record, methods=["GET"], include_in_schema=False),
             Route("/results/{identity}/cancel", self.cancel, methods=["POST"], include_in_schema=False),
+            Route("/results/{identity}/delete", self.delete, methods=["POST"], include_in_schema=False),
             Route("/thumbnails/{identity}", self.thumbnail, methods=["GET"], include_in_schema=False),
             Route("/gallery", self.gallery, methods=["GET"], include_in_schema=False),
             Route("/compare", self.compare, methods=["GET"], include_in_schema=False),
@@ -73,6 +74,12 @@ class ResultPages:
         if not await run_in_threadpool(self._studio.queue.cancel, identity):
             raise RefusalError("studio-no-such-prediction", status=404)
         return RedirectResponse(f"/results/{identity}", 303)
+
+    async def delete(self, request: Request) -> Response:
+        """Delete a result whose picture is gone, and redirect to the gallery."""
+        if not await run_in_threadpool(self._gallery.delete_gone, request.path_params["identity"]):
+            raise RefusalError("studio-nothing-to-delete", status=409)
+        return RedirectResponse("/gallery", 303)
 
     async def thumbnail(self, request: Request) -> Response:
         """Serve a thumbnail."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from starlette.concurrency import run_in_threadpool
 
 from tilemix.pictures.metrics import NOT_ASKED, share_metric
+from tilemix.studio.gallery import GONE
 from tilemix.studio.predictions import CANCELED, PROCESSING, QUEUED, STARTING, SUCCEEDED
 from tilemix.studio.web.messages import explain_data
 from tilemix.studio.web.palette import Swatch, find_swatch
@@ -67,6 +68,7 @@ class ResultView:
         self.id: str = found["id"]
         self.url: str | None = found["url"]
         self.is_done: bool = found["is_done"]
+        self.is_gone: bool = (found["error"] or {}).get("code") == GONE.code
         self.is_canceled: bool = found["status"] == CANCELED
         self.inputs: dict[str, Any] = found["input"]
         metrics = found["metrics"]
@@ -125,9 +127,9 @@ class ResultView:
         words, status, progress = self._words, self.found["status"], self.found["progress"]
         fraction, detail = None, ""
         if self.is_done:
-            text = words(
-                "status_done" if self.url else "status_canceled" if self.is_canceled else "status_failed"
-            )
+            is_fine = "status_done" if self.url else None
+            is_gone = "status_gone" if self.is_gone else None
+            text = words(is_fine or is_gone or ("status_canceled" if self.is_canceled else "status_failed"))
         elif status == QUEUED and not queue.is_drawing:
             text = words("status_not_ready")
         elif status in (QUEUED, STARTING):

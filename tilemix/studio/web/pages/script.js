@@ -657,8 +657,20 @@ class Mixer {
     }
   }
 
+  /** The picture is there: show it, wherever the reader has scrolled meanwhile. */
+  async reveal(box) {
+    const picture = find("[data-picture]", box);
+    try {
+      if (picture) await picture.decode(); // until then it has no height
+    } catch (error) {
+      if (!(error instanceof DOMException)) throw error; // it cannot be loaded: its frame is shown
+    }
+    (picture || box).scrollIntoView({ block: "nearest" });
+  }
+
   finished(box) {
     this.hideSketch();
+    this.reveal(box);
     const seed = find("[data-seed]", box);
     if (seed && this.seedLock.getAttribute("aria-pressed") !== "true") this.seed.value = seed.textContent.trim();
     this.store();
