@@ -276,3 +276,16 @@ def test_the_miniatures_figures_are_its_reports():
     ]
     assert len(table) == 3
     assert all(row in report for row in table)
+
+
+def test_the_names_of_other_predictors_are_those_that_the_api_knows():
+    section = (
+        (ROOT / "docs" / "api.md")
+        .read_text("utf-8")
+        .split("### Inputs of other predictors")[1]
+        .split("##")[0]
+    )
+    listed = {}
+    for row in re.findall(r"^\| (`.*?) \| `(\w+)`", section, re.MULTILINE):
+        listed[row[1]] = tuple(re.findall(r"`(\w+)`", row[0]))
+    assert listed == {row.name: row.elsewhere for row in load_inputs().values() if row.elsewhere}

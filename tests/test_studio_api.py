@@ -116,7 +116,8 @@ def test_a_form_gives_a_picture_and_its_record(tmp_path, cog, kind, request):
         )
         ((_, sent),) = cog.asked
         sizes = {"width": 512, "height": 512, "seed": 7, "lora_scale": 0.8}
-        assert sent["input"] == {"prompt": MIX, "negative_prompt": "", "output_format": "png", **sizes}
+        given = {"prompt": MIX, "negative_prompt": "", "granule_size": "medium", "output_format": "png"}
+        assert sent["input"] == {**given, **sizes}
         assert found["input"] == sent["input"]
         file = client.get(found["url"])
         assert (file.content, file.headers["content-type"]) == (picture(), "image/png")
@@ -157,6 +158,8 @@ def test_the_answer_is_what_accept_asks_for(shared, accept, media_type):
         ({"prompt": MIX, "lora_alpha": "nan"}, "lora_alpha 'nan' is not a number; expected 0 to 1.5"),
         ({"prompt": MIX, "lora_alpha": "2"}, "lora_alpha 2.0 is out of range; expected 0 to 1.5"),
         ({"prompt": MIX, "task": "flux"}, "unknown task 'flux'; this studio serves 'miniature'"),
+        ({"prompt": MIX, "lora_scale": "1"}, "unknown input 'lora_scale'; did you mean 'lora_alpha'?"),
+        ({"prompt": MIX, "negative": "x"}, "unknown input 'negative'; did you mean 'negative_prompt'?"),
         ({"prompt": MIX, "steps": "4"}, f"unknown input 'steps'; known: {', '.join(FORM_INPUTS)}"),
     ],
 )
@@ -226,7 +229,8 @@ def test_every_field_given_twice_or_too_large_is_refused_by_its_name(shared, nam
 def test_use_model_manager_is_taken_and_means_nothing(shared, value):
     answer = form(shared, prompt=MIX, seed="7", use_model_manager=value)
     assert answer.status_code == 200
-    assert answer.json()["input"] == {"prompt": MIX, "seed": 7, "output_format": "png"}
+    left_out = {"granule_size": "medium", "output_format": "png"}
+    assert answer.json()["input"] == {"prompt": MIX, "seed": 7, **left_out}
 
 
 @pytest.mark.parametrize(
@@ -352,7 +356,11 @@ def test_a_running_prediction_is_canceled(client, cog):
         (b'{"prompt": 5}', "prompt 5 is not text"),
         (b'{"prompt": "red", "seed": 1.0}', "seed 1.0 is not an integer; expected -1 to 4294967295"),
         (b'{"prompt": "red", "seed": ' + b"9" * 5000 + b"}", f"seed '{'9' * 36}...' is not an integer"),
-        (b'{"prompt": "red", "steps": 1}', "unknown input 'steps'; known: prompt, "),
+        (b'{"prompt": "red", "steps": 1}', "unknown input 'steps'; did you mean 'num_inference_steps'?"),
+        (b'{"prompt": "red", "CFG-Scale": 1}', "unknown input 'CFG-Scale'; did you mean 'guidance_scale'?"),
+        (b'{"prompt": "red", "hieght": 512}', "unknown input 'hieght'; did you mean 'height'?"),
+        (b'{"prompt": "red", "lora_alpha": 1}', "unknown input 'lora_alpha'; did you mean 'lora_scale'?"),
+        (b'{"prompt": "red", "angle": 1}', "unknown input 'angle'; known: prompt, "),
         (b"[" * 100_000, "the body is not a JSON object: "),
     ],
 )

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from decimal import Decimal
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,7 @@ from tilemix.errors import LIST_SEPARATOR, PromptError, RequestError, Value
 INPUTS_FILE = Path(__file__).parent / "data" / "inputs.json"
 INTEGER = re.compile(r"-?[0-9]{1,20}")
 NUMBER = re.compile(r"-?[0-9]{1,10}(\.[0-9]{1,10})?")
+LIKE = 0.75  # from 0 to 1: how like an unknown name a known one must be to be suggested
 MOST_CHARACTERS = 40  # shown of a value that is refused
 MOST_BITS = 128  # of a refused integer that an error carries as a number
 
@@ -35,6 +37,7 @@ class _Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     description: str  # without the period at its end
     left_out: str | None = None  # what None means, in words; None: what the model's manifest says
     required: bool = False
+    elsewhere: tuple[str, ...] = ()  # what other predictors call it
 
 
 class TextInput(_Input, frozen=True, tag="text"):
@@ -164,6 +167,18 @@ def find_input(name: str, kind: type[Kind]) -> Kind:
     found = load_inputs()[name]
     assert isinstance(found, kind)
     return found
+
+
+def find_near_input(name: str, known: Collection[str]) -> str | None:
+    """Return the input that an unknown name stands for: other predictors' name for it, or a slip of the keys.
+
+    `known` are the names that may be answered.
+    """
+    plain = name.casefold().replace("-", "_").replace(" ", "_")
+    for row in load_inputs().values():
+        if row.name in known and plain in (row.name, *row.elsewhere):
+            return row.name
+    return next(iter(get_close_matches(plain, known, n=1, cutoff=LIKE)), None)
 
 
 def describe(row: Input, *, left_out: str | None = None, with_limits: bool = False) -> str:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tilemix.errors import LIST_SEPARATOR, InputError, RequestError
-from tilemix.inputs import Input, IntegerInput, NumberInput, TextInput, load_inputs
+from tilemix.inputs import Input, IntegerInput, NumberInput, TextInput, find_near_input, load_inputs
 from tilemix.request import GenerationRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 # Field of the form -> input.
 FORM_INPUTS = {
@@ -28,6 +28,7 @@ FORM_INPUTS = {
     "negative_prompt": "negative_prompt",
     "lora_alpha": "lora_scale",
 }
+FORM_NAMES = {row or field: field for field, row in FORM_INPUTS.items()}  # input, or own name -> field
 MOST_CHARACTERS = 40  # of a name or value, in an error
 
 
@@ -41,7 +42,7 @@ def read_form(fields: Iterable[tuple[str, object]], *, model: str) -> Generation
     given: dict[str, str] = {}
     for name, value in fields:
         if name not in FORM_INPUTS:
-            raise _unknown(name, FORM_INPUTS)
+            raise _unknown(name, FORM_NAMES)
         if not isinstance(value, str):
             raise RequestError("input-is-file", field=name)
         if name in given:
@@ -77,7 +78,7 @@ def read_inputs(body: bytes) -> GenerationRequest:
         raise RequestError("input-not-json", reason=str(error)) from error
     for name in given:
         if name not in load_inputs():
-            raise _unknown(name, load_inputs())
+            raise _unknown(name, {each: each for each in load_inputs()})
     inputs = {name: _decode(load_inputs()[name], raw) for name, raw in given.items()}
     return _make_request({name: value for name, value in inputs.items() if value is not None})
 
@@ -98,5 +99,10 @@ def _make_request(inputs: dict[str, Any]) -> GenerationRequest:
     return GenerationRequest(**inputs)
 
 
-def _unknown(name: str, known: Iterable[str]) -> RequestError:
-    return RequestError("input-unknown", name=name[:MOST_CHARACTERS], known=LIST_SEPARATOR.join(known))
+def _unknown(name: str, known: Mapping[str, str]) -> RequestError:
+    near = find_near_input(name, known)
+    if near is not None:
+        return RequestError("input-named-otherwise", name=name[:MOST_CHARACTERS], near=known[near])
+    return RequestError(
+        "input-unknown", name=name[:MOST_CHARACTERS], known=LIST_SEPARATOR.join(known.values())
+    )
