@@ -31,9 +31,10 @@ from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelW
 
 from bench.merging import measure_merging
 from bench.processes import evict, read_through
-from tilemix import modelfile
 from tilemix.adapters import LoraMerger
 from tilemix.modelfile.hashes import BLOCK, compute_hashes
+from tilemix.modelfile.header import read_header
+from tilemix.modelfile.inspection import read
 
 RANK = 16
 SCALE = 0.7
@@ -67,11 +68,11 @@ def measure_headers(folder: Path, runs: int) -> None:
     """Print how long it takes to read and to inspect a header: a LoRA of SDXL's 560 attention layers."""
     path = folder / "header.safetensors"
     save_file(make_lora(WIDTHS, CONTEXT), path, metadata={"ss_network_alpha": "8"})
-    tensors = len(modelfile.read_header(path).tensors)
+    tensors = len(read_header(path).tensors)
     print_line(f"\nSDXL LoRA, rank {RANK}, {tensors} tensors, {path.stat().st_size / 1e6:.0f} MB")
-    print_line(f"header read and checked: {1000 * best(lambda: modelfile.read_header(path), runs):.1f} ms")
-    read = best(lambda: modelfile.read(path, hashes="none"), runs)
-    print_line(f"inspected without hashes: {1000 * read:.1f} ms")
+    print_line(f"header read and checked: {1000 * best(lambda: read_header(path), runs):.1f} ms")
+    inspected = best(lambda: read(path, hashes="none"), runs)
+    print_line(f"inspected without hashes: {1000 * inspected:.1f} ms")
     path.unlink()
 
 

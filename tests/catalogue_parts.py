@@ -11,7 +11,7 @@ from tilemix.catalogue.progress import Progress
 from tilemix.catalogue.run import Stop, draw_catalogue
 from tilemix.catalogue.worker import Drawn, RendererWorker
 from tilemix.colors.chart import get_color
-from tilemix.colors.cielab import parse_hex
+from tilemix.colors.hex import parse_hex
 from tilemix.pictures.record import Record
 from tilemix.prompts.rewrite import read_text
 from tilemix.prompts.template import find_template

@@ -23,8 +23,8 @@ from tilemix.adapters.lora_file import read_lora
 from tilemix.adapters.merging import merge
 from tilemix.adapters.names import find_weights, spell_modules
 from tilemix.errors import AdapterError, ModelFileError
-from tilemix.modelfile import read as inspect_file
 from tilemix.modelfile.companions import PEFT_FILE
+from tilemix.modelfile.inspection import read as inspect_file
 from tilemix.modelfile.training_archive import is_archive, open_training
 from tilemix.pipelines.loading import load_pipeline
 from tilemix.weights import find_model

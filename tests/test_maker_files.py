@@ -12,8 +12,8 @@ from tilemix.adapters.fit import PUBLISHED, read_shapes
 from tilemix.adapters.lora_file import read_lora
 from tilemix.adapters.merging import merge
 from tilemix.adapters.names import find_weights, spell_modules
-from tilemix.modelfile import read
 from tilemix.modelfile.hashes import compute_hashes
+from tilemix.modelfile.inspection import read
 from tilemix.system.project import ROOT
 from tilemix.weights import load_manifest
 

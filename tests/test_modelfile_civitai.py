@@ -13,9 +13,10 @@ import pytest
 
 from tests.model_files import SDXL_LORA, write_model
 from tilemix.errors import ModelFileError, ModelLookupError
-from tilemix.modelfile import civitai, read
+from tilemix.modelfile import civitai
 from tilemix.modelfile.civitai import base_url, look_up
 from tilemix.modelfile.hashes import compute_hashes
+from tilemix.modelfile.inspection import read
 
 NOT_FOUND = (404, b'{"error":"Model not found"}')
 

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 
 from tests.model_files import SDXL_LORA, write_model
 from tilemix.errors import ModelFileError
-from tilemix.modelfile import hash_cache, hashes, memory, read
+from tilemix.modelfile import hash_cache, hashes, memory
 from tilemix.modelfile.hash_cache import find_hashes, recall_hashes
 from tilemix.modelfile.hashes import BLOCK, compute_hashes
+from tilemix.modelfile.inspection import read
 from tilemix.modelfile.memory import memory_path
 
 SIZES = (11 * 2**20, 12 * 2**20 + 1, 40 * BLOCK, 44 * BLOCK - 1)  # bytes of tensors
@@ -204,7 +205,7 @@ def test_no_more_than_the_header_is_read_unless_a_hash_is_asked_for_or_missing(t
 
     def count(wish):
         code = (
-            "import sys; from tilemix.modelfile import read\n"
+            "import sys; from tilemix.modelfile.inspection import read\n"
             "def taken(): return int(open('/proc/self/io').readline().split()[1])\n"
             "import tilemix.modelfile.hash_cache, json, sqlite3, blake3, concurrent.futures.thread\n"
             "before = taken(); read(sys.argv[1], hashes=sys.argv[2]); print(taken() - before)"

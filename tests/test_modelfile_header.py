@@ -15,8 +15,7 @@ from safetensors.torch import save_file
 from tests.pace import assert_quick
 from tests.quick import first_quick
 from tilemix.errors import ModelFileError
-from tilemix.modelfile import TensorInfo, read_header
-from tilemix.modelfile.header import DTYPE_BYTES
+from tilemix.modelfile.header import DTYPE_BYTES, TensorInfo, read_header
 
 
 def write(path, header, data=b"", *, length=None):
@@ -184,7 +183,7 @@ MEASURE = """
 import sys, time
 from pathlib import Path
 from tilemix.errors import ModelFileError
-from tilemix.modelfile import read_header
+from tilemix.modelfile.header import read_header
 began = time.process_time()
 try:
     read_header(Path(sys.argv[1]))

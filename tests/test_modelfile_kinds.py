@@ -10,9 +10,11 @@ from safetensors.torch import save_file
 
 from tests.model_files import KOHYA, SDXL_LORA, lora, write_model
 from tilemix.deltas import SUFFIXES
-from tilemix.modelfile import Header, TensorInfo, facts, read, read_header
+from tilemix.modelfile import facts
 from tilemix.modelfile.adapter_layout import read_layout
 from tilemix.modelfile.base_models import tell_base
+from tilemix.modelfile.header import Header, TensorInfo, read_header
+from tilemix.modelfile.inspection import read
 from tilemix.modelfile.kinds import recognize
 from tilemix.modelfile.training_notes import read_notes
 

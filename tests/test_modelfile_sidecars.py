@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.model_files import SDXL_LORA, write_model
 from tests.pace import assert_quick, processor_seconds
-from tilemix.modelfile import read
+from tilemix.modelfile.inspection import read
 from tilemix.modelfile.sidecars import classify_hash, read_sidecars, sidecar_paths
 
 SHA256 = hashlib.sha256(b"tile").hexdigest()

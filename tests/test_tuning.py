@@ -24,7 +24,7 @@ from tests.test_miniature_training import stop_after
 from tests.tiny_sdxl import TEMPLATE
 from tilemix import cli
 from tilemix.errors import ModelFileError, TemplateError, TrainingError
-from tilemix.modelfile import read_header
+from tilemix.modelfile.header import read_header
 from tilemix.tuning import files, loop, trainer
 from tilemix.tuning.checkpoints import load_checkpoint
 from tilemix.tuning.config import Phase, load_config

@@ -8,7 +8,9 @@ import pytest
 from tests.tiny_sdxl import write_manifest
 from tilemix.errors import ManifestError, MissingFilesError, ModelFileError, WeightsError
 from tilemix.system.project import ROOT
-from tilemix.weights import check_files, fetch, find_model, list_models, load_manifest, locate_model, lock
+from tilemix.weights import check_files, find_model, list_models, load_manifest, locate_model
+from tilemix.weights.fetch import fetch
+from tilemix.weights.lock import lock
 
 REAL = json.loads((ROOT / "weights" / "rubber-tile.model.json").read_text())
 

@@ -17,7 +17,9 @@ from tests.tiny_sdxl import write_manifest
 from tilemix import cli
 from tilemix.errors import AdapterError, ManifestError, ModelFileError, TilemixError, WeightsError
 from tilemix.system.project import ROOT
-from tilemix.weights import Wish, add, find_model, load_manifest, remove, split_tokens
+from tilemix.weights import find_model, load_manifest
+from tilemix.weights.add import add, remove, split_tokens
+from tilemix.weights.entry import Wish
 from tilemix.weights.part import Part
 
 # One module of SDXL in each spelling.
@@ -53,7 +55,8 @@ ADD = """
 import sys
 from pathlib import Path
 from tests.https_server import trust
-from tilemix.weights import Web, add
+from tilemix.weights.add import add
+from tilemix.weights.web import Web
 root, source, host = sys.argv[1:]
 web = Web(hosts=frozenset({host}), context=trust(), pause_seconds=0.0)
 add(source, "tiny", root=Path(root), web=web)
@@ -799,7 +802,7 @@ def test_the_command_line_adds_to_the_model_that_every_verb_means(monkeypatch, t
         calls.append((source, name, wish, web.tokens, "my.example" in web.hosts))
         raise WeightsError("weights-part-taken", file="x.safetensors")
 
-    monkeypatch.setattr("tilemix.weights.add", record)
+    monkeypatch.setattr("tilemix.weights.add.add", record)
     monkeypatch.delenv("TILEMIX_MODEL", raising=False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("CIVITAI_TOKEN", "secret-2")
@@ -827,7 +830,7 @@ def test_the_command_line_says_what_was_done(monkeypatch, project, lora, capsys,
     def there(source, name, wish, *, web):
         return real(source, name, wish, root=project, web=web)
 
-    monkeypatch.setattr("tilemix.weights.add", there)
+    monkeypatch.setattr("tilemix.weights.add.add", there)
     assert cli.main(["weights", "add", str(lora), "--model", "tiny"]) == 0
     assert capsys.readouterr().out == f"{project}/weights/files/my-lora.safetensors\n"
     assert caplog.messages[-1] == "tiny: added the lora, scale 0.7"

@@ -16,7 +16,11 @@ from tilemix.errors import AdapterError, ManifestError, MissingFilesError, Model
 from tilemix.pipelines.loading import load_pipeline
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
-from tilemix.weights import Wish, add, fetch, find_model, load_manifest, lock, verify
+from tilemix.weights import find_model, load_manifest, verify
+from tilemix.weights.add import add
+from tilemix.weights.entry import Wish
+from tilemix.weights.fetch import fetch
+from tilemix.weights.lock import lock
 
 CPU = torch.device("cpu")
 CONFIG = {"lora_alpha": 2, "alpha_pattern": {"attn1.to_q": 12.0}}

@@ -17,7 +17,9 @@ from tests.test_cli import heed_interrupts
 from tests.tiny_sdxl import write_manifest
 from tilemix.errors import ManifestError, MissingFilesError, ModelFileError, WeightsError
 from tilemix.system.project import ROOT
-from tilemix.weights import fetch, find_model, load_manifest, lock, verify
+from tilemix.weights import find_model, load_manifest, verify
+from tilemix.weights.fetch import fetch
+from tilemix.weights.lock import lock
 from tilemix.weights.progress import Progress, StoppedError
 
 BODY = random.Random(2).randbytes(400_000)
@@ -26,7 +28,8 @@ FETCH = """
 import sys
 from pathlib import Path
 from tests.https_server import trust
-from tilemix.weights import Web, fetch
+from tilemix.weights.fetch import fetch
+from tilemix.weights.web import Web
 root, host = sys.argv[1:]
 web = Web(hosts=frozenset({host}), context=trust(), pause_seconds=0.0)
 fetch("tiny", Path(root), web=web)

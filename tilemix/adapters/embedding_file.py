@@ -15,7 +15,6 @@ import torch
 
 from tilemix.deltas import is_wide_float
 from tilemix.errors import LIST_SEPARATOR, AdapterError
-from tilemix.modelfile import read_header
 from tilemix.modelfile.companions import NAMES_FILE, read_token_names
 from tilemix.modelfile.embedding_names import (
     CLIP_PAIR,
@@ -27,6 +26,7 @@ from tilemix.modelfile.embedding_names import (
     number_tokens,
     split_bundled,
 )
+from tilemix.modelfile.header import read_header
 from tilemix.modelfile.spellings import ENCODERS
 from tilemix.modelfile.widths import SDXL_TEXT_WIDTHS, TEXT_WIDTHS
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN

@@ -25,9 +25,9 @@ from tilemix.adapters.refusals import refuse_homeless, refuse_other_base
 from tilemix.adapters.tensor_file import TensorFile
 from tilemix.deltas import ALPHA, DORA_PARTS, Delta, build_delta
 from tilemix.errors import AdapterError
-from tilemix.modelfile import Header
 from tilemix.modelfile.companions import PEFT_CONFIG, PEFT_FILE, reads_peft_config
 from tilemix.modelfile.embedding_names import is_bundled
+from tilemix.modelfile.header import Header
 from tilemix.modelfile.spellings import ENCODERS, is_wrapped, split_name, unwrap
 from tilemix.modelfile.training_archive import is_archive, open_training
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tilemix.adapters.names import ModuleKey
-    from tilemix.modelfile import Header
+    from tilemix.modelfile.header import Header
 
 PLAIN_PATH = re.compile(
     r"[A-Za-z0-9_.]+"

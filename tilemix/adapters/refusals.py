@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from tilemix.adapters.names import ModuleKey
-    from tilemix.modelfile import Header
+    from tilemix.modelfile.header import Header
 
 # A tensor without a place gives its format away. The first match is named: other architectures, then the parts of
 # families that are not supported, then files that are not LoRAs.

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from tilemix.catalogue import LOCAL
 from tilemix.errors import TilemixError
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOCAL = "local"
 ANSWER_SECONDS = 5.0  # for a cluster's address; Ray itself tries for two minutes
 WAIT_SECONDS = 1.0  # between looks at signals
 MOST_DEATHS = 3  # of actors in a row that never came to draw; of those asked for the same plans

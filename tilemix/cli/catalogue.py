@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tilemix.catalogue.cluster import LOCAL
+from tilemix.catalogue import LOCAL
 from tilemix.cli.predict import add_input
 from tilemix.cli.terminal import write
 from tilemix.errors import TilemixError

@@ -15,8 +15,7 @@ from tilemix.errors import Message, ModelFileError, WeightsError
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
-    from tilemix.modelfile import ModelFile
-    from tilemix.modelfile.inspection import HashWish
+    from tilemix.modelfile.inspection import HashWish, ModelFile
 
 logger = logging.getLogger(__name__)
 
@@ -87,18 +86,19 @@ def _print_folder(options: argparse.Namespace, wish: HashWish) -> None:
 
 
 def _read(path: Path, wish: HashWish, *, is_looked_up: bool) -> ModelFile:
-    from tilemix import modelfile
+    from tilemix.modelfile.header import read_header
+    from tilemix.modelfile.inspection import read
 
     with _progress(path) as on_bytes:
         if is_looked_up and path.is_file():
             from tilemix.modelfile.civitai import base_url, host_of, look_up
 
-            modelfile.read_header(path)  # do not ask anybody about a web page saved as a model
+            read_header(path)  # do not ask anybody about a web page saved as a model
             sidecar = look_up(path, on_bytes=on_bytes)
             logger.info(
                 "%s: %s", path.name, f"wrote {sidecar}" if sidecar else f"not known to {host_of(base_url())}"
             )
-        return modelfile.read(path, hashes=wish, on_bytes=on_bytes)
+        return read(path, hashes=wish, on_bytes=on_bytes)
 
 
 @contextmanager

@@ -70,23 +70,28 @@ def add_weights(verbs: Verbs) -> None:
 
 
 def _weights(options: argparse.Namespace) -> None:
-    from tilemix import weights
+    from tilemix.weights import find_missing, list_models, load_manifest
+    from tilemix.weights.add import add, remove, split_tokens
+    from tilemix.weights.entry import Wish
+    from tilemix.weights.fetch import fetch
+    from tilemix.weights.lock import lock
+    from tilemix.weights.web import make_web
 
     if options.action == "list":
-        for name in weights.list_models():
-            manifest = weights.load_manifest(name)
-            missing = len(weights.find_missing(manifest))
+        for name in list_models():
+            manifest = load_manifest(name)
+            missing = len(find_missing(manifest))
             write(f"{name}\t{'ready' if not missing else f'{missing} files missing'}\t{manifest.license}\n")
     elif options.action == "fetch":
-        web = weights.make_web(os.environ, options.allow_host)
-        for path in weights.fetch(options.model, web=web):
+        web = make_web(os.environ, options.allow_host)
+        for path in fetch(options.model, web=web):
             write(f"{path}\n")
     elif options.action == "add":
         model = options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
-        tokens = weights.split_tokens(options.tokens) if options.tokens is not None else None
-        wish = weights.Wish(options.scale, tokens, options.file_name, options.replace)
-        web = weights.make_web(os.environ, options.allow_host)
-        added = weights.add(options.source, model, wish, web=web)
+        tokens = split_tokens(options.tokens) if options.tokens is not None else None
+        wish = Wish(options.scale, tokens, options.file_name, options.replace)
+        web = make_web(os.environ, options.allow_host)
+        added = add(options.source, model, wish, web=web)
         write(f"{added.path}\n")
         if added.change == "unchanged":
             logger.info("%s: the file is in its place and in the manifest already", model)
@@ -97,21 +102,21 @@ def _weights(options: argparse.Namespace) -> None:
             logger.info("%s: %s the %s, %s", model, added.change, adapter.kind, ", ".join(facts))
     elif options.action == "remove":
         model = options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
-        path = weights.remove(model, options.name)
+        path = remove(model, options.name)
         write(f"{path}\n")
         logger.info("%s: no longer has it; the file stays", model)
     elif options.action == "lock":
-        write(f"{weights.lock(options.model)}\n")
+        write(f"{lock(options.model)}\n")
     else:
         _verify(options.model)
 
 
 def _verify(model: str) -> None:
-    from tilemix import weights
+    from tilemix.weights import verify
     from tilemix.weights.progress import Progress
 
     with Progress(model) as progress:
-        states = weights.verify(model, advance=progress.advance)
+        states = verify(model, advance=progress.advance)
     faults = [state.fault for state in states if state.fault]
     for fault in faults:
         write(f"{fault}\n")

@@ -7,7 +7,7 @@ PEFT keeps the strength of a LoRA in `adapter_config.json`; cog-sdxl keeps the n
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Config = TypeVar("Config")
-
-AdapterKind = Literal["lora", "embedding"]
 
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
@@ -44,18 +42,18 @@ def reads_peft_config(name: str, header: Header) -> bool:
     return not told and (name == PEFT_FILE or any(map(is_wrapped, header.tensors)))
 
 
-def find_companions(path: Path, kind: AdapterKind, *, named: bool) -> tuple[str, ...]:
+def find_companions(path: Path, *, is_lora: bool, named: bool) -> tuple[str, ...]:
     """Return the names of the files beside the adapter `path` that loading it reads.
 
     Args:
         path: the adapter's file.
-        kind: the adapter's.
+        is_lora: whether it is a LoRA; else it is embeddings.
         named: whether its tokens are named elsewhere; then the names beside it do not count.
 
     Raises:
         ModelFileError: there may be a companion, and the file itself is not a safetensors file.
     """
-    if kind == "embedding":
+    if not is_lora:
         return (NAMES_FILE,) if not named and path.with_name(NAMES_FILE).is_file() else ()
     if not path.with_name(PEFT_CONFIG).is_file() or is_archive(path):
         return ()

@@ -9,14 +9,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tilemix.errors import AdapterError, ModelFileError
-from tilemix.modelfile import read, read_header
 from tilemix.modelfile.base_models import EITHER
-from tilemix.modelfile.companions import NAMES_FILE, AdapterKind, read_token_names, reads_peft_config
+from tilemix.modelfile.companions import NAMES_FILE, read_token_names, reads_peft_config
 from tilemix.modelfile.embedding_names import find_pair
+from tilemix.modelfile.header import read_header
+from tilemix.modelfile.inspection import read
 from tilemix.modelfile.training_archive import is_archive, open_training
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tilemix.weights.manifest import AdapterKind
 
 MAX_ROWS = 75  # tokens that fit into one chunk of a prompt
 BASE = "SDXL"

@@ -1,4 +1,7 @@
-"""The files of a packaged model on this machine: where they are, which are missing, which are wrong."""
+"""The files of a packaged model on this machine: where they are, which are missing, which are wrong.
+
+The readers of model files are imported when a file is checked: the text stages need the manifest alone.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tilemix.errors import LIST_SEPARATOR, ManifestError, MissingFilesError, ModelFileError
-from tilemix.modelfile.companions import find_companions
-from tilemix.modelfile.hashes import compute_hashes
 from tilemix.system.project import ROOT
 from tilemix.weights.manifest import Adapter, ManifestFile, ModelManifest, load_manifest, sources_of
 
@@ -179,8 +180,10 @@ def locate_files(manifest: ModelManifest, root: Path = ROOT) -> Iterator[tuple[M
 
 def _check_companions(name: str, adapter: Adapter, path: Path) -> None:
     """Refuse a companion of a locked adapter that the manifest does not list."""
+    from tilemix.modelfile.companions import find_companions
+
     listed = {file.path for file in adapter.beside}
-    for companion in find_companions(path, adapter.kind, named=bool(adapter.tokens)):
+    for companion in find_companions(path, is_lora=adapter.kind == "lora", named=bool(adapter.tokens)):
         if adapter.sha256 is not None and companion not in listed:
             raise ModelFileError(
                 "weights-companion", file=str(path.with_name(companion)), adapter=path.name, model=name
@@ -272,6 +275,8 @@ def hash_file(path: Path, advance: Callable[[int], object] | None = None) -> str
     Raises:
         ModelFileError: the file cannot be read, or it changed meanwhile.
     """
+    from tilemix.modelfile.hashes import compute_hashes
+
     digest = compute_hashes(path, on_bytes=advance).sha256
     assert digest is not None, "it is always computed"
     return digest

@@ -74,7 +74,11 @@ def _fill_in(text: str, sources: Mapping[str, Source | None], adapters: tuple[Ad
 
 def _measure_adapter(adapter: Adapter, path: Path) -> Adapter:
     names = [file.path for file in adapter.beside]
-    names += [n for n in find_companions(path, adapter.kind, named=bool(adapter.tokens)) if n not in names]
+    names += [
+        n
+        for n in find_companions(path, is_lora=adapter.kind == "lora", named=bool(adapter.tokens))
+        if n not in names
+    ]
     beside = tuple(_measure_file(ManifestFile(name), path.with_name(name)) for name in names)
     return msgspec.structs.replace(_measure_file(adapter, path), beside=beside)
 

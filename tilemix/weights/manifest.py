@@ -20,14 +20,13 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from tilemix.colors.chart import list_palettes
 from tilemix.errors import LIST_SEPARATOR, ManifestError, RequestError
 from tilemix.inputs import NumberInput, find_input
-from tilemix.modelfile.companions import AdapterKind
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN
 from tilemix.request import Defaults
 from tilemix.system.atomic import locked, write_atomically
@@ -42,6 +41,8 @@ FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_SCALE = find_input("lora_scale", NumberInput).maximum
 FAMILIES = ("sdxl",)  # of base models; tilemix.pipelines has a file for each
+
+AdapterKind = Literal["lora", "embedding"]
 
 
 class ManifestFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
