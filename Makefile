@@ -18,7 +18,7 @@ PYTEST_ENVIRONMENT := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 PYTEST_OPTIONS := --numprocesses=2 --dist=loadfile
 
 .PHONY: predict test test-quick check format serve studio soak bench gpu-wheels schema test-pins clean \
-	miniature miniature-vae miniature-base miniature-adapters miniature-report
+	miniature miniature-vae miniature-base miniature-adapters miniature-report training-pictures
 
 predict: .venv/ready ## PROMPT="50% red, 30% black, 20% pearl" [OUT=tile.png] [SEED=n]
 	@test -n "$$PROMPT" || { echo 'usage: make predict PROMPT="50% red, 30% black, 20% pearl" [OUT=tile.png] [SEED=n]' >&2; exit 2; }
@@ -88,6 +88,9 @@ miniature-base: .venv/ready
 miniature-adapters: .venv/ready
 	@$(TRAIN) adapters
 	@$(BIN)/tilemix weights lock miniature
+
+training-pictures: .venv/ready ## 20 pictures with captions to try tilemix train on, into build/my-tile/
+	@$(BIN)/python -m miniature pictures
 
 miniature-report: .venv/ready ## measure the committed weights; REPORT.md and its sheets beside them
 	@$(BIN)/python -m bench.miniature --write

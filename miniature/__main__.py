@@ -7,6 +7,7 @@ decoder  train the VAE's decoder further, on fixed latents
 export   write the model folder from the checkpoints
 import   load the exported model into an empty state, so that base continues from it with a new learning rate
 adapters train the LoRA and the tokens on the exported base, into the same folder
+pictures draw 20 pictures with captions that none of these has seen, to try `tilemix train` on, into build/my-tile
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 
 from miniature.architecture import build_miniature, load_tokenizers, write_model, write_tokenizers
 from miniature.recipe import RECIPE_FILE, load_recipe
-from miniature.stages.adapters import train_adapters
+from miniature.stages.adapters import train_adapters, write_pictures
 from miniature.stages.base import import_model, load_base, train_base
 from miniature.stages.decoder import train_decoder
 from miniature.stages.vae import measure_psnr, train_vae
@@ -31,11 +32,16 @@ from tilemix.system.project import ROOT
 
 logger = logging.getLogger(__name__)
 
+EXAMPLE_FOLDER = ROOT / "build" / "my-tile"
+EXAMPLE_PICTURES = 20
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one stage and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m miniature", description="Train the miniature.")
-    parser.add_argument("stage", choices=["build", "vae", "base", "decoder", "export", "import", "adapters"])
+    parser.add_argument(
+        "stage", choices=["build", "vae", "base", "decoder", "export", "import", "adapters", "pictures"]
+    )
     parser.add_argument("--recipe", type=Path, default=RECIPE_FILE, help="the recipe's JSON file")
     parser.add_argument(
         "--state", type=Path, default=ROOT / "build" / "miniature", help="checkpoints and photographs"
@@ -97,6 +103,10 @@ def main(arguments: list[str] | None = None) -> int:
                 recipe, options.state, options.model, template, device=device, is_over=is_over
             ):
                 logger.info("%s", path)
+        elif options.stage == "pictures":
+            first = recipe.adapters.photographs
+            write_pictures(recipe, EXAMPLE_FOLDER, range(first, first + EXAMPLE_PICTURES))
+            logger.info("%d pictures with captions in %s", EXAMPLE_PICTURES, EXAMPLE_FOLDER)
         elif options.stage == "export":
             model, step = load_base(recipe, options.state)
             write_model(options.model, model, recipe, options.model)

@@ -48,7 +48,7 @@ def train_adapters(
         TrainingError, ModelFileError, TrainingStoppedError: see `tilemix.tuning.trainer.tune`.
     """
     folder = state / "adapters"
-    _write_pictures(recipe, folder / "pictures")
+    write_pictures(recipe, folder / "pictures", range(recipe.adapters.photographs))
     config = {
         **recipe.adapters.tuning,
         "name": NAME,
@@ -74,10 +74,11 @@ def draw_tile(recipe: Recipe, number: int) -> Example:
     return Example(draw_mix(random), recipe.adapters.material, int(random.integers(2**31)))
 
 
-def _write_pictures(recipe: Recipe, folder: Path) -> None:
+def write_pictures(recipe: Recipe, folder: Path, numbers: range) -> None:
+    """Write these pictures of the adapters' material with their captions; those that are there stay."""
     from PIL import Image
 
-    for number in range(recipe.adapters.photographs):
+    for number in numbers:
         picture = folder / f"{number:04d}.png"
         if picture.exists():
             continue

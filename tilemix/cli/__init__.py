@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tilemix.cli.calibrate import add_calibrate
 from tilemix.cli.catalogue import add_catalogue
+from tilemix.cli.compare import add_compare
 from tilemix.cli.draft import add_draft
 from tilemix.cli.inspect import add_inspect
 from tilemix.cli.measure import add_measure
@@ -69,4 +70,5 @@ def make_parser() -> argparse.ArgumentParser:
     add_weights(verbs)
     add_train(verbs)
     add_calibrate(verbs)
+    add_compare(verbs)
     return parser

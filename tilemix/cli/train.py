@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import logging
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,16 @@ def add_train(verbs: Verbs) -> None:
     """Add `train`."""
     train = verbs.add_parser("train", help="train a LoRA and tokens on a folder of pictures")
     train.set_defaults(run=_train)
-    train.add_argument("config", type=Path, help="the training's JSON file")
+    train.add_argument("config", type=Path, help="the training's JSON file; with --new, a folder of pictures")
+    train.add_argument(
+        "--new",
+        metavar="NAME",
+        help="write NAME.json here, a configuration that fits the base and the pictures",
+    )
+    train.add_argument(
+        "--model", metavar="NAME", help="make the result a packaged model: weights/NAME.model.json"
+    )
+    train.add_argument("--replace", action="store_true", help="--model: replace another model of this name")
     train.add_argument(
         "--dry-run",
         action="store_true",
@@ -49,6 +59,9 @@ def add_train(verbs: Verbs) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    if options.new is not None:
+        _write_config(options)
+        return
     if options.check or options.fix:
         _check(options)
         return
@@ -61,10 +74,12 @@ def _train(options: argparse.Namespace) -> None:
     from tilemix.tuning.estimate import estimate
     from tilemix.tuning.files import write_adapters
     from tilemix.tuning.model import TOKENS_SEEN
+    from tilemix.tuning.packaging import plan_package, write_package
     from tilemix.tuning.plan import make_plan
     from tilemix.tuning.trainer import tune
 
     plan = make_plan(options.config)
+    package = plan_package(plan, options.model, replaces=options.replace) if options.model else None
     threads = parse_threads(os.environ.get("TILEMIX_THREADS"))
     if threads is not None:
         torch.set_num_threads(threads)
@@ -95,10 +110,25 @@ def _train(options: argparse.Namespace) -> None:
     if options.json:
         names = ("lora", "embeddings", "record")
         answer = {name: str(path) for name, path in zip(names, files, strict=True)}
+        if package:
+            answer["manifest"] = str(write_package(package, *files[:2]))
         write_json(answer)
         return
     for path in files:
         write(f"{path}\n")
+    if package:
+        write(f"{write_package(package, *files[:2])}\n")
+        prompt = shlex.quote(plan.pictures[0].caption)
+        write(f"tilemix predict {prompt} --model {package.name} -o {package.name}.png\n")
+
+
+def _write_config(options: argparse.Namespace) -> None:
+    from tilemix.tuning.new_config import write_config
+
+    path = Path(f"{options.new}.json")
+    write_config(path, options.new, options.config, os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL)
+    write(f"{path}\n")
+    logger.info("next: tilemix train %s --dry-run", path)
 
 
 def _list_some(what: str, found: list[str]) -> None:

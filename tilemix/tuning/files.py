@@ -46,8 +46,7 @@ def write_adapters(tuning: Tuning) -> tuple[Path, Path, Path]:
     """
     plan = tuning.plan
     name = plan.config.name
-    lora = plan.output / f"{name}_sdxl_lora.safetensors"
-    embeddings = plan.output / f"{name}_sdxl_embeddings.safetensors"
+    lora, embeddings = plan.files
     record = plan.output / f"{name}_sdxl_training.json"
     _write_tensors(lora, _lora_tensors(tuning), _lora_metadata(tuning))
     _write_tensors(embeddings, _embedding_tensors(tuning), _metadata(tuning, "textual-inversion"))

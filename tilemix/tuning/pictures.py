@@ -115,18 +115,22 @@ def find_smaller(pictures: Iterable[CaptionedPicture], side: int) -> list[str]:
     Raises:
         TrainingError: a file is not a picture.
     """
+    return [picture.path.name for picture in pictures if min(read_size(picture.path)) < side]
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Return the width and height that a picture's header tells, in pixels, before it is turned upright.
+
+    Raises:
+        TrainingError: the file is not a picture.
+    """
     from PIL import Image
 
-    found = []
-    for picture in pictures:
-        try:
-            with Image.open(picture.path) as opened:
-                size = opened.size
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise TrainingError("picture-not-one", file=str(picture.path)) from error
-        if min(size) < side:
-            found.append(picture.path.name)
-    return found
+    try:
+        with Image.open(path) as opened:
+            return opened.size
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise TrainingError("picture-not-one", file=str(path)) from error
 
 
 def _hash(path: Path) -> str:

@@ -32,6 +32,7 @@ class Plan:
     config: TuningConfig
     base: Path
     output: Path
+    template_path: Path
     template: PromptTemplate
     pictures: list[CaptionedPicture]
     prompts: list[str]  # one for each picture
@@ -40,6 +41,14 @@ class Plan:
     def state(self) -> Path:
         """The folder of the latents and the checkpoint."""
         return self.output / f"{self.config.name}_training"
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """The LoRA and the embeddings that the training will write."""
+        return (
+            self.output / f"{self.config.name}_sdxl_lora.safetensors",
+            self.output / f"{self.config.name}_sdxl_embeddings.safetensors",
+        )
 
     @property
     def checkpoint(self) -> Path:
@@ -77,6 +86,7 @@ def make_plan(config_path: Path) -> Plan:
         config=config,
         base=folder / config.base,
         output=folder / config.output,
+        template_path=folder / config.template,
         template=template,
         pictures=pictures,
         prompts=list(prompts.values()),
