@@ -118,7 +118,7 @@ def test_a_name_with_a_line_break_in_it_makes_one_line_too(capsys, tmp_path):
     assert main(["record", str(tmp_path / "a\nb\x1b[31m.png")]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert "a b [31m.png" in lines[0]
+    assert r"a\nb\x1b[31m.png" in lines[0]
 
 
 def test_a_refusal_is_one_line_and_exit_status_1(capsys):
