@@ -43,7 +43,8 @@ def test_predictions_run_in_the_order_of_asking_with_exactly_what_was_asked(data
     assert [queue.step(), queue.step(), queue.step()] == [True, True, False]
     assert [identity.rpartition("-")[0] for identity, _ in cog.asked] == [first, second]
     inputs = [body["input"] for _, body in cog.asked]
-    assert inputs[0] == {"prompt": "50% red, 50% black", "seed": 7, "width": 512, "output_format": "png"}
+    choices = {"granule_size": "medium", "output_format": "png"}
+    assert inputs[0] == {"prompt": "50% red, 50% black", "seed": 7, "width": 512, **choices}
     assert inputs[1]["negative_prompt"] == ""
     assert 0 <= inputs[1]["seed"] < 2**32
     prediction = get_prediction(database, second)
