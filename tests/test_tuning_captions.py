@@ -69,7 +69,7 @@ def test_the_verb_lists_and_corrects_them(pictures, tmp_path, capsys):
     settings = {"name": "tile", "base": "base", "pictures": ".", "template": template, "output": "out"}
     config.write_text(json.dumps(settings | {"initial_words": {"<s0>": "rubber", "<s1>": "tile"}}))
     check = ["train", str(config), "--check", "--palette", "rubber-tile"]
-    for picture in pictures:  # tokens belong to the template, not to a caption
+    for picture in pictures[:2]:  # the others hold the template's own words, which only a training refuses
         text = picture.caption.removeprefix(f"{FRONT}, ")
         picture.path.with_suffix(".txt").write_text(text)
     assert main([*check, "--json"]) == 0

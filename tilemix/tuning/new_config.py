@@ -35,9 +35,9 @@ SMALL_SETTINGS: dict[str, Any] = {
     "named_sizes": [256, 1536],
     "precision": "fp32",
     "gradient_checkpointing": False,
-    "embeddings": {"steps": 40, "learning_rate": 0.002, "warmup": 10},
+    "embeddings": {"steps": 30, "learning_rate": 0.002, "warmup": 10},
     "lora": {
-        "steps": 240,
+        "steps": 120,
         "learning_rate": 0.001,
         "warmup": 20,
         "rank": 16,
