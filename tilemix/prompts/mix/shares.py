@@ -109,7 +109,8 @@ def _read_ratio(text: str, clauses: list[Clause], place: int, mix: TypedMix) -> 
     percent = percent_of_fraction(ratio.value)
     if percent is not None and len(colors) == 2 - (percent == "50"):
         return False
-    if len(colors) >= 2:
+    total = sum((number or Decimal(0) for number in numbers), Decimal(0))
+    if len(colors) >= 2 or (colors and is_near(total, 100)):
         typed = shorten(text[ratio.start : ratio.end])
         raise MixError(
             "mix-ratio", typed=typed, position=ratio.start + 1, numbers=len(numbers), colors=len(colors)

@@ -8,6 +8,7 @@ from decimal import ROUND_FLOOR, Decimal
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from tilemix.errors import LIST_SEPARATOR, Message, MixError
+from tilemix.prompts.mix.clauses import CUTS
 from tilemix.prompts.mix.naming import shorten
 from tilemix.prompts.mix.shares import is_near, refuse_misspelled_rest
 from tilemix.prompts.mix.tokens import parse_number
@@ -148,6 +149,7 @@ def _proportion(text: str, typed: TypedMix, kinds: set[Kind]) -> ColorMix:
         raise MixError("mix-units", typed=shorten(text[odd.start : odd.end]), position=odd.start + 1)
     if typed.base is not None:
         raise _no_percent(text, typed, typed.base.named)
+    _refuse_number_beside(text, typed)
     amounts = [(share.color, _read_amount(share) or NOTHING) for share in typed.shares]
     total = sum((amount for _, amount in amounts), NOTHING)
     if total == 0:
@@ -172,6 +174,24 @@ def refuse_total(shares: Sequence[tuple[str, Decimal]], total: Decimal) -> NoRet
     if more := len(shares) - len(shown):
         raise MixError("mix-total-of-many", total=float(total), more=more, **values)
     raise MixError("mix-total", total=float(total), **values)
+
+
+def _refuse_number_beside(text: str, typed: TypedMix) -> None:
+    """Refuse "3 scoops red, 1 part black", of which the reader knows only the part.
+
+    Raises:
+        MixError: a number that is no share stands before a color that has none.
+    """
+    number = None
+    for place, token in enumerate(typed.tokens):
+        is_text = typed.roles.get(place, "text") == "text"
+        if token.kind in CUTS or not is_text:
+            number = None
+        elif text[token.start : token.end].isdecimal():
+            number = token
+        elif token.kind == "color" and number is not None:
+            shown = shorten(text[number.start : token.end])
+            raise MixError("mix-units", typed=shown, position=number.start + 1)
 
 
 def make_mix(amounts: Sequence[tuple[str, Decimal]], unit: Decimal) -> ColorMix:
