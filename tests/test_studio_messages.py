@@ -113,6 +113,7 @@ def test_a_note_names_the_palettes_colors_in_the_readers_words():
     assert explain(note, load_words()["de"]) == (
         "lila zeichnet dieses Modell nicht. Gesendet wird die nächste Farbe, violett (Delta E 11,8)."
     )
+    assert explain(bring_about("mix-colors-merged"), load_words()["de"]).endswith("zusammen 50\xa0%.")
     assert explain(bring_about("mix-colors-merged"), load_words()["en"]) == (
         "The model draws lime green, bright green alike: they are sent as lime green, 50% in all."
     )

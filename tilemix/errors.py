@@ -45,6 +45,7 @@ from pathlib import Path
 from string import Formatter
 from types import MappingProxyType
 from typing import Any
+from unicodedata import category
 
 import msgspec
 
@@ -64,10 +65,16 @@ def load_messages() -> Mapping[str, str]:
 
 
 def escape(text: str) -> str:
-    r"""Return a text with every character that is not printable as Python would escape it: `\n`, `\udcff`."""
+    r"""Return a text with every character that is not printable as Python would escape it: `\n`, `\udcff`.
+
+    Spaces of any width stay: German and French write one before a percent sign.
+    """
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return "".join(
+        one if one.isprintable() or category(one) == "Zs" else one.encode("unicode_escape").decode()
+        for one in text
+    )
 
 
 class Composer(Formatter):
