@@ -1,6 +1,7 @@
 """The page as HTML, without a browser: forms, languages, escaping, safety, and the whole path without a script."""
 
 import hashlib
+import io
 import json
 import re
 import sys
@@ -9,7 +10,9 @@ from datetime import UTC, datetime
 from html.parser import HTMLParser
 
 import msgspec
+import numpy as np
 import pytest
+from PIL import Image
 from starlette.datastructures import FormData
 from starlette.testclient import TestClient
 
@@ -18,6 +21,7 @@ from tests.studio_parts import body, data_uri, picture
 from tests.test_studio_api import MIX, NoLimit, run, wait_for
 from tilemix.colors.chart import load_colors
 from tilemix.colors.palette import load_palette
+from tilemix.drafts.draft import draft_mix
 from tilemix.prompts.mix import parse_mix
 from tilemix.prompts.reading import read_mix
 from tilemix.studio.model_files import ModelFiles, ask_command_line
@@ -318,6 +322,33 @@ def test_the_preview_says_what_is_wrong_and_where(shared):
     assert shared.get("/preview").json()["error"]
     long = shared.get("/preview", params={"prompt": "a floor for a playground, 50% rad, 50% black"}).json()
     assert (long["before"], long["marked"]) == ("…r for a playground, 50% ", "rad")
+
+
+def test_the_page_shows_the_draft_that_the_model_draws_from(shared):
+    mix, palette = parse_mix("50% red, 50% black").mix, load_palette("miniature")
+    query = {"prompt": "50% red, 50% black", "seed": "3", "granule_size": "large"}
+    answer = shared.get("/draft", params=query)
+    assert answer.headers["content-type"] == "image/png"
+    with Image.open(io.BytesIO(answer.content)) as picture:
+        shown = np.asarray(picture.convert("RGB"))
+    draft = draft_mix(mix, palette, 512, 512, seed=3, granule_size="large")
+    assert np.array_equal(shown, draft.pixels)
+    page = shared.get("/", params={"prompt": "50% red, 50% black"}).text
+    assert 'src="/draft?prompt=50%25+red%2C+50%25+black' in page  # without the script, too
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompt": ""},
+        {"prompt": "a tile"},
+        {"prompt": "50% rad, 50% black"},
+        {"seed": "x"},
+        {"granule_size": "huge"},
+    ],
+)
+def test_there_is_no_draft_of_what_cannot_be_laid_out(shared, changes):
+    assert shared.get("/draft", params={"prompt": "50% red, 50% black"} | changes).status_code == 404
 
 
 def test_a_text_without_a_mix_says_so(shared):

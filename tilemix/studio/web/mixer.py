@@ -10,9 +10,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from tilemix.errors import MixError, PromptError
+from tilemix.drafts.draft import draft_mix, encode_png
+from tilemix.errors import MixError, PromptError, RequestError
 from tilemix.inputs import IntegerInput, NumberInput, load_inputs
 from tilemix.prompts.rewrite import NO_MIX
+from tilemix.request import GenerationRequest
 from tilemix.studio.form_data import open_form
 from tilemix.studio.web.messages import explain
 from tilemix.studio.web.mix_form import (
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 MAX_FIELDS = 80
 MAX_FIELD_BYTES = 16 * 2**10
+DRAFT_SIDE = 512  # pixels of the page's draft
+DRAFT_INPUTS = ("seed", "granule_size")  # that decide it, beside the prompt
 FIRST_PRESET = 0  # shown in an empty form
 
 
@@ -63,6 +67,7 @@ class MixerPage:
             Route("/", self.mixer, methods=["GET"], include_in_schema=False),
             Route("/", self.generate, methods=["POST"], include_in_schema=False),
             Route("/preview", self.preview, methods=["GET"], include_in_schema=False),
+            Route("/draft", self.draft, methods=["GET"], include_in_schema=False),
         ]
 
     async def mixer(self, request: Request) -> Response:
@@ -103,6 +108,32 @@ class MixerPage:
         text = request.query_params.get("prompt", "")
         words = self._renderer.words(request)
         return JSONResponse(await run_in_threadpool(self._preview, text, words))
+
+    async def draft(self, request: Request) -> Response:
+        """Return the draft of a text's mix as a PNG; 404 where there is no mix, or no swatch of a color."""
+        try:
+            data = await run_in_threadpool(self._draft, dict(request.query_params))
+        except (PromptError, RequestError):
+            data = None
+        return Response(status_code=404) if data is None else Response(data, media_type="image/png")
+
+    def _draft(self, query: dict[str, str]) -> bytes | None:
+        given: dict[str, Any] = {
+            name: load_inputs()[name].read(query[name]) for name in DRAFT_INPUTS if query.get(name)
+        }
+        asked = GenerationRequest(prompt=query.get("prompt", ""), **given)
+        mix = self._studio.rewrite(asked.prompt).sent
+        if mix is None:
+            return None
+        draft = draft_mix(
+            mix,
+            self._studio.palette,
+            DRAFT_SIDE,
+            DRAFT_SIDE,
+            seed=asked.seed or 0,
+            granule_size=asked.granule_size,
+        )
+        return None if draft is None else encode_png(draft)
 
     def _form(
         self,

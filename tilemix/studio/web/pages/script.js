@@ -1,5 +1,5 @@
 // The page's only script. Every page works without it; it adds sliders that always total 100 %, a text that stays
-// in step with them, a sketch, live progress, and settings that survive a reload.
+// in step with them, the draft, live progress, and settings that survive a reload.
 //
 // Shares are whole tenths of a percent, 0 to 1000, so that their total is exact.
 
@@ -109,77 +109,6 @@ class Shares {
   }
 }
 
-// --- The sketch ----------------------------------------------------------------------------------------------
-
-const GRAINS = 44; // in a row
-
-/** A small generator of pseudo-random numbers in [0, 1), so that the sketch stands still. Source: mulberry32. */
-function makeRandom(seed) {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let value = Math.imul(state ^ (state >>> 15), 1 | state);
-    value = (value + Math.imul(value ^ (value >>> 7), 61 | value)) ^ value;
-    return ((value ^ (value >>> 14)) >>> 0) / 4294967296;
-  };
-}
-
-/** Draws granules in the colors of a mix. A grain keeps its place and shape; only its color follows the shares. */
-class Sketch {
-  constructor(canvas) {
-    this.canvas = canvas;
-    const random = makeRandom(7);
-    const count = GRAINS * GRAINS;
-    const ranks = [...Array(count).keys()];
-    for (let index = count - 1; index > 0; index--) {
-      const other = Math.floor(random() * (index + 1));
-      [ranks[index], ranks[other]] = [ranks[other], ranks[index]];
-    }
-    this.grains = ranks.map((rank, index) => {
-      const corners = 5 + Math.floor(random() * 3);
-      const start = random() * Math.PI;
-      return {
-        x: (index % GRAINS) + 0.5 + (random() - 0.5) * 0.7,
-        y: Math.floor(index / GRAINS) + 0.5 + (random() - 0.5) * 0.7,
-        corners: [...Array(corners).keys()].map((corner) => {
-          const angle = start + ((corner + random() * 0.5) / corners) * 2 * Math.PI;
-          const radius = 0.56 + random() * 0.3;
-          return [Math.cos(angle) * radius, Math.sin(angle) * radius];
-        }),
-        light: 0.82 + random() * 0.34,
-        place: (rank + 0.5) / count, // along the stacked shares
-        order: random(),
-      };
-    });
-    this.grains.sort((a, b) => a.order - b.order);
-  }
-
-  draw(shares, hexOf) {
-    const pen = this.canvas.getContext("2d");
-    const size = this.canvas.width;
-    const scale = size / GRAINS;
-    pen.fillStyle = "#17150f";
-    pen.fillRect(0, 0, size, size);
-    const stack = [];
-    let top = 0;
-    for (const share of shares) stack.push({ top: (top += share.tenths / WHOLE), rgb: readHex(hexOf(share.color)) });
-    if (!stack.length) return;
-    pen.lineWidth = 1;
-    pen.strokeStyle = "rgba(12, 10, 8, 0.6)";
-    for (const grain of this.grains) {
-      const { rgb } = stack.find((piece) => grain.place < piece.top) || stack[stack.length - 1];
-      pen.fillStyle = `rgb(${rgb.map((part) => Math.min(255, Math.round(part * grain.light))).join(" ")})`;
-      pen.beginPath();
-      for (const [x, y] of grain.corners) pen.lineTo((grain.x + x) * scale, (grain.y + y) * scale);
-      pen.closePath();
-      pen.fill();
-      pen.stroke();
-    }
-  }
-}
-
-const readHex = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-
 // --- A result ------------------------------------------------------------------------------------------------
 
 /** Shows how a prediction comes on, then its card; one at a time. */
@@ -286,7 +215,6 @@ class Mixer {
     this.seed = find("#seed");
     this.seedLock = find("#lock-seed");
     this.rows = find("#shares");
-    this.sketch = new Sketch(find("#sketch"));
     this.result = new Result(find("#result"), (id, box) => this.finished(box));
     this.asked = 0; // previews, to use only the answer to the latest
     this.read = this.data.preview;
@@ -298,12 +226,12 @@ class Mixer {
     this.show();
     if (!this.read.error) this.askPreview();
     this.result.resume();
-    this.hideSketch();
+    this.hideDraft();
   }
 
   /** Show what needs the script, and listen. */
   prepare() {
-    for (const element of [find("#sliders"), find("#total"), find("#sketch"), find("#sketch-note"), this.seedLock, find("#reroll"), find(".keys")]) {
+    for (const element of [find("#sliders"), find("#total"), this.seedLock, find("#reroll"), find(".keys")]) {
       element.hidden = false;
     }
     this.prompt.addEventListener("input", () => {
@@ -318,6 +246,8 @@ class Mixer {
     this.form.noValidate = false; // without the script the server checks, and opens the settings at the error
     this.form.addEventListener("invalid", () => (find(".more").open = true), true); // a closed field takes no focus
     this.form.addEventListener("change", () => this.store());
+    for (const field of [find("#granule_size"), this.seed]) field.addEventListener("change", () => this.showDraft(this.read));
+    find("#draft").addEventListener("error", (event) => (event.target.hidden = true)); // a color without a swatch
     find("#result").addEventListener("submit", (event) => this.again(event));
     find("#reroll").addEventListener("click", () => {
       this.seed.value = crypto.getRandomValues(new Uint32Array(1))[0] % (Number(this.seed.dataset.max) + 1);
@@ -475,7 +405,7 @@ class Mixer {
     this.typing = setTimeout(() => this.askPreview(), TYPING_MILLISECONDS);
   }
 
-  /** Put the shares into rows, bar and sketch. */
+  /** Put the shares into rows and bar. */
   show() {
     this.rows.hidden = false;
     for (const row of this.rows.children) {
@@ -498,8 +428,6 @@ class Mixer {
     find("#total").textContent = this.shares.list.length ? this.percent(total) : "";
     find("#add").disabled = this.shares.list.length >= this.data.max_colors;
     this.drawBar();
-    cancelAnimationFrame(this.frame);
-    this.frame = requestAnimationFrame(() => this.sketch.draw(this.shares.mix, (color) => this.describe(color).hex));
   }
 
   drawBar() {
@@ -529,6 +457,7 @@ class Mixer {
       const read = await answer.json();
       if (turn !== this.asked) return this.read;
       this.showPreview(read);
+      this.showDraft(read);
       if (!read.error) {
         this.read = read;
         if (moveSliders) {
@@ -546,6 +475,16 @@ class Mixer {
       this.complain(this.data.words.failed);
       return null;
     }
+  }
+
+  /** Show the layout that the picture will be drawn from: the server's own, which has the exact shares. */
+  showDraft(read) {
+    const draft = find("#draft");
+    if (read.error) return;
+    draft.hidden = find("#draft-note").hidden = !read.mix.length;
+    if (draft.hidden) return;
+    const { value: size } = find("#granule_size");
+    draft.src = `/draft?${new URLSearchParams({ prompt: this.prompt.value, seed: this.seed.value, granule_size: size })}`;
   }
 
   showPreview(read) {
@@ -646,7 +585,7 @@ class Mixer {
         return;
       }
       history.replaceState(null, "", `/?result=${found.id}`);
-      find("#sketch-box").hidden = false;
+      find("#draft-box").hidden = false;
       await this.result.show(found.id);
       find(".stage").scrollIntoView({ behavior: "smooth", block: "nearest" });
     } catch (error) {
@@ -669,15 +608,15 @@ class Mixer {
   }
 
   finished(box) {
-    this.hideSketch();
+    this.hideDraft();
     this.reveal(box);
     const seed = find("[data-seed]", box);
     if (seed && this.seedLock.getAttribute("aria-pressed") !== "true") this.seed.value = seed.textContent.trim();
     this.store();
   }
 
-  hideSketch() {
-    find("#sketch-box").hidden = find("#result [data-picture]") !== null;
+  hideDraft() {
+    find("#draft-box").hidden = find("#result [data-picture]") !== null;
   }
 
   // What survives a reload.
