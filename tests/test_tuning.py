@@ -11,7 +11,9 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -25,7 +27,7 @@ from tests.tiny_sdxl import TEMPLATE
 from tilemix import cli
 from tilemix.errors import ModelFileError, TemplateError, TrainingError
 from tilemix.modelfile.header import read_header
-from tilemix.tuning import files, loop, trainer
+from tilemix.tuning import estimate, files, loop, trainer
 from tilemix.tuning.checkpoints import load_checkpoint
 from tilemix.tuning.config import Phase, load_config
 from tilemix.tuning.data import draw_batch, write_examples
@@ -641,6 +643,46 @@ def test_a_loss_that_is_no_number_stops_the_training():
             save=saved.append,
         )
     assert saved == [1]
+
+
+def test_progress_names_the_time_left_of_all_phases(monkeypatch, caplog):
+    """A minute a step by this clock: two more steps here and ten in the phase to come."""
+    caplog.set_level("INFO")
+    minutes = iter(range(100))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(minutes)))
+    parameter = torch.nn.Parameter(torch.ones(1))
+    loop.run_steps(
+        "x",
+        torch.optim.AdamW([parameter]),
+        lambda _: parameter.sum(),
+        first=0,
+        steps=3,
+        later_steps=10,
+        learning_rates=[0.1],
+        warmup=1,
+        save_every=10,
+        save=lambda _: None,
+    )
+    assert [line.rpartition(", ")[2] for line in caplog.messages] == [
+        f"{left} min left in all" for left in (12, 11, 10)
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "steps", "pace"), [(1.0, 3, 1.0), (9.0, 1, 9.0)])
+def test_a_dry_run_tries_few_steps_where_they_are_slow(monkeypatch, seconds, steps, pace):
+    """It was silent for five minutes."""
+    clock = iter(range(100))
+    monkeypatch.setattr(estimate, "time", SimpleNamespace(perf_counter=lambda: seconds * next(clock)))
+    parameter, tried = torch.nn.Parameter(torch.ones(1)), []
+    tuning = SimpleNamespace(
+        begin=lambda _: None,
+        make_optimizer=lambda _: torch.optim.AdamW([parameter]),
+        computing=nullcontext,
+        find_loss=lambda examples, phase, step: (tried.append(step), parameter.sum())[1],
+        device=CPU,
+    )
+    assert estimate.time_steps(tuning, Phase.LORA, None) == pace
+    assert tried == list(range(steps))
 
 
 @pytest.mark.slow

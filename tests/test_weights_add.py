@@ -458,6 +458,32 @@ def test_fifty_at_once_leave_fifty_entries(project, tmp_path):
     find_model("tiny", project)
 
 
+@pytest.mark.slow
+def test_twenty_kills_at_random_leave_a_whole_manifest(project, tmp_path):
+    """kill -9 anywhere in an add; the entries that are there have their files, and the next add goes on."""
+    paths = [write_lora(tmp_path / f"l{place}.safetensors", seed=place) for place in range(40)]
+    add(str(paths[0]), "tiny", root=project)
+    began = time.monotonic()
+    add(str(paths[1]), "tiny", root=project)
+    usual = time.monotonic() - began
+    random, killed = np.random.default_rng(3), 0
+    for number in range(20):
+        if (process := os.fork()) == 0:
+            for path in paths[2 + number :]:
+                add(str(path), "tiny", root=project)
+            os._exit(0)
+        time.sleep(usual * random.uniform(0, 1.5))
+        os.kill(process, signal.SIGKILL)
+        killed += os.WIFSIGNALED(os.waitpid(process, 0)[1])
+        find_model("tiny", project)  # the manifest is whole, and every file of it has its hash
+    assert killed >= 15
+    for path in paths:
+        add(str(path), "tiny", root=project)
+    assert len(load_manifest("tiny", project).adapters) == 40
+    names = [path.name for path in (project / "weights").rglob(".*")]
+    assert not [name for name in names if name.endswith(".part")], names
+
+
 @pytest.mark.parametrize("kind", ["pipe", "device"])
 def test_what_is_no_regular_file_is_refused_at_once(project, tmp_path, kind):
     """A pipe was read forever, /dev/zero until the memory was full."""

@@ -68,7 +68,7 @@ def estimate(plan: Plan, device: torch.device, palette: Palette | None = None) -
     for phase in Phase:
         if steps := plan.config.settings(phase).steps:
             logger.info("%s: trying %d steps", phase, STEPS)
-            per_step[phase] = _time_steps(tuning, phase, example)
+            per_step[phase] = time_steps(tuning, phase, example)
             seconds += per_step[phase] * steps
     every = max(1, -(-len(plan.pictures) // MAX_CHECKED))
     looked_at = plan.pictures[::every] if palette is not None else []
@@ -89,7 +89,7 @@ def estimate(plan: Plan, device: torch.device, palette: Palette | None = None) -
     )
 
 
-def _time_steps(tuning: Tuning, phase: Phase, example: Example) -> float:
+def time_steps(tuning: Tuning, phase: Phase, example: Example) -> float:
     """Return the seconds that a step of a phase takes."""
     tuning.begin(phase)
     optimizer = tuning.make_optimizer(phase)
