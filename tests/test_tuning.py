@@ -429,7 +429,8 @@ def test_the_dry_run_says_what_spoils_a_training(config, capsys, caplog):
     assert "captions over 75 tokens, which lose their ends: 1\n  0.png\n" in out
     assert re.search(r"captions of 3 that name another mix than their pictures show: [1-3]\n", out)
     said = [record.getMessage() for record in caplog.records]
-    assert said[0] == "3 pictures with captions; loading the base"
+    assert said[0] == f"{config}: reading the pictures and captions"
+    assert said[1] == "3 pictures with captions; loading the base"
     assert "embeddings: trying 3 steps" in said
 
 

@@ -67,6 +67,7 @@ def _train(options: argparse.Namespace) -> None:
         return
     if importlib.util.find_spec("peft") is None:
         raise TrainingError("training-needs-peft")
+    logger.info("%s: reading the pictures and captions", options.config)
     import torch
 
     from tilemix.colors.palette import load_palette

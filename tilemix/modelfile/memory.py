@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -77,8 +78,13 @@ def remember(topic: str, path: Path, stamp: Stamp, data: bytes) -> None:
             )
             database.execute("delete from seen where rowid <= (select max(rowid) from seen) - ?", (MAX_ROWS,))
     except (OSError, sqlite3.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        logger.warning("%s: nothing can be remembered: %s", memory_path(), reason)
+        _warn_once(memory_path(), str(error.strerror if isinstance(error, OSError) else error))
+
+
+@cache
+def _warn_once(path: Path, reason: str) -> None:
+    """Say it for the first file of a folder, not for each."""
+    logger.warning("%s: nothing can be remembered: %s", path, reason)
 
 
 @contextmanager
