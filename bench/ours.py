@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,10 @@ import torch
 
 from bench.peers import Order, PeerFiles
 from tilemix.pictures.files import encode_image
+from tilemix.pipelines.clip_text import OWN_CLIP_SKIP
+from tilemix.pipelines.conditioning import PromptEncoder
 from tilemix.pipelines.loading import ReadyPipeline, load_pipeline
-from tilemix.pipelines.sdxl import Sdxl
+from tilemix.pipelines.sdxl import Sdxl, encode_text, tensors_of
 from tilemix.pipelines.speed import Speed, choose_dtype
 from tilemix.render import Rendered, Renderer
 from tilemix.request import GenerationRequest
@@ -78,6 +81,15 @@ def load_ours(name: str, root: Path, speed: Speed = Speed.EXACT, *, device: str 
     where = torch.device(device)
     ready = load_pipeline(find_model(name, root), where, choose_dtype(where, speed), speed=speed)
     return Ours(ready, Renderer(ready))
+
+
+def encode_order(pipeline: SdxlPipeline, order: Order) -> dict[str, torch.Tensor]:
+    """Return both prompts of an order, encoded anew, by the names of the pipeline's arguments."""
+    encoder = PromptEncoder(partial(encode_text, pipeline), lambda: None)
+    (guidance,) = encoder.encode(
+        order.prompt, order.negative_prompt, steps=order.steps, clip_skip=OWN_CLIP_SKIP
+    )
+    return tensors_of(guidance)
 
 
 def find_peer_files(name: str, root: Path) -> PeerFiles:

@@ -114,7 +114,7 @@ def measure_prompt_levers(rounds: int = 8) -> list[Row]:
     return [
         Row(
             "L7",
-            "One batched pass per text encoder; without: compel",
+            "A pass of each text encoder for a new text, others kept; without: compel",
             (Figure("without / with", naive / new, "x"),),
         ),
         Row(

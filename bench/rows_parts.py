@@ -18,13 +18,12 @@ from safetensors.torch import load_file
 
 from bench import peers
 from bench.figures import Figure, Gate, Row, count_within_one, equal_gate, exact_gate, interleave
-from bench.ours import Ours, find_peer_files, load_ours
+from bench.ours import Ours, encode_order, find_peer_files, load_ours
 from bench.pictures import draw_noise_picture, order_topology, read_tile_picture, to_decoded
 from bench.steps import count_operations, time_steps
 from bench.topology import LORA_SCALE, MODEL, TINY, write_project
 from tilemix.pictures.files import encode_image
 from tilemix.pipelines.decoding import decode_latents
-from tilemix.pipelines.sdxl import encode_prompt
 from tilemix.pipelines.speed import Speed
 
 if TYPE_CHECKING:
@@ -145,9 +144,9 @@ def measure_prompts(rounds: int = 12) -> Row:
         pipeline = ours.pipeline
         with count_encoder_runs(pipeline.text_encoder, pipeline.text_encoder_2) as own:
             ours.draw(order)
-        conditioning = encode_prompt(pipeline, order.prompt, order.negative_prompt)
+        conditioning = encode_order(pipeline, order)
         difference = max(
-            float((getattr(conditioning, name) - tensor).abs().max() / tensor.std())
+            float((conditioning[name] - tensor).abs().max() / tensor.std())
             for name, tensor in embeddings.items()
         )
     rule = f"at most {SAME_EMBEDDING:g} standard deviations"

@@ -48,13 +48,13 @@ def test_the_miniature_is_sent_the_same_words_and_an_empty_negative_prompt():
         ("photo of 50% rot, 50% schwarz, wet surface", "photo of 50% red, 50% black, wet surface"),
         ("a red tile in the sun", "a red tile in the sun"),
         ("  spaces stay  ", "  spaces stay  "),
-        ("{0.__class__} ${x} $prompt %s%n", "{0.__class__} ${x} $prompt %s%n"),
+        ("{0.class} ${x} $prompt %s%n", "{0.class} ${x} $prompt %s%n"),
         (
             "50% red, 50% black, $prompt {prompt} %(prompt)s",
-            "50% red, 50% black, $prompt {prompt} %(prompt)s",
+            "50% red, 50% black, $prompt {prompt} %(prompt:1.1)s",
         ),
         ("50% ${x}, 50% red", "50% ${x}, 50% red"),
-        ("100% {0.__class__.__mro__}", "100% {0.__class__.__mro__}"),
+        ("100% {0.class.mro}", "100% {0.class.mro}"),
     ],
 )
 def test_the_words_go_into_the_template_and_are_never_a_template(text, middle):

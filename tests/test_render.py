@@ -348,3 +348,75 @@ def test_thirty_pictures_leave_nothing_behind(renderer):
     grown, handles_after = read_state()
     assert handles_after == handles
     assert grown - resident < 30 * 256 * 256 * 3 // 1024  # kB: less than the pixels of the pictures
+
+
+def draw(renderer, prompt, **changes):
+    request = GenerationRequest(
+        prompt=prompt, seed=7, **({"width": 256, "height": 256, "num_inference_steps": 4} | changes)
+    )
+    return renderer.render(request)
+
+
+def test_an_edit_changes_the_picture_from_its_step_on(renderer):
+    """Against a pipeline whose prompt is replaced by hand after the step."""
+    edited = draw(renderer, "<s0><s1> [red:black:2] tile")
+    assert edited.record.sent_prompt == "<s0><s1> [red:black:2] tile"
+    base, pipeline = renderer.ready.base, renderer.ready.base.pipeline
+    first, then = (
+        pipeline.encode_prompt(f"<s0><s1> {color} tile", negative_prompt="blurry")
+        for color in ("red", "black")
+    )
+    later = {"prompt_embeds": torch.cat([then[1], then[0]]), "add_text_embeds": torch.cat([then[3], then[2]])}
+
+    def replace_prompt(_, step, __, tensors):
+        return tensors | later if step == 1 else tensors
+
+    pipeline.scheduler = renderer.ready.make_scheduler()
+    noise = torch.randn((1, 4, 32, 32), generator=torch.Generator("cpu").manual_seed(7))
+    with torch.inference_mode():
+        latents = pipeline(
+            prompt_embeds=first[0],
+            negative_prompt_embeds=first[1],
+            pooled_prompt_embeds=first[2],
+            negative_pooled_prompt_embeds=first[3],
+            latents=noise,
+            width=256,
+            height=256,
+            num_inference_steps=4,
+            guidance_scale=5.0,
+            output_type="latent",
+            callback_on_step_end=replace_prompt,
+            callback_on_step_end_tensor_inputs=list(later),
+        ).images
+    assert np.array_equal(edited.pixels, base.decode(latents))
+    assert not np.array_equal(edited.pixels, draw(renderer, "<s0><s1> red tile").pixels)
+
+
+def test_an_edit_at_the_last_step_changes_nothing(renderer):
+    plain = draw(renderer, "<s0><s1> red tile").pixels
+    assert np.array_equal(plain, draw(renderer, "<s0><s1> [red:black:4] tile").pixels)
+    assert np.array_equal(plain, draw(renderer, "<s0><s1> red tile").pixels)
+
+
+def test_a_named_adapter_is_added_to_the_models_own(renderer):
+    named = draw(renderer, "red <lora:lora:0.3>")
+    assert np.array_equal(named.pixels, draw(renderer, "red", lora_scale=1.0).pixels)
+    assert named.record.named_loras == {"lora.safetensors": (0.3, 0.3)}
+    assert named.record.lora_scales == {"lora.safetensors": 0.7}
+    assert np.array_equal(
+        draw(renderer, "red <lora:lora:-0.7>").pixels, draw(renderer, "red", lora_scale=0.0).pixels
+    )
+    # The LoRA of this model changes nothing but the UNet.
+    apart = draw(renderer, "red <lora:lora:0:0.3>")
+    assert np.array_equal(apart.pixels, named.pixels)
+    assert np.array_equal(draw(renderer, "red <lora:lora:0.3:0>").pixels, draw(renderer, "red").pixels)
+
+
+def test_choices_are_made_by_the_requests_seed(renderer):
+    rendered = draw(renderer, "{cat|dog|bird} picture")
+    assert rendered.record.chosen_prompt in {"cat picture", "dog picture", "bird picture"}
+    assert rendered.record.chosen_prompt == draw(renderer, "{cat|dog|bird} picture").record.chosen_prompt
+    assert (
+        rendered.record.sent_prompt
+        == f"ohwx_rubber_tile <s0><s1>, {rendered.record.chosen_prompt}, photorealistic rubber tile"
+    )

@@ -11,7 +11,7 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,22 +25,26 @@ import torch
 from msgspec import UNSET, structs
 
 from tilemix import __version__
+from tilemix.adapters.merging import PartScales, Scale
 from tilemix.drafts.draft import draft_mix
 from tilemix.errors import ManifestError
 from tilemix.pictures.record import DraftRecord, Record
+from tilemix.pipelines.clip_text import OWN_CLIP_SKIP
 from tilemix.pipelines.compilation import WARM_UP_STEPS, compile_networks, compiling, plain_where_not_compiled
-from tilemix.pipelines.conditioning import PromptEncoder
+from tilemix.pipelines.conditioning import Guidance, PromptEncoder
 from tilemix.pipelines.family import Denoising
 from tilemix.pipelines.loading import ReadyPipeline, choose_device, find_family, load_pipeline
 from tilemix.pipelines.settings import Settings
 from tilemix.pipelines.speed import GUIDED_PART, Speed
-from tilemix.prompts.rewrite import Prompt, read_text, rewrite
+from tilemix.prompts.context import NamedLora
+from tilemix.prompts.rewrite import Prompt, log_notes, read_text
 from tilemix.prompts.template import load_template
 from tilemix.request import GenerationRequest, ResolvedRequest
 from tilemix.system.machine import keep_freed_memory
 from tilemix.system.project import ROOT
 from tilemix.weights import check_files, locate_model
 from tilemix.weights.calibration import load_calibration
+from tilemix.weights.prompting import make_context
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -171,21 +175,20 @@ class Renderer:
         """
         resolved = self._resolve(request)
         logger.info("Using seed: %d", resolved.seed)
-        prompt = rewrite(
-            resolved.prompt, self._template, self._palette, negative_prompt=resolved.negative_prompt
-        )
-        prompt = self._spell_out(prompt)
+        prompt, draft, steps = self._read(resolved)
+        log_notes(prompt)
         for word in self.ready.tokens.find_unknown(f"{prompt.positive} {prompt.negative}"):
             logger.warning("%s in the prompt is not a token of this model: it counts as plain text", word)
         logger.info("Prompt: %s", prompt.positive)
-        self.ready.loras.apply(resolved.lora_scales)
+        self.ready.loras.apply(add_loras(resolved.lora_scales, prompt.loras))
         seconds: dict[str, float] = {}
         with _timed(seconds, "encode_prompt"):
-            conditioning = self._encoder.encode(prompt.positive, prompt.negative)
-        draft = self._lay_out(resolved, prompt)
+            guidances = self._encoder.encode(
+                prompt.positive, prompt.negative, steps=steps, clip_skip=OWN_CLIP_SKIP
+            )
         with plain_where_not_compiled(is_compiled=self._is_compiled):
             with _timed(seconds, "denoise"):
-                latents = self._denoise(resolved, conditioning, draft, on_step)
+                latents = self._denoise(resolved, guidances, draft, on_step)
             with _timed(seconds, "decode"):
                 pixels = self.ready.base.decode(latents, wraps=draft is not None)
         record = self._make_record(resolved, prompt, draft)
@@ -200,11 +203,33 @@ class Renderer:
             PromptError: the text cannot be used.
         """
         resolved = self._resolve(request)
-        prompt = read_text(
-            resolved.prompt, self._template, self._palette, negative_prompt=resolved.negative_prompt
-        )
-        prompt = self._spell_out(prompt)
-        return self._make_record(resolved, prompt, self._lay_out(resolved, prompt))
+        prompt, draft, _ = self._read(resolved)
+        return self._make_record(resolved, prompt, draft)
+
+    def _read(self, request: ResolvedRequest) -> tuple[Prompt, Draft | None, int]:
+        """Return the prompt of a request, the draft to draw from, and the number of steps that are drawn.
+
+        When an edit changes the prompt depends on the steps, and whether there is a draft on the prompt.
+        """
+        steps = request.num_inference_steps
+        for drawn in (int(steps * _strength(request)), steps):
+            context = make_context(
+                self.ready.model.manifest,
+                seed=request.seed,
+                steps=drawn,
+                templates=self.ready.model.template.parent,
+            )
+            prompt = read_text(
+                request.prompt,
+                self._template,
+                self._palette,
+                negative_prompt=request.negative_prompt,
+                context=context,
+            )
+            draft = self._lay_out(request, prompt)
+            if draft is not None or drawn == steps:
+                break
+        return self._spell_out(prompt), draft, drawn
 
     def _spell_out(self, prompt: Prompt) -> Prompt:
         """Return the prompt with the tokens of embeddings that are typed as their trainers named them."""
@@ -256,12 +281,12 @@ class Renderer:
     def _denoise(
         self,
         request: ResolvedRequest,
-        conditioning: Mapping[str, torch.Tensor],
+        guidances: Sequence[Guidance],
         draft: Draft | None,
         on_step: Callable[[int, int], None] | None,
     ) -> torch.Tensor:
         base, steps = self.ready.base, request.num_inference_steps
-        strength = 1.0 if draft is None else max(request.strength, LEAST_STEPS / steps)
+        strength = 1.0 if draft is None else _strength(request)
         total = int(steps * strength)
 
         def after_step(done: int) -> None:
@@ -284,7 +309,7 @@ class Renderer:
             guided_part=GUIDED_PART if self.ready.speed is Speed.FAST else 1.0,
             after_step=after_step,
         )
-        return base.denoise(conditioning, denoising)
+        return base.denoise(guidances, denoising)
 
     def _make_record(self, request: ResolvedRequest, prompt: Prompt, draft: Draft | None) -> Record:
         return Record(
@@ -300,12 +325,15 @@ class Renderer:
             guidance_scale=request.guidance_scale,
             lora_scale=next(iter(request.lora_scales.values()), None),
             lora_scales=dict(request.lora_scales),
+            lora_hashes=self.ready.lora_hashes,
+            named_loras={lora.file: (lora.text_scale, lora.unet_scale) for lora in prompt.loras} or UNSET,
+            chosen_prompt=UNSET if prompt.chosen is None else prompt.chosen,
+            chosen_negative_prompt=UNSET if prompt.chosen_negative is None else prompt.chosen_negative,
             draft=UNSET
             if draft is None
             else DraftRecord(
                 strength=request.strength, granule_size=request.granule_size, colors=draft.colors
             ),
-            lora_hashes=self.ready.lora_hashes,
             scheduler=self.ready.model.manifest.scheduler.name,
             scheduler_config=dict(self.ready.model.manifest.scheduler.config),
             dtype=str(self.ready.dtype).removeprefix("torch."),
@@ -319,6 +347,11 @@ class Renderer:
         )
 
 
+def _strength(request: ResolvedRequest) -> float:
+    """Return the strength over a draft, with which at least two steps are drawn."""
+    return min(max(request.strength, LEAST_STEPS / request.num_inference_steps), 1.0)
+
+
 @cache
 def _versions() -> dict[str, str]:
     # torch names its build after a "+", which the version of its package lacks.
@@ -329,6 +362,16 @@ def _versions() -> dict[str, str]:
 
 def _list_shares(mix: ColorMix | None) -> dict[str, float] | None:
     return None if mix is None else {share.color: float(share.percent) for share in mix.shares}
+
+
+def add_loras(scales: Mapping[str, float], named: Sequence[NamedLora]) -> dict[str, Scale]:
+    """Return the scales of all LoRAs: the model's own and, added to them, those that a prompt names."""
+    added: dict[str, Scale] = dict(scales)
+    for lora in named:
+        own = scales.get(lora.file, 0.0)
+        text, unet = own + lora.text_scale, own + lora.unet_scale
+        added[lora.file] = text if text == unet else PartScales(text, unet)
+    return added
 
 
 @contextmanager

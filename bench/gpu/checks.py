@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from itertools import cycle
@@ -16,12 +17,12 @@ from bench.gpu.adapters import TOKENS, list_lora_modules
 from bench.gpu.rows import fill_row
 from bench.gpu.timing import time_calls, watch_memory
 from bench.gpu.workshop import draw_latents
+from bench.ours import encode_order
 from bench.peers import ADAPTER
 from bench.topology import read_config
 from tilemix.errors import RenderError
 from tilemix.pipelines.decoding import decode_latents
 from tilemix.pipelines.parts import move
-from tilemix.pipelines.sdxl import encode_prompt
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -161,7 +162,7 @@ def check_tokens(shop: Workshop) -> list[Row]:
     plain = order.prompt.replace("".join(TOKENS), "")
     errors = {}
     for name, prompt in (("ours", order.prompt), ("without the tokens", plain)):
-        tensors = encode_prompt(pipeline, prompt, order.negative_prompt).tensors
+        tensors = encode_order(pipeline, dataclasses.replace(order, prompt=prompt))
         errors[name] = max(
             float((tensors[key].float() - wanted.float()).norm() / wanted.float().norm())
             for key, wanted in truth.items()

@@ -22,12 +22,11 @@ from bench.gpu.timing import (
     time_picture,
     watch_memory,
 )
-from bench.ours import replaced
+from bench.ours import encode_order, replaced
 from bench.processes import run_module
 from bench.topology import MODEL
 from tilemix.pictures.files import encode_image
 from tilemix.pipelines.decoding import decode_latents
-from tilemix.pipelines.sdxl import encode_prompt
 
 if TYPE_CHECKING:
     from bench.gpu.workshop import Workshop
@@ -53,7 +52,7 @@ def measure_ours(shop: Workshop) -> list[Row]:
     order = shop.order(0)
     encoding = time_calls(
         shop.device,
-        lambda: encode_prompt(ours.pipeline, order.prompt, order.negative_prompt),
+        lambda: encode_order(ours.pipeline, order),
         rounds=size.rounds,
     )
     note = f"{size.side}x{size.side}, {size.steps} steps, {shop.dtype}; medians of {size.rounds}"
@@ -160,9 +159,9 @@ def _draw_batch(shop: Workshop, count: int) -> None:
     side = order.side // 8
     noise = torch.randn((count, 4, side, side), generator=torch.Generator("cpu").manual_seed(0))
     with torch.inference_mode(), shop.ours.base.text_keys.kept():
-        conditioning = encode_prompt(pipeline, order.prompt, order.negative_prompt)
+        conditioning = encode_order(pipeline, order)
         latents = pipeline(
-            **conditioning.tensors,
+            **conditioning,
             latents=noise.to(shop.device),
             num_images_per_prompt=count,
             width=order.side,

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,10 +23,25 @@ from tilemix.adapters.names import ModuleKey, find_weights, spell_modules
 from tilemix.adapters.tensor_file import TensorFile
 from tilemix.deltas import Delta, LowRank
 from tilemix.errors import LIST_SEPARATOR, AdapterError
+from tilemix.modelfile.spellings import ENCODERS
 
 EXTRA = "text_model."  # in front of a text encoder's names in some versions
 NUMBERS_FOR_THREADS = 2**23  # in all weights to merge; below that, starting threads costs more than it saves
 CACHED_NUMBERS = 2**17  # that a thread works on at a time: 512 KiB of fp32
+
+
+class PartScales(NamedTuple):
+    """The scales of a LoRA where its parts have different ones."""
+
+    text: float  # in the text encoders
+    unet: float  # in the network that draws
+
+    def of(self, component: str) -> float:
+        """Return the scale in a component."""
+        return self.text if component in ENCODERS else self.unet
+
+
+Scale = float | PartScales
 
 
 class LoraMerger:
@@ -43,16 +59,16 @@ class LoraMerger:
         self._tensors = {component: _name_tensors(file) for component, file in self._files.items()}
         self._loras: dict[str, LoraFile] = {}
         self._changed: set[ModuleKey] = set()  # modules that may differ from the base
-        self._applied: dict[str, float] | None = {}  # None: a merge did not finish
+        self._applied: dict[str, Scale] | None = {}  # None: a merge did not finish
         self._loads = 0
 
     @property
-    def applied(self) -> dict[str, float] | None:
+    def applied(self) -> dict[str, Scale] | None:
         """The merged LoRAs with their scales; None after a merge that was interrupted."""
         return None if self._applied is None else dict(self._applied)
 
     @property
-    def state(self) -> tuple[int, frozenset[tuple[str, float]] | None]:
+    def state(self) -> tuple[int, frozenset[tuple[str, Scale]] | None]:
         """What the weights depend on: equal states mean equal weights. None: they are in no defined state."""
         return self._loads, None if self._applied is None else frozenset(self._applied.items())
 
@@ -71,7 +87,7 @@ class LoraMerger:
         self._loads += 1
         return lora
 
-    def apply(self, scales: Mapping[str, float]) -> None:
+    def apply(self, scales: Mapping[str, Scale]) -> None:
         """Make the weights the base's plus the adapters of `scales`; {} gives the base back, bit for bit.
 
         The set is recorded as applied only when it is complete: after an error or a cancellation the next call
@@ -84,7 +100,7 @@ class LoraMerger:
             if not self._loras:
                 raise AdapterError("lora-none-loaded", name=unknown[0])
             raise AdapterError("lora-not-loaded", name=unknown[0], loaded=LIST_SEPARATOR.join(self._loras))
-        wanted = {name: scale for name, scale in scales.items() if scale != 0}
+        wanted = {name: scale for name, scale in scales.items() if scale not in (0, (0, 0))}
         if wanted == self._applied:
             return
         targets = {key for name in wanted for key in self._loras[name].deltas}
@@ -111,12 +127,16 @@ class LoraMerger:
         component, module = key
         return self._tensors[component][module.removeprefix(EXTRA)]
 
-    def _merge(self, todo: Sequence[ModuleKey], scales: Mapping[str, float]) -> None:
+    def _merge(self, todo: Sequence[ModuleKey], scales: Mapping[str, Scale]) -> None:
         chosen = [(self._loras[name].deltas, scale) for name, scale in scales.items()]
 
         def merge_module(key: ModuleKey) -> None:
             base = self._files[key[0]].get_tensor(self._name_base(key))
-            changes = [(delta, scale) for deltas, scale in chosen if (delta := deltas.get(key)) is not None]
+            changes = [
+                (delta, part)
+                for deltas, scale in chosen
+                if (delta := deltas.get(key)) is not None and (part := _part(scale, key[0])) != 0
+            ]
             merge(self._weights[key], base, changes)
 
         threads = torch.get_num_threads()
@@ -127,6 +147,10 @@ class LoraMerger:
             return
         is_long = sum(self._weights[key].numel() for key in todo) >= NUMBERS_FOR_THREADS
         _do_each(merge_module, todo, threads if is_long else 1)
+
+
+def _part(scale: Scale, component: str) -> float:
+    return scale.of(component) if isinstance(scale, PartScales) else scale
 
 
 def merge(weight: torch.Tensor, base: torch.Tensor, changes: Sequence[tuple[Delta, float]]) -> None:

@@ -117,9 +117,22 @@ def _check_text(request: GenerationRequest, model: str) -> None:
     from tilemix.prompts.rewrite import read_text
     from tilemix.prompts.template import find_template
     from tilemix.weights import load_manifest
+    from tilemix.weights.prompting import make_context
 
     manifest = load_manifest(model)
-    read_text(request.prompt, find_template(manifest.prompt_template), manifest.load_palette())
+    context = make_context(
+        manifest,
+        seed=request.seed or 0,
+        steps=request.num_inference_steps or manifest.defaults.num_inference_steps,
+    )
+    template = find_template(manifest.prompt_template)
+    read_text(
+        request.prompt,
+        template,
+        manifest.load_palette(),
+        negative_prompt=request.negative_prompt,
+        context=context,
+    )
 
 
 def _show_step(done: int, total: int) -> None:

@@ -97,6 +97,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     guidance_scale: float
     lora_scale: float | None  # None: the model has no LoRA
     lora_scales: dict[str, float] = {}  # of each LoRA by its file, where a model has several
+    # That the prompt added, by their files: the scales in the text encoders and in the UNet.
+    named_loras: dict[str, tuple[float, float]] | msgspec.UnsetType = msgspec.UNSET
+    # As typed, with the choices made that the seed makes; left out of a prompt without them.
+    chosen_prompt: str | msgspec.UnsetType = msgspec.UNSET
+    chosen_negative_prompt: str | msgspec.UnsetType = msgspec.UNSET
     draft: DraftRecord | msgspec.UnsetType = msgspec.UNSET  # left out of a picture from noise
     scheduler: str  # a name of tilemix.pipelines.schedulers
     scheduler_config: dict[

@@ -1,113 +1,102 @@
-"""What every family does with a prompt before its own encoders: emphasis is read, recent results are kept.
-
-The emphasis is compel's (`word++`, `(a b)1.3`, `("a", "b").and()`).
-"""
+"""What every family does with a prompt before its own encoders: it is listed by step, and recent results are kept."""
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
 
-from tilemix.errors import PromptError
+import torch
 
-if TYPE_CHECKING:
-    from compel.prompt_parser import Blend, FlattenedPrompt
+from tilemix.prompts.language import Fragment, Traced, parse
 
-WEIGHT_RANGE = (0.0, 5.0)  # of emphasis; beyond it the model draws only noise
-# The parser changes nothing without one of these; skipping it saves 10 ms. It adds spaces after commas.
-SYNTAX = re.compile(r'[()"\\+-]|,\S')
-KEPT_PROMPTS = 16  # 1.3 MB each at SDXL's size
+KEPT_TEXTS = 64  # 0.6 MB for each chunk at SDXL's size
 
-Encoded = TypeVar("Encoded")
+Parts = tuple[tuple[Fragment, ...], ...]  # a prompt, cut at each BREAK
 
 
-class PromptEncoder(Generic[Encoded]):
-    """Encodes prompts and keeps the most recent results.
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """A text as the denoiser takes it."""
+
+    states: torch.Tensor  # (1, tokens, width)
+    pooled: torch.Tensor  # (1, width)
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """What the denoiser follows up to a step; all of a picture have as many tokens."""
+
+    last_step: int  # 1-based; all steps for the last one
+    prompt: EncodedText
+    negative: EncodedText
+
+
+class PromptEncoder:
+    """Encodes prompts and keeps the most recent results, of every text by itself.
 
     Args:
-        encode: encodes a prompt and a negative prompt.
+        encode: encodes a prompt at a clip skip.
         read_state: returns the state that the text encoders and the vocabulary depend on; a result of another state
             is not used.
     """
 
-    def __init__(self, encode: Callable[[str, str], Encoded], read_state: Callable[[], Hashable]) -> None:
+    def __init__(
+        self, encode: Callable[[Parts, int], EncodedText], read_state: Callable[[], Hashable]
+    ) -> None:
         self._encode = encode
         self._read_state = read_state
-        self._kept: OrderedDict[Hashable, Encoded] = OrderedDict()
+        self._kept: OrderedDict[Hashable, EncodedText] = OrderedDict()
 
-    def encode(self, positive: str, negative: str) -> Encoded:
-        """Return the two prompts encoded, now or before.
+    def encode(self, positive: str, negative: str, *, steps: int, clip_skip: int) -> list[Guidance]:
+        """Return what a prompt and a negative prompt say over `steps` steps.
+
+        An empty negative prompt is encoded like any other text, as cog-sdxl does; it is not all zeros.
 
         Raises:
-            PromptError: the text cannot be used.
+            PromptError: a text cannot be used.
         """
-        key = (positive, negative, self._read_state())
+        listed = [
+            list_versions(text, steps, field=field)
+            for text, field in ((positive, "prompt"), (negative, "negative_prompt"))
+        ]
+        lasts = sorted({last for versions in listed for last, _ in versions})
+        by_step = [
+            [next(parts for last, parts in versions if last >= step) for step in lasts] for versions in listed
+        ]
+        texts = {parts: self._encode_kept(parts, clip_skip) for versions in by_step for parts in versions}
+        longest = max(text.states.shape[1] for text in texts.values())
+        for parts, text in texts.items():
+            if text.states.shape[1] < longest:
+                texts[parts] = self._lengthen(text, longest, clip_skip)
+        return [
+            Guidance(last, texts[prompt], texts[negative_parts])
+            for last, prompt, negative_parts in zip(lasts, *by_step, strict=True)
+        ]
+
+    def _encode_kept(self, parts: Parts, clip_skip: int) -> EncodedText:
+        key = (parts, clip_skip, self._read_state())
         if key not in self._kept:
-            self._kept[key] = self._encode(positive, negative)
-            if len(self._kept) > KEPT_PROMPTS:
+            self._kept[key] = self._encode(parts, clip_skip)
+            if len(self._kept) > KEPT_TEXTS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
 
-
-@dataclass(frozen=True, slots=True)
-class ParsedText:
-    """A prompt, read by compel's grammar."""
-
-    words: str  # without the emphasis syntax
-    is_emphasized: bool  # or blended, or in several parts
+    def _lengthen(self, text: EncodedText, tokens: int, clip_skip: int) -> EncodedText:
+        """Return a text with as many tokens, those of an empty one after its own."""
+        empty = self._encode_kept(((),), clip_skip).states
+        missing = (tokens - text.states.shape[1]) // empty.shape[1]
+        return EncodedText(torch.cat([text.states, *[empty] * missing], dim=1), text.pooled)
 
 
-def parse_emphasis(text: str, *, field: str) -> ParsedText:
-    """Read compel's emphasis in `text`; `field` names the text in messages.
+def list_versions(text: str, steps: int, *, field: str) -> list[tuple[int, Parts]]:
+    """Return what a prompt says up to each step at which it changes; `field` names it in messages.
 
     Raises:
-        PromptError: it cannot be read, or holds a `.swap()` or a `withLora()`, which compel would drop.
+        PromptError: something in it looks like syntax and is not.
     """
-    if not SYNTAX.search(text):
-        return ParsedText(text, is_emphasized=False)
-    import pyparsing
-    from compel import Compel
-    from compel.prompt_parser import FlattenedPrompt, Fragment, PromptParser
-
-    # Without memoization the parser's time is exponential in the depth of parentheses: 36 characters took over
-    # 10 seconds (compel 2.5.1), with it 0.03. Calling this twice does nothing the second time.
-    pyparsing.ParserElement.enable_packrat(None)
-    try:
-        conjunction = Compel.parse_prompt_string(text)
-    except RecursionError as error:
-        raise PromptError("prompt-emphasis-nested", field=field) from error
-    except (PromptParser.ParsingException, pyparsing.ParseBaseException, IndexError, ValueError) as error:
-        reason = str(error)[:120]
-        raise PromptError("prompt-emphasis-unreadable", field=field, reason=reason) from error
-    if conjunction.lora_weights:
-        raise PromptError("prompt-with-lora", field=field)
-    words = " ".join(_list_words(conjunction.prompts, field))
-    match conjunction.prompts:
-        case [FlattenedPrompt(children=[Fragment(weight=1)])]:
-            return ParsedText(words, is_emphasized=False)
-    return ParsedText(words, is_emphasized=True)
-
-
-def _list_words(prompts: Iterable[Blend | FlattenedPrompt], field: str) -> Iterator[str]:
-    from compel.prompt_parser import Blend, Fragment
-
-    for prompt in prompts:
-        if isinstance(prompt, Blend):
-            yield from _list_words(prompt.prompts, field)
-            continue
-        for fragment in prompt.children:
-            if not isinstance(fragment, Fragment):
-                raise PromptError("prompt-swap", field=field)
-            low, high = WEIGHT_RANGE
-            if not low <= fragment.weight <= high:
-                raise PromptError(
-                    "prompt-emphasis-out-of-range", field=field, weight=fragment.weight, low=low, high=high
-                )
-            if fragment.weight != 1 and not fragment.text.strip():
-                # compel's parser takes `("")0.5`, its encoder fails on it.
-                raise PromptError("prompt-emphasis-of-nothing", field=field)
-            yield fragment.text
+    return [
+        (version.last_step, tuple(tuple(part) for part in version.parts))
+        for version in parse(Traced.begin(text), steps=steps, field=field).versions
+    ]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
+    from tilemix.pipelines.conditioning import EncodedText, Guidance, Parts
     from tilemix.pipelines.parts import Scheduler
     from tilemix.weights import LocalModel
 
@@ -67,11 +68,15 @@ class Family(Protocol):
     def scheduler_config(self) -> Mapping[str, object]:
         """The base's own scheduler configuration."""
 
-    def encode(self, positive: str, negative: str) -> Mapping[str, torch.Tensor]:
-        """Return what `denoise` needs of a prompt and a negative prompt.
+    def encode(self, parts: Parts, clip_skip: int) -> EncodedText:
+        """Return a prompt as `denoise` takes it.
+
+        Args:
+            parts: its words and their weights.
+            clip_skip: which states of the text encoders are taken, counted from the end.
 
         Raises:
-            PromptError: the emphasis in a text cannot be read, or asks for something that the family cannot do.
+            RequestError: the text encoders have no layer so far from their end.
         """
 
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
@@ -80,7 +85,7 @@ class Family(Protocol):
     def encode_picture(self, pixels: NDArray[np.uint8]) -> torch.Tensor:
         """Return the latents of a draft (h, w, 3), sRGB, that wraps: in `latent_shape`, fp32."""
 
-    def denoise(self, conditioning: Mapping[str, torch.Tensor], denoising: Denoising) -> torch.Tensor:
+    def denoise(self, guidances: Sequence[Guidance], denoising: Denoising) -> torch.Tensor:
         """Return the latents of a picture, in `latent_shape`. From a draft, the picture wraps as the draft does.
 
         Nothing of it stays behind, however it ends.

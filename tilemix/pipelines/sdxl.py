@@ -1,26 +1,24 @@
 """The SDXL family: a folder in diffusers' layout -> a model that encodes, denoises and decodes.
 
-A prompt goes through two text encoders. compel splits prompts of more than 77 tokens into chunks and reads its own
-emphasis. Its pooled embedding is computed from the text with that syntax still in it
-(https://github.com/damian0815/compel/issues/96), so the pooled vectors here come from the plain words.
-
-A text without emphasis that fits into 77 tokens needs none of it. Then both prompts go through each encoder in
-one batch, 2 passes instead of compel's 6, and the numbers are the same except for the last bit.
+A prompt goes through two text encoders, chunk by chunk. compel's pooled vector is computed from the text with its
+syntax still in it (https://github.com/damian0815/compel/issues/96); here it comes from the plain words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol, Self, cast
 
 import torch
 
 from tilemix.adapters.tokens import Vocabulary
-from tilemix.errors import ModelFileError
+from tilemix.errors import ModelFileError, RequestError
 from tilemix.modelfile.spellings import ENCODERS
 from tilemix.pipelines.attention import speed_attention
-from tilemix.pipelines.conditioning import parse_emphasis
+from tilemix.pipelines.chunks import cut_into_chunks
+from tilemix.pipelines.clip_text import OWN_CLIP_SKIP, ClipText
+from tilemix.pipelines.conditioning import EncodedText
 from tilemix.pipelines.decoding import decode_latents, encode_pixels, set_tiles
 from tilemix.pipelines.parts import lay_channels_last, move, shorten
 from tilemix.pipelines.unet import load_unet, take_and_give_fp32
@@ -37,11 +35,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
+    from tilemix.pipelines.conditioning import Guidance, Parts
     from tilemix.pipelines.family import Denoising
     from tilemix.pipelines.parts import Scheduler
     from tilemix.weights import LocalModel
-
-TOKENS = 77  # that a text encoder takes at a time
 
 
 class Drawn(Protocol):
@@ -66,6 +63,10 @@ class SdxlPipeline(Protocol):
     def components(self) -> dict[str, object]:
         """Every part, by the name of the argument that a pipeline takes it by."""
 
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the step that is being drawn sees the negative prompt."""
+
     def to(self, device: torch.device) -> SdxlPipeline:
         """Move every part."""
 
@@ -74,26 +75,6 @@ class SdxlPipeline(Protocol):
 
     def __call__(self, **inputs: object) -> Drawn:
         """Draw; diffusers documents the inputs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conditioning:
-    """What the UNet gets, positive and negative, with the same number of tokens. Widths are SDXL's."""
-
-    prompt_embeds: torch.Tensor  # (1, 77 * n, 2048)
-    pooled_prompt_embeds: torch.Tensor  # (1, 1280)
-    negative_prompt_embeds: torch.Tensor  # (1, 77 * n, 2048)
-    negative_pooled_prompt_embeds: torch.Tensor  # (1, 1280)
-
-    @property
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors by the names of the pipeline's arguments."""
-        return {
-            "prompt_embeds": self.prompt_embeds,
-            "pooled_prompt_embeds": self.pooled_prompt_embeds,
-            "negative_prompt_embeds": self.negative_prompt_embeds,
-            "negative_pooled_prompt_embeds": self.negative_pooled_prompt_embeds,
-        }
 
 
 class Sdxl:
@@ -174,26 +155,28 @@ class Sdxl:
         """The configuration of the pipeline's scheduler: the base's own until something is drawn."""
         return self.pipeline.scheduler.config
 
-    def encode(self, positive: str, negative: str) -> dict[str, torch.Tensor]:
-        """Return `encode_prompt` of the two by the names of the pipeline's arguments."""
-        return encode_prompt(self.pipeline, positive, negative).tensors
+    def encode(self, parts: Parts, clip_skip: int) -> EncodedText:
+        """Return `encode_text` of a prompt."""
+        return encode_text(self.pipeline, parts, clip_skip)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         """Return the shape of the latents of a picture: (1, 4, h/8, w/8)."""
         factor, channels = self.pipeline.vae_scale_factor, self.pipeline.unet.config["in_channels"]
         return 1, channels, height // factor, width // factor
 
-    def denoise(self, conditioning: Mapping[str, torch.Tensor], denoising: Denoising) -> torch.Tensor:
+    def denoise(self, guidances: Sequence[Guidance], denoising: Denoising) -> torch.Tensor:
         """Return the latents of a picture (1, 4, h/8, w/8), fp32."""
         from diffusers.callbacks import SDXLCFGCutoffCallback
 
         cutoff = SDXLCFGCutoffCallback(denoising.guided_part) if denoising.guided_part < 1 else None
+        edits = _Edits(guidances)
 
         def after_step(
             of: SdxlPipeline, step: int, timestep: object, tensors: dict[str, torch.Tensor]
         ) -> dict[str, torch.Tensor]:
             denoising.after_step(step + 1)
-            return tensors if cutoff is None else cutoff(of, step, timestep, tensors)
+            cut = tensors if cutoff is None else cutoff(of, step, timestep, tensors)
+            return edits(of, step + 1, cut)
 
         options = {
             "num_inference_steps": denoising.num_inference_steps,
@@ -201,19 +184,24 @@ class Sdxl:
             "generator": denoising.generator,
             "output_type": "latent",
             "callback_on_step_end": after_step,
-            "callback_on_step_end_tensor_inputs": [] if cutoff is None else cutoff.tensor_inputs,
+            "callback_on_step_end_tensor_inputs": sorted(
+                {
+                    *(edits.tensor_inputs if len(guidances) > 1 else ()),
+                    *(() if cutoff is None else cutoff.tensor_inputs),
+                }
+            ),
         }
         with torch.inference_mode(), self.text_keys.kept():
             if denoising.strength < 1:
-                return self._denoise_draft(conditioning, denoising, options)
+                return self._denoise_draft(guidances[0], denoising, options)
             height, width = (side * self.pipeline.vae_scale_factor for side in denoising.start.shape[-2:])
             self.pipeline.scheduler = denoising.scheduler
             return self.pipeline(
-                **conditioning, latents=denoising.start, width=width, height=height, **options
+                **tensors_of(guidances[0]), latents=denoising.start, width=width, height=height, **options
             ).images
 
     def _denoise_draft(
-        self, conditioning: Mapping[str, torch.Tensor], denoising: Denoising, options: Mapping[str, object]
+        self, guidance: Guidance, denoising: Denoising, options: Mapping[str, object]
     ) -> torch.Tensor:
         from diffusers import StableDiffusionXLImg2ImgPipeline
 
@@ -222,7 +210,7 @@ class Sdxl:
         pipeline = cast("SdxlPipeline", made)  # diffusers hides its types
         pipeline.set_progress_bar_config(disable=True)
         # It draws the noise in the dtype of the text, and fp32 is what pictures from noise start from.
-        text = {name: tensor.float() for name, tensor in conditioning.items()}
+        text = {name: tensor.float() for name, tensor in tensors_of(guidance).items()}
         with wrapping(self.pipeline.unet):
             return pipeline(**text, image=denoising.start, strength=denoising.strength, **options).images
 
@@ -291,61 +279,63 @@ def set_tokenizers(pipeline: SdxlPipeline, tokenizers: Sequence[PreTrainedTokeni
     pipeline.tokenizer, pipeline.tokenizer_2 = tokenizers
 
 
-def encode_prompt(pipeline: SdxlPipeline, positive: str, negative: str) -> Conditioning:
-    """Encode a prompt and a negative prompt with both text encoders of `pipeline`.
-
-    An empty negative prompt is encoded like any other text, as cog-sdxl does; it is not all zeros.
+def encode_text(pipeline: SdxlPipeline, parts: Parts, clip_skip: int = OWN_CLIP_SKIP) -> EncodedText:
+    """Encode a prompt with both text encoders of `pipeline`; the pooled vector is the first chunk's.
 
     Raises:
-        PromptError: the emphasis in a text cannot be read, or asks for something that an SDXL prompt cannot do.
+        RequestError: the encoders have no layer so far from their end.
     """
-    prompts = [parse_emphasis(positive, field="prompt"), parse_emphasis(negative, field="negative_prompt")]
-    plain = [prompt.words for prompt in prompts]
+    pairs = ((pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2))
+    fewest = min(encoder.config.num_hidden_layers for _, encoder in pairs)
+    if clip_skip > fewest:
+        raise RequestError("input-out-of-range", field="clip_skip", typed=clip_skip, low=1, high=fewest)
+    first, second = (ClipText(tokenizer, encoder, clip_skip) for tokenizer, encoder in pairs)
+
+    def count_tokens(texts: Sequence[str]) -> list[int]:
+        """The second tokenizer pads with "!", so where that is typed it has other counts."""
+        return list(map(max, first.count_tokens(texts), second.count_tokens(texts)))
+
     with torch.inference_mode():
-        if not any(prompt.is_emphasized for prompt in prompts):
-            batch = _tokenize(pipeline, plain)
-            if batch is not None:
-                return _encode_tokens(pipeline, batch)
-        return encode_with_compel(pipeline, [positive, negative], plain)
+        states, pooled = [], []
+        for chunk in cut_into_chunks(parts, count_tokens):
+            (one, _), (other, vector) = first.encode(chunk), second.encode(chunk)
+            states.append(torch.cat([one, other], dim=-1))
+            pooled.append(vector)
+        assert pooled[0] is not None  # the second encoder has a projection
+        return EncodedText(torch.cat(states, dim=1), pooled[0])
 
 
-def _tokenize(pipeline: SdxlPipeline, texts: Sequence[str]) -> list[torch.Tensor] | None:
-    """Return the texts' tokens for each encoder, (n, 77); None where a text has more."""
-    batch = []
-    for tokenizer in (pipeline.tokenizer, pipeline.tokenizer_2):
-        rows = tokenizer(list(texts), padding="max_length", max_length=TOKENS, verbose=False).input_ids
-        if any(len(row) > TOKENS for row in rows):
-            return None
-        batch.append(torch.tensor(rows))
-    return batch
+def tensors_of(guidance: Guidance) -> dict[str, torch.Tensor]:
+    """Return the tensors by the names of the pipeline's arguments."""
+    return {
+        "prompt_embeds": guidance.prompt.states,  # (1, 77 * n, 2048)
+        "pooled_prompt_embeds": guidance.prompt.pooled,  # (1, 1280)
+        "negative_prompt_embeds": guidance.negative.states,
+        "negative_pooled_prompt_embeds": guidance.negative.pooled,
+    }
 
 
-def _encode_tokens(pipeline: SdxlPipeline, batch: Sequence[torch.Tensor]) -> Conditioning:
-    """Encode a prompt and a negative prompt, (2, 77) tokens for each encoder, in one pass each."""
-    first, second = (
-        encoder(tokens.to(encoder.device), output_hidden_states=True)
-        for encoder, tokens in zip((pipeline.text_encoder, pipeline.text_encoder_2), batch, strict=True)
-    )
-    # SDXL takes the states before the last layer, and the second encoder's pooled vector.
-    embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-    pooled = second.text_embeds
-    return Conditioning(embeds[:1], pooled[:1], embeds[1:], pooled[1:])
+class _Edits:
+    """The callback of the pipeline that changes the prompt after a step."""
 
+    tensor_inputs = ("prompt_embeds", "add_text_embeds")
 
-def encode_with_compel(pipeline: SdxlPipeline, texts: Sequence[str], plain: Sequence[str]) -> Conditioning:
-    """Encode a prompt and a negative prompt through compel.
+    def __init__(self, guidances: Sequence[Guidance]) -> None:
+        self._after = {earlier.last_step: later for earlier, later in pairwise(guidances)}
 
-    Args:
-        pipeline: an SDXL pipeline.
-        texts: the two prompts, with their emphasis.
-        plain: the same two without it, for the pooled vectors.
-    """
-    from compel import CompelForSDXL
-
-    # Made anew each time: compel keeps the empty prompt's embedding, which is stale after any change of
-    # the text encoders' weights or of the vocabulary.
-    compel = CompelForSDXL(pipeline)
-    positive, negative = texts
-    encoded = compel(positive, negative_prompt=negative)
-    pooled = [compel.compel_2.conditioning_provider.get_pooled_embeddings([text]) for text in plain]
-    return Conditioning(encoded.embeds, pooled[0], encoded.negative_embeds, pooled[1])
+    def __call__(
+        self, pipeline: SdxlPipeline, done: int, tensors: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Return the tensors for the steps after `done` steps."""
+        guidance = self._after.get(done)
+        if guidance is None:
+            return tensors
+        texts = (
+            [guidance.negative, guidance.prompt]
+            if pipeline.do_classifier_free_guidance
+            else [guidance.prompt]
+        )
+        states = torch.cat([text.states for text in texts])
+        pooled = torch.cat([text.pooled for text in texts])
+        dtype = tensors["prompt_embeds"].dtype
+        return tensors | {"prompt_embeds": states.to(dtype), "add_text_embeds": pooled.to(dtype)}

@@ -1,10 +1,10 @@
 """From what the user typed to the prompt that is sent to the model.
 
-The color mix is read and written in the words of the model's palette, then the
-template is filled::
+The language is read, the color mix in it is read and written in the words of the model's palette, then the template
+is filled::
 
-    "50 % rot, 30 % schwarz, Rest weiß"
-    -> "ohwx_rubber_tile <s0><s1>, 50% red, 30% black, 20% white, photorealistic rubber tile, ..."
+    "(50 % rot:1.2), 30 % schwarz, Rest {weiß|beige}"
+    -> "ohwx_rubber_tile <s0><s1>, (50% red:1.2), 30% black, 20% white, photorealistic rubber tile, ..."
 
 Loads no torch.
 """
@@ -12,24 +12,31 @@ Loads no torch.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from tilemix.errors import Message, MixError, Value
-from tilemix.prompts.checks import check_prompt, check_text
+from tilemix.errors import Message, MixError, PromptError
+from tilemix.prompts.checks import MAX_PROMPT_CHARACTERS, check_prompt, check_text
+from tilemix.prompts.context import NamedLora, PromptContext
+from tilemix.prompts.emphasized_mix import carry_emphasis, list_parts
+from tilemix.prompts.language import Fragment, Script, Traced, Version, parse, refuse_other_notations
+from tilemix.prompts.language.choices import Choice, choose
+from tilemix.prompts.language.writing import write_versions
 from tilemix.prompts.mix import ColorMix, Span, find_trade_codes
-from tilemix.prompts.reading import read_mix
+from tilemix.prompts.mix.records import read_record
+from tilemix.prompts.reading import ReadText, read_mix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from tilemix.colors.palette import Palette
+    from tilemix.errors import Value
     from tilemix.prompts.template import PromptTemplate
 
 logger = logging.getLogger(__name__)
 
 NAMED = frozenset({"color", "base"})  # roles of colors
 NO_MIX = Message("mix-not-found", {}, "prompt")
+MOST_SENT = 6000  # characters of a prompt with its edits
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,7 @@ class Prompt:
     """A prompt, ready for the text encoders."""
 
     typed: str  # what the user typed
-    positive: str  # what is sent
+    positive: str  # what is sent, in the prompt language
     negative: str  # "" is really empty
     mix: ColorMix | None  # in the chart's names; None: no share was typed, so there is nothing to measure
     sent: ColorMix | None  # the same in the words of the model's palette
@@ -45,6 +52,10 @@ class Prompt:
     spans: tuple[Span, ...] = field(
         default=(), compare=False
     )  # what every part of the text does; () if untouched
+    loras: tuple[NamedLora, ...] = ()  # in addition to what the model applies by itself
+    choices: tuple[Choice, ...] = ()  # that the seed made, in the prompt and the negative prompt
+    chosen: str | None = None  # the prompt with its choices made; None: there were none
+    chosen_negative: str | None = None  # the same of the negative prompt
 
 
 def rewrite(
@@ -53,6 +64,7 @@ def rewrite(
     palette: Palette | None = None,
     *,
     negative_prompt: str | None = None,
+    context: PromptContext | None = None,
 ) -> Prompt:
     """Return the prompt for `text`, and log its notes; a `negative_prompt` of None means the template's.
 
@@ -60,13 +72,19 @@ def rewrite(
     placeholder tokens is sent untouched.
 
     Raises:
-        PromptError: a text is empty (the negative prompt may be), too long, or contains control characters.
+        PromptError: a text is empty (the negative prompt may be), too long, or contains control characters; something
+            in it looks like syntax and is not.
         MixError: the color mix is not clear, or the palette has no color near one of it.
     """
-    prompt = read_text(text, template, palette, negative_prompt=negative_prompt)
+    prompt = read_text(text, template, palette, negative_prompt=negative_prompt, context=context)
+    log_notes(prompt)
+    return prompt
+
+
+def log_notes(prompt: Prompt) -> None:
+    """Log what was read differently from what was typed."""
     for note in prompt.notes:
         logger.warning("%s", note)
-    return prompt
 
 
 def read_text(
@@ -75,47 +93,163 @@ def read_text(
     palette: Palette | None = None,
     *,
     negative_prompt: str | None = None,
+    context: PromptContext | None = None,
 ) -> Prompt:
     """Do what `rewrite` does, and log no notes."""
     check_prompt(text)
-    if negative_prompt is None:
-        negative_prompt = template.negative_prompt
+    context = context or PromptContext()
+    negative = template.negative_prompt if negative_prompt is None else negative_prompt
+    check_text(negative, field="negative_prompt")
+    record = read_record(text)
+    reader = _Reader(template, palette, context)
+    if record is not None and record.mix is not None:
+        prompt = reader.read_record(text)
     else:
-        check_text(negative_prompt, field="negative_prompt")
-    marker = template.find_marker(text)
-    if marker is not None:
-        logger.info("prompt holds %r: sent untouched", marker)
-        return _read_complete(text, palette, negative_prompt)
-    read = read_mix(text, palette)
-    notes = read.notes if read.mix else (*read.notes, NO_MIX)
-    return Prompt(text, template.fill(read.text), negative_prompt, read.mix, read.sent, notes, read.spans)
+        prompt = reader.read(text if record is None or record.text is None else record.text)
+    sent, chosen = reader.read_negative(negative)
+    return replace(
+        prompt,
+        typed=text,
+        negative=sent,
+        chosen_negative=chosen,
+        choices=tuple(reader.choices),
+        notes=(
+            *prompt.notes,
+            *reader.notes,
+            *(record.notes if record is not None and record.text is not None else ()),
+        ),
+    )
 
 
-def _read_complete(text: str, palette: Palette | None, negative_prompt: str) -> Prompt:
-    """Read a prompt that is sent untouched. Its mix is only drafted and measured, so an unclear one is not refused."""
+class _Reader:
+    """Reads the two texts of a request."""
+
+    def __init__(self, template: PromptTemplate, palette: Palette | None, context: PromptContext) -> None:
+        self._template = template
+        self._palette = palette
+        self._context = context
+        self.choices: list[Choice] = []
+        self.notes: list[Message] = []
+
+    def read(self, text: str) -> Prompt:
+        """Read a prompt."""
+        script, chosen = self._read_language(text, "prompt")
+        loras = self._context.find_loras(script.tags)
+        typed = script.text.text
+        if not typed.strip():
+            raise PromptError("prompt-empty", field="prompt", most=MAX_PROMPT_CHARACTERS)
+        marker = self._template.find_marker(typed)
+        if marker is not None:
+            logger.info("prompt holds %r: sent untouched", marker)
+            read = self._read_complete(script.versions[-1].emphasized.plain)
+            mix, sent = (None, None) if read is None else (read.mix, read.sent)
+            return Prompt(
+                text, self._context.put_tokens(typed), "", mix, sent, (), loras=loras, chosen=chosen
+            )
+        readings = [_read_version(version, self._palette) for version in script.versions]
+        mix, sent = next(
+            ((reading.mix, reading.sent) for reading in reversed(readings) if reading.mix is not None),
+            (None, None),
+        )
+        for reading in readings:
+            self.notes += [note for note in reading.notes if note not in self.notes]
+        self.notes += [NO_MIX] if mix is None else []
+        written = write_versions([(reading.last_step, reading.parts) for reading in readings])
+        if len(written) > MOST_SENT:
+            raise PromptError("prompt-too-long", field="prompt", count=len(written), most=MOST_SENT)
+        positive = self._context.put_tokens(self._template.fill(written))
+        return Prompt(text, positive, "", mix, sent, (), readings[-1].spans, loras, chosen=chosen)
+
+    def _read_complete(self, text: Traced) -> ReadText | None:
+        """Read the mix of a prompt that is sent untouched; None: it is unclear, which is no reason to refuse it."""
+        codes = find_trade_codes(text.text)
+        try:
+            read = read_mix(text.text, self._palette)
+        except MixError as error:
+            logger.info("no mix to measure: %s", error)
+            self.notes += _note_other_words(text, codes, self._palette)
+            return None
+        colors = [span for span in read.spans if span.role in NAMED] if self._palette is not None else []
+        codes = [code for code in codes if code.start not in {color.start for color in colors}]
+        self.notes += _note_other_words(text, sorted([*colors, *codes]), self._palette)
+        return read
+
+    def read_record(self, text: str) -> Prompt:
+        """Read a mix that a program sent."""
+        read = read_mix(text, self._palette)
+        self.notes += read.notes
+        return Prompt(text, self._template.fill(read.text), "", read.mix, read.sent, (), read.spans)
+
+    def read_negative(self, text: str) -> tuple[str, str | None]:
+        """Return a negative prompt as it is sent, and with its choices made, if it holds any."""
+        script, chosen = self._read_language(text, "negative_prompt")
+        if script.tags:
+            raise PromptError(
+                "prompt-negative-tag", field="negative_prompt", position=script.tags[0].position
+            )
+        return self._context.put_tokens(script.text.text), chosen
+
+    def _read_language(self, text: str, field_name: str) -> tuple[Script, str | None]:
+        """Return a text whose choices are made and whose syntax is read, and the text between the two."""
+        chosen = choose(text, self._context.seed, self._context.wildcards, field=field_name)
+        self.choices += chosen.choices
+        self.notes += chosen.notes
+        refuse_other_notations(chosen.text, field=field_name)
+        script = parse(chosen.text, steps=self._context.steps, field=field_name)
+        self.notes += script.notes
+        return script, chosen.text.text if chosen.choices else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A version of a prompt, its mix read."""
+
+    last_step: int
+    parts: list[list[Fragment]]  # as they are sent
+    mix: ColorMix | None
+    sent: ColorMix | None
+    notes: tuple[Message, ...]
+    spans: tuple[Span, ...]
+
+
+def _read_version(version: Version, palette: Palette | None) -> _Reading:
+    """Read the mix in a version; what is said of it points to the typed text.
+
+    Raises:
+        MixError: it is not clear, or the palette has no color near one of it.
+    """
+    plain = version.emphasized.plain
+
+    def point(values: Mapping[str, Value]) -> dict[str, Value]:
+        position = values.get("position")
+        return (
+            {**values, "position": plain.position(position - 1)} if isinstance(position, int) else {**values}
+        )
+
     try:
-        read = read_mix(text, palette)
+        read = read_mix(plain.text, palette)
     except MixError as error:
-        logger.info("no mix to measure: %s", error)
-        notes = _note_other_words(text, find_trade_codes(text), palette)
-        return Prompt(text, text, negative_prompt, None, None, notes)
-    colors = [span for span in read.spans if span.role in NAMED] if palette is not None else []
-    codes = [code for code in find_trade_codes(text) if code.start not in {color.start for color in colors}]
-    notes = _note_other_words(text, sorted([*colors, *codes]), palette)
-    return Prompt(text, text, negative_prompt, read.mix, read.sent, notes)
+        raise MixError(error.code, field=error.field, **point(error.values)) from error
+    pieces = carry_emphasis(version.emphasized, read)
+    notes = tuple(Message(note.code, point(note.values), note.field) for note in read.notes)
+    spans = tuple(
+        span._replace(start=plain.position(span.start) - 1, end=plain.position(max(span.end - 1, 0)))
+        for span in read.spans
+    )
+    return _Reading(version.last_step, list_parts(pieces), read.mix, read.sent, notes, spans)
 
 
-def _note_other_words(text: str, colors: Iterable[Span], palette: Palette | None) -> tuple[Message, ...]:
+def _note_other_words(text: Traced, colors: Iterable[Span], palette: Palette | None) -> list[Message]:
     """Say of the colors in a prompt that is sent untouched that the model knows them by other words."""
     notes = []
     for color in colors:
-        typed, word = text[color.start : color.end], color.value
+        typed, word = text.text[color.start : color.end], color.value
         if palette is not None:
             from tilemix.colors.answers import find_answer  # numpy
 
             answer = find_answer(palette, word)
             word = answer.color.word if answer is not None else word
         if typed.casefold() != word:
-            values: dict[str, Value] = {"typed": typed, "position": color.start + 1, "color": word}
+            values: dict[str, Value] = {"typed": typed, "position": text.position(color.start), "color": word}
             notes.append(Message("mix-known-by-another-word", values, "prompt"))
-    return tuple(notes)
+    return notes

@@ -61,6 +61,7 @@ class Version:
 class Script:
     """A prompt whose syntax has been read."""
 
+    text: Traced  # without the tags, with its edits and emphasis
     versions: tuple[Version, ...]  # by step, one at least
     tags: tuple[LoraTag, ...]
     notes: tuple[Message, ...]
@@ -84,7 +85,7 @@ def parse(text: Traced, *, steps: int, field: str) -> Script:
     )
     for version in versions:
         notes += tuple(note for note in version.emphasized.notes if note not in notes)
-    return Script(versions, tuple(tags), notes)
+    return Script(text, versions, tuple(tags), notes)
 
 
 def refuse_other_notations(text: Traced, *, field: str) -> None:

@@ -1,0 +1,72 @@
+"""What a prompt may name besides words: the model's adapters, the project's wildcards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from tilemix.errors import LIST_SEPARATOR, PromptError
+from tilemix.prompts.language import LoraTag
+from tilemix.prompts.language.wildcards import Wildcards
+
+MOST_NAMES = 4  # in a message
+SHOWN = 40  # characters of a name in a message
+
+
+class NamedLora(NamedTuple):
+    """A LoRA that a prompt asks for, in addition to what the model applies by itself."""
+
+    file: str
+    text_scale: float  # in the text encoders
+    unet_scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class PromptContext:
+    """A request and its model, as far as they decide what a prompt means."""
+
+    seed: int = 0  # makes the choices
+    steps: int = 25  # that are drawn
+    loras: Sequence[str] | None = None  # the model's files; None: not known here, so names are not looked up
+    embeddings: Mapping[str, str] = field(default_factory=dict)  # file -> its tokens
+    wildcards: Wildcards = field(default_factory=Wildcards)
+
+    def find_loras(self, tags: Sequence[LoraTag]) -> tuple[NamedLora, ...]:
+        """Return the LoRAs that tags ask for; the scales of one that is named twice are added up.
+
+        Raises:
+            PromptError: the model has no such LoRA, or a tag stands in the negative prompt.
+        """
+        if self.loras is None:
+            return ()
+        files = {_name(file): file for file in self.loras}
+        found: dict[str, NamedLora] = {}
+        for tag in tags:
+            file = files.get(_name(tag.name))
+            if file is None:
+                near = get_close_matches(_name(tag.name), files, MOST_NAMES, 0)
+                known = LIST_SEPARATOR.join(PurePosixPath(files[name]).stem for name in near) or "none"
+                typed = tag.name[:SHOWN]
+                raise PromptError(
+                    "prompt-unknown-lora", field="prompt", typed=typed, position=tag.position, known=known
+                )
+            _, text_scale, unet_scale = found.get(file, ("", 0.0, 0.0))
+            found[file] = NamedLora(file, text_scale + tag.text_scale, unet_scale + tag.unet_scale)
+        return tuple(found.values())
+
+    def put_tokens(self, text: str) -> str:
+        """Return a text in which the name of each embedding is replaced by its tokens, in any case of letters."""
+        for file, tokens in self.embeddings.items():
+            name = re.escape(PurePosixPath(file).stem)
+            named = re.compile(rf"(?<![\w<-]){name}(?:\.safetensors)?(?![\w>-])", re.IGNORECASE)
+            text = named.sub(tokens, text)  # a token holds no backslash
+        return text
+
+
+def _name(file: str) -> str:
+    """Return the name of an adapter for comparison: without folders, extension and case."""
+    return PurePosixPath(file.strip()).name.removesuffix(".safetensors").casefold()

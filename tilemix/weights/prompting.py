@@ -1,0 +1,34 @@
+"""What a prompt may name, from a model's manifest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tilemix.prompts.context import PromptContext
+from tilemix.prompts.language.wildcards import Wildcards
+from tilemix.system.project import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tilemix.weights.manifest import ModelManifest
+
+
+TEMPLATES = ROOT / "prompt_templates"
+
+
+def make_context(
+    manifest: ModelManifest, *, seed: int, steps: int, templates: Path = TEMPLATES
+) -> PromptContext:
+    """Return what the prompt of a request for a model may name: its LoRAs, its embeddings, the project's wildcards."""
+    return PromptContext(
+        seed=seed,
+        steps=steps,
+        loras=[adapter.file for adapter in manifest.adapters if adapter.kind == "lora"],
+        embeddings={
+            adapter.file: "".join(adapter.tokens)
+            for adapter in manifest.adapters
+            if adapter.kind == "embedding" and adapter.tokens
+        },
+        wildcards=Wildcards(templates / "wildcards"),
+    )
