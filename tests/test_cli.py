@@ -83,7 +83,8 @@ def test_rewrite_as_json_adds_the_mix(capsys):
 
 def test_rewrite_explains_what_every_word_was_taken_for(capsys):
     assert main(["rewrite", "--explain", "black with 20% red flecks, wet"]) == 0
-    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    spans, _, _ = capsys.readouterr().out.partition("prompt: chunk 1")
+    lines = [line.split(maxsplit=2) for line in spans.splitlines()]
     assert lines == [
         ["1", "base", "'black' = black"],
         ["7", "with", "'with'"],
@@ -309,3 +310,23 @@ def test_an_interrupt_in_the_middle_ends_in_one_line_and_leaves_no_file(tmp_path
     assert rest[-1] == "tilemix predict: interrupted"
     assert all(line.startswith("denoise ") for line in rest[:-1])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rewrite_explains_what_the_text_encoders_get(capsys):
+    text = "(50% red:1.3), 50% {black|white} BREAK [wet:dry:0.5], <foo>"
+    options = ["--explain", "--steps", "10", "--seed", "3"]
+    assert main(["rewrite", text, *options]) == 0
+    output = capsys.readouterr().out
+    assert "prompt, steps 1 to 5: chunk 1, 17 of 75 tokens\n" in output
+    assert "  1.3        4  '50% red'\n" in output
+    assert "choice {black|white} at character 20: 'black'\n" in output
+    assert "<foo>: not a token of this model; its letters are sent\n" in output
+    assert main(["rewrite", text, "--json", *options]) == 0
+    explained = json.loads(capsys.readouterr().out)
+    versions = explained["encoded"]["prompt"]
+    assert [version["last_step"] for version in versions] == [5, 10]
+    first = versions[0]["chunks"][0]
+    assert first["fragments"][1] == {"text": "50% red", "weight": 1.3, "tokens": 4}
+    assert first["tokens"] == sum(fragment["tokens"] for fragment in first["fragments"])
+    assert explained["unknown_tokens"] == ["<foo>"]
+    assert [choice["chosen"] for choice in explained["choices"]] == ["black"]

@@ -40,7 +40,7 @@ def test_a_picture_is_drawn_measured_and_read_with_it(packages, tmp_path):
     """From requirements.txt alone, which a package that is only in the workstation's environment would not show."""
     tile = str(tmp_path / "tile.png")
     sizes = ["--width", "256", "--height", "256", "--num-inference-steps", "2", "--seed", "7"]
-    done = run(packages, "-m", "tilemix", "predict", "60% red, 40% (black)1.2", "-o", tile, *sizes)
+    done = run(packages, "-m", "tilemix", "predict", "60% red, 40% (black:1.2)", "-o", tile, *sizes)
     assert done.returncode == 0, done.stderr
     for verb in ("record", "measure"):
         done = run(packages, "-m", "tilemix", verb, tile)

@@ -80,7 +80,7 @@ def test_the_unet_and_the_decoder_are_one_piece_of_code_each(renderers):
         {"lora_scale": 0.0},
         {"width": 320, "height": 264},
         {"guidance_scale": 1.0},
-        {"prompt": "60% red, 40% black, (wet surface)1.2"},
+        {"prompt": "60% red, 40% black, (wet surface:1.2)"},
         {"prompt": "60% red, 40% black, " + "very, " * 80 + "wet"},
     ],
 )

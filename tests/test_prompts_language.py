@@ -213,6 +213,7 @@ def test_what_looks_like_syntax_and_is_none_is_refused(text, message):
     ("text", "typed", "right"),
     [
         ("a (red)1.3 tile", ")1.3", "(x:1.3)"),
+        ("(side light)1.3, wet", ")1.3", "(x:1.3)"),
         ("glossy++, red", "++", "(x:1.2)"),
         ("matt-- red", "--", "(x:1.2)"),
         ('("a", "b").and()', ".and(", "BREAK"),

@@ -140,12 +140,14 @@ def test_a_token_typed_as_its_trainer_named_it_is_all_of_its_rows(project, caplo
     drawn = Renderer(load_pipeline(find_model("tiny", project), CPU, torch.float32))
     assert drawn.placeholder_tokens == ["<my_tile_0>", "<my_tile_1>"]
     rendered = drawn.render(
-        GenerationRequest(seed=7, prompt="(<my tile>)1.2, wet", negative_prompt="<my tile> <worn>")
+        GenerationRequest(seed=7, prompt="(<my tile>:1.2), wet", negative_prompt="<my tile> <worn>")
     )
-    assert "(<my_tile_0><my_tile_1>)1.2" in rendered.record.sent_prompt
+    assert "(<my_tile_0><my_tile_1>:1.2)" in rendered.record.sent_prompt
     spelled = drawn.render(
         GenerationRequest(
-            seed=7, prompt="(<my_tile_0><my_tile_1>)1.2, wet", negative_prompt="<my_tile_0><my_tile_1> <worn>"
+            seed=7,
+            prompt="(<my_tile_0><my_tile_1>:1.2), wet",
+            negative_prompt="<my_tile_0><my_tile_1> <worn>",
         )
     )
     assert np.array_equal(rendered.pixels, spelled.pixels)
@@ -390,6 +392,14 @@ def test_an_edit_changes_the_picture_from_its_step_on(renderer):
         ).images
     assert np.array_equal(edited.pixels, base.decode(latents))
     assert not np.array_equal(edited.pixels, draw(renderer, "<s0><s1> red tile").pixels)
+
+
+def test_what_the_prompt_asks_for_besides_words_is_logged(renderer, caplog):
+    caplog.set_level(logging.INFO, "tilemix.render")
+    draw(renderer, "a [cat|dog] {x|x} <lora:lora:0.1:0.2>")
+    assert "Chosen for {x|x}: x" in caplog.text
+    assert "Added LoRA: lora.safetensors (text encoders 0.1, UNet 0.2)" in caplog.text
+    assert "Prompt changes after step 1, 2, 3 of 4" in caplog.text
 
 
 def test_an_edit_at_the_last_step_changes_nothing(renderer):

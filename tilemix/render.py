@@ -186,6 +186,7 @@ class Renderer:
             guidances = self._encoder.encode(
                 prompt.positive, prompt.negative, steps=steps, clip_skip=OWN_CLIP_SKIP
             )
+        _log_language(prompt, guidances)
         with plain_where_not_compiled(is_compiled=self._is_compiled):
             with _timed(seconds, "denoise"):
                 latents = self._denoise(resolved, guidances, draft, on_step)
@@ -345,6 +346,17 @@ class Renderer:
             files=self.ready.model.hashes,
             versions=_versions(),
         )
+
+
+def _log_language(prompt: Prompt, guidances: Sequence[Guidance]) -> None:
+    """Log what the prompt asks for besides words."""
+    for choice in prompt.choices:
+        logger.info("Chosen for %s: %s", choice.typed, choice.chosen)
+    for lora in prompt.loras:
+        logger.info("Added LoRA: %s (text encoders %g, UNet %g)", lora.file, lora.text_scale, lora.unet_scale)
+    if len(guidances) > 1:
+        lasts = ", ".join(str(guidance.last_step) for guidance in guidances[:-1])
+        logger.info("Prompt changes after step %s of %d", lasts, guidances[-1].last_step)
 
 
 def _strength(request: ResolvedRequest) -> float:

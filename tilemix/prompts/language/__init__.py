@@ -36,7 +36,7 @@ __all__ = ["Fragment", "LoraTag", "Script", "Traced", "Version", "parse"]
 SHOWN = 20  # characters in a message
 # compel's own grammar, which earlier versions took: it would go to the model as words.
 OTHER_NOTATIONS = (
-    (re.compile(r"(?<![.\d])\s?\)\d\.\d+(?![\w%.,:/])"), "(x:1.3)"),
+    (re.compile(r"(?<![.\d])\s?\)\d\.\d+(?![\w%:/]|[.,]\d)"), "(x:1.3)"),
     (re.compile(r"(?<=\w)(?:\+{2,}|-{2,})(?![^\s,.;])"), "(x:1.2)"),
     (re.compile(r"\.(?:and|blend)\("), "BREAK"),
     (re.compile(r"\.swap\("), "[x:y:0.5]"),
