@@ -196,3 +196,17 @@ def test_a_model_without_a_palette_gets_the_charts_words():
     read = read_mix("50% purple, 50% terracotta", None)
     assert str(read.mix) == str(read.sent) == read.text == "50% purple, 50% terracotta"
     assert read.notes == ()
+
+
+@pytest.mark.parametrize("palette", [RUBBER, MINIATURE], ids=["rubber-tile", "miniature"])
+def test_the_value_of_a_swatch_is_its_color(palette):
+    """By the chart alone the maker's orange is red, and his white light gray."""
+    for color in palette.colors:
+        other = "black" if color.word != "black" else "red"
+        for typed in (color.as_seen, color.as_seen.lower()):
+            read = read_mix(f"60% {typed}, 40% {other}", palette)
+            assert (str(read.sent), read.notes) == (f"60% {color.word}, 40% {other}", ())
+        read = read_mix(f'{{"colors": [{{"hex": "{color.as_seen}", "share": 1}}]}}', palette)
+        assert str(read.sent) == f"100% {color.word}"
+    assert str(read_mix("50% orange (#CB5D35), 50% black", RUBBER).sent) == "50% orange, 50% black"
+    assert str(read_mix("50% #CC5D36, 50% black", RUBBER).sent) == "50% orange, 50% black"

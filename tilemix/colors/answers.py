@@ -14,6 +14,7 @@ import numpy as np
 from tilemix.colors.chart import get_color
 from tilemix.colors.cielab import delta_e_2000, srgb_to_lab
 from tilemix.colors.hex import parse_hex
+from tilemix.colors.palette import TOO_NEAR
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +42,14 @@ def find_answer(palette: Palette, name: str) -> Answer | None:
         return Answer(own, 0.0)
     ranked = rank_answers(palette, name)
     return ranked[0] if ranked and ranked[0].delta_e <= FARTHEST else None
+
+
+def name_value(palette: Palette, value: str) -> str | None:
+    """Return the chart's name, or else the word, of the palette's color that a hex value is hardly told from."""
+    differences = delta_e_2000(_to_lab([value]), np.stack([color.lab for color in palette.colors]))
+    nearest = int(np.argmin(differences))
+    color = palette.colors[nearest]
+    return (color.chart[0] if color.chart else color.word) if differences[nearest] < TOO_NEAR else None
 
 
 def rank_answers(palette: Palette, name: str) -> list[Answer]:

@@ -53,12 +53,20 @@ def read_mix(text: str, palette: Palette | None) -> ReadText:
         MixError: the mix is not clear, or the palette has no color near one of it.
         PromptError: the text is too long or contains control characters.
     """
-    parsed = parse_mix(text)
+    parsed = parse_mix(text, lambda value: _name_value(value, palette))
     if parsed.mix is None or palette is None:
         return ReadText(parsed.head, parsed.tail, parsed.mix, parsed.mix, parsed.notes, parsed.spans)
     sent, notes = translate_mix(parsed.mix, palette)
     read = tuple(note for note in parsed.notes if note.code != SENT_AS_TYPED)  # the palette has it after all
     return ReadText(parsed.head, parsed.tail, parsed.mix, sent, (*read, *notes), parsed.spans)
+
+
+def _name_value(value: str, palette: Palette | None) -> str | None:
+    if palette is None:
+        return None
+    from tilemix.colors.answers import name_value  # numpy
+
+    return name_value(palette, value)
 
 
 def translate_mix(mix: ColorMix, palette: Palette) -> tuple[ColorMix, tuple[Message, ...]]:

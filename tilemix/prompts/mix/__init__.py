@@ -25,7 +25,7 @@ from tilemix.errors import LIST_SEPARATOR, UNDERSTOOD, MixError
 from tilemix.prompts.checks import check_text
 from tilemix.prompts.mix.records import read_record
 from tilemix.prompts.mix.shares import PERCENTS, read_shares
-from tilemix.prompts.mix.tokens import parse_number, tokenize
+from tilemix.prompts.mix.tokens import NameValue, name_nothing, parse_number, tokenize
 from tilemix.prompts.mix.totals import MOST_SHOWN, ColorMix, ColorShare, total_up
 from tilemix.prompts.mix.typed import TRIMMINGS, TypedMix
 from tilemix.prompts.mix.words import TRADE
@@ -66,26 +66,28 @@ class ParsedText:
         return f"{self.head}{'' if self.mix is None else self.mix}{self.tail}"
 
 
-def parse_mix(text: str) -> ParsedText:
+def parse_mix(text: str, name_value: NameValue = name_nothing) -> ParsedText:
     """Read the color mix in `text`, wherever it stands.
+
+    `name_value` may name the color of a hex value; where it returns None, the chart does.
 
     Raises:
         MixError: a share is not clear, a color is misspelled, an RAL number does not exist, the total is not 100.
         PromptError: the text is too long or contains control characters.
     """
     check_text(text, field="prompt")
-    record = read_record(text)
+    record = read_record(text, name_value)
     if record is not None and record.mix is not None:
         return ParsedText(record.mix, "", "", record.notes, tuple(Span(*piece) for piece in record.pieces))
     if record is not None and record.text is not None:
-        inner = parse_mix(record.text)
+        inner = parse_mix(record.text, name_value)
         notes = (*inner.notes, *record.notes)
         spans = [
             span for piece in record.pieces for span in _open(text, Span(*piece), record.text, inner.spans)
         ]
         return ParsedText(inner.mix, inner.head, inner.tail, notes, tuple(spans))
     try:
-        typed = read_shares(text)
+        typed = read_shares(text, name_value)
         if not typed.shares and not typed.lone:
             return ParsedText(None, text, "", (), (Span(0, len(text), "text"),) if text.strip() else ())
         mix = total_up(text, typed)

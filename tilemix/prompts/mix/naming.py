@@ -30,7 +30,7 @@ def name_color(text: str, token: Token, notes: list[Message]) -> str:
     Raises:
         MixError: an RAL number that does not exist.
     """
-    if token.kind == "color":
+    if token.kind == "color" or (token.kind == "hex" and not token.value.startswith("#")):
         return token.value
     typed = text[token.start : token.end]
     position = token.start + 1

@@ -13,7 +13,7 @@ from tilemix.errors import LIST_SEPARATOR, Message, MixError
 from tilemix.prompts.mix.clauses import is_pure, make_clauses
 from tilemix.prompts.mix.naming import name_group, name_unknown, refuse_misspelled, shorten
 from tilemix.prompts.mix.shares import is_near
-from tilemix.prompts.mix.tokens import tokenize
+from tilemix.prompts.mix.tokens import NameValue, name_nothing, name_values, tokenize
 from tilemix.prompts.mix.totals import TENTH, WHOLE, ColorMix, make_mix, refuse_total
 
 LISTS = ("colors", "colours", "mix", "palette")
@@ -43,7 +43,7 @@ class RecordPiece(NamedTuple):
     value: str = ""  # a color's trade name, an amount as typed
 
 
-def read_record(text: str) -> Record | None:
+def read_record(text: str, name_value: NameValue = name_nothing) -> Record | None:
     """Return the mix in a text that is a JSON object or list; None where it is neither, or says no colors.
 
     Raises:
@@ -71,7 +71,7 @@ def read_record(text: str) -> Record | None:
     if shares is None:
         return None
     found: list[Message] = []
-    amounts = [(_name(name, found), amount) for name, amount in shares]
+    amounts = [(_name(name, found, name_value), amount) for name, amount in shares]
     total = sum((amount for _, amount in amounts), Decimal(0))
     if is_near(total, 1) and not is_near(total, 100):
         amounts = [(color, 100 * amount) for color, amount in amounts]
@@ -144,9 +144,9 @@ def _number(value: Any) -> Decimal | None:
     return Decimal(str(round(value, 4)))
 
 
-def _name(typed: str, notes: list[Message]) -> str:
+def _name(typed: str, notes: list[Message], name_value: NameValue) -> str:
     """Return the trade name of a color as a program names it."""
-    tokens = tokenize(typed)
+    tokens = name_values(tokenize(typed), name_value)
     clauses = make_clauses(tokens, ())
     if len(clauses) == 1 and is_pure(clauses[0]) and len(clauses[0].colors) == 1:
         return name_group(typed, tokens, clauses[0].colors[0], notes)

@@ -24,7 +24,15 @@ from tilemix.prompts.mix.clauses import SOFT, Clause, Color, is_pure, make_claus
 from tilemix.prompts.mix.naming import name_group, name_unknown, refuse_misspelled, shorten
 from tilemix.prompts.mix.pairing import find_base, give_each, is_followed_by_words, join_lone, read_clause
 from tilemix.prompts.mix.spelling import find_near_words
-from tilemix.prompts.mix.tokens import Kind, parse_number, percent_of_fraction, tokenize
+from tilemix.prompts.mix.tokens import (
+    Kind,
+    NameValue,
+    name_nothing,
+    name_values,
+    parse_number,
+    percent_of_fraction,
+    tokenize,
+)
 from tilemix.prompts.mix.typed import TypedMix, TypedShare, close_mix
 
 PERCENTS: frozenset[Kind] = frozenset({"percent", "fraction"})
@@ -32,13 +40,13 @@ HIGHEST = 101  # percent; up to here a total counts as 100
 MOST_NAMED = 6  # numbers in a message
 
 
-def read_shares(text: str) -> TypedMix:
-    """Return the shares in `text`.
+def read_shares(text: str, name_value: NameValue = name_nothing) -> TypedMix:
+    """Return the shares in `text`; `name_value` may name the color of a hex value.
 
     Raises:
         MixError: a share is not clear, a color is misspelled, or an RAL number does not exist.
     """
-    tokens, amounts = settle(tokenize(text))
+    tokens, amounts = settle(name_values(tokenize(text), name_value))
     mix = TypedMix(tokens)
     clauses = make_clauses(tokens, amounts)
     ratios = [place for place, token in enumerate(tokens) if token.kind == "ratio"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -37,7 +38,7 @@ Kind = Literal[
     "color",  # a color word; value: the trade name
     "shade",  # "light"
     "ral",  # "RAL 3016"; value: the digits
-    "hex",  # "#aa3f27", "rgb(170, 63, 39)"; value: "#aa3f27"
+    "hex",  # "#aa3f27", "rgb(170, 63, 39)"; value: "#aa3f27", or the name of the color that it is
     "separator",  # between shares: comma, semicolon, plus, slash, new line, "and"
     "with",  # between a base and its accents
     "link",  # between a share and its color: hyphen, colon, bracket, quote, "of"
@@ -49,6 +50,9 @@ OF_MEANING: dict[str, Kind] = {
     "color": "color", "shade": "shade", "fraction": "fraction", "equal": "equal", "rest": "rest", "each": "each",
     "and": "separator", "with": "with", "of": "link", "to": "to", "noun": "noun", "filler": "filler",
 }  # fmt: skip
+
+
+NameValue = Callable[[str], str | None]  # a hex value -> the name of its color; None: the chart's nearest
 
 
 class Token(NamedTuple):
@@ -72,6 +76,20 @@ def tokenize(text: str) -> list[Token]:
         tokens.append(token)
         place += used
     return tokens
+
+
+def name_nothing(_: str) -> str | None:
+    """Leave every hex value to the chart."""
+    return None
+
+
+def name_values(tokens: list[Token], name_value: NameValue) -> list[Token]:
+    """Return the tokens, each hex value that `name_value` has a name for with that in its place."""
+    named = [name_value(token.value) if token.kind == "hex" else None for token in tokens]
+    return [
+        token if name is None else token._replace(value=name)
+        for token, name in zip(tokens, named, strict=True)
+    ]
 
 
 def parse_number(typed: str) -> Decimal | None:
