@@ -293,6 +293,20 @@ def test_the_query_fills_the_form(shared):
 
 
 @pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ("(50% red:1.3), 50% black", "(50% red:1.3), 50% black"),
+        ("[50% red, 50% black:50% white, 50% blue:0.5]", "50% [red, 50% black:white, 50% blue:12]"),
+        ("50% {red|red}, 50% black", "50% red, 50% black"),
+    ],
+)
+def test_a_mix_inside_the_prompt_language_is_shown_and_no_table_takes_its_place(shared, text, sent):
+    read = shared.get("/preview", params={"prompt": text}).json()
+    assert (read["mix"], read["notes"], read["error"]) == ([], [], None)
+    assert f", {sent}, photorealistic" in read["sent_prompt"]
+
+
+@pytest.mark.parametrize(
     ("text", "mix", "head", "tail"),
     [
         ("50% red, 50% black", {"red": 50, "black": 50}, "", ""),

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tilemix.errors import PromptError
+from tilemix.prompts.language.choices import SIGNS
 from tilemix.prompts.language.editing import read_editing
 from tilemix.prompts.language.emphasis import Emphasized, Fragment, list_parts, read_emphasis
 from tilemix.prompts.language.tags import LoraTag, take_tags
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Fragment", "LoraTag", "Script", "Traced", "Version", "parse"]
 
 SHOWN = 20  # characters in a message
+MANY_STEPS = 100  # so that an edit shows
 # compel's own grammar, which earlier versions took: it would go to the model as words.
 OTHER_NOTATIONS = (
     (re.compile(r"(?<![.\d])\s?\)\d\.\d+(?![\w%:/]|[.,]\d)"), "(x:1.3)"),
@@ -101,3 +103,15 @@ def refuse_other_notations(text: Traced, *, field: str) -> None:
             raise PromptError(
                 "prompt-other-notation", field=field, typed=typed, position=position, right=right
             )
+
+
+def is_plain(text: str) -> bool:
+    """Return whether a text is words alone: no choice, edit, emphasis, break or adapter in it."""
+    if SIGNS.search(text):
+        return False
+    try:
+        script = parse(Traced.begin(text), steps=MANY_STEPS, field="prompt")
+    except PromptError:
+        return False
+    weights = [version.emphasized.weights for version in script.versions]
+    return not script.tags and len(weights) == 1 and set(weights[0]) <= {1.0}

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from tilemix.errors import Message, MixError, PromptError, RequestError, TilemixError
 from tilemix.inputs import NUMBER, TextInput, load_inputs
+from tilemix.prompts.language import is_plain
 from tilemix.prompts.mix import parse_mix
+from tilemix.prompts.mix.records import read_record
 from tilemix.prompts.reading import read_mix
 from tilemix.request import GenerationRequest
 from tilemix.studio.web.palette import write_mix
@@ -102,13 +104,21 @@ def write_table(mix: dict[str, float]) -> str:
 def split_text(text: str, palette: Palette | None = None) -> tuple[dict[str, float], str, str]:
     """Return the mix in a text as it is sent, the text before it and the text after it.
 
+    A mix inside the prompt language is none that a table of colors could stand for.
+
     Raises:
         PromptError: the mix is not clear, or cannot be sent.
     """
+    if not _is_table(text):
+        return {}, "", f", {text}"
     read = read_mix(text, palette)
     if read.sent is None:
         return {}, "", f", {text}" if text else ""
     return {share.color: float(share.percent) for share in read.sent.shares}, read.head, read.tail
+
+
+def _is_table(text: str) -> bool:
+    return is_plain(text) or read_record(text) is not None
 
 
 def _read_table(data: FormData) -> str | None:
@@ -148,6 +158,8 @@ def _replace_mix(text: str, mix: str, language: str, palette: Palette | None) ->
     checked = parse_mix(mix).mix
     assert checked is not None
     written = write_mix({share.color: float(share.percent) for share in checked.shares}, language)
+    if not _is_table(text):
+        return written
     try:
         _, head, tail = split_text(text, palette)
     except PromptError:

@@ -225,7 +225,9 @@ class MixerPage:
             "head": head,
             "tail": tail,
             "sent_prompt": prompt.positive,
-            "notes": [explain(note, words) for note in (prompt.notes if mix else [NO_MIX])],
+            "notes": [
+                explain(note, words) for note in (prompt.notes if prompt.mix is not None else [NO_MIX])
+            ],
             "reading": mark_reading(text, prompt.spans),
             "error": None,
             "before": "",
