@@ -7,6 +7,7 @@ ever; a caller that hangs up cancels; webhooks carry a bearer token and are not 
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -24,6 +25,8 @@ class CogStandIn:
         self.outcome: dict = {"status": "succeeded", "output": data_uri(picture())}
         self.is_deaf = False  # its worker is stopped: a cancel has no effect
         self.hangs_up = False  # the server is killed in the middle of a prediction
+        self.is_cut = False  # the network between takes what is sent and brings nothing back
+        self.draw_seconds = 0.0
         self.gate = threading.Event()  # predictions end when it is set
         self.gate.set()
         self.begun = threading.Event()
@@ -46,6 +49,7 @@ class CogStandIn:
             self._send(body, {"id": identity, "status": "processing", "logs": "", "metrics": {}})
             self._send(body, {"id": identity, "status": "processing", "logs": "  4%|#| 1/25 denoise\n"})
             self.begun.set()
+            time.sleep(self.draw_seconds)
             self.gate.wait(20)
             if self.hangs_up:
                 return None
@@ -99,6 +103,8 @@ def run_cog_stand_in() -> Iterator[CogStandIn]:
             self.answer(*stand_in.cancel(self.path.split("/")[2]))
 
         def answer(self, status, body):
+            while stand_in.is_cut:
+                time.sleep(0.02)
             data = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(data)))

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
 START_SECONDS = 30
@@ -32,10 +33,9 @@ def run_server(programs: Path, *, fsync: bool = False) -> Iterator[str]:
     """
     # Short: a socket's path has 107 characters at most.
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    user = _user()
-    as_user = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
-    if user:
-        shutil.chown(folder, user)
+    as_user = user_options()
+    if as_user:
+        shutil.chown(folder, as_user["user"])
     data = folder / "data"
     quiet = {"stdout": subprocess.DEVNULL, "cwd": folder, **as_user}
     try:
@@ -62,9 +62,10 @@ def run_server(programs: Path, *, fsync: bool = False) -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-def _user() -> str | None:
-    """Return who the server runs as: PostgreSQL refuses to run as root."""
+def user_options() -> dict[str, Any]:
+    """Return how subprocess starts a program as who the server runs as: PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
-        return None
+        return {}
     names = {entry.pw_name for entry in pwd.getpwall()}
-    return "postgres" if "postgres" in names else "nobody"
+    user = "postgres" if "postgres" in names else "nobody"
+    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
