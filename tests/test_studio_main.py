@@ -13,12 +13,15 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.cog_stand_in import run_cog_stand_in
+from tilemix.cli import main as run_verb
 from tilemix.errors import SettingsError
 from tilemix.studio.__main__ import main
 from tilemix.studio.log import MaskingFormatter
 from tilemix.studio.own_server import place_server
 from tilemix.studio.service import Studio
 from tilemix.studio.settings import Settings
+from tilemix.system.environment import KNOWN
 from tilemix.system.project import ROOT
 
 
@@ -159,3 +162,41 @@ def test_it_listens_on_loopback_until_it_is_told_to_end(tmp_path):
     _, shown = process.communicate(timeout=30)
     assert "Traceback" not in shown
     assert process.returncode in {0, -signal.SIGTERM}
+
+
+def test_a_misspelled_variable_is_an_error_with_the_near_one(monkeypatch, capsys):
+    """TILEMIX_STUDIO_TOKE left the studio without a token, and said nothing."""
+    monkeypatch.setenv("TILEMIX_STUDIO_TOKE", "a-token-of-the-studio")
+    line = "unknown variable 'TILEMIX_STUDIO_TOKE'; did you mean 'TILEMIX_STUDIO_TOKEN'?"
+    assert main(["--check"]) == 1
+    assert capsys.readouterr().err == f"tilemix.studio: {line}\n"
+    assert run_verb(["mixes"]) == 1
+    assert capsys.readouterr().err == f"tilemix mixes: {line}\n"
+
+
+def test_the_known_variables_are_those_that_the_source_reads():
+    places = [*(ROOT / "tilemix").rglob("*.py"), ROOT / "predict.py"]
+    source = "".join(path.read_text() for path in places if path.name != "environment.py")
+    assert set(re.findall(r"\"(TILEMIX_[A-Z_]*[A-Z])\"", source)) == set(KNOWN)
+
+
+def test_check_prints_every_setting_and_what_can_be_reached(monkeypatch, capsys, tmp_path, caplog):
+    monkeypatch.setenv("TILEMIX_STUDIO_FOLDER", str(tmp_path))
+    monkeypatch.setenv("TILEMIX_STUDIO_PUBLIC_URL", "https://tiles.example")
+    monkeypatch.setenv("WEBHOOK_AUTH_TOKEN", "a-token-of-the-webhooks")
+    with run_cog_stand_in() as cog:
+        monkeypatch.setenv("TILEMIX_COG_URL", cog.url)
+        assert main(["--check"]) == 0
+        shown = capsys.readouterr().out
+    assert f"TILEMIX_COG_URL = {cog.url}  [environment]" in shown
+    assert "TILEMIX_STUDIO_PORT = 8000  [default]" in shown
+    assert "WEBHOOK_AUTH_TOKEN = Secret('***')  [environment]" in shown
+    assert f"database: ok\nCog server at {cog.url}: ok\n" in shown
+    assert "whoever reaches it may draw" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("TILEMIX_STUDIO_DATABASE", "postgresql://studio:pass-word@127.0.0.1:1/none")
+    assert main(["--check"]) == 1
+    shown = capsys.readouterr().out
+    assert "pass-word" not in shown
+    assert "database: ok" not in shown
+    assert f"Cog server at {cog.url}: the Cog server" in shown

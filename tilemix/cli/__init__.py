@@ -28,6 +28,7 @@ from tilemix.cli.terminal import make_printable
 from tilemix.cli.train import add_train
 from tilemix.cli.weights import add_weights
 from tilemix.errors import TilemixError
+from tilemix.system.environment import check_names
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("tilemix").setLevel(logging.WARNING if options.quiet else logging.INFO)
     try:
+        check_names(os.environ)
         options.run(options)
     except TilemixError as error:
         sys.stderr.write(f"tilemix {options.verb}: {make_printable(str(error))}\n")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tilemix.errors import TilemixError
 from tilemix.pipelines.speed import Precision, Speed
+from tilemix.system.environment import check_names
 
 THREADS = re.compile(r"[0-9]{1,4}")
 MOST_THREADS = 1024
@@ -27,8 +28,9 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     """Return the settings in `environment`; a variable that is unset or empty has its default.
 
     Raises:
-        TilemixError: a value cannot be used.
+        TilemixError: a value cannot be used, or a name that begins with TILEMIX_ is not known.
     """
+    check_names(environment)
     return Settings(
         threads=parse_threads(environment.get("TILEMIX_THREADS")),
         speed=parse_speed(environment.get("TILEMIX_SPEED")),

@@ -5,18 +5,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import logging
 import os
 import sys
 
 import uvicorn
 
 from tilemix.errors import SettingsError, TilemixError
+from tilemix.studio import check
 from tilemix.studio.app import create_app
 from tilemix.studio.log import log_to_stderr
 from tilemix.studio.own_server import place_server, run_own_server, try_port
 from tilemix.studio.service import Studio
 from tilemix.studio.serving import make_config
 from tilemix.studio.settings import Settings
+from tilemix.system.environment import check_names
+
+logger = logging.getLogger("tilemix.studio")  # not "__main__"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,11 +30,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--with-server", action="store_true", help="start the local Cog server, and keep it alive"
     )
+    parser.add_argument(
+        "--check", action="store_true", help="print every setting and what can be reached; start nothing"
+    )
     options = parser.parse_args(arguments)
     formatter = log_to_stderr()
     try:
+        check_names(os.environ)
         settings = Settings.from_environment(os.environ)
         formatter.secrets = settings.secrets
+        if (warning := check.warn(settings)) is not None:
+            logger.warning("%s", warning)
+        if options.check:
+            return print_check(settings, with_server=options.with_server)
         port, fault = try_port(settings.host, settings.port)
         if fault is not None:
             raise SettingsError(
@@ -51,6 +64,17 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"tilemix.studio: {error}\n")
         return 1
     return 0
+
+
+def print_check(settings: Settings, *, with_server: bool) -> int:
+    """Print what `--check` prints; return the exit status."""
+    for line in check.list_settings(settings, os.environ):
+        sys.stdout.write(f"{line}\n")
+    is_whole = True
+    for name, fault in check.find_unreachable(settings, with_server=with_server):
+        sys.stdout.write(f"{name}: {fault or 'ok'}\n")
+        is_whole = is_whole and fault is None
+    return int(not is_whole)
 
 
 if __name__ == "__main__":

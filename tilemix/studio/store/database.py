@@ -94,9 +94,7 @@ class Database:
             except CommandError as error:
                 raise SettingsError("settings-database-of-another-version", reason=str(error)) from error
             except SQLAlchemyError as error:
-                # Only the first line: neither the statement nor the URL, which may contain a password.
-                reason = str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()[0]
-                raise SettingsError("settings-database-unreachable", reason=reason) from error
+                raise SettingsError("settings-database-unreachable", reason=_first_line(error)) from error
             undo.pop_all()
         return cls(engine, lock)
 
@@ -159,6 +157,29 @@ class Database:
         self.engine.dispose()
         if self._lock is not None:
             self._lock.close()
+
+
+def try_database(url: Secret) -> None:
+    """Connect and change nothing; an SQLite file that is not there yet will be made at the start.
+
+    Raises:
+        SettingsError: the URL is unusable, or the database cannot be reached.
+    """
+    engine = _make_engine(url)
+    if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").exists():
+        return
+    try:
+        with engine.connect():
+            pass
+    except SQLAlchemyError as error:
+        raise SettingsError("settings-database-unreachable", reason=_first_line(error)) from error
+    finally:
+        engine.dispose()
+
+
+def _first_line(error: SQLAlchemyError) -> str:
+    """Return neither the statement nor the URL, which may contain a password."""
+    return str(getattr(error, "orig", None) or type(error).__name__).strip().splitlines()[0]
 
 
 def update_tables(connection: Connection) -> None:
