@@ -71,7 +71,7 @@ def test_the_colors_of_photographs_are_measured_as_they_are_drawn():
         mix = tiles.draw_basic_mix(number)
         colors.add(mix, draw_photograph(mix, "rubber tile", (512, 512), number))
     assert colors.mean_error < 2
-    assert np.mean(colors.within) > 0.9
+    assert np.mean(colors.within) > 0.6
     black = ColorMix((ColorShare("black", Decimal(100)),))
     colors.add(black, np.full((64, 64, 3), 250, np.uint8))
     assert colors.worst == ("black", pytest.approx(50, abs=1)) or colors.worst[1] > 50
