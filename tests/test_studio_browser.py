@@ -23,7 +23,7 @@ pytestmark = [
 
 PATIENCE = 60_000  # milliseconds, on a machine with other work
 PHONE = {"width": 390, "height": 844}
-SMALL = {"width": "256", "height": "256", "num_inference_steps": "8"}
+SMALL = {"width": "256", "height": "256", "num_inference_steps": "8", "strength": "1"}
 
 
 @pytest.fixture(scope="module")
