@@ -13,8 +13,11 @@ from tests.tiny_sdxl import write_manifest
 from tilemix.drafts.draft import draft_mix
 from tilemix.pictures.record import DraftRecord, parameters_text, parse_record, record_json
 from tilemix.pipelines import decoding
+from tilemix.pipelines.clip_text import OWN_CLIP_SKIP
+from tilemix.pipelines.conditioning import PromptEncoder
 from tilemix.pipelines.decoding import decode_latents, encode_pixels
 from tilemix.pipelines.loading import load_pipeline
+from tilemix.pipelines.sdxl import tensors_of
 from tilemix.prompts.mix import parse_mix
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
@@ -61,8 +64,10 @@ def draw_with_diffusers(renderer, latents, request):
     pipeline.scheduler = renderer.ready.make_scheduler()
     pipeline.set_progress_bar_config(disable=True)
     prompt = f"ohwx_rubber_tile <s0><s1>, {request.prompt}, photorealistic rubber tile"
+    encoder = PromptEncoder(base.encode, lambda: None)
+    (guidance,) = encoder.encode(prompt, "blurry", steps=request.num_inference_steps, clip_skip=OWN_CLIP_SKIP)
     return pipeline(
-        **base.encode(prompt, "blurry"),
+        **tensors_of(guidance),
         image=latents,
         strength=request.strength,
         num_inference_steps=request.num_inference_steps,
@@ -194,3 +199,12 @@ def test_a_draft_takes_its_part_of_the_steps_and_one_at_least(renderer, steps, s
         ask(num_inference_steps=steps, strength=strength), on_step=lambda *args: told.append(args)
     )
     assert told == [(number + 1, done) for number in range(done)]
+
+
+def test_an_edit_counts_the_steps_that_are_drawn(renderer):
+    edited = renderer.render(ask(prompt=f"{TEXT}, [wet:dry:0.5]", num_inference_steps=8, strength=0.5))
+    assert ", [wet:dry:2], " in edited.record.sent_prompt
+    late = renderer.render(ask(prompt=f"{TEXT}, [wet:dry:4]", num_inference_steps=8, strength=0.5))
+    plain = renderer.render(ask(prompt=f"{TEXT}, wet", num_inference_steps=8, strength=0.5))
+    assert np.array_equal(late.pixels, plain.pixels)
+    assert not np.array_equal(edited.pixels, plain.pixels)
