@@ -115,7 +115,7 @@ def test_an_error_reaches_the_studio_as_data(predictor, metrics):
     with pytest.raises(MixError):
         predict(predictor)
     assert read_metrics(metrics) == predictor.renderer.trouble.message
-    predictor.renderer.trouble = PromptError("prompt-swap", field="prompt")
+    predictor.renderer.trouble = PromptError("mix-no-name", field="prompt")
     metrics.clear()
     with pytest.raises(PromptError):
         predict(predictor)
