@@ -297,7 +297,7 @@ def heed_interrupts():
 def test_an_interrupt_in_the_middle_ends_in_one_line_and_leaves_no_file(tmp_path):
     output = tmp_path / "a.png"
     command = [sys.executable, "-m", "tilemix", "predict", "red", "-o", str(output)]
-    size = ["--width", "256", "--height", "256", "--num-inference-steps", "100"]
+    size = ["--width", "256", "--height", "256", "--num-inference-steps", "100", "--strength", "1"]
     with subprocess.Popen(
         [*command, *size], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
     ) as process:
