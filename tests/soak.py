@@ -1,4 +1,4 @@
-"""The long runs behind docs/RELIABILITY.md: kills, the inbox against its model, the API against its document, load.
+"""The long runs behind docs/RELIABILITY.md: kills, faults, the inbox against its model, the API, load.
 
     python -m tests.soak [--only PART ...] [--examples N] [--small]
 
@@ -28,6 +28,7 @@ from bench.webhooks import measure_both
 from tests.postgres import find_programs, run_server
 from tests.soak_api import fuzz
 from tests.soak_crash import make_database
+from tests.soak_faults import KINDS, run_campaign
 from tests.test_studio_inbox_machine import hold_against_the_model
 from tilemix.system.atomic import write_atomically
 from tilemix.system.project import ROOT
@@ -41,6 +42,7 @@ LONG = {
     "inbox_steps": 50,
     "rate": 200,
     "seconds": 30,
+    "faults": 12,  # of each kind on each database: 216 in all
 }
 SMALL = LONG | {
     "every": 30,
@@ -48,6 +50,7 @@ SMALL = LONG | {
     "examples": 2,
     "inbox_steps": 20,
     "seconds": 2,
+    "faults": 1,
 }
 FSYNCS = 200
 
@@ -96,11 +99,20 @@ def run_inbox(extent: Extent, programs: Path) -> Rows:
     return {kind: counts | {"differences": 0} for kind in urls}
 
 
+def run_faults(extent: Extent, _: Path) -> Rows:
+    """Load a studio while faults come and go; raises where something was lost, doubled or answered with 500."""
+    rows = dict(run_campaign(["SQLite", "PostgreSQL"], list(KINDS), faults=extent["faults"], seed=1))
+    for name, row in rows.items():
+        assert row["lost"] == row["doubled"] == row["answers_500"] == 0, f"{name}: {row}"
+    return rows
+
+
 PARTS: dict[str, Callable[[Extent, Path], Rows]] = {
     "webhooks": run_webhooks,
     "api": run_api,
     "kills": run_kills,
     "inbox": run_inbox,
+    "faults": run_faults,
 }
 
 

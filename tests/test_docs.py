@@ -289,3 +289,10 @@ def test_the_names_of_other_predictors_are_those_that_the_api_knows():
     for row in re.findall(r"^\| (`.*?) \| `(\w+)`", section, re.MULTILINE):
         listed[row[1]] = tuple(re.findall(r"`(\w+)`", row[0]))
     assert listed == {row.name: row.elsewhere for row in load_inputs().values() if row.elsewhere}
+
+
+def test_every_promise_names_the_tests_that_hold_it():
+    promises = re.split(r"^[0-9]+\. ", section("docs/RELIABILITY.md", "Promises"), flags=re.MULTILINE)[1:]
+    assert len(promises) > 10
+    for promise in promises:
+        assert re.search(r"Held by `tests/test_\w+\.py`", promise), promise
