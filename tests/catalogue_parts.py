@@ -1,4 +1,4 @@
-"""A renderer that draws at once, for the catalogues' tests, kills and figures."""
+"""A renderer that draws at once, for the catalogues' tests."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import numpy as np
 
 from tilemix.catalogue.progress import Progress
 from tilemix.catalogue.run import Stop, draw_catalogue
-from tilemix.catalogue.worker import Drawn, RendererWorker
+from tilemix.catalogue.worker import RendererWorker
 from tilemix.colors.chart import get_color
 from tilemix.colors.hex import parse_hex
 from tilemix.pictures.record import Record
@@ -24,8 +24,9 @@ CRASH = "crash"  # and one with this crashes the renderer
 class StandInRenderer:
     """Plans as the real one does and paints stripes."""
 
-    def __init__(self, lora="a" * 64):
+    def __init__(self, lora="a" * 64, seconds=0.0):
         self.drawn = []
+        self.seconds = seconds  # that a picture takes
         self.is_well = True
         self._template = find_template("miniature")
         self._files = {"lora.safetensors": lora}
@@ -60,6 +61,7 @@ class StandInRenderer:
             os.kill(os.getpid(), signal.SIGKILL)
         if CRASH in request.prompt:
             raise RuntimeError("out of memory")
+        time.sleep(self.seconds)
         record = self.plan(request)
         self.drawn.append(request.prompt)
         prompt = read_text(request.prompt, self._template)
@@ -73,26 +75,8 @@ class StandInRenderer:
 
 
 def load_stand_in():
-    """Return a worker with the stand-in; a function, so that it can go to another process."""
-    return RendererWorker(StandInRenderer())
-
-
-class QuickWorker(RendererWorker):
-    """Takes 0.1 ms for a picture, which is no picture."""
-
-    SECONDS = 0.0001
-    DRAWN = Drawn(data=b"picture", thumbnail=b"thumbnail", facts={"asked": {}, "prompt": ""})
-
-    def draw(self, plan):
-        end = time.perf_counter() + self.SECONDS
-        while time.perf_counter() < end:
-            pass
-        return self.DRAWN
-
-
-def load_quick():
-    """Return a worker that takes 0.1 ms for a picture."""
-    return QuickWorker(StandInRenderer())
+    """Return a worker that takes 0.2 s for a picture; a function, so that it can go to another process."""
+    return RendererWorker(StandInRenderer(seconds=0.2))
 
 
 def draw(rows, folder, engine, stop=None):

@@ -239,14 +239,14 @@ def test_to_stop_is_to_end_after_the_picture_and_the_next_run_goes_on(catalogue)
 
 
 def test_a_second_signal_interrupts_at_once():
+    before = signal.getsignal(signal.SIGINT)
     stop = Stop()
     with stop_on_signals(stop):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.is_asked
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 DRAW = """

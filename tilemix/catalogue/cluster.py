@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5.0  # for a cluster's address; Ray itself tries for two minutes
+START_SECONDS = "300"  # for Ray's own processes on a busy machine; by default 60
 WAIT_SECONDS = 1.0  # between looks at signals
 MOST_DEATHS = 3  # of actors in a row that never came to draw; of those asked for the same plans
 
@@ -81,6 +82,7 @@ class RayEngine:
         actors: int | None = None,
     ) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports to its makers by default
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", START_SECONDS)
         try:
             import ray
             from ray import exceptions
@@ -169,7 +171,7 @@ class RayEngine:
             _refuse_silent(address)
         try:
             self._ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError, ValueError, OSError, self._ray.exceptions.RayError) as error:
+        except Exception as error:  # a bare one where a process of Ray's does not start
             reason = str(error).partition("\n")[0]
             raise TilemixError("catalogue-ray-unreachable", address=address[:80], reason=reason) from error
 

@@ -127,15 +127,15 @@ class RendererWorker:
             return row.fault
         try:
             request = GenerationRequest(**row.inputs)
+            if request.seed is None:
+                # Not the hash of the record by the seed chosen: a seed may decide more, such as a wildcard's word.
+                rest = make_id(self._renderer.plan(replace(request, seed=0)), request.output_format)
+                request = replace(request, seed=int(rest[:SEED_DIGITS], 16))
             record = self._renderer.plan(request)
             if row.is_mix and record.mix is None:
                 raise MixError("mix-missing", typed=request.prompt[:MOST_CHARACTERS])
         except InputError as error:
             return error.message
-        if request.seed is None:
-            digest = make_id(msgspec.structs.replace(record, seed=0), request.output_format)
-            request = replace(request, seed=int(digest[:SEED_DIGITS], 16))
-            record = msgspec.structs.replace(record, seed=request.seed)
         return Plan(make_id(record, request.output_format), request)
 
     def _refuse_changed_manifest(self) -> None:

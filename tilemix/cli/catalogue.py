@@ -108,12 +108,14 @@ def _open_engine(options: argparse.Namespace, folder: Folder) -> Iterator[Engine
     from tilemix.catalogue.engines import LocalEngine
     from tilemix.catalogue.worker import RendererWorker
     from tilemix.pipelines.settings import parse_threads, read_settings
+    from tilemix.pipelines.speed import Precision
 
     model = options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
     settings = read_settings(os.environ)
-    # The same number with Ray and without, because it decides the last bits.
+    # The same in every process, with Ray and without, because both decide bits; no trial may choose the format.
     threads = parse_threads(options.threads) or settings.threads or len(os.sched_getaffinity(0))
-    load = partial(RendererWorker.load, model, replace(settings, threads=threads))
+    precision = settings.precision or Precision.FP32
+    load = partial(RendererWorker.load, model, replace(settings, threads=threads, precision=precision))
     if options.ray is None:
         yield LocalEngine(load(), folder)
         return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
@@ -28,14 +29,23 @@ FONT_SIZE = 18
 PAPER, INK = (255, 255, 255), (20, 20, 20)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Draft:
-    """A layout in its colors."""
+    """A layout in its colors. The layout is made when it is first looked at, because it takes longer than the rest."""
 
-    layout: Layout
     mix: ColorMix
     swatches: tuple[str, ...]  # "#RRGGBB" of each color of the mix
     granules: Granules
+    width: int  # pixels
+    height: int  # pixels
+    seed: int
+    granule_size: str
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Which granule each pixel belongs to."""
+        shares = [float(share.percent) for share in self.mix.shares]
+        return lay_out(shares, self.width, self.height, self.granules, self.seed, size=self.granule_size)
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
@@ -55,7 +65,7 @@ class Draft:
     def recolored(self, colors: Mapping[str, str]) -> Draft:
         """Return the same layout in other swatches, by the names of the colors."""
         swatches = tuple(colors.get(name, swatch) for name, swatch in self.colors.items())
-        return Draft(self.layout, self.mix, swatches, self.granules)
+        return replace(self, swatches=swatches)
 
     @property
     def legend(self) -> list[tuple[str, str]]:
@@ -88,9 +98,7 @@ def draft_mix(
     if len(swatches) < len(found):
         return None
     granules = palette.granules if palette is not None else DEFAULT_GRANULES
-    shares = [float(share.percent) for share in mix.shares]
-    layout = lay_out(shares, width, height, granules, seed, size=granule_size)
-    return Draft(layout, mix, swatches, granules)
+    return Draft(mix, swatches, granules, width, height, seed, granule_size)
 
 
 def encode_png(draft: Draft) -> bytes:

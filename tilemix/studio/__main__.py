@@ -1,4 +1,4 @@
-"""`python -m tilemix.studio [--with-server]`: run the studio, with the local Cog server if wanted."""
+"""`python -m tilemix.studio [--with-server] [--import FOLDER]`: run the studio, with the local Cog server if wanted."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import dataclasses
 import logging
 import os
 import sys
+from pathlib import Path
 
 import uvicorn
 
 from tilemix.errors import SettingsError, TilemixError
 from tilemix.studio import check
 from tilemix.studio.app import create_app
+from tilemix.studio.importing import import_catalogue
 from tilemix.studio.log import log_to_stderr
 from tilemix.studio.own_server import place_server, run_own_server, try_port
 from tilemix.studio.service import Studio
@@ -33,6 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--check", action="store_true", help="print every setting and what can be reached; start nothing"
     )
+    parser.add_argument(
+        "--import",
+        dest="catalogue",
+        type=Path,
+        metavar="FOLDER",
+        help="take the pictures of a finished catalogue into the gallery, and end",
+    )
     options = parser.parse_args(arguments)
     formatter = log_to_stderr()
     try:
@@ -43,6 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
             logger.warning("%s", warning)
         if options.check:
             return print_check(settings, with_server=options.with_server)
+        if options.catalogue is not None:
+            imported = import_catalogue(options.catalogue, settings)
+            logger.info("%d pictures taken, %d known already, %d refused", *imported)
+            return int(bool(imported.refused))
         port, fault = try_port(settings.host, settings.port)
         if fault is not None:
             raise SettingsError(

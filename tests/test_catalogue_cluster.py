@@ -1,0 +1,30 @@
+"""What `catalogue --ray` says where Ray cannot be used."""
+
+import sys
+
+import pytest
+
+from tests.catalogue_parts import load_stand_in
+from tilemix.catalogue.cluster import RayEngine
+from tilemix.cli import main
+from tilemix.errors import TilemixError
+
+NO_RAY = "ray is not installed: pip install -r requirements-ray.txt"
+
+
+def test_without_ray_the_option_says_how_to_install_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    listing = tmp_path / "list.csv"
+    listing.write_text("mix\n100% red\n100% blue\n")
+    assert main(["catalogue", str(listing), str(tmp_path / "out"), "--ray"]) == 1
+    line = "tilemix catalogue: --ray needs Ray, which is not installed here: pip install 'tilemix[ray]'\n"
+    assert capsys.readouterr().err.endswith(line)
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:9", "ray://127.0.0.1:9", "no-host.invalid:6379", "127.0.0.1:x"]
+)
+def test_an_address_that_does_not_answer_is_refused_in_one_line(address):
+    pytest.importorskip("ray", reason=NO_RAY)
+    with pytest.raises(TilemixError, match=f"^Ray at '{address}' does not answer: "):
+        RayEngine(load_stand_in, address=address)
