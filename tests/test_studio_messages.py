@@ -143,24 +143,24 @@ def test_english_is_the_librarys_own_line_where_the_page_has_no_other():
 
 def test_an_error_that_the_model_recorded_is_said_in_the_readers_words():
     """It came as "Prediction failed: Prediction failed: PromptError: ..." in every language."""
-    text = "Prediction failed: PromptError: prompt: .swap() is not supported"
-    metrics = {"error_code": "prompt-swap", "error_field": "prompt", "error_values": "{}"}
+    text = "Prediction failed: MixError: two shares say 'rest', expected one"
+    metrics = {"error_code": "mix-two-rests", "error_field": "prompt", "error_values": "{}"}
     report = Report(remote_id="1", status="failed", error=text, metrics=metrics)
     prediction = Prediction(status="processing", logs="", metrics={})
     apply_report(Session(), prediction, report, now=START)
-    assert prediction.error == Message("prompt-swap", {}, "prompt").describe()
+    assert prediction.error == Message("mix-two-rests", {}, "prompt").describe()
 
 
 @pytest.mark.parametrize(
     "metrics",
     [
         {},
-        {"error_code": "prompt-swap", "error_field": "prompt"},
+        {"error_code": "mix-two-rests", "error_field": "prompt"},
         {"error_code": "of-another-version", "error_values": "{}"},
         {"error_code": "mix-no-color", "error_values": '{"typed": "50%"}'},
         {"error_code": "mix-no-color", "error_values": '{"typed": "50%", "posi'},
-        {"error_code": ["prompt-swap"], "error_values": "{}"},
-        {"error_code": "prompt-swap", "error_field": 1, "error_values": "{}"},
+        {"error_code": ["mix-two-rests"], "error_values": "{}"},
+        {"error_code": "mix-two-rests", "error_field": 1, "error_values": "{}"},
     ],
 )
 def test_an_error_that_cannot_be_said_falls_back_to_the_back_ends_text(metrics):
