@@ -53,6 +53,7 @@ class Mosaic:
     pixels: NDArray[np.uint8]  # (size, size, 3), sRGB
     labels: NDArray[np.uint8]  # (size, size), the number of the color; GROUND where no lit granule shows
     percents: list[float]  # the truth, in the order of the colors
+    sharp: NDArray[np.uint8]  # as `pixels`, before blur and JPEG: the colors that the granules have
 
 
 def draw_mosaic(
@@ -69,16 +70,16 @@ def draw_mosaic(
     along = np.arange(size) / size - 0.5
     falling = 1 - look.falloff * (0.5 + 0.7 * (along[:, None] * np.sin(angle) + along * np.cos(angle)))
     picture *= (light * falling)[..., None]
-    image = Image.fromarray(np.clip(np.rint(picture), 0, 255).astype(np.uint8))
+    sharp = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+    image = Image.fromarray(sharp)
     if look.blur:
         image = image.filter(ImageFilter.GaussianBlur(look.blur))
     stored = io.BytesIO()
     image.save(stored, "JPEG", quality=look.quality)
     labels[shade < SHADOW] = GROUND
     counts = np.bincount(labels[labels != GROUND], minlength=len(tables))
-    return Mosaic(
-        np.asarray(Image.open(stored)), labels, [float(part) for part in counts * 100 / counts.sum()]
-    )
+    percents = [float(part) for part in counts * 100 / counts.sum()]
+    return Mosaic(np.asarray(Image.open(stored)), labels, percents, sharp)
 
 
 def swatch_shades(srgb: tuple[int, int, int]) -> NDArray[np.float64]:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.mosaics import Look, Mosaic, draw_mosaic, measured_shades, swatch_shades
+from tests.mosaics import GROUND, Look, Mosaic, draw_mosaic, measured_shades, swatch_shades
 from tilemix.colors.appearance import seen_color
 from tilemix.colors.cielab import delta_e_2000, srgb_to_lab
 from tilemix.colors.hex import parse_hex
-from tilemix.colors.palette import Palette, load_palette
-from tilemix.pictures.measure import Measurement, measure_shares
+from tilemix.colors.palette import Palette, PaletteColor, load_palette
+from tilemix.pictures.measure import NEAREST_OTHER, Measurement, measure_shares
 from tilemix.pictures.photographed import measure_color
 from tilemix.prompts.mix import ColorMix, ColorShare
 
@@ -76,33 +76,48 @@ def error_of(measured: Measurement, truth: list[float]) -> float:
     return float(np.abs(shares * 100 / shares.sum() - truth).mean())
 
 
+def color_error_of(measured: Measurement, words: list[str], palette: Palette, mosaic: Mosaic) -> float:
+    """The largest difference between a color's measured error and that of its granules before blur and JPEG."""
+    shaded = float((mosaic.labels == GROUND).mean())
+    differences = [0.0]
+    for number, word in enumerate(words):
+        lab = srgb_to_lab(mosaic.sharp[mosaic.labels == number])
+        seen = seen_color(lab, np.ones(len(lab)), shaded=shaded)
+        truth = float(delta_e_2000(seen, palette.find(word).lab))
+        differences.append(abs(measured.color_errors[word] - truth))
+    return max(differences)
+
+
 @cache
-def measure_mosaics() -> tuple[list[Look], np.ndarray, list[float]]:
-    """Return each mosaic's look, the mean error of its shares, and what was called another color."""
-    looks, errors, strays = [], [], []
+def measure_mosaics() -> tuple[list[Look], np.ndarray, list[float], np.ndarray]:
+    """Return each mosaic's look, the mean error of its shares, what was called another color, and the color error."""
+    looks, errors, strays, colors = [], [], [], []
     for number in range(COUNT):
         words, palette, look, mosaic = draw_number(number)
         measured = measure_shares(mosaic.pixels, mix_of(words), palette)
         looks.append(look)
         errors.append(error_of(measured, mosaic.percents))
         strays.append(measured.not_asked)
-    return looks, np.array(errors), strays
+        colors.append(color_error_of(measured, words, palette, mosaic))
+    return looks, np.array(errors), strays, np.array(colors)
 
 
 @pytest.mark.slow
 def test_mosaics_are_measured_by_their_pixels():
-    """The aims are 1.0 points on average and 3 at worst. Reached: 1.31 and 5.9.
+    """Shares: the aims are 1.0 points on average and 3 at worst; reached are 0.95 and 5.8.
 
-    What is left is dark gaps: beside a dark granule a gap counts as part of it.
+    Colors: the aim is 1.5 at worst; reached are 0.7 on average for a picture's worst color, and 3.9 at worst.
     """
-    looks, errors, strays = measure_mosaics()
-    assert errors.mean() < 1.5
-    assert np.percentile(errors, 90) < 3.3
-    assert errors.max() < 7
+    looks, errors, strays, colors = measure_mosaics()
+    assert errors.mean() < 1.0
+    assert np.percentile(errors, 90) < 2.8
+    assert errors.max() < 6.5
     assert np.mean(strays) < 1
     closed = errors[[look.kind == "pebbles" and look.gap == 0 for look in looks]]
-    assert closed.mean() < 1.0
-    assert closed.max() < 6
+    assert closed.mean() < 0.9
+    assert colors.mean() < 0.9
+    assert np.percentile(colors, 90) < 1.5
+    assert colors.max() < 4.5
 
 
 @pytest.mark.slow
@@ -117,15 +132,12 @@ def test_pictures_of_every_size_are_measured(size, diameter):
 
 @pytest.mark.parametrize("kind", ["pebbles", "shards"])
 def test_the_color_of_granules_is_found_to_one_and_a_half(kind):
-    """Against the lit pixels themselves, counted by the mosaic's labels."""
+    """Against the granules themselves, before blur and JPEG."""
     words = ["red", "sky blue", "yellow"]
     tables = [measured_shades(RUBBER.find(word).appearance) for word in words]
     mosaic = draw_mosaic(tables, [0.4, 0.3, 0.3], 384, Look(kind, 18, blur=0.3, quality=95), seed=1)
     measured = measure_shares(mosaic.pixels, mix_of(words), RUBBER)
-    for number, word in enumerate(words):
-        lab = srgb_to_lab(mosaic.pixels[mosaic.labels == number])
-        truth = float(delta_e_2000(seen_color(lab, np.ones(len(lab))), RUBBER.find(word).lab))
-        assert measured.color_errors[word] == pytest.approx(truth, abs=1.5)
+    assert color_error_of(measured, words, RUBBER, mosaic) < 1.5
 
 
 def test_granules_of_another_color_are_named_and_no_others():
@@ -139,8 +151,9 @@ def test_granules_of_another_color_are_named_and_no_others():
     assert next(iter(part.others)) == "blue"
 
 
+@pytest.mark.slow
 def test_granules_nobody_asked_for_are_found_whatever_was_asked_for():
-    """Gray next to black, and pink next to terracotta, are found in part only: in the shade they look alike."""
+    """Worst are gray and black: in the shade they look alike."""
     random = np.random.default_rng(5)
     errors = []
     for seed in range(24):
@@ -154,16 +167,74 @@ def test_granules_nobody_asked_for_are_found_whatever_was_asked_for():
         mosaic = draw_mosaic(tables, [0.7, 0.3], 256, Look("shards", 16), seed)
         measured = measure_shares(mosaic.pixels, mix_of([asked.word]), RUBBER)
         errors.append(abs(measured.not_asked - mosaic.percents[1]))
-    assert np.mean(errors) < 6
-    assert np.median(errors) < 3
+    assert np.mean(errors) < 3
+    assert np.median(errors) < 2
 
 
-def test_white_granules_are_not_black_ones():
-    """Neutral colors of any lightness once counted as black. Under a measured black that glints, most still do."""
+def draw_color(color: PaletteColor, seed: int, kind: str = "shards") -> np.ndarray:
+    return draw_mosaic([measured_shades(color.appearance)], [1.0], 160, Look(kind, 14), seed).pixels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rubber-tile", "miniature"])
+def test_a_tile_of_another_color_is_not_what_was_asked_for(name):
+    """White once passed for the glints of black, gray for black in the light. Sampled from all ordered pairs.
+
+    Of all 2401 pairs tried, rounded and angular granules, four show less than 90 % and none less than 50 %.
+    """
+    palette = load_palette(name)
+    random = np.random.default_rng(3)
+    tried = 0
+    while tried < 50:
+        shown, asked = (palette.colors[number] for number in random.choice(len(palette.colors), 2, False))
+        if float(delta_e_2000(shown.lab, asked.lab)) < NEAREST_OTHER:
+            continue
+        tried += 1
+        measured = measure_shares(draw_color(shown, tried), mix_of([asked.word]), palette)
+        assert measured.not_asked > 50, (shown.word, asked.word)
+        assert next(iter(measured.others)) == shown.word or measured.not_asked > 90
+
+
+@pytest.mark.parametrize("word", ["white", "light gray", "gray", "red"])
+def test_granules_in_the_light_are_not_glints_of_black(word):
+    """Neutral colors of any lightness once counted as black."""
+    measured = measure_shares(draw_color(RUBBER.find(word), 1), mix_of(["black"]), RUBBER)
+    assert measured.shares["black"] < 5
     white = np.full((64, 64, 3), 250, np.uint8)
     measured = measure_shares(white, mix_of(["black"]), load_palette("miniature"))
     assert measured.shares["black"] < 3
     assert next(iter(measured.others)) == "white"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rubber-tile", "miniature"])
+def test_two_colors_come_out_right_or_are_called_uncertain(name):
+    """Sampled from all pairs. Of half of them, in both shares, 914 were certain, and 0.9 points off on average."""
+    palette = load_palette(name)
+    random = np.random.default_rng(11)
+    errors = []
+    for seed in range(24):
+        one, other = (palette.colors[number] for number in random.choice(len(palette.colors), 2, False))
+        tables = [measured_shades(color.appearance) for color in (one, other)]
+        share = (0.5, 0.8)[seed % 2]
+        mosaic = draw_mosaic(tables, [share, 1 - share], 192, Look("shards", 14), seed)
+        measured = measure_shares(mosaic.pixels, mix_of([one.word, other.word]), palette)
+        if not measured.uncertain:
+            errors.append(error_of(measured, mosaic.percents))
+    assert len(errors) >= 20
+    assert np.mean(errors) < 1.5
+    assert max(errors) < 8
+
+
+@pytest.mark.parametrize(
+    ("words", "uncertain"),
+    [(["pearl", "white"], True), (["dark gray", "black"], True), (["red", "orange"], False)],
+)
+def test_colors_whose_granules_overlap_are_called_alike(words, uncertain):
+    tables = [measured_shades(RUBBER.find(word).appearance) for word in words]
+    mosaic = draw_mosaic(tables, [0.5, 0.5], 128, Look("shards", 14), seed=1)
+    doubts = measure_shares(mosaic.pixels, mix_of(words), RUBBER).uncertain
+    assert any("look alike" in doubt for doubt in doubts) is uncertain
 
 
 def test_what_cannot_be_measured_is_called_uncertain():
@@ -192,7 +263,7 @@ def read_photographs() -> list[dict]:
 
 
 def test_the_makers_photographs_are_measured_to_two_points():
-    """Reached: 1.25 points on average, 3.8 at worst, black and white 1.26; the aims are 1.5, 4 and 2.5."""
+    """Reached: 1.27 points on average, 3.9 at worst, black and white 0.94; the aims are 1.5, 4 and 2.5."""
     errors = {}
     for photograph in read_photographs():
         words, truth = list(photograph["true"]), list(photograph["true"].values())

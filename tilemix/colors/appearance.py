@@ -7,6 +7,7 @@ below 0.6 of the median lightness says nothing about the color.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -96,11 +97,46 @@ def density(appearance: Appearance, lab: Floats, shift: ArrayLike = (0.0, 0.0, 0
     return (weight / STEP + FLOOR) * bell, np.stack([lightness - mean, off_a, off_b], axis=-1)
 
 
-def seen_color(lab: Floats, counts: ArrayLike) -> Floats:
-    """Return the median of the lighter 60 % of CIELAB values (n, 3): granules without their shade."""
+def seen_color(lab: Floats, counts: ArrayLike, *, shaded: float = 0.0) -> Floats:
+    """Return the median of the lighter 60 % of CIELAB values (n, 3): granules without their shade.
+
+    `shaded` is the part of the picture, 0 to 1, that lies in shadow and was left out of the values already.
+    """
     weights = np.asarray(counts, np.float64)
-    lit = lab[:, 0] >= weighted_quantile(lab[:, 0], weights, LIT / 100)
+    darker = max(0.0, 1 - (1 - LIT / 100) / max(1 - shaded, 1e-6))
+    lit = lab[:, 0] >= weighted_quantile(lab[:, 0], weights, darker)
     return np.array([weighted_quantile(lab[lit, axis], weights[lit], 0.5) for axis in range(3)])
+
+
+@cache
+def measure_overlap(one: Appearance, other: Appearance) -> float:
+    """Return the part of two colors' granules, 0 to 1, that could be either by their color alone."""
+    parts = []
+    for own, foreign in ((one, other), (other, one)):
+        lab, weights = _sample(own)
+        odds = density(foreign, lab)[0] / density(own, lab)[0]
+        parts.append(float(weights @ np.minimum(odds, 1)))
+    return sum(parts) / 2
+
+
+def _sample(appearance: Appearance) -> tuple[Floats, Floats]:
+    """Return CIELAB values that stand for the distribution, nine at each lightness, and their weights, in sum 1.
+
+    Three along each axis of the ellipse of a* and b*, as for Gauss-Hermite quadrature.
+    """
+    spots, weights = [], []
+    across = np.array([-np.sqrt(3), 0, np.sqrt(3)])
+    odds = np.outer([1, 4, 1], [1, 4, 1]).ravel() / 36
+    offsets = np.stack(np.meshgrid(across, across), axis=-1).reshape(-1, 2)
+    for number, weight in enumerate(appearance.weight):
+        ab = appearance.ab[number]
+        values, axes = np.linalg.eigh([[appearance.aa[number], ab], [ab, appearance.bb[number]]])
+        moved = offsets * np.sqrt(np.maximum(values, 0)) @ axes.T
+        lightness = np.full((len(moved), 1), NODES[number])
+        spots.append(np.hstack([lightness, moved + np.array([appearance.a[number], appearance.b[number]])]))
+        weights.append(weight * odds)
+    total = np.concatenate(weights)
+    return np.concatenate(spots), total / total.sum()
 
 
 def weighted_quantile(values: Floats, weights: Floats, quantile: float) -> float:

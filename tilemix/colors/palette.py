@@ -43,15 +43,22 @@ class PaletteColor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     @property
     def lab(self) -> NDArray[np.float64]:
         """`as_seen` in CIELAB, (3,)."""
-        from tilemix.colors.cielab import srgb_to_lab  # numpy; a rewriter does without
-
-        return srgb_to_lab(parse_hex(self.as_seen))
+        return _lab_of(self.as_seen)
 
     def look(self) -> Appearance:
         """Return the measured appearance, or else the modeled one."""
         from tilemix.colors.appearance import model_appearance  # numpy
 
         return self.appearance or model_appearance(self.lab)
+
+
+@cache
+def _lab_of(value: str) -> NDArray[np.float64]:
+    from tilemix.colors.cielab import srgb_to_lab  # numpy; a rewriter does without
+
+    lab = srgb_to_lab(parse_hex(value))
+    lab.flags.writeable = False
+    return lab
 
 
 class Granules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

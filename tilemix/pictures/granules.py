@@ -17,9 +17,11 @@ GOLDEN = 0.6180339887  # steps of this part of the width never fall into the sam
 AROUND = tuple((down, right) for down in (-1, 0, 1) for right in (-1, 0, 1))
 # A closing fills dark places up to four samples wide: gaps, cracks, cast shadows.
 CLOSING = 5
-DARK, DIM = 0.75, 0.92  # of the closed picture: darker than the one is shadow, lighter than the other is not
+REGROWN = 2  # samples that a dark place as wide as a granule wins back at its rim, where it tapers
+DARK, DIM = 0.7, 0.9  # of the closed picture: darker than the one is shadow, lighter than the other is not
 DISTANCES = (1, 2, 4, 8)  # samples, over which the width of granules is found
 LEAST_ALIKE = 0.3  # of the pairs that are alike side by side; with less the distance is too far
+BRIGHTENED = 80  # levels added to three channels in sum, or noise would make black the steepest color
 RAISED = 50  # levels added to both, or the facets of black granules would be shadow
 
 
@@ -42,10 +44,15 @@ def take_samples(pixels: Bytes, stride: int, most: int) -> Bytes:
 def find_flattest(samples: Bytes) -> NDArray[np.int32]:
     """Return for each sample the number of the flattest of the 3x3 around it, (h, w).
 
-    An edge between two granules shows colors of neither. The flattest neighbor lies inside of one of them.
+    An edge between two granules shows colors of neither. The flattest neighbor lies inside of one of them. Steps
+    count in parts of the brightness: those inside dark granules are small, and every edge would go to them.
     """
-    spans = over_windows(samples, 3, np.maximum) - over_windows(samples, 3, np.minimum)
+    lightest = over_windows(samples, 3, np.maximum)
+    spans = lightest - over_windows(samples, 3, np.minimum)
     steepness = spans.sum(axis=2, dtype=np.int32)
+    steepness <<= 9
+    steepness //= lightest.sum(axis=2, dtype=np.int32) + BRIGHTENED
+    del lightest, spans
     height, width = steepness.shape
     padded = np.pad(steepness, 1, mode="edge") << 8
     best = np.full((height, width), np.iinfo(np.int32).max, np.int32)
@@ -63,6 +70,8 @@ def find_flattest(samples: Bytes) -> NDArray[np.int32]:
 def find_shadow(lightness: Bytes) -> Bytes:
     """Return how surely each sample lies in a thin dark place, 0 to 255, from its largest channel (h, w)."""
     closed = over_windows(over_windows(lightness, CLOSING, np.maximum), CLOSING, np.minimum)
+    for _ in range(REGROWN):
+        closed = np.maximum(over_windows(closed, 3, np.minimum), lightness)
     part = (lightness.astype(np.float32) + RAISED) / (closed.astype(np.float32) + RAISED)
     return np.asarray(np.clip((DIM - part) * (255 / (DIM - DARK)), 0, 255).astype(np.uint8))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tilemix.colors.cielab import delta_e_2000, srgb_to_lab
 from tilemix.colors.hex import parse_hex
+from tilemix.colors.palette import find_color
 from tilemix.pictures.measure import measure_shares
 from tilemix.prompts.mix import ColorMix, ColorShare
 from tilemix.prompts.palette_mix import read_palette_mix, replace_palette_mix
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 TOLERANCE = 7.0  # points; the ruler is less than 4 off on average over a mix
 LEAST_SAID = 3.0  # percent; a color of the caption that shows less is not in the picture
 LEAST_NEW = 5.0  # percent, of a color that the caption does not name
-OFF = 12.5  # delta E 2000 from which another color of the palette is tried in a color's place
+OFF = 13.5  # delta E 2000 from which another color is tried in a color's place; light moves one up to 12.8
+MISSING = 0.5  # of what the caption says; a color that shows less may be one like it
+LIKE = 30.0  # delta E 2000 from the missing color to those that are tried
 CORRECTED = ".corrected"  # added to the name of a caption's file
 
 
@@ -69,19 +72,20 @@ def check_captions(pictures: Iterable[CaptionedPicture], palette: Palette) -> li
             continue
         says = {share.color: float(share.percent) for share in mix.shares}
         pixels, _ = read_picture(picture.path, shorter_side=SIDE_OF_CHECK)
-        shows = find_mix(pixels, list(says), palette)
+        shows = find_mix(pixels, says, palette)
         if shows.keys() != says.keys() or any(abs(shows[color] - says[color]) > TOLERANCE for color in says):
             rounded = _round(shows)
             wrong.append(WrongCaption(picture.path.with_suffix(".txt"), picture.caption, says, rounded))
     return wrong
 
 
-def find_mix(pixels: NDArray[np.uint8], words: list[str], palette: Palette) -> dict[str, float]:
-    """Return the percent of each color of the palette in a picture that should show those of `words`.
+def find_mix(pixels: NDArray[np.uint8], says: dict[str, float], palette: Palette) -> dict[str, float]:
+    """Return the percent of each color of the palette in a picture that should show those of `says`.
 
-    Where other colors are seen, or a color's granules are far from its own, the palette's nearest to them are
-    measured too; what then shows next to nothing is left out.
+    Where other colors are seen, a color's granules are far from its own or hardly there, the palette's colors
+    like them are measured too; what then shows next to nothing is left out.
     """
+    words = list(says)
     measured = measure_shares(pixels, _mix_of(words), palette)
     tried = [*words, *measured.others]
     for word, error in measured.color_errors.items():
@@ -89,6 +93,12 @@ def find_mix(pixels: NDArray[np.uint8], words: list[str], palette: Palette) -> d
             seen = srgb_to_lab(parse_hex(measured.seen[word]))
             nearest = min(palette.colors, key=lambda color: float(delta_e_2000(color.lab, seen)))
             tried.append(nearest.word)
+    for word, percent in says.items():
+        if not measured.others and measured.shares.get(word, percent) < MISSING * percent:
+            own = find_color(palette, word)
+            tried += [
+                color.word for color in palette.colors if own and delta_e_2000(color.lab, own.lab) < LIKE
+            ]
     tried = list(dict.fromkeys(tried))
     if tried != words:
         measured = measure_shares(pixels, _mix_of(tried), palette)
