@@ -27,17 +27,21 @@ def add_measure(verbs: Verbs) -> None:
     by = measure.add_mutually_exclusive_group()
     by.add_argument("--model", metavar="NAME", help="measure by this model's palette; default: by the chart")
     by.add_argument("--palette", metavar="FILE", help="measure by this palette, a file or the name of one")
+    measure.add_argument("--map", metavar="PNG", type=Path, help="draw which color each place was taken for")
     measure.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _measure(options: argparse.Namespace) -> None:
     from tilemix.colors.palette import load_palette
     from tilemix.pictures.files import read_pixels
-    from tilemix.pictures.measure import has_swatch, measure_shares
+    from tilemix.pictures.measure import draw_labels, has_swatch, measure_shares
+    from tilemix.pictures.photographed import find_tile
+    from tilemix.pictures.png import encode_png
     from tilemix.pictures.reading import read_record
     from tilemix.prompts.reading import read_mix
+    from tilemix.system.atomic import write_atomically
 
-    pixels = read_pixels(options.file)
+    pixels = find_tile(read_pixels(options.file))
     name = options.palette or (palette_of(options.model) if options.model else None)
     palette = load_palette(name) if name else None
     text = options.mix if options.mix is not None else read_record(options.file).prompt
@@ -50,6 +54,8 @@ def _measure(options: argparse.Namespace) -> None:
     if not has_swatch(mix, palette):
         raise TilemixError("mix-not-on-chart", mix=str(mix)[:MOST_CHARACTERS])
     measured = measure_shares(pixels, mix, palette)
+    if options.map is not None:
+        write_atomically(options.map, encode_png(draw_labels(pixels, mix, palette), []))
     if options.json:
         write_json(measured)
         return

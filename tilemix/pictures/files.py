@@ -5,6 +5,7 @@ The same pixels and the same record give the same bytes: nothing here reads the 
 
 from __future__ import annotations
 
+import math
 from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 JPEG_QUALITY = 95
 WEBP_QUALITY = 95
+MOST_READ, MOST_KEPT = 80_000_000, 16_000_000  # pixels of a picture that is only looked at
+REDUCIBLE = ("L", "LA", "RGB", "RGBA", "CMYK")  # modes whose pixels can be averaged
 
 
 def write_image(path: Path, pixels: NDArray[np.uint8], record: Record, *, output_format: str) -> int:
@@ -69,10 +72,16 @@ def encode_image(pixels: NDArray[np.uint8], record: Record, *, output_format: st
 def read_pixels(path: Path) -> NDArray[np.uint8]:
     """Return the pixels of any PNG, WebP or JPEG file as a person sees them, uint8 (h, w, 3); see `to_srgb`.
 
+    A picture of more than 16 million pixels, as telephones take them, comes back smaller by a whole factor.
+
     Raises:
-        ImageFileError: see `tilemix.pictures.reading.open_picture`.
+        ImageFileError: it has over 80 million pixels; and see `tilemix.pictures.reading.open_picture`.
     """
-    return np.asarray(to_srgb(open_picture(path), source=str(path)))
+    picture = open_picture(path, most=MOST_READ)
+    factor = math.ceil(math.sqrt(picture.width * picture.height / MOST_KEPT))
+    if factor > 1 and picture.mode in REDUCIBLE:
+        picture = picture.reduce(factor)
+    return np.asarray(to_srgb(picture, source=str(path)))
 
 
 def _encode_png(pixels: NDArray[np.uint8], record: Record) -> bytes:

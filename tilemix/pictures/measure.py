@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tilemix.colors.appearance import SHADOW, measure_overlap, seen_color
+from tilemix.colors.appearance import SHADOW, measure_overlap, seen_color, weighted_quantile
 from tilemix.colors.cielab import delta_e_2000, format_hex, lab_to_srgb
 from tilemix.colors.hex import parse_hex
 from tilemix.colors.palette import chart_palette, find_color
@@ -58,9 +58,13 @@ ALIKE, OVERLAP = (
     7.0,
     0.14,
 )  # delta E 2000 between two colors of a mix; part of their granules that could be either
-STRANGE = 15.0  # percent that is like no color
+STRANGE = 8.0  # percent that is like no color; the maker's photographs have at most 0.8
 SPECKLE = 2.5  # pixels; white noise has 1.8, granules of 6 pixels 4.5
 FLAT = 1.0  # standard deviation of the levels of a picture without granules
+SMOOTH = 6.0  # percent of squares that show no granules: a hand, a ruler, ground
+SQUARE, LEAST_SQUARE, FEWEST_SQUARES = 3, 16, 9  # granules and pixels across a square; squares of a picture
+PLAIN = 0.3  # of the typical steps between neighbors; a square with less shows no granules
+GRAY, COLORED = 2.0, 15.0  # chroma of a picture without color; of a color that is not gray
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,7 @@ def measure_shares(pixels: Bytes, mix: ColorMix, palette: Palette | None = None)
         color_errors={name: float(delta_e_2000(lab, found[name].lab)) for name, lab in colors.items()},
         seen={name: format_hex(lab_to_srgb(lab)) for name, lab in colors.items()},
         drift=(float(drift[0]), float(drift[1]), float(drift[2])),
-        uncertain=tuple(_find_doubts(pixels, found, read.chord, float(percents[-1]))),
+        uncertain=tuple(_find_doubts(pixels, found, read, float(percents[-1]))),
     )
 
 
@@ -210,7 +214,8 @@ def _find_colors(read: _Reading, seen: Floats) -> list[Floats | None]:
     view = read.view
     is_lit = (view.shadow < IN_LIGHT).ravel()
     shaded = 1 - float(is_lit.mean())
-    flat, colors = view.places.ravel(), []
+    flat = view.places.ravel()
+    colors: list[Floats | None] = []
     for row, belief in zip(seen[:-1], read.beliefs, strict=False):
         core = np.bincount(flat, (sum_around(belief).ravel() > IN_CORE) & is_lit, len(view.lab))
         if row.sum() < LEAST_SHOWN * seen.sum():
@@ -222,17 +227,36 @@ def _find_colors(read: _Reading, seen: Floats) -> list[Floats | None]:
     return colors
 
 
-def _find_doubts(pixels: Bytes, found: dict[str, PaletteColor], chord: float, strange: float) -> list[str]:
+def _find_doubts(pixels: Bytes, found: dict[str, PaletteColor], read: _Reading, strange: float) -> list[str]:
     doubts = []
     if float(pixels[::4, ::4].std(axis=(0, 1)).max()) < FLAT:
         doubts.append("one flat color, without granules")
-    if chord < SPECKLE:
-        doubts.append(f"no granules: pieces of {chord:.1f} pixels")
+    elif (smooth := _measure_smoothness(pixels, read.chord)) > SMOOTH:
+        doubts.append(f"{smooth:.0f}% of the picture is smooth and shows no granules")
+    if read.chord < SPECKLE:
+        doubts.append(f"no granules: pieces of {read.chord:.1f} pixels")
     if strange > STRANGE:
         doubts.append(f"{strange:.0f}% of the picture is like no color of the palette")
+    if weighted_quantile(np.hypot(*read.view.lab[:, 1:].T), read.view.counts, 0.99) < GRAY:
+        colored = [name for name, color in found.items() if np.hypot(*color.lab[1:]) > COLORED]
+        if colored:
+            doubts.append(f"the picture is black and white, which shows nothing of {', '.join(colored)}")
     for (name, one), (other, two) in combinations(found.items(), 2):
         apart = float(delta_e_2000(one.lab, two.lab))
         overlap = measure_overlap(one.look(), two.look())
         if apart < ALIKE or overlap > OVERLAP:
             doubts.append(f"{name} and {other} look alike: delta E {apart:.1f}, overlap {overlap:.0%}")
     return doubts
+
+
+def _measure_smoothness(pixels: Bytes, chord: float) -> float:
+    """Return the percent of squares, each wider than a granule, whose neighbors differ far less than is typical."""
+    side = max(LEAST_SQUARE, round(SQUARE * chord)) if np.isfinite(chord) else 2 * LEAST_SQUARE
+    rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
+    if rows * columns < FEWEST_SQUARES:
+        return 0.0
+    # Every second row is enough, and half the work.
+    green = pixels[: rows * side : 2, : columns * side, 1].astype(np.int16)[: rows * (side // 2)]
+    steps = np.abs(np.diff(green, axis=1, append=green[:, -1:]))
+    roughness = steps.reshape(rows, side // 2, columns, side).mean(axis=(1, 3))
+    return float(100 * np.mean(roughness <= PLAIN * np.median(roughness)))

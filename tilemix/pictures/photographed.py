@@ -31,7 +31,7 @@ SWATCH, COLUMNS, MARGIN = 160, 6, 40  # pixels, swatches a row, pixels for a wor
 
 
 def cut_background(pixels: NDArray[np.uint8], *, source: str) -> NDArray[np.uint8]:
-    """Return the rectangle of a photograph (h, w, 3) that granules fill, a view.
+    """Return the rectangle of a photograph (h, w, 3) that granules fill, a view; its rims are left out.
 
     Granules are rough and the ground around a tile is smooth. From the middle the rectangle grows while most of
     the next row or column of squares is half as rough as the middle; `source` names it in messages.
@@ -41,19 +41,52 @@ def cut_background(pixels: NDArray[np.uint8], *, source: str) -> NDArray[np.uint
     """
     height, width = pixels.shape[:2]
     side = max(4, max(height, width) // TILES)
-    rows, columns = height // side, width // side
-    if rows < 3 or columns < 3:
+    if height // side < 3 or width // side < 3:
         raise InputError("photograph-too-small", file=source, width=width, height=height, least=LEAST_SIDE)
+    roughness, typical = _measure_roughness(pixels, side)
+    if typical < LEAST_ROUGHNESS:
+        raise InputError("photograph-smooth", file=source, found=typical)
+    cut = _inset(pixels, side, _grow(roughness > ROUGH * typical))
+    if min(cut.shape[:2]) < LEAST_SIDE:
+        raise InputError(
+            "photograph-too-small", file=source, width=cut.shape[1], height=cut.shape[0], least=LEAST_SIDE
+        )
+    return cut
+
+
+def find_tile(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the rectangle of a picture that granules fill, a view; where no ground is found, the whole picture."""
+    height, width = pixels.shape[:2]
+    side = max(4, max(height, width) // TILES)
+    if height // side < 3 or width // side < 3:
+        return pixels
+    roughness, typical = _measure_roughness(pixels, side)
+    top, bottom, left, right = filled = _grow(roughness > ROUGH * typical)
+    is_whole = (top, left) == (0, 0) and (bottom, right) == roughness.shape
+    cut = _inset(pixels, side, filled)
+    return pixels if is_whole or typical < LEAST_ROUGHNESS or min(cut.shape[:2]) < LEAST_SIDE else cut
+
+
+def _measure_roughness(pixels: NDArray[np.uint8], side: int) -> tuple[NDArray[np.float64], float]:
+    """Return the mean step between neighbors in each square of `side` pixels, levels, and the middle's median."""
+    rows, columns = pixels.shape[0] // side, pixels.shape[1] // side
     green = pixels[: rows * side, : columns * side, 1].astype(np.int16)
     steps = np.abs(np.diff(green, axis=1, append=green[:, -1:]))
     roughness = steps.reshape(rows, side, columns, side).mean(axis=(1, 3))
+    top, bottom, left, right = _middle(rows, columns)
+    return roughness, float(np.median(roughness[top:bottom, left:right]))
+
+
+def _middle(rows: int, columns: int) -> tuple[int, int, int, int]:
     edge = (1 - MIDDLE) / 2
-    top, bottom = int(rows * edge), max(int(rows * (1 - edge)), int(rows * edge) + 1)
-    left, right = int(columns * edge), max(int(columns * (1 - edge)), int(columns * edge) + 1)
-    typical = float(np.median(roughness[top:bottom, left:right]))
-    if typical < LEAST_ROUGHNESS:
-        raise InputError("photograph-smooth", file=source, found=typical)
-    is_rough = roughness > ROUGH * typical
+    top, left = int(rows * edge), int(columns * edge)
+    return top, max(int(rows * (1 - edge)), top + 1), left, max(int(columns * (1 - edge)), left + 1)
+
+
+def _grow(is_rough: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return the first and last row and column, as ranges, to which the middle grows over rough squares."""
+    rows, columns = is_rough.shape
+    top, bottom, left, right = _middle(rows, columns)
     while top > 0 and is_rough[top - 1, left:right].mean() > ROUGH:
         top -= 1
     while bottom < rows and is_rough[bottom, left:right].mean() > ROUGH:
@@ -63,15 +96,14 @@ def cut_background(pixels: NDArray[np.uint8], *, source: str) -> NDArray[np.uint
     while right < columns and is_rough[top:bottom, right].mean() > ROUGH:
         right += 1
     # The outermost squares may be ground for a half, unless the picture ends there.
-    top, left = top + (top > 0), left + (left > 0)
-    bottom, right = bottom - (bottom < rows), right - (right < columns)
+    return top + (top > 0), bottom - (bottom < rows), left + (left > 0), right - (right < columns)
+
+
+def _inset(pixels: NDArray[np.uint8], side: int, squares: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    """Return the rectangle of these squares of `side` pixels, without its rims."""
+    top, bottom, left, right = squares
     down, across = int((bottom - top) * side * INSET), int((right - left) * side * INSET)
-    cut = pixels[top * side + down : bottom * side - down, left * side + across : right * side - across]
-    if min(cut.shape[:2]) < LEAST_SIDE:
-        raise InputError(
-            "photograph-too-small", file=source, width=cut.shape[1], height=cut.shape[0], least=LEAST_SIDE
-        )
-    return cut
+    return pixels[top * side + down : bottom * side - down, left * side + across : right * side - across]
 
 
 def measure_color(pixels: NDArray[np.uint8], word: str, *, source: str) -> PaletteColor:
