@@ -27,9 +27,9 @@ GOOD = Figures(share_error=1, worst_share=2, color_error=2, not_asked=0, texture
 
 
 class FakeRenderer:
-    """A model that draws every color lighter and yellower than its draft, and from noise with the shares all wrong."""
+    """A model that draws every color lighter and yellower than its draft, and from noise with wrong shares."""
 
-    def __init__(self, drift=(8.0, -2.0, 6.0)):
+    def __init__(self, drift=(5.0, -2.0, 4.0)):
         self.calibration = None
         self.drift, self.drawn = np.array(drift), []
         self.ready = types.SimpleNamespace(model=types.SimpleNamespace(hashes={"unet": "0" * 64}))
