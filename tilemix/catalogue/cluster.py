@@ -104,7 +104,7 @@ class RayEngine:
         self._connect(address)
         try:
             kind, count = self._choose_actors(threads)
-            self._kind = ray.remote(**kind)(Actor)
+            self._kind = self._ray.remote(**kind)(Actor)
             for _ in range(actors or count):
                 self._start()
         except BaseException:
