@@ -17,7 +17,11 @@ class Predictor(BasePredictor):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="tilemix-"))
 
     def predict(
-        self, prompt: str = Input(), seed: int = Input(default=0), output_format: str = Input(default="png")
+        self,
+        prompt: str = Input(),
+        seed: int = Input(default=0),
+        granule_size: str = Input(default="medium"),
+        output_format: str = Input(default="png"),
     ) -> CogPath:
         for step in range(4):
             print(f"{25 * step}%|#| {step}/4 denoise", flush=True)

@@ -98,7 +98,11 @@ def test_latents_and_text_encoders_stay_in_fp32_beside_a_bf16_unet(ready):
     decode = pipeline.vae.decode
     try:
         pipeline.vae.decode = lambda sample: (latents.append(sample.dtype), decode(sample))[1]
-        renderer.render(GenerationRequest(prompt="red", seed=1, width=256, height=256, num_inference_steps=2))
+        renderer.render(
+            GenerationRequest(
+                prompt="red", seed=1, width=256, height=256, num_inference_steps=2, strength=1.0
+            )
+        )
     finally:
         handle.remove()
         pipeline.vae.decode = decode
@@ -122,7 +126,9 @@ def count_batches(renderer: Renderer, request: GenerationRequest) -> list[int]:
 @pytest.mark.slow
 def test_fast_leaves_guidance_out_of_the_last_steps_and_of_no_other_request():
     model = find_model("miniature")
-    request = GenerationRequest(prompt="red", seed=1, width=256, height=256, num_inference_steps=5)
+    request = GenerationRequest(
+        prompt="red", seed=1, width=256, height=256, num_inference_steps=5, strength=1.0
+    )
     fast = Renderer(load_pipeline(model, CPU, torch.float32, speed=Speed.FAST))
     assert count_batches(fast, request) == count_batches(fast, request) == [2, 2, 2, 2, 1]
     exact = Renderer(load_pipeline(model, CPU, torch.float32))

@@ -90,7 +90,7 @@ def test_a_prediction_is_created_with_version_inputs_webhook_and_deadline(databa
     (request,) = replicate.requests
     body = json.loads(request.content)
     assert body["version"] == VERSION
-    assert body["input"].keys() == {"prompt", "seed", "output_format"}
+    assert body["input"].keys() == {"prompt", "seed", "output_format", "granule_size"}
     assert body["webhook"] == f"https://tiles.example/webhooks/replicate?prediction={identity}"
     assert body["webhook_events_filter"] == ["start", "logs", "completed"]
     assert request.headers["cancel-after"] == "600s"
