@@ -37,6 +37,15 @@ def in_background(action) -> threading.Thread:
     return thread
 
 
+def begin_drawing(queue: Queue, cog) -> tuple[str, threading.Thread]:
+    """Add a prediction and let the server draw it until its gate is opened."""
+    cog.gate.clear()
+    identity = add(queue)
+    thread = in_background(queue.step)
+    assert cog.begun.wait(10)
+    return identity, thread
+
+
 def test_predictions_run_in_the_order_of_asking_with_exactly_what_was_asked(database, cog):
     queue = make_queue(database, cog)
     first, second = add(queue, seed=7, width=512), add(queue, "30% red, 70% pearl", negative_prompt="")
@@ -138,11 +147,8 @@ def test_one_that_waits_is_canceled_without_the_server(database, cog):
 
 
 def test_one_that_runs_is_canceled_at_the_server(database, cog):
-    cog.gate.clear()
     queue = make_queue(database, cog)
-    identity = add(queue)
-    thread = in_background(queue.step)
-    assert cog.begun.wait(10)
+    identity, thread = begin_drawing(queue, cog)
     assert queue.cancel(identity)
     thread.join(10)
     assert cog.canceled == [f"{identity}-1"]
@@ -150,12 +156,9 @@ def test_one_that_runs_is_canceled_at_the_server(database, cog):
 
 
 def test_what_is_past_its_deadline_is_ended_here_and_there(database, cog):
-    cog.gate.clear()
     clock = Clock()
     queue = make_queue(database, cog, clock)
-    identity = add(queue)
-    thread = in_background(queue.step)
-    assert cog.begun.wait(10)
+    identity, thread = begin_drawing(queue, cog)
     queue.end_late()
     clock.go_on(61)
     queue.end_late()
@@ -200,12 +203,9 @@ def test_a_wall_clock_that_is_set_ends_nothing(database, cog, jump):
 
 
 def test_a_deadline_goes_on_after_a_restart_with_what_was_left(database, cog):
-    cog.gate.clear()
     clock = Clock()
     queue = make_queue(database, cog, clock)
-    identity = add(queue)
-    thread = in_background(queue.step)
-    assert cog.begun.wait(10)
+    identity, thread = begin_drawing(queue, cog)
     for _ in range(4):
         clock.go_on(10)
         queue.end_late()
@@ -319,12 +319,9 @@ def test_what_waits_for_another_back_end_is_drawn_by_this_one(database, cog):
 def test_a_server_that_does_not_cancel_is_hung_up_on(database, cog):
     """Its worker was stopped (SIGSTOP): a cancel took the deadline and 60 seconds."""
     cog.is_deaf = True
-    cog.gate.clear()
     clock = Clock()
     queue = make_queue(database, cog, clock)
-    identity = add(queue)
-    thread = in_background(queue.step)
-    assert cog.begun.wait(10)
+    identity, thread = begin_drawing(queue, cog)
     queue.cancel(identity)
     clock.go_on(4)
     queue.send_cancels()
@@ -359,11 +356,8 @@ def test_a_studio_that_was_killed_takes_its_prediction_up_again(database, cog):
 
 
 def test_a_studio_that_stops_lets_go_of_its_prediction_and_the_next_one_takes_it_up(database, cog):
-    cog.gate.clear()
     queue = make_queue(database, cog)
-    identity = add(queue)
-    thread = in_background(queue.step)
-    assert cog.begun.wait(10)
+    identity, thread = begin_drawing(queue, cog)
     queue.stop()
     thread.join(10)
     assert not queue.step()
@@ -375,11 +369,8 @@ def test_a_studio_that_stops_lets_go_of_its_prediction_and_the_next_one_takes_it
 
 def test_a_prediction_that_is_to_be_canceled_is_not_begun_anew(database, cog):
     cog.hangs_up = True
-    cog.gate.clear()
     queue = make_queue(database, cog)
-    identity = add(queue)
-    thread = in_background(queue.step)
-    assert cog.begun.wait(10)
+    identity, thread = begin_drawing(queue, cog)
     queue.cancel(identity)
     thread.join(10)
     assert get_prediction(database, identity).status == "canceled"
