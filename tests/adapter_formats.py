@@ -45,6 +45,8 @@ from tests.adapter_crafts import (
     zeros,
 )
 
+CONVERT = "expected safetensors; `tilemix weights convert` makes one"
+
 
 @dataclass(frozen=True)
 class Format:
@@ -449,13 +451,13 @@ LORA_FORMATS = (
         "hypernetwork, pickled",
         "layer_structure in a pickle, whatever its name",
         raw(b"PK\x03\x04archive/data.pkl" + b"\x80\x02}q\x00(X\x0f\x00\x00\x00layer_structureq\x01"),
-        "x.safetensors: a pickled hypernetwork, which SDXL does not have, expected safetensors",
+        f"x.safetensors: a pickled hypernetwork, {CONVERT}",
     ),
     Format(
         "pickle (.pt, .bin, .ckpt)",
         "a zip archive or a pickle, whatever its name",
         raw(b"\x80\x02}q\x00" + bytes(20)),
-        "x.safetensors: a pickle, expected safetensors",
+        f"x.safetensors: a pickle, {CONVERT}",
     ),
     Format(
         "HTML page",
@@ -531,7 +533,7 @@ EMBEDDING_FORMATS = (
         "A1111's .pt",
         "string_to_param, string_to_token in a pickle",
         raw(b"\x80\x02}q\x00X\x0f\x00\x00\x00string_to_paramq\x01"),
-        "x.safetensors: a pickled textual inversion embedding, expected safetensors",
+        f"x.safetensors: a pickled textual inversion embedding, {CONVERT}",
     ),
 )
 

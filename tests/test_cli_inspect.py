@@ -191,7 +191,10 @@ def test_the_projects_own_weights_are_told(capsys):
     ("content", "message"),
     [
         (b"<!DOCTYPE html>", "x: an HTML page, expected safetensors"),
-        (b"\x80\x02}q\x00X\x05\x00\x00\x00", "x: a pickle, expected safetensors"),
+        (
+            b"\x80\x02}q\x00X\x05\x00\x00\x00",
+            "x: a pickle, expected safetensors; `tilemix weights convert` makes one",
+        ),
         (None, "{path}: no such file or folder"),
     ],
 )

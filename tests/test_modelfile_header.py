@@ -17,6 +17,8 @@ from tests.quick import first_quick
 from tilemix.errors import ModelFileError
 from tilemix.modelfile.header import DTYPE_BYTES, TensorInfo, read_header
 
+CONVERT = "expected safetensors; `tilemix weights convert` makes one"
+
 
 def write(path, header, data=b"", *, length=None):
     raw = header if isinstance(header, bytes) else json.dumps(header).encode()
@@ -81,14 +83,14 @@ def test_a_broken_header_is_refused_by_its_fault(tmp_path, header, data, message
     ("content", "message"),
     [
         (b"", "x: 0 bytes are not a safetensors file"),
-        (b"PK\x03\x04" + bytes(60), "x: a zip archive (probably a pickled checkpoint), expected safetensors"),
-        (b"\x80\x02}q\x00X\x05\x00\x00\x00", "x: a pickle, expected safetensors"),
+        (b"PK\x03\x04" + bytes(60), f"x: a zip archive (probably a pickled checkpoint), {CONVERT}"),
+        (b"\x80\x02}q\x00X\x05\x00\x00\x00", f"x: a pickle, {CONVERT}"),
         (b"<!DOCTYPE html><html>", "x: an HTML page, expected safetensors"),
         (
             b"PK\x03\x04x/data.pkl\x80\x02layer_structure",
-            "x: a pickled hypernetwork, which SDXL does not have, expected safetensors",
+            f"x: a pickled hypernetwork, {CONVERT}",
         ),
-        (b"\x80\x02}string_to_param", "x: a pickled textual inversion embedding, expected safetensors"),
+        (b"\x80\x02}string_to_param", f"x: a pickled textual inversion embedding, {CONVERT}"),
         (b"\r\n <html lang=en>", "x: an HTML page, expected safetensors"),
         (b"GGUF\x03" + bytes(9), "x: a GGUF file, expected safetensors"),
         (b"\x1f\x8b\x08" + bytes(9), "x: a gzip file, expected safetensors"),

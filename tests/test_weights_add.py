@@ -22,6 +22,8 @@ from tilemix.weights.add import add, remove, split_tokens
 from tilemix.weights.entry import Wish
 from tilemix.weights.part import Part
 
+CONVERT = "expected safetensors; `tilemix weights convert` makes one"
+
 # One module of SDXL in each spelling.
 QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"  # 640 -> 640
 KOHYA = f"lora_unet_{QUERY.replace('.', '_')}"
@@ -720,7 +722,7 @@ def test_a_hub_link_is_fixed_to_its_commit(project, server, remote):
     ("route", "message"),
     [
         (answer(b"<html>Log in</html>", content_type="text/html"), "an HTML page, expected the file itself"),
-        (answer(b"\x80\x02}q\x00X\x05\x00\x00\x00"), "web-lora.safetensors: a pickle, expected safetensors"),
+        (answer(b"\x80\x02}q\x00X\x05\x00\x00\x00"), f"web-lora.safetensors: a pickle, {CONVERT}"),
         (answer(b"x" * 50), "web-lora.safetensors: starts with b'xxxxxxxx', expected safetensors"),
         (answer(status=404), "the server answers 404, expected 200"),
     ],

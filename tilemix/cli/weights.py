@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilemix.cli.terminal import write
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 def add_weights(verbs: Verbs) -> None:
     """Add `weights` and its actions."""
     weights = verbs.add_parser(
-        "weights", help="list, fetch, add, lock or verify the files of packaged models"
+        "weights", help="list, fetch, add, convert, lock or verify the files of packaged models"
     )
     weights.set_defaults(run=_weights)
     actions = weights.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -63,6 +64,17 @@ def add_weights(verbs: Verbs) -> None:
     remove = actions.add_parser("remove", help="take an adapter out of the manifest; its file stays")
     remove.add_argument("name", metavar="NAME", help="its file, as in the manifest, or its PEFT folder")
     remove.add_argument("--model", metavar="NAME", help=f"default: $TILEMIX_MODEL, else {DEFAULT_MODEL}")
+    convert = actions.add_parser("convert", help="convert a pickled model file to safetensors")
+    convert.add_argument(
+        "file", metavar="FILE", help="a .ckpt, .pt or .bin file; nothing that it holds is run"
+    )
+    convert.add_argument("-o", "--out", metavar="OUT", help="the new file (default: beside FILE)")
+    convert.add_argument(
+        "--keep",
+        choices=("ema", "last"),
+        help="which weights of a training checkpoint (default: last, as the web UIs run it)",
+    )
+    convert.add_argument("--dtype", choices=("fp16",), help="round wider floating-point numbers to it")
     for action_parser in (fetch, add):
         action_parser.add_argument(
             "--allow-host", action="append", default=[], metavar="HOST", help="one more host to download from"
@@ -105,10 +117,29 @@ def _weights(options: argparse.Namespace) -> None:
         path = remove(model, options.name)
         write(f"{path}\n")
         logger.info("%s: no longer has it; the file stays", model)
+    elif options.action == "convert":
+        _convert(options)
     elif options.action == "lock":
         write(f"{lock(options.model)}\n")
     else:
         _verify(options.model)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from tilemix.cli.inspect import format_size
+    from tilemix.conversion.convert import convert
+
+    target = Path(options.out) if options.out else None
+    made = convert(Path(options.file), target, keep=options.keep, dtype=options.dtype)
+    write(f"{made.path}\n")
+    before, after = made.sizes
+    which = {None: "", "ema": ", the EMA weights", "last": ", the last weights"}[made.done.weights]
+    logger.info("kept: %s, %d tensors%s", made.done.kind, made.done.tensors, which)
+    for part in made.done.dropped:
+        amount = f": {part.tensors} tensors, {format_size(part.size)}" if part.tensors else ""
+        logger.info("left out: %s%s", part.name, amount)
+    change = 100 * (after - before) / before
+    logger.info("%s -> %s (%+.0f %%)", format_size(before), format_size(after), change)
 
 
 def _verify(model: str) -> None:
