@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from tilemix.modelfile import memory
 from tilemix.pipelines.loading import load_pipeline
-from tilemix.pipelines.speed import Precision, Speed, Trial, choose_dtype, run_trial
+from tilemix.pipelines.speed import Precision, Speed, Trial, choose_dtype, find_trial, run_trial
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
 from tilemix.weights import find_model
@@ -19,8 +22,9 @@ CPU = torch.device("cpu")
         (Trial(fp32=0.010, bf16=0.0095), torch.float32),  # not worth it
     ],
 )
-def test_the_dtype_follows_the_mode_and_the_trial(trial, chosen, caplog):
+def test_the_dtype_follows_the_mode_and_the_trial(trial, chosen, tmp_path, monkeypatch, caplog):
     """The CPU's flags named bf16 where it took twice the time of fp32."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     caplog.set_level("INFO")
     cuda = torch.device("cuda")
     never = lambda: pytest.fail("tried")  # noqa: E731  shorter than a function
@@ -33,7 +37,44 @@ def test_the_dtype_follows_the_mode_and_the_trial(trial, chosen, caplog):
     assert choose_dtype(CPU, Speed.EXACT, Precision.BF16) == torch.float32
     name = "bf16" if chosen == torch.bfloat16 else "fp32"
     figures = f"{1000 * trial.bf16:.1f} ms in bf16 and 10.0 ms in fp32"
-    assert caplog.messages == [f"{name}: a convolution and a product take {figures}"] * 2
+    line = f"{name}: a convolution and a product take {figures}"
+    where = f"remembered in {tmp_path / 'tilemix' / 'files.sqlite3'}"
+    assert caplog.messages == [f"{line} (tried now)", f"{line} ({where})"]
+
+
+def test_a_machine_is_tried_once(tmp_path, monkeypatch):
+    """Otherwise the same seed would give another picture in a process that a busy machine held up."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first, second = Trial(fp32=2, bf16=1), Trial(fp32=1, bf16=2)
+
+    def try_beside_a_faster_process() -> Trial:
+        assert find_trial(lambda: first) == (first, "tried now")
+        return second
+
+    assert find_trial(try_beside_a_faster_process) == (first, "tried now")
+    assert find_trial(lambda: second)[0] == first
+    monkeypatch.setattr("tilemix.pipelines.speed.describe_cpu", lambda: "another CPU")
+    assert find_trial(lambda: second) == (second, "tried now")
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    newer = tmp_path / "torch.py"
+    newer.touch()
+    monkeypatch.setattr(torch, "__file__", str(newer))
+    assert find_trial(lambda: second) == (second, "tried now")
+
+
+@pytest.mark.parametrize("broken", ["content", "unreadable", "folder"])
+def test_a_memory_that_cannot_be_used_costs_another_trial(tmp_path, monkeypatch, broken):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    find_trial(lambda: Trial(fp32=2, bf16=1))
+    if broken == "content":
+        memory.memory_path().write_bytes(b"SQLite format 3\0" + bytes(4000))
+    elif broken == "unreadable":
+        monkeypatch.setattr(memory, "memory_path", lambda: Path("/" + "x" * 300))
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(memory.memory_path()))
+    again = Trial(fp32=1, bf16=2)
+    assert find_trial(lambda: again) == (again, "tried now")
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,6 @@ def serve(folder: Path, *, schema: bool, model: str = "miniature", python: str =
         "PORT": str(port),
         "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
         "TILEMIX_MODEL": model,
-        "TILEMIX_PRECISION": "fp32",  # a trial on a busy machine may end otherwise in another server
         "TMPDIR": str(folder / "tmp"),
     }
     with (folder / "server.log").open("wb") as log:

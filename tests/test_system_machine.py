@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tilemix.system.machine import keep_freed_memory, multiplies_bf16
+from tilemix.system.machine import describe_cpu, keep_freed_memory, multiplies_bf16
 
 
 def test_bf16_is_read_from_the_cpus_flags(tmp_path):
@@ -14,6 +14,17 @@ def test_bf16_is_read_from_the_cpus_flags(tmp_path):
     assert not multiplies_bf16(facts)
     facts.write_text("flags\t\t: fpu avx512f avx512_bf16 wbnoinvd\n")
     assert multiplies_bf16(facts)
+
+
+def test_a_type_of_cpu_is_its_model_and_its_instructions(tmp_path):
+    facts = tmp_path / "cpuinfo"
+    assert describe_cpu(facts) == f"{platform.machine()} {platform.processor()}"  # no Linux
+    facts.write_text(
+        "model name\t: Xeon  8\ncpu MHz\t: 2599.9\nflags\t\t: fpu amx_bf16\n\nmodel name\t: Xeon 8\n"
+    )
+    assert describe_cpu(facts) == "flags: fpu amx_bf16; model name: Xeon 8"
+    facts.write_text("processor\t: 0\nFeatures\t: fp asimd\nCPU part\t: 0xd0c\n")
+    assert describe_cpu(facts) == "CPU part: 0xd0c; Features: fp asimd"
 
 
 FREE_A_BLOCK = """

@@ -6,11 +6,11 @@ broken or not writable, that costs a warning and another look at the file.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -53,29 +53,35 @@ def recall(topic: str, path: Path) -> bytes | None:
         OSError: there is no such file.
     """
     stamp = stamp_of(path)
-    if not memory_path().is_file():
-        return None
     try:
+        if not memory_path().is_file():
+            return None
         with _opened() as database:
             found = database.execute(
                 "select size, mtime_ns, data from seen where topic = ? and path = ?", (topic, _key(path))
             ).fetchone()
-    except sqlite3.DatabaseError as error:
+    except (OSError, sqlite3.Error) as error:
         _begin_anew(error)
         return None
     return bytes(found[2]) if found and found[:2] == stamp else None
 
 
-def remember(topic: str, path: Path, stamp: Stamp, data: bytes) -> None:
-    """Remember `data` about the file `path`, which had this stamp before it was looked at."""
+def remember(topic: str, path: Path, stamp: Stamp, data: bytes, *, replace: bool = True) -> None:
+    """Remember `data` about the file `path`, which had this stamp before it was looked at.
+
+    Without `replace`, what is already remembered of the file as it is now stays.
+    """
     if len(data) > MAX_BYTES:
         return
     try:
         memory_path().parent.mkdir(parents=True, exist_ok=True)
         with _opened() as database, database:
+            key = topic, _key(path)
             database.execute(
-                "insert or replace into seen values (?, ?, ?, ?, ?)", (topic, _key(path), *stamp, data)
+                "delete from seen where topic = ? and path = ? and (? or (size, mtime_ns) <> (?, ?))",
+                (*key, replace, *stamp),
             )
+            database.execute("insert or ignore into seen values (?, ?, ?, ?, ?)", (*key, *stamp, data))
             database.execute("delete from seen where rowid <= (select max(rowid) from seen) - ?", (MAX_ROWS,))
     except (OSError, sqlite3.Error) as error:
         _warn_once(memory_path(), str(error.strerror if isinstance(error, OSError) else error))
@@ -87,9 +93,9 @@ def _warn_once(path: Path, reason: str) -> None:
     logger.warning("%s: nothing can be remembered: %s", path, reason)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _opened() -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(memory_path(), timeout=WAIT)) as database:
+    with contextlib.closing(sqlite3.connect(memory_path(), timeout=WAIT)) as database:
         database.execute("pragma synchronous = off")  # what a crash breaks is begun anew
         database.execute(TABLE)
         yield database
@@ -99,7 +105,9 @@ def _key(path: Path) -> bytes:
     return os.fsencode(path.resolve())  # a name need not be UTF-8
 
 
-def _begin_anew(error: sqlite3.DatabaseError) -> None:
+def _begin_anew(error: OSError | sqlite3.Error) -> None:
     logger.warning("%s: cannot be read, starting a new one: %s", memory_path(), error)
-    if not isinstance(error, sqlite3.OperationalError):  # which a lock or a full disk is
-        memory_path().unlink(missing_ok=True)
+    # An operational error is a lock or a full disk; the file itself is whole.
+    if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+        with contextlib.suppress(OSError):  # in a folder that cannot be written to
+            memory_path().unlink()

@@ -13,8 +13,8 @@ mode          computed                       against `exact`, on the miniature
 Over 20 mixes of the miniature (256x256, 25 steps), the PSNR of `equivalent` against `exact` is at least 47.5 dB
 (mean 53.5), and the error of its shares differs by 0.03 points at most. For `fast` it is at least 35 dB (mean
 39.5), and the error is the same on average. `equivalent` takes 0.79 of the time of `exact`, and 0.54 at 512x512;
-`fast` takes 0.75. On another CPU whose flags named bf16, it took twice the time of fp32, so a trial decides;
-TILEMIX_PRECISION overrides it.
+`fast` takes 0.75. On another CPU whose flags named bf16, it took twice the time of fp32, so a trial decides,
+once for a machine; TILEMIX_PRECISION overrides it.
 
 On a GPU the first two are the same: fp16. Text encoders, latents and scheduler stay in fp32 on every CPU.
 """
@@ -26,7 +26,13 @@ import time
 from collections.abc import Callable
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from tilemix.modelfile import memory
+from tilemix.system.machine import describe_cpu
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +85,9 @@ def choose_dtype(
         device: where they will run.
         speed: `exact` is fp32 on a CPU in any case.
         precision: what the other modes compute in on a CPU; None: what `run_trial` finds to be faster.
-        run_trial: takes some tens of milliseconds; None: `run_trial` of this module, once in a process.
+        run_trial: takes some tens of milliseconds; None: `run_trial` of this module. It is run once for a machine,
+            whose other processes take its result from `tilemix.modelfile.memory`: on a busy machine the next trial
+            may end differently, and the same seed would give another picture.
     """
     import torch
 
@@ -88,15 +96,42 @@ def choose_dtype(
     if speed is Speed.EXACT:
         return torch.float32
     if precision is None:
-        trial = (run_trial or _run_trial_once)()
+        trial, origin = _find_own_trial() if run_trial is None else find_trial(run_trial)
         precision = trial.precision
         logger.info(
-            "%s: a convolution and a product take %.1f ms in bf16 and %.1f ms in fp32",
+            "%s: a convolution and a product take %.1f ms in bf16 and %.1f ms in fp32 (%s)",
             precision,
             1000 * trial.bf16,
             1000 * trial.fp32,
+            origin,
         )
     return torch.bfloat16 if precision is Precision.BF16 else torch.float32
+
+
+def find_trial(run_trial: Callable[[], Trial]) -> tuple[Trial, str]:
+    """Return this machine's trial and where it comes from: remembered for this CPU and this torch, else run now.
+
+    Args:
+        run_trial: runs it.
+    """
+    import torch
+
+    topic, torch_file = f"number formats on {describe_cpu()}", Path(torch.__file__)
+    known = _recall_trial(topic, torch_file)
+    if known is not None:
+        return known, f"remembered in {memory.memory_path()}"
+    trial, stamp = run_trial(), memory.stamp_of(torch_file)
+    memory.remember(topic, torch_file, stamp, msgspec.json.encode(trial), replace=False)
+    # Of two processes that began together, the first one's counts.
+    return _recall_trial(topic, torch_file) or trial, "tried now"
+
+
+def _recall_trial(topic: str, torch_file: Path) -> Trial | None:
+    data = memory.recall(topic, torch_file)
+    try:
+        return None if data is None else msgspec.json.decode(data, type=Trial)
+    except msgspec.DecodeError:
+        return None  # another version's
 
 
 def run_trial(clock: Callable[[], float] = time.perf_counter) -> Trial:
@@ -130,5 +165,6 @@ def run_trial(clock: Callable[[], float] = time.perf_counter) -> Trial:
 
 
 @cache
-def _run_trial_once() -> Trial:
-    return run_trial()
+def _find_own_trial() -> tuple[Trial, str]:
+    """Once in a process: where nothing can be remembered, its models agree at least with one another."""
+    return find_trial(run_trial)
