@@ -13,7 +13,7 @@ from tilemix.catalogue.worker import RendererWorker
 from tilemix.colors.chart import get_color
 from tilemix.colors.hex import parse_hex
 from tilemix.pictures.record import Record
-from tilemix.prompts.rewrite import read_text
+from tilemix.prompts.rewrite import rewrite
 from tilemix.prompts.template import find_template
 from tilemix.weights.manifest import load_manifest
 
@@ -35,7 +35,7 @@ class StandInRenderer:
         )
 
     def plan(self, request):
-        prompt = read_text(request.prompt, self._template, negative_prompt=request.negative_prompt)
+        prompt = rewrite(request.prompt, self._template, negative_prompt=request.negative_prompt)
         return Record(
             prompt=prompt.typed,
             sent_prompt=prompt.positive,
@@ -64,7 +64,7 @@ class StandInRenderer:
         time.sleep(self.seconds)
         record = self.plan(request)
         self.drawn.append(request.prompt)
-        prompt = read_text(request.prompt, self._template)
+        prompt = rewrite(request.prompt, self._template)
         pixels = np.zeros((record.height, record.width, 3), np.uint8)
         pixels[:] = parse_hex(get_color(prompt.mix.shares[0].color).as_seen) if prompt.mix else (9, 9, 9)
         pixels[0, 0] = np.frombuffer(record.seed.to_bytes(4, "big"), np.uint8)[1:]

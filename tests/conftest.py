@@ -1,6 +1,5 @@
 """Fixtures: a tiny SDXL project on disk, made once; the studio's databases; a stand-in for a Cog server."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,15 +31,9 @@ def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def project(tiny_project: Path, tmp_path: Path) -> Path:
     """A project of its own that shares the tiny model's folder."""
-    from tests.test_pipelines_loading import base_of
-    from tests.tiny_sdxl import TEMPLATE, write_manifest
+    from tests.tiny_sdxl import share_model
 
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "tiny").symlink_to(tiny_project / "weights" / "tiny")
-    (tmp_path / "prompt_templates").mkdir()
-    (tmp_path / "prompt_templates" / "tiny.json").write_text(json.dumps(TEMPLATE))
-    write_manifest(tmp_path, base=base_of(tiny_project))
-    return tmp_path
+    return share_model(tmp_path, tiny_project)
 
 
 @pytest.fixture

@@ -7,21 +7,16 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from tests.tiny_sdxl import random_pairs, write_manifest
+from tests.tiny_sdxl import base_of, random_pairs, write_manifest
 from tilemix.errors import AdapterError, ManifestError, ModelFileError
 from tilemix.pipelines.loading import FAMILIES, find_family, load_pipeline
 from tilemix.pipelines.schedulers import make_scheduler
 from tilemix.pipelines.unet import load_unet
-from tilemix.weights import find_model, load_manifest
+from tilemix.weights import find_model
 from tilemix.weights import manifest as manifests
 
 QUERY = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CPU = torch.device("cpu")
-
-
-def base_of(project):
-    base = load_manifest("tiny", project).base
-    return {"folder": base.folder, "files": [{"path": file.path} for file in base.files]}
 
 
 def test_a_lora_and_its_tokens_are_in_place_after_loading(project, caplog):

@@ -5,7 +5,7 @@ import pytest
 from tilemix.errors import MixError, PromptError
 from tilemix.prompts.context import PromptContext
 from tilemix.prompts.language.wildcards import Wildcards
-from tilemix.prompts.rewrite import Prompt, read_text
+from tilemix.prompts.rewrite import Prompt, rewrite
 from tilemix.prompts.template import find_template
 
 TILE = find_template("rubber_tile")
@@ -15,7 +15,7 @@ HEAD, TAIL = TILE.text.split("$prompt")
 def read(text, negative_prompt="", **context) -> Prompt:
     given = {"seed": 3, "steps": 10, "loras": ["files/Wet-Look.safetensors", "matt.safetensors"]} | context
     embeddings = {"bad-granules.safetensors": "<b0><b1>"}
-    return read_text(
+    return rewrite(
         text, TILE, negative_prompt=negative_prompt, context=PromptContext(embeddings=embeddings, **given)
     )
 

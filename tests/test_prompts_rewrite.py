@@ -13,7 +13,7 @@ from tests.pace import assert_quick, processor_seconds
 from tilemix.errors import MixError, PromptError
 from tilemix.prompts.checks import MAX_PROMPT_CHARACTERS, check_prompt, check_text
 from tilemix.prompts.mix import parse_mix
-from tilemix.prompts.rewrite import Prompt, rewrite
+from tilemix.prompts.rewrite import Prompt, log_notes, rewrite
 from tilemix.prompts.template import load_template
 
 FOLDER = Path(__file__).resolve().parents[1] / "prompt_templates"
@@ -83,6 +83,7 @@ def test_the_negative_prompt_is_the_templates_only_where_none_is_given(negative_
 def test_a_prompt_with_a_trigger_word_or_token_is_sent_untouched(text, mix, caplog):
     with caplog.at_level(logging.WARNING):
         prompt = rewrite(text, TILE, negative_prompt="toys")
+        log_notes(prompt)
     assert prompt.typed == prompt.positive == text
     assert prompt.negative == "toys"
     assert (str(prompt.mix) if prompt.mix else None) == mix
@@ -99,9 +100,11 @@ def test_an_untouched_prompt_is_still_checked():
         rewrite("ohwx_rubber_tile " + "a" * 2000, TILE)
 
 
-def test_notes_are_logged_and_returned(caplog):
+def test_notes_are_returned_and_logged_where_they_are_told(caplog):
     with caplog.at_level(logging.INFO):
         prompt = rewrite("50% gold, 50% RAL 3000", TILE)
+        assert caplog.messages == []
+        log_notes(prompt)
     assert prompt.positive.startswith("ohwx_rubber_tile <s0><s1>, 50% gold, 50% bright red, photo")
     assert list(map(str, prompt.notes)) == caplog.messages
     assert [(record.name, record.levelname) for record in caplog.records] == [
@@ -112,6 +115,7 @@ def test_notes_are_logged_and_returned(caplog):
 
 def test_a_text_without_a_mix_is_said_to_be_none(caplog):
     prompt = rewrite("wet granules in the sun", TILE)
+    log_notes(prompt)
     assert prompt.mix is None
     assert [note.code for note in prompt.notes] == ["mix-not-found"]
     assert caplog.messages == ["no color mix found; sent as typed"]
@@ -120,6 +124,7 @@ def test_a_text_without_a_mix_is_said_to_be_none(caplog):
 def test_a_trade_code_in_a_trigger_prompt_is_measured_and_noted(caplog):
     text = "ohwx_rubber_tile <s0><s1>, 60% grsgrn, 40% yellow"
     prompt = rewrite(text, TILE)
+    log_notes(prompt)
     assert prompt.positive == text
     assert str(prompt.mix) == "60% grass green, 40% yellow"
     (note,) = prompt.notes

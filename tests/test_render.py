@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.quick import first_quick
-from tests.test_pipelines_loading import QUERY, base_of
-from tests.tiny_sdxl import TEMPLATE, random_pairs, write_manifest
+from tests.test_pipelines_loading import QUERY
+from tests.tiny_sdxl import TEMPLATE, base_of, random_pairs, share_model, write_manifest, write_tokens
 from tilemix import __version__
 from tilemix.errors import ManifestError, ModelFileError, PromptError, RenderError
 from tilemix.modelfile.hashes import compute_hashes
@@ -31,10 +31,7 @@ RED = GenerationRequest(prompt="60% red, 40% black", seed=7)
 @pytest.fixture(scope="module")
 def renderer(tiny_project, tmp_path_factory):
     """A renderer with a LoRA at 0.7 and the tokens <s0><s1>."""
-    root = tmp_path_factory.mktemp("render")
-    (root / "weights").mkdir()
-    for name in ("weights/tiny", "prompt_templates"):
-        (root / name).symlink_to(tiny_project / name)
+    root = share_model(tmp_path_factory.mktemp("render"), tiny_project)
     plain = load_pipeline(find_model("tiny", tiny_project), CPU, torch.float32)
     halves = random_pairs(plain.base.pipeline, [QUERY])
     tensors = {
@@ -42,13 +39,7 @@ def renderer(tiny_project, tmp_path_factory):
         f"{QUERY}.lora_B.weight": halves[f"{QUERY}.up"],
     }
     save_file(tensors, root / "weights" / "lora.safetensors")
-    save_file(
-        {"clip_l": torch.ones(2, 32), "clip_g": torch.ones(2, 48)}, root / "weights" / "tokens.safetensors"
-    )
-    adapters = [
-        {"file": "lora.safetensors", "kind": "lora", "scale": 0.7},
-        {"file": "tokens.safetensors", "kind": "embedding", "tokens": ["<s0>", "<s1>"]},
-    ]
+    adapters = [{"file": "lora.safetensors", "kind": "lora", "scale": 0.7}, write_tokens(root)]
     write_manifest(root, base=base_of(tiny_project), adapters=adapters)
     return Renderer(load_pipeline(find_model("tiny", root), CPU, torch.float32))
 
@@ -60,12 +51,9 @@ def test_loading_refuses_what_is_missing_before_it_imports_anything(tmp_path, mo
 
 
 def test_loading_refuses_a_file_that_is_not_what_the_manifest_says(tiny_project, tmp_path, monkeypatch):
-    (tmp_path / "weights").mkdir()
-    for name in ("weights/tiny", "prompt_templates"):
-        (tmp_path / name).symlink_to(tiny_project / name)
     base = base_of(tiny_project)
     base["files"] = [file | {"sha256": "0" * 64} for file in base["files"]]
-    write_manifest(tmp_path, base=base)
+    share_model(tmp_path, tiny_project, base=base)
     with pytest.raises(ModelFileError, match=f", the manifest says {'0' * 64}$"):
         load_alone("tiny", tmp_path, monkeypatch)
 
@@ -251,16 +239,8 @@ def test_a_drawn_seed_is_logged_and_recorded(renderer, caplog):
 
 @pytest.mark.slow
 def test_a_model_without_a_lora_says_that_the_scale_has_no_effect(tiny_project, tmp_path, caplog):
-    import json
-
-    from tests.tiny_sdxl import TEMPLATE
-
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "tiny").symlink_to(tiny_project / "weights" / "tiny")
-    (tmp_path / "prompt_templates").mkdir()
     template = TEMPLATE | {"text": "$prompt", "trigger_words": [], "placeholder_tokens": []}
-    (tmp_path / "prompt_templates" / "tiny.json").write_text(json.dumps(template))
-    write_manifest(tmp_path, base=base_of(tiny_project))
+    share_model(tmp_path, tiny_project, template=template)
     bare = Renderer(load_pipeline(find_model("tiny", tmp_path), CPU, torch.float32))
     rendered = bare.render(replace(lora_scale=0.7, num_inference_steps=1))
     assert rendered.record.lora_scale is None

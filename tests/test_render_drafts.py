@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
-from safetensors.torch import save_file
 
-from tests.test_pipelines_loading import base_of
-from tests.tiny_sdxl import write_manifest
+from tests.tiny_sdxl import base_of, share_model, write_manifest, write_tokens
 from tilemix.drafts.draft import draft_mix
 from tilemix.pictures.record import DraftRecord, parameters_text, parse_record, record_json
 from tilemix.pipelines import decoding
@@ -19,6 +17,7 @@ from tilemix.pipelines.decoding import decode_latents, encode_pixels
 from tilemix.pipelines.loading import load_pipeline
 from tilemix.pipelines.sdxl import tensors_of
 from tilemix.prompts.mix import parse_mix
+from tilemix.prompts.rewrite import rewrite
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
 from tilemix.weights import find_model
@@ -30,15 +29,8 @@ TEXT = "60% red, 40% black"
 @pytest.fixture(scope="module")
 def renderer(tiny_project, tmp_path_factory):
     """Without a LoRA."""
-    root = tmp_path_factory.mktemp("drafts")
-    (root / "weights").mkdir()
-    for name in ("weights/tiny", "prompt_templates"):
-        (root / name).symlink_to(tiny_project / name)
-    save_file(
-        {"clip_l": torch.ones(2, 32), "clip_g": torch.ones(2, 48)}, root / "weights" / "tokens.safetensors"
-    )
-    tokens = {"file": "tokens.safetensors", "kind": "embedding", "tokens": ["<s0>", "<s1>"]}
-    write_manifest(root, base=base_of(tiny_project), adapters=[tokens])
+    root = share_model(tmp_path_factory.mktemp("drafts"), tiny_project)
+    write_manifest(root, base=base_of(root), adapters=[write_tokens(root)])
     return Renderer(load_pipeline(find_model("tiny", root), torch.device("cpu"), torch.float32))
 
 
@@ -199,6 +191,23 @@ def test_a_draft_takes_its_part_of_the_steps_and_one_at_least(renderer, steps, s
         ask(num_inference_steps=steps, strength=strength), on_step=lambda *args: told.append(args)
     )
     assert told == [(number + 1, done) for number in range(done)]
+
+
+def test_what_is_drawn_from_noise_after_all_is_read_again_only_for_its_edits(renderer, monkeypatch, caplog):
+    caplog.set_level("INFO", "tilemix")
+    steps = []
+
+    def read(*texts, context, **named):
+        steps.append(context.steps)
+        return rewrite(*texts, context=context, **named)
+
+    monkeypatch.setattr("tilemix.render.rewrite", read)
+    renderer.plan(ask(prompt="50% red, 50% zebra", num_inference_steps=8))
+    assert steps == [4]
+    assert caplog.messages == ["drawn from noise: a color has no swatch to lay out"]
+    edited = renderer.plan(ask(prompt="[wet:dry:0.5] granules", num_inference_steps=8))
+    assert steps == [4, 4, 8]
+    assert "[wet:dry:4]" in edited.sent_prompt
 
 
 def test_an_edit_counts_the_steps_that_are_drawn(renderer):

@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.adapter_crafts import LINEAR, Workbench, bare, peft_folder, read_weights, training_tar
 from tests.https_server import redirect, serve
-from tests.test_pipelines_loading import base_of
-from tests.tiny_sdxl import write_manifest
+from tests.tiny_sdxl import base_of, write_manifest
 from tilemix.errors import AdapterError, ManifestError, MissingFilesError, ModelFileError, WeightsError
 from tilemix.pipelines.loading import load_pipeline
 from tilemix.render import Renderer

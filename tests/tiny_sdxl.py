@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tilemix.system.project import ROOT
+from tilemix.weights import load_manifest
 
 MINIATURE = ROOT / "weights" / "miniature"
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
@@ -104,6 +105,31 @@ def write_project(root: Path, *, adapters: list[dict[str, object]] = ()) -> Path
     (root / "prompt_templates").mkdir()
     (root / "prompt_templates" / "tiny.json").write_text(json.dumps(TEMPLATE))
     return root
+
+
+def base_of(project: Path) -> dict[str, object]:
+    """The base of a project's model `tiny`, as its manifest writes it."""
+    base = load_manifest("tiny", project).base
+    return {"folder": base.folder, "files": [{"path": file.path} for file in base.files]}
+
+
+def share_model(
+    root: Path, project: Path, *, template: dict[str, object] = TEMPLATE, **changes: object
+) -> Path:
+    """Write a project folder that shares the files of another one's `tiny`; return it. `changes`: of the manifest."""
+    (root / "weights").mkdir()
+    (root / "weights" / "tiny").symlink_to(project / "weights" / "tiny")
+    (root / "prompt_templates").mkdir()
+    (root / "prompt_templates" / "tiny.json").write_text(json.dumps(template))
+    write_manifest(root, **({"base": base_of(project)} | changes))
+    return root
+
+
+def write_tokens(root: Path) -> dict[str, object]:
+    """Write two tokens for both of `tiny`'s encoders; return the manifest's entry."""
+    rows = {"clip_l": torch.ones(2, 32), "clip_g": torch.ones(2, 48)}
+    save_file(rows, root / "weights" / "tokens.safetensors")
+    return {"file": "tokens.safetensors", "kind": "embedding", "tokens": ["<s0>", "<s1>"]}
 
 
 def write_manifest(root: Path, **changes: object) -> None:

@@ -37,7 +37,7 @@ from tilemix.pipelines.loading import ReadyPipeline, choose_device, find_family,
 from tilemix.pipelines.settings import Settings
 from tilemix.pipelines.speed import GUIDED_PART, Speed
 from tilemix.prompts.context import NamedLora
-from tilemix.prompts.rewrite import Prompt, log_notes, read_text
+from tilemix.prompts.rewrite import Prompt, log_notes, rewrite
 from tilemix.prompts.template import load_template
 from tilemix.request import GenerationRequest, ResolvedRequest
 from tilemix.system.machine import keep_freed_memory
@@ -212,25 +212,23 @@ class Renderer:
 
         When an edit changes the prompt depends on the steps, and whether there is a draft on the prompt.
         """
-        steps = request.num_inference_steps
-        for drawn in (int(steps * _strength(request)), steps):
-            context = make_context(
-                self.ready.model.manifest,
-                seed=request.seed,
-                steps=drawn,
-                templates=self.ready.model.template.parent,
-            )
-            prompt = read_text(
-                request.prompt,
-                self._template,
-                self._palette,
-                negative_prompt=request.negative_prompt,
-                context=context,
-            )
-            draft = self._lay_out(request, prompt)
-            if draft is not None or drawn == steps:
-                break
-        return self._spell_out(prompt), draft, drawn
+        steps = int(request.num_inference_steps * _strength(request))
+        prompt = self._rewrite(request, steps)
+        draft = self._lay_out(request, prompt)
+        if draft is None and steps < request.num_inference_steps:
+            steps = request.num_inference_steps
+            prompt = self._rewrite(request, steps) if prompt.is_timed else prompt
+        return self._spell_out(prompt), draft, steps
+
+    def _rewrite(self, request: ResolvedRequest, steps: int) -> Prompt:
+        manifest, template = self.ready.model.manifest, self.ready.model.template
+        return rewrite(
+            request.prompt,
+            self._template,
+            self._palette,
+            negative_prompt=request.negative_prompt,
+            context=make_context(manifest, seed=request.seed, steps=steps, templates=template.parent),
+        )
 
     def _spell_out(self, prompt: Prompt) -> Prompt:
         """Return the prompt with the tokens of embeddings that are typed as their trainers named them."""

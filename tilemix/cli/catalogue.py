@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from tilemix.catalogue import LOCAL
 from tilemix.cli.predict import add_input
 from tilemix.cli.terminal import write
+from tilemix.cli.verbs import add_model
 from tilemix.errors import TilemixError
 from tilemix.inputs import load_inputs
-from tilemix.system.project import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +54,7 @@ def add_catalogue(verbs: Verbs) -> None:
     catalogue.add_argument(
         "--retry", action="store_true", help="try again the rows that ended their process three times"
     )
-    catalogue.add_argument("--model", metavar="NAME", help=f"default: $TILEMIX_MODEL, else {DEFAULT_MODEL}")
+    add_model(catalogue)
     for row in load_inputs().values():  # of the rows that do not have their own
         if not row.required:
             add_input(catalogue, row)
@@ -110,7 +110,7 @@ def _open_engine(options: argparse.Namespace, folder: Folder) -> Iterator[Engine
     from tilemix.pipelines.settings import parse_threads, read_settings
     from tilemix.pipelines.speed import Precision
 
-    model = options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
+    model: str = options.model
     settings = read_settings(os.environ)
     # The same in every process, with Ray and without, because both decide bits; no trial may choose the format.
     threads = parse_threads(options.threads) or settings.threads or len(os.sched_getaffinity(0))

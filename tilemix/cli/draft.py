@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilemix.cli.predict import add_input
 from tilemix.cli.terminal import write
+from tilemix.cli.verbs import add_model
 from tilemix.errors import LIST_SEPARATOR, TilemixError
 from tilemix.inputs import load_inputs
-from tilemix.system.project import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
@@ -34,16 +33,12 @@ def add_draft(verbs: Verbs) -> None:
     )
     for name in INPUTS:
         add_input(draft, load_inputs()[name])
-    draft.add_argument(
-        "--model",
-        metavar="NAME",
-        help=f"whose colors and granules; default: $TILEMIX_MODEL, else {DEFAULT_MODEL}",
-    )
+    add_model(draft, "whose colors and granules")
 
 
 def _draft(options: argparse.Namespace) -> None:
     from tilemix.drafts.draft import draft_mix, encode_png_with_legend, encode_svg
-    from tilemix.prompts.rewrite import read_text
+    from tilemix.prompts.rewrite import log_notes, rewrite
     from tilemix.prompts.template import find_template
     from tilemix.request import GenerationRequest
     from tilemix.system.atomic import write_atomically
@@ -54,14 +49,13 @@ def _draft(options: argparse.Namespace) -> None:
         raise TilemixError(
             "draft-unknown-suffix", file=options.output.name, known=LIST_SEPARATOR.join(SUFFIXES)
         )
-    manifest = load_manifest(options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL)
+    manifest = load_manifest(options.model)
     template = find_template(manifest.prompt_template)
     request = GenerationRequest(prompt=options.text, **{name: getattr(options, name) for name in INPUTS})
     resolved = request.resolve(manifest.defaults, negative_prompt="", lora_scales={})
     palette = manifest.load_palette()
-    prompt = read_text(options.text, template, palette)
-    for note in prompt.notes:
-        logger.warning("%s", note)
+    prompt = rewrite(options.text, template, palette)
+    log_notes(prompt)
     mix = prompt.sent
     if mix is None:
         raise TilemixError("mix-missing", typed=options.text[:MOST_CHARACTERS])

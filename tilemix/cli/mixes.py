@@ -8,16 +8,15 @@ import csv
 import io
 import json
 import logging
-import os
 from decimal import Decimal, InvalidOperation
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilemix.cli.terminal import write
+from tilemix.cli.verbs import add_model
 from tilemix.errors import TilemixError
 from tilemix.system.atomic import open_atomically
-from tilemix.system.project import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +52,7 @@ def add_mixes(verbs: Verbs) -> None:
     mixes.add_argument("--max-colors", type=int, default=3, metavar="N", help="of a mix; default: 3")
     mixes.add_argument("--format", choices=FORMATS, help="default: FILE's suffix, else csv")
     mixes.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
-    mixes.add_argument("--model", metavar="NAME", help=f"default: $TILEMIX_MODEL, else {DEFAULT_MODEL}")
+    add_model(mixes)
 
 
 def _percent(text: str) -> Decimal:
@@ -70,7 +69,7 @@ def _mixes(options: argparse.Namespace) -> None:
     from tilemix.catalogue.mixes import MixRange, pick_colors
     from tilemix.weights.manifest import load_manifest
 
-    manifest = load_manifest(options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL)
+    manifest = load_manifest(options.model)
     palette = manifest.load_palette()
     names = [name.strip() for name in options.colors.split(",")] if options.colors is not None else None
     mixes = MixRange(

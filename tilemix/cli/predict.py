@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from tilemix.cli.measure import list_shares
 from tilemix.cli.terminal import write, write_json
+from tilemix.cli.verbs import add_model
 from tilemix.errors import LIST_SEPARATOR, TilemixError
 from tilemix.inputs import ChoiceInput, Input, IntegerInput, NumberInput, describe, find_input, load_inputs
 from tilemix.system.garbage import uncollected
-from tilemix.system.project import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
@@ -41,7 +41,7 @@ def add_predict(verbs: Verbs) -> None:
         choices=find_input(OUTPUT_FORMAT, ChoiceInput).choices,
         help="default: FILE's suffix",
     )
-    predict.add_argument("--model", metavar="NAME", help=f"default: $TILEMIX_MODEL, else {DEFAULT_MODEL}")
+    add_model(predict)
     predict.add_argument(
         "--json", action="store_true", help="print the record and the measured shares as JSON"
     )
@@ -85,7 +85,7 @@ def _predict(options: argparse.Namespace) -> None:
         raise TilemixError("file-no-folder", file=str(options.output), folder=str(folder))
     given = {name: getattr(options, name) for name in load_inputs()}
     request = GenerationRequest(**given | {OUTPUT_FORMAT: output_format})
-    model = options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
+    model: str = options.model
     _check_text(request, model)  # a slip in the text is told before the model is loaded
     with uncollected():
         from tilemix.drawing import draw_to_file
@@ -114,7 +114,7 @@ def _check_text(request: GenerationRequest, model: str) -> None:
     Raises:
         PromptError: it cannot be read.
     """
-    from tilemix.prompts.rewrite import read_text
+    from tilemix.prompts.rewrite import rewrite
     from tilemix.prompts.template import find_template
     from tilemix.weights import load_manifest
     from tilemix.weights.prompting import make_context
@@ -126,7 +126,7 @@ def _check_text(request: GenerationRequest, model: str) -> None:
         steps=request.num_inference_steps or manifest.defaults.num_inference_steps,
     )
     template = find_template(manifest.prompt_template)
-    read_text(
+    rewrite(
         request.prompt,
         template,
         manifest.load_palette(),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING, Any
 
 from tilemix.cli.terminal import write, write_json
+from tilemix.cli.verbs import add_model
 from tilemix.inputs import IntegerInput, find_input
-from tilemix.system.project import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
@@ -22,11 +21,7 @@ def add_rewrite(verbs: Verbs) -> None:
     rewrite = verbs.add_parser("rewrite", help="print the full prompt for a text, without drawing")
     rewrite.set_defaults(run=_rewrite)
     rewrite.add_argument("text")
-    rewrite.add_argument(
-        "--model",
-        metavar="NAME",
-        help=f"whose palette and template; default: $TILEMIX_MODEL, else {DEFAULT_MODEL}",
-    )
+    add_model(rewrite, "whose palette and template")
     rewrite.add_argument("--template", metavar="NAME", help="default: the model's")
     rewrite.add_argument(
         "--json",
@@ -44,12 +39,12 @@ def add_rewrite(verbs: Verbs) -> None:
 
 
 def _rewrite(options: argparse.Namespace) -> None:
-    from tilemix.prompts.rewrite import rewrite
+    from tilemix.prompts.rewrite import log_notes, rewrite
     from tilemix.prompts.template import find_template
     from tilemix.weights import load_manifest
     from tilemix.weights.prompting import make_context
 
-    manifest = load_manifest(options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL)
+    manifest = load_manifest(options.model)
     template = find_template(options.template or manifest.prompt_template)
     steps = manifest.defaults.num_inference_steps if options.steps is None else options.steps
     find_input("num_inference_steps", IntegerInput).check(steps)
@@ -60,6 +55,7 @@ def _rewrite(options: argparse.Namespace) -> None:
         negative_prompt=options.negative_prompt,
         context=make_context(manifest, seed=options.seed, steps=steps),
     )
+    log_notes(prompt)
     explained = _explain(prompt, manifest, steps) if options.explain else {}
     if options.explain and not options.json:
         for span in prompt.spans:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilemix.cli.terminal import write, write_json
+from tilemix.cli.verbs import default_model
 from tilemix.errors import TrainingError
 from tilemix.system.project import DEFAULT_MODEL
 
@@ -127,7 +128,7 @@ def _write_config(options: argparse.Namespace) -> None:
     from tilemix.tuning.new_config import write_config
 
     path = Path(f"{options.new}.json")
-    write_config(path, options.new, options.config, os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL)
+    write_config(path, options.new, options.config, default_model())
     write(f"{path}\n")
     logger.info("next: tilemix train %s --dry-run", path)
 
@@ -150,7 +151,7 @@ def _check(options: argparse.Namespace) -> None:
     config = load_config(options.config)
     pictures = find_pictures(options.config.parent / config.pictures)
     name = options.palette or config.palette
-    name = name or palette_of(os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL)
+    name = name or palette_of(default_model())
     wrong = check_captions(pictures, load_palette(name))
     if options.json:
         listed = [{"caption": one.path.name, "says": one.says, "shows": one.shows} for one in wrong]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilemix.cli.terminal import write
+from tilemix.cli.verbs import add_model
 from tilemix.errors import TilemixError
 from tilemix.inputs import NumberInput, find_input
 from tilemix.request import DEFAULT_SCALE
-from tilemix.system.project import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
@@ -41,7 +41,7 @@ def add_weights(verbs: Verbs) -> None:
     add.add_argument(
         "source", help="a file, a PEFT folder, or an https address: a file's, a Civitai or hub page"
     )
-    add.add_argument("--model", metavar="NAME", help=f"default: $TILEMIX_MODEL, else {DEFAULT_MODEL}")
+    add_model(add)
     limits = find_input("lora_scale", NumberInput)
     add.add_argument(
         "--scale",
@@ -63,7 +63,7 @@ def add_weights(verbs: Verbs) -> None:
     add.add_argument("--replace", action="store_true", help="replace another file of this name")
     remove = actions.add_parser("remove", help="take an adapter out of the manifest; its file stays")
     remove.add_argument("name", metavar="NAME", help="its file, as in the manifest, or its PEFT folder")
-    remove.add_argument("--model", metavar="NAME", help=f"default: $TILEMIX_MODEL, else {DEFAULT_MODEL}")
+    add_model(remove)
     convert = actions.add_parser("convert", help="convert a pickled model file to safetensors")
     convert.add_argument(
         "file", metavar="FILE", help="a .ckpt, .pt or .bin file; nothing that it holds is run"
@@ -99,7 +99,7 @@ def _weights(options: argparse.Namespace) -> None:
         for path in fetch(options.model, web=web):
             write(f"{path}\n")
     elif options.action == "add":
-        model = options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
+        model: str = options.model
         tokens = split_tokens(options.tokens) if options.tokens is not None else None
         wish = Wish(options.scale, tokens, options.file_name, options.replace)
         web = make_web(os.environ, options.allow_host)
@@ -113,7 +113,7 @@ def _weights(options: argparse.Namespace) -> None:
             facts += [" ".join(adapter.tokens)] if adapter.tokens else []
             logger.info("%s: %s the %s, %s", model, added.change, adapter.kind, ", ".join(facts))
     elif options.action == "remove":
-        model = options.model or os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
+        model = options.model
         path = remove(model, options.name)
         write(f"{path}\n")
         logger.info("%s: no longer has it; the file stays", model)

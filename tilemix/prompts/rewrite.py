@@ -56,6 +56,8 @@ class Prompt:
     choices: tuple[Choice, ...] = ()  # that the seed made, in the prompt and the negative prompt
     chosen: str | None = None  # the prompt with its choices made; None: there were none
     chosen_negative: str | None = None  # the same of the negative prompt
+    is_timed: bool = False  # another number of steps may give another prompt
+    remarks: tuple[str, ...] = field(default=(), compare=False)  # for the log alone
 
 
 def rewrite(
@@ -66,36 +68,16 @@ def rewrite(
     negative_prompt: str | None = None,
     context: PromptContext | None = None,
 ) -> Prompt:
-    """Return the prompt for `text`, and log its notes; a `negative_prompt` of None means the template's.
+    """Return the prompt for `text`; a `negative_prompt` of None means the template's.
 
     Its colors are sent in the words of `palette`, the model's. Text with one of the template's trigger words or
-    placeholder tokens is sent untouched.
+    placeholder tokens is sent untouched. What there is to tell comes with the prompt: see `log_notes`.
 
     Raises:
         PromptError: a text is empty (the negative prompt may be), too long, or contains control characters; something
             in it looks like syntax and is not.
         MixError: the color mix is not clear, or the palette has no color near one of it.
     """
-    prompt = read_text(text, template, palette, negative_prompt=negative_prompt, context=context)
-    log_notes(prompt)
-    return prompt
-
-
-def log_notes(prompt: Prompt) -> None:
-    """Log what was read differently from what was typed."""
-    for note in prompt.notes:
-        logger.warning("%s", note)
-
-
-def read_text(
-    text: str,
-    template: PromptTemplate,
-    palette: Palette | None = None,
-    *,
-    negative_prompt: str | None = None,
-    context: PromptContext | None = None,
-) -> Prompt:
-    """Do what `rewrite` does, and log no notes."""
     check_prompt(text)
     context = context or PromptContext()
     negative = template.negative_prompt if negative_prompt is None else negative_prompt
@@ -113,12 +95,22 @@ def read_text(
         negative=sent,
         chosen_negative=chosen,
         choices=tuple(reader.choices),
+        is_timed=reader.is_timed,
+        remarks=tuple(reader.remarks),
         notes=(
             *prompt.notes,
             *reader.notes,
             *(record.notes if record is not None and record.text is not None else ()),
         ),
     )
+
+
+def log_notes(prompt: Prompt) -> None:
+    """Log what was read differently from what was typed, and what else there is to say of how it was read."""
+    for remark in prompt.remarks:
+        logger.info("%s", remark)
+    for note in prompt.notes:
+        logger.warning("%s", note)
 
 
 class _Reader:
@@ -130,6 +122,8 @@ class _Reader:
         self._context = context
         self.choices: list[Choice] = []
         self.notes: list[Message] = []
+        self.remarks: list[str] = []
+        self.is_timed = False
 
     def read(self, text: str) -> Prompt:
         """Read a prompt."""
@@ -140,7 +134,7 @@ class _Reader:
             raise PromptError("prompt-empty", field="prompt", most=MAX_PROMPT_CHARACTERS)
         marker = self._template.find_marker(typed)
         if marker is not None:
-            logger.info("prompt holds %r: sent untouched", marker)
+            self.remarks.append(f"prompt holds {marker!r}: sent untouched")
             read = self._read_complete(script.versions[-1].emphasized.plain)
             mix, sent = (None, None) if read is None else (read.mix, read.sent)
             return Prompt(
@@ -166,7 +160,7 @@ class _Reader:
         try:
             read = read_mix(text.text, self._palette)
         except MixError as error:
-            logger.info("no mix to measure: %s", error)
+            self.remarks.append(f"no mix to measure: {error}")
             self.notes += _note_other_words(text, codes, self._palette)
             return None
         colors = [span for span in read.spans if span.role in NAMED] if self._palette is not None else []
@@ -197,6 +191,7 @@ class _Reader:
         refuse_other_notations(chosen.text, field=field_name)
         script = parse(chosen.text, steps=self._context.steps, field=field_name)
         self.notes += script.notes
+        self.is_timed |= script.is_timed
         return script, chosen.text.text if chosen.choices else None
 
 

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Self
 
 from tilemix.errors import SettingsError
-from tilemix.prompts.rewrite import Prompt, rewrite
+from tilemix.prompts.rewrite import Prompt, log_notes, rewrite
 from tilemix.prompts.template import find_template
 from tilemix.studio.clock import SystemClock
 from tilemix.studio.cog_backend import CogBackend, cog_client
@@ -124,12 +124,14 @@ class Studio:
         self._lock.close()
 
     def rewrite(self, text: str, negative_prompt: str | None = None) -> Prompt:
-        """Return the full prompt that the served model will get.
+        """Return the full prompt that the served model will get, and log its notes.
 
         Raises:
             PromptError: as `tilemix.prompts.rewrite.rewrite`.
         """
-        return rewrite(text, self.template, self.palette, negative_prompt=negative_prompt)
+        prompt = rewrite(text, self.template, self.palette, negative_prompt=negative_prompt)
+        log_notes(prompt)
+        return prompt
 
     def ask_for(self, request: GenerationRequest) -> str:
         """Check a request as `predict()` does and queue it; return the prediction's id.

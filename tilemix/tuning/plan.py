@@ -11,7 +11,7 @@ import msgspec
 
 from tilemix.colors.palette import load_palette
 from tilemix.errors import PromptError, TrainingError
-from tilemix.prompts.rewrite import read_text
+from tilemix.prompts.rewrite import rewrite
 from tilemix.prompts.template import load_template
 from tilemix.tuning.config import load_config
 from tilemix.tuning.pictures import find_pictures, read_all
@@ -103,6 +103,6 @@ def _send_caption(picture: CaptionedPicture, template: PromptTemplate, palette: 
     if marker := template.find_marker(picture.caption):
         raise TrainingError("training-caption-holds-marker", file=file, found=marker)
     try:
-        return read_text(picture.caption, template, palette).positive
+        return rewrite(picture.caption, template, palette).positive
     except PromptError as error:
         raise TrainingError("training-caption-unusable", file=file, reason=str(error)) from error

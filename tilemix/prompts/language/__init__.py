@@ -67,6 +67,7 @@ class Script:
     versions: tuple[Version, ...]  # by step, one at least
     tags: tuple[LoraTag, ...]
     notes: tuple[Message, ...]
+    is_timed: bool  # it holds edits, whose steps are counted from the number of steps
 
 
 def parse(text: Traced, *, steps: int, field: str) -> Script:
@@ -81,13 +82,13 @@ def parse(text: Traced, *, steps: int, field: str) -> Script:
         PromptError: something in it looks like syntax and is not.
     """
     text, tags = take_tags(text, field=field)
-    edited, notes = read_editing(text, steps, field=field)
+    edited, notes, is_timed = read_editing(text, steps, field=field)
     versions = tuple(
         Version(version.last_step, read_emphasis(version.text, field=field)) for version in edited
     )
     for version in versions:
         notes += tuple(note for note in version.emphasized.notes if note not in notes)
-    return Script(text, versions, tuple(tags), notes)
+    return Script(text, versions, tuple(tags), notes, is_timed)
 
 
 def refuse_other_notations(text: Traced, *, field: str) -> None:

@@ -70,18 +70,18 @@ class _Edit:
         return self.options[0] if step <= self.when else self.options[1]
 
 
-def read_editing(text: Traced, steps: int, *, field: str) -> tuple[list[Version], tuple[Message, ...]]:
-    """Return the versions of a text over `steps` steps, and notes of edits that change nothing.
+def read_editing(text: Traced, steps: int, *, field: str) -> tuple[list[Version], tuple[Message, ...], bool]:
+    """Return the versions of a text over `steps` steps, notes of edits that change nothing, and whether it has edits.
 
     Raises:
         PromptError: there are more than 20 different versions.
     """
     if "[" not in text.text or not MARKS.search(text.text):
-        return [Version(steps, text)], ()
+        return [Version(steps, text)], (), False
     reader = _Reader(text, steps)
     whole = reader.read()
     if not reader.edits:
-        return [Version(steps, text)], ()
+        return [Version(steps, text)], (), False
     lasts = {steps}
     for edit in reader.edits:
         lasts |= set(range(1, steps)) if edit.when is None else {edit.when} & set(range(1, steps))
@@ -107,7 +107,8 @@ def read_editing(text: Traced, steps: int, *, field: str) -> tuple[list[Version]
         for edit in reader.edits
         if edit.when is not None and edit.when >= steps
     )
-    return [list(group)[-1] for _, group in groupby(found, key=lambda version: version.text.text)], notes
+    groups = groupby(found, key=lambda version: version.text.text)
+    return [list(group)[-1] for _, group in groups], notes, True
 
 
 class _Reader:
