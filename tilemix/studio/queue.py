@@ -3,7 +3,7 @@
 A prediction is in the database before it runs, so a studio that was killed finds it again. A Cog server drops a
 prediction whose caller is gone, so it is drawn again with the same seed. At Replicate it goes on, and the reconciler
 asks for it. A lost answer never makes it run twice at Replicate: it is searched for there before it is submitted
-again. A database that is full, locked or away is tried again until it takes the result.
+again.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import secrets
 import threading
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, or_, select, update
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import func, or_, select
 
 from tilemix.errors import (
     BackendBusyError,
@@ -24,39 +23,30 @@ from tilemix.errors import (
     BackendUncertainError,
     Message,
     RefusalError,
-    StoreDownError,
 )
 from tilemix.studio import predictions
+from tilemix.studio.attempts import Attempts, end_with, lock, queue_again
 from tilemix.studio.clock import SystemClock
 from tilemix.studio.deadlines import Deadlines
 from tilemix.studio.faults import Faults
-from tilemix.studio.predictions import CANCELED, FAILED, QUEUED, STARTING, TERMINAL
+from tilemix.studio.predictions import CANCELED, QUEUED, TERMINAL
 from tilemix.studio.settings import MOST_WAITING
 from tilemix.studio.signatures import make_address_key
 from tilemix.studio.store.schema import Prediction, Share
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
-
-    from sqlalchemy.orm import Session
-
     from tilemix.prompts.rewrite import Prompt
     from tilemix.request import GenerationRequest
     from tilemix.studio.backends import Backend
     from tilemix.studio.clock import Clock
-    from tilemix.studio.predictions import Report
     from tilemix.studio.settings import Secret
     from tilemix.studio.store.database import Database
 
 logger = logging.getLogger(__name__)
 
-PART = "queue"  # its name among the faults
 CANCEL_SECONDS = (
     5.0  # how long a synchronous back end may take to cancel; then its answer is no longer awaited
 )
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0  # seconds, before a write is tried again
-MAX_LOSSES = 3  # a prediction that loses the back end this often may be the cause
 
 
 class Queue:
@@ -79,11 +69,17 @@ class Queue:
         self._webhook_url = webhook_url
         self._webhook_key = webhook_key
         self._most_waiting = most_waiting
-        self._faults = faults or Faults()
         self._clock = clock or SystemClock()
         self._deadlines = Deadlines(database, self._clock, seconds=deadline_seconds)
-        self._runner = secrets.token_hex(16)
         self._stopping = threading.Event()
+        self._attempts = Attempts(
+            database,
+            backend,
+            self._deadlines,
+            faults=faults or Faults(),
+            clock=self._clock,
+            stopping=self._stopping,
+        )
         self._is_unsure = True  # rows may say that something runs which does not
         self._submitted: set[int] = set()  # numbers; at a synchronous back end, of what has not ended well
         self._awaited: tuple[int, str] | None = None  # number and attempt whose answer is awaited
@@ -128,7 +124,7 @@ class Queue:
             return False
         now = self._clock.now()
         with self._database.write() as session:
-            prediction = _lock(session, Prediction.id == identity)
+            prediction = lock(session, Prediction.id == identity)
             if prediction is None:
                 return False
             if predictions.is_terminal(prediction.status):
@@ -142,7 +138,7 @@ class Queue:
     def withdraw(self, identity: str, reason: Message) -> bool:
         """End a prediction if it has not started; return whether that was so."""
         with self._database.write() as session:
-            prediction = _lock(session, Prediction.id == identity)
+            prediction = lock(session, Prediction.id == identity)
             if prediction is None or prediction.status != QUEUED:
                 return False
             predictions.finish(prediction, CANCELED, error=reason, now=self._clock.now())
@@ -163,27 +159,6 @@ class Queue:
         """Whether an answer of the back end is awaited: a Cog server draws for this studio."""
         return self._awaited is not None
 
-    def _recover(self) -> None:
-        """Queue again what the rows say runs, and does not.
-
-        At a Cog server nothing runs now, since this thread waits for its answers. At Replicate only what was never
-        submitted is certain; the reconciler asks about the rest.
-        """
-        mine = Prediction.backend == self._backend.name
-        running = select(Prediction).where(mine, Prediction.status.not_in([QUEUED, *TERMINAL]))
-        if not self._backend.is_synchronous:
-            running = running.where(Prediction.runner == self._runner, Prediction.remote_id.is_(None))
-        with self._database.write() as session:
-            for prediction in session.scalars(running.with_for_update()):
-                if prediction.number not in self._submitted:
-                    queue_again(prediction, self._clock.now())
-                elif self._backend.is_synchronous:
-                    self._lose(prediction, self._clock.now())
-            # What an earlier studio left for another back end waits for this one.
-            of_another = update(Prediction).where(Prediction.status == QUEUED, ~mine)
-            session.execute(of_another.values(backend=self._backend.name))
-        self._is_unsure = False
-
     def step(self) -> bool:
         """Run the oldest waiting prediction if a slot is free; return whether one was run.
 
@@ -193,7 +168,8 @@ class Queue:
         if self._stopping.is_set():
             return False
         if self._is_unsure:
-            self._recover()
+            self._attempts.recover(self._submitted)
+            self._is_unsure = False
         if not self._has_work():
             self._fault = None  # not observed any more
             return False
@@ -201,7 +177,7 @@ class Queue:
             self._note_fault(self._backend.find_fault())
             return False
         self._is_unsure = True  # until all of this is in the database
-        prediction = self._claim()
+        prediction = self._attempts.claim()
         has_run = prediction is not None and self._run(prediction)
         self._is_unsure = False
         return has_run
@@ -219,20 +195,20 @@ class Queue:
         except (BackendBusyError, BackendDownError) as error:
             logger.info("prediction %s waits again: %s", prediction.id, error)
             self._note_fault(error.message if isinstance(error, BackendDownError) else None)
-            self._change(prediction, queue_again)
+            self._attempts.change(prediction, queue_again)
             self._submitted.discard(prediction.number)
             return False
         except BackendRefusedError as error:
             self._note_fault(None)
-            self._change(prediction, _end_with(error.message))
+            self._attempts.change(prediction, end_with(error.message))
         except BackendUncertainError as error:
             logger.warning("prediction %s: %s", prediction.id, error)
             if self._backend.is_synchronous and not self._stopping.is_set():
-                self._change(prediction, self._lose)
+                self._attempts.change(prediction, self._attempts.lose)
         else:
             self._note_fault(None)
             if not self._stopping.is_set() or report.status != CANCELED:
-                self._keep(prediction, report)
+                self._attempts.keep(prediction, report)
         finally:
             self._awaited = None
         if self._backend.is_synchronous:
@@ -291,107 +267,8 @@ class Queue:
             running = session.scalar(count.where(mine, Prediction.status.not_in([QUEUED, *TERMINAL])))
         return bool(waiting) and (running or 0) < self._backend.slots
 
-    def _claim(self) -> Prediction | None:
-        with self._database.write() as session:
-            prediction = session.scalar(
-                select(Prediction)
-                .where(Prediction.backend == self._backend.name, Prediction.status == QUEUED)
-                .order_by(Prediction.number)
-                .limit(1)
-                .with_for_update(skip_locked=True)
-            )
-            if prediction is None:
-                return None
-            prediction.status = STARTING
-            prediction.runner = self._runner
-            prediction.attempts += 1
-            prediction.submitted_at = self._clock.now()
-            prediction.remote_id = (
-                f"{prediction.id}-{prediction.attempts}" if self._backend.is_synchronous else None
-            )
-            session.flush()
-            session.expunge(prediction)
-        self._deadlines.begin(prediction.number)
-        return prediction
-
-    def _keep(self, claimed: Prediction, report: Report) -> None:
-        def keep(session: Session, prediction: Prediction) -> None:
-            if prediction.remote_id is None:
-                prediction.remote_id = report.remote_id
-            now = self._clock.now()
-            is_ours = report.status == CANCELED and prediction.cancel_requested_at is None
-            if is_ours and self._deadlines.charge(prediction) <= 0:
-                predictions.finish(prediction, FAILED, error=self._deadlines.tell_late(prediction), now=now)
-            predictions.apply_report(session, prediction, report, now=now)
-
-        try:
-            self._insist(claimed, keep)
-        except SQLAlchemyError as error:  # the database will never take this result
-            logger.exception("prediction %s cannot be kept", claimed.id)
-            self._change(claimed, _end_with(Message("prediction-failed", {"reason": type(error).__name__})))
-
-    def _change(self, claimed: Prediction, change: Callable[[Prediction, datetime], None]) -> None:
-        def apply(_: Session, prediction: Prediction) -> None:
-            if not predictions.is_terminal(prediction.status):
-                change(prediction, self._clock.now())
-
-        self._insist(claimed, apply)
-
-    def _insist(self, claimed: Prediction, write: Callable[[Session, Prediction], None]) -> None:
-        """Write about a prediction in one transaction, again and again until the database takes it.
-
-        Raises:
-            StoreDownError: the studio stops meanwhile; the next start draws the prediction again.
-        """
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                with self._database.write() as session:
-                    prediction = _lock(session, Prediction.number == claimed.number)
-                    if prediction is not None:
-                        write(session, prediction)
-            except StoreDownError as error:
-                self._faults.note(PART, error)
-                if self._stopping.wait(pause):
-                    raise
-                pause = min(2 * pause, LONGEST_PAUSE)
-            else:
-                return
-
-    def _lose(self, prediction: Prediction, now: datetime) -> None:
-        seconds_left = self._deadlines.charge(prediction)
-        prediction.losses += 1
-        if prediction.losses >= MAX_LOSSES:
-            error = Message("prediction-lost", {"count": prediction.losses})
-            predictions.finish(prediction, FAILED, error=error, now=now)
-        elif seconds_left <= 0:
-            predictions.finish(prediction, FAILED, error=self._deadlines.tell_late(prediction), now=now)
-        else:
-            queue_again(prediction, now)
-
 
 def _given(request: GenerationRequest) -> dict[str, Any]:
     """Return the inputs that were given; a Cog server refuses null."""
     values = {name: getattr(request, name) for name in request.__dataclass_fields__}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _lock(session: Session, where: Any) -> Prediction | None:
-    found: Prediction | None = session.scalar(select(Prediction).where(where).with_for_update())
-    return found
-
-
-def queue_again(prediction: Prediction, now: datetime) -> None:
-    """Put a prediction back into the queue, unless it was canceled; the next attempt gets another id."""
-    if prediction.cancel_requested_at is not None:
-        predictions.finish(prediction, CANCELED, error=None, now=now)
-        return
-    prediction.status, prediction.logs, prediction.metrics = QUEUED, "", {}
-    prediction.runner = prediction.remote_id = prediction.submitted_at = prediction.started_at = None
-
-
-def _end_with(error: Message) -> Callable[[Prediction, datetime], None]:
-    def end(prediction: Prediction, now: datetime) -> None:
-        predictions.finish(prediction, FAILED, error=error, now=now)
-
-    return end

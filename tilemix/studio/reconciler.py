@@ -12,9 +12,9 @@ from sqlalchemy import select
 
 from tilemix.errors import BackendError, BackendRefusedError
 from tilemix.studio import predictions
+from tilemix.studio.attempts import queue_again
 from tilemix.studio.clock import SystemClock
 from tilemix.studio.predictions import FAILED, QUEUED, TERMINAL
-from tilemix.studio.queue import queue_again
 from tilemix.studio.store.schema import Prediction
 
 if TYPE_CHECKING:

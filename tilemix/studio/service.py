@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Self
 from tilemix.errors import SettingsError
 from tilemix.prompts.rewrite import Prompt, log_notes, rewrite
 from tilemix.prompts.template import find_template
+from tilemix.studio.attempts import PART as QUEUE
 from tilemix.studio.clock import SystemClock
 from tilemix.studio.cog_backend import CogBackend, cog_client
 from tilemix.studio.faults import Faults
 from tilemix.studio.inbox import Arrival, Inbox
 from tilemix.studio.outputs import OutputTaker
-from tilemix.studio.queue import PART as QUEUE
 from tilemix.studio.queue import Queue
 from tilemix.studio.reconciler import Reconciler
 from tilemix.studio.replicate_backend import ReplicateBackend, replicate_client
