@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 from bench.topology import REAL, build_unet
-from tilemix.adapters import LoraMerger
+from tilemix.adapters import BaseWeights, LoraMerger
 from tilemix.modelfile.spellings import KOHYA_UNET
 from tilemix.pipelines.parts import move
 
@@ -75,7 +75,7 @@ def measure_merging(folder: Path, runs: int) -> None:
     files = {method: write_adapter(folder, method, layers) for method in METHODS}
     for dtype in (torch.float32, torch.float16):
         move(unet, dtype=dtype)
-        merger = LoraMerger({"unet": unet}, {"unet": base})
+        merger = LoraMerger({"unet": unet}, {"unet": BaseWeights((base,))})
         for method, path in files.items():
             merger.load(method, path)
             merger.apply({method: 1.5})  # the base is in the page cache from here on

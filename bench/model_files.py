@@ -31,7 +31,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelW
 
 from bench.merging import measure_merging
 from bench.processes import evict, read_through
-from tilemix.adapters import LoraMerger
+from tilemix.adapters import BaseWeights, LoraMerger
 from tilemix.modelfile.hashes import BLOCK, compute_hashes
 from tilemix.modelfile.header import read_header
 from tilemix.modelfile.inspection import read
@@ -132,7 +132,7 @@ def measure_loading(folder: Path, runs: int) -> None:
     ours, theirs = [], []
     for _ in range(runs):
         plain = copy.deepcopy(unet)
-        merger = LoraMerger({"unet": plain}, {"unet": base})
+        merger = LoraMerger({"unet": plain}, {"unet": BaseWeights((base,))})
         began = time.perf_counter()
         merger.load("bench", path)
         loaded = time.perf_counter()

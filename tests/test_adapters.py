@@ -12,7 +12,7 @@ from tests.adapter_crafts import ATTENTION, MODULES, ORIGINAL_NAMES
 from tests.adapter_crafts import read_weights as snapshot
 from tests.pace import assert_quick, processor_seconds
 from tests.tiny_sdxl import COMPONENTS, random_pairs
-from tilemix.adapters import LoraMerger, TokenInstaller
+from tilemix.adapters import BaseWeights, LoraMerger, TokenInstaller
 from tilemix.adapters.embedding_file import read_embedding
 from tilemix.adapters.merging import merge
 from tilemix.adapters.peft_alpha import AlphaTable, PeftConfig
@@ -32,7 +32,9 @@ def merger(ready, tiny_project):
     """A merger of its own over the shared pipeline, which the test must leave with the base's weights."""
     components = {name: getattr(ready.base.pipeline, name) for name in COMPONENTS}
     before = snapshot(ready.base.pipeline)
-    merger = LoraMerger(components, {name: tensors_of(tiny_project, name) for name in COMPONENTS})
+    merger = LoraMerger(
+        components, {name: BaseWeights((tensors_of(tiny_project, name),)) for name in COMPONENTS}
+    )
     yield merger
     merger.apply({})
     assert_same(snapshot(ready.base.pipeline), before)

@@ -27,9 +27,9 @@ from msgspec import UNSET, structs
 from tilemix import __version__
 from tilemix.adapters.merging import PartScales, Scale
 from tilemix.drafts.draft import draft_mix
-from tilemix.errors import ManifestError
+from tilemix.errors import ManifestError, RequestError
+from tilemix.inputs import IntegerInput, find_input
 from tilemix.pictures.record import DraftRecord, Record
-from tilemix.pipelines.clip_text import OWN_CLIP_SKIP
 from tilemix.pipelines.compilation import WARM_UP_STEPS, compile_networks, compiling, plain_where_not_compiled
 from tilemix.pipelines.conditioning import Guidance, PromptEncoder
 from tilemix.pipelines.family import Denoising
@@ -118,8 +118,8 @@ class Renderer:
         # The cores that this process may use, which can be fewer than the machine has.
         torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
         began = time.perf_counter()
-        device = choose_device(settings.speed, settings.precision)
         located = locate_model(model, root)
+        device = choose_device(settings.speed, settings.precision, family=located.manifest.base_family)
         with ThreadPoolExecutor(1) as reader:
             # Hashing releases the GIL and importing holds it, so the two overlap.
             checked = reader.submit(check_files, located)
@@ -171,6 +171,7 @@ class Renderer:
 
         Raises:
             PromptError: the text cannot be used.
+            RequestError: the model draws no pictures of this size.
             RenderError: the model gave no usable picture.
         """
         resolved = self._resolve(request)
@@ -182,9 +183,10 @@ class Renderer:
         logger.info("Prompt: %s", prompt.positive)
         self.ready.loras.apply(add_loras(resolved.lora_scales, prompt.loras))
         seconds: dict[str, float] = {}
+        reads_negative = self.ready.model.manifest.base_family.reads_negative_prompt
         with _timed(seconds, "encode_prompt"):
             guidances = self._encoder.encode(
-                prompt.positive, prompt.negative, steps=steps, clip_skip=OWN_CLIP_SKIP
+                prompt.positive, prompt.negative if reads_negative else None, steps=steps
             )
         _log_language(prompt, guidances)
         with plain_where_not_compiled(is_compiled=self._is_compiled):
@@ -242,12 +244,28 @@ class Renderer:
         return self.ready.model.manifest.defaults.strength if calibration is None else calibration.strength
 
     def _resolve(self, request: GenerationRequest) -> ResolvedRequest:
-        """Fill in what the request leaves out: from the manifest, from the template, or drawn."""
+        """Fill in what the request leaves out: from the manifest, from the template, or drawn.
+
+        Raises:
+            RequestError: the model draws no pictures of this size.
+        """
         resolved = request.resolve(
             structs.replace(self.ready.model.manifest.defaults, strength=self.resolve_strength()),
             negative_prompt=self._template.negative_prompt,
             lora_scales=self.ready.lora_scales,
         )
+        family = self.ready.model.manifest.base_family
+        for field, side in (("width", resolved.width), ("height", resolved.height)):
+            if side % family.size_step:
+                row = find_input(field, IntegerInput)
+                raise RequestError(
+                    "input-not-multiple",
+                    field=field,
+                    typed=side,
+                    low=row.minimum,
+                    high=row.maximum,
+                    multiple=family.size_step,
+                )
         if request.lora_scale is not None and not resolved.lora_scales:
             logger.warning("lora_scale %g has no effect: the model has no LoRA", request.lora_scale)
         return resolved

@@ -15,7 +15,7 @@ from tilemix.adapters.embedding_file import check_fit, read_embedding
 from tilemix.adapters.lora_file import read_lora
 from tilemix.adapters.names import find_weights, spell_modules
 from tilemix.errors import AdapterError
-from tilemix.modelfile.spellings import COMPONENTS, ENCODERS
+from tilemix.modelfile.base_families import SDXL, BaseFamily
 from tilemix.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -31,14 +31,16 @@ class Shapes:
 
     Args:
         components: on torch's `meta` device.
+        family: of the base.
     """
 
-    def __init__(self, components: Mapping[str, torch.nn.Module]) -> None:
+    def __init__(self, components: Mapping[str, torch.nn.Module], family: BaseFamily) -> None:
+        self._family = family
         self.weights: dict[ModuleKey, torch.Tensor] = find_weights(components)
         self.names: dict[str, ModuleKey] = spell_modules(components)
         self.widths: dict[str, int] = {
             name: components[name].get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-            for name in ENCODERS
+            for name in family.encoders
         }
 
     def prove_lora(self, path: Path, token_count: int) -> None:
@@ -51,7 +53,7 @@ class Shapes:
         Raises:
             AdapterError: it does not.
         """
-        embedding = read_lora(path, self.weights, self.names).embedding
+        embedding = read_lora(path, self.weights, self.names, self._family).embedding
         if embedding is not None:
             check_fit(embedding, self.widths, token_count)
 
@@ -64,29 +66,31 @@ class Shapes:
         read_embedding(path, self.widths, token_count=token_count)
 
 
-def read_shapes(base: Path, repository: str | None) -> Shapes:
+def read_shapes(base: Path, repository: str | None, family: BaseFamily = SDXL) -> Shapes:
     """Return the shapes of the base model in the folder `base`, whose weights need not be there.
 
     Args:
         base: a folder in diffusers' layout.
         repository: where the base comes from; the published configurations of known ones stand in for missing files.
+        family: of the base.
 
     Raises:
         AdapterError: nothing tells the shapes.
     """
     for folder in filter(None, (base, PUBLISHED.get(repository or ""))):
-        files = [folder / "model_index.json", *(folder / name / "config.json" for name in COMPONENTS)]
+        files = [folder / "model_index.json", *(folder / name / "config.json" for name in family.components)]
         if all(path.is_file() for path in files):
-            return _build_shapes(folder, tuple(path.stat().st_mtime_ns for path in files))
+            return _build_shapes(folder, family, tuple(path.stat().st_mtime_ns for path in files))
     raise AdapterError("weights-unproved", folder=str(base))
 
 
 @lru_cache(maxsize=4)
-def _build_shapes(folder: Path, _: tuple[int, ...]) -> Shapes:
+def _build_shapes(folder: Path, family: BaseFamily, _: tuple[int, ...]) -> Shapes:
     index = json.loads((folder / "model_index.json").read_text("utf-8"))
     try:
         with quiet_libraries(), torch.device("meta"):
-            return Shapes({name: _build(folder / name, *index[name]) for name in COMPONENTS})
+            components = {name: _build(folder / name, *index[name]) for name in family.components}
+            return Shapes(components, family)
     # What the libraries raise for configurations that are none of theirs.
     except (AttributeError, ImportError, KeyError, OSError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]

@@ -25,10 +25,11 @@ from tilemix.adapters.refusals import refuse_homeless, refuse_other_base
 from tilemix.adapters.tensor_file import TensorFile
 from tilemix.deltas import ALPHA, DORA_PARTS, Delta, build_delta
 from tilemix.errors import AdapterError
+from tilemix.modelfile.base_families import SDXL, BaseFamily
 from tilemix.modelfile.companions import PEFT_CONFIG, PEFT_FILE, reads_peft_config
 from tilemix.modelfile.embedding_names import is_bundled
 from tilemix.modelfile.header import Header
-from tilemix.modelfile.spellings import ENCODERS, is_wrapped, split_name, unwrap
+from tilemix.modelfile.spellings import is_wrapped, split_name, unwrap
 from tilemix.modelfile.training_archive import is_archive, open_training
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ class LoraFile:
 
 
 def read_lora(
-    path: Path, weights: Mapping[ModuleKey, torch.Tensor], names: Mapping[str, ModuleKey]
+    path: Path,
+    weights: Mapping[ModuleKey, torch.Tensor],
+    names: Mapping[str, ModuleKey],
+    family: BaseFamily = SDXL,
 ) -> LoraFile:
     """Read the LoRA at `path` for a pipeline.
 
@@ -59,6 +63,7 @@ def read_lora(
             archive of a Replicate training.
         weights: the pipeline's weights by module; only their shapes matter.
         names: how files spell those modules, see `tilemix.adapters.names.spell_modules`.
+        family: of the pipeline's base.
 
     Raises:
         ModelFileError: not a safetensors file.
@@ -68,17 +73,20 @@ def read_lora(
     if is_archive(path):
         # The tensors are memory-mapped, so they outlive the unpacked files.
         with open_training(path) as files:
-            lora = _read_tensors(files.lora, weights, names)
+            lora = _read_tensors(files.lora, weights, names, family)
             if files.embeddings is not None:
                 if lora.embedding is not None:
                     raise AdapterError("lora-two-embeddings", file=path.name)
                 lora = replace(lora, embedding=read_embedding(files.embeddings))
         return replace(lora, name=path.name)
-    return _read_tensors(path / PEFT_FILE if path.is_dir() else path, weights, names)
+    return _read_tensors(path / PEFT_FILE if path.is_dir() else path, weights, names, family)
 
 
 def _read_tensors(
-    path: Path, weights: Mapping[ModuleKey, torch.Tensor], names: Mapping[str, ModuleKey]
+    path: Path,
+    weights: Mapping[ModuleKey, torch.Tensor],
+    names: Mapping[str, ModuleKey],
+    family: BaseFamily,
 ) -> LoraFile:
     file = TensorFile(path)
     header = file.header
@@ -90,8 +98,8 @@ def _read_tensors(
     if len(bundled) == len(header.tensors):
         raise AdapterError("lora-empty", file=path.name)
     modules, strangers = _split_names(path.name, header)
-    refuse_other_base(path.name, header, modules, weights)
-    placed = _place_modules(path, header, modules, strangers, names)
+    refuse_other_base(path.name, header, modules, weights, family)
+    placed = _place_modules(path, header, modules, strangers, names, family)
     alphas = _read_alphas(path, header)
     not_finite = file.find_not_finite()
     deltas = {}
@@ -132,11 +140,12 @@ def _place_modules(
     modules: Mapping[str, Mapping[str, str]],
     strangers: list[str],
     names: Mapping[str, ModuleKey],
+    family: BaseFamily,
 ) -> dict[ModuleKey, Mapping[str, str]]:
     """Find each module of the file in the loaded pipeline."""
     # PEFT saves each wrapped model in a folder of its own, so a text encoder's names do not say which it is.
     folder = path.absolute().parent.name
-    home = folder if folder in ENCODERS else None
+    home = folder if folder in family.encoders else None
     placed: dict[ModuleKey, Mapping[str, str]] = {}
     homeless = set(strangers)
     for module, parts in modules.items():
@@ -149,7 +158,7 @@ def _place_modules(
             raise _refuse_second(
                 path.name, *(next(iter(tensors.values())) for tensors in (placed[key], parts))
             )
-    refuse_homeless(path.name, header, [tensor for tensor in header.tensors if tensor in homeless])
+    refuse_homeless(path.name, header, [tensor for tensor in header.tensors if tensor in homeless], family)
     return placed
 
 

@@ -23,6 +23,7 @@ from tilemix.adapters.names import ModuleKey, find_weights, spell_modules
 from tilemix.adapters.tensor_file import TensorFile
 from tilemix.deltas import Delta, LowRank
 from tilemix.errors import LIST_SEPARATOR, AdapterError
+from tilemix.modelfile.base_families import SDXL, BaseFamily
 from tilemix.modelfile.spellings import ENCODERS
 
 EXTRA = "text_model."  # in front of a text encoder's names in some versions
@@ -30,11 +31,16 @@ NUMBERS_FOR_THREADS = 2**23  # in all weights to merge; below that, starting thr
 CACHED_NUMBERS = 2**17  # that a thread works on at a time: 512 KiB of fp32
 
 
+class _Place(NamedTuple):
+    file: TensorFile
+    name: str  # of the tensor
+
+
 class PartScales(NamedTuple):
     """The scales of a LoRA where its parts have different ones."""
 
     text: float  # in the text encoders
-    unet: float  # in the network that draws
+    unet: float  # in the network that draws, whatever the family
 
     def of(self, component: str) -> float:
         """Return the scale in a component."""
@@ -44,19 +50,37 @@ class PartScales(NamedTuple):
 Scale = float | PartScales
 
 
+class BaseWeights(NamedTuple):
+    """Where a component's pristine weights are."""
+
+    files: tuple[Path, ...]  # safetensors; a large network comes in several
+    names: Mapping[str, str] | None = None  # module -> tensor; None: `MODULE.weight`
+
+
 class LoraMerger:
     """The LoRAs of one pipeline. Nothing else writes the weights that they change.
 
     Args:
-        components: "unet", "text_encoder" and "text_encoder_2" of the pipeline, with the base's weights.
-        files: the safetensors file that each component was loaded from.
+        components: the pipeline's networks that LoRAs change, with the base's weights.
+        sources: where each component was loaded from.
+        family: of the base.
     """
 
-    def __init__(self, components: Mapping[str, nn.Module], files: Mapping[str, Path]) -> None:
+    def __init__(
+        self,
+        components: Mapping[str, nn.Module],
+        sources: Mapping[str, BaseWeights],
+        family: BaseFamily = SDXL,
+    ) -> None:
+        self._family = family
         self._weights = find_weights(components)
         self._names = spell_modules(components)
-        self._files = {component: TensorFile(path) for component, path in files.items()}
-        self._tensors = {component: _name_tensors(file) for component, file in self._files.items()}
+        opened = {path: TensorFile(path) for source in sources.values() for path in source.files}
+        self._files = list(opened.values())
+        self._tensors = {
+            component: _place_tensors(source, [opened[path] for path in source.files])
+            for component, source in sources.items()
+        }
         self._loras: dict[str, LoraFile] = {}
         self._changed: set[ModuleKey] = set()  # modules that may differ from the base
         self._applied: dict[str, Scale] | None = {}  # None: a merge did not finish
@@ -80,7 +104,7 @@ class LoraMerger:
         Raises:
             AdapterError, ModelFileError: see `tilemix.adapters.lora_file.read_lora`.
         """
-        lora = read_lora(path, self._weights, self._names)
+        lora = read_lora(path, self._weights, self._names, self._family)
         if name in self._loras:
             self._applied = None  # what is merged under this name came from another file
         self._loras[name] = lora
@@ -107,7 +131,7 @@ class LoraMerger:
         todo = sorted(targets | self._changed, key=self._find_place)
         self._applied = None
         self._changed |= targets
-        files = [self._files[component] for component in {component for component, _ in todo}]
+        files = [file for file in self._files if any(self._find_base(key).file is file for key in todo)]
         for file in files:
             file.check_size()
         try:
@@ -118,12 +142,12 @@ class LoraMerger:
         self._changed = targets
         self._applied = wanted
 
-    def _find_place(self, key: ModuleKey) -> tuple[str, int]:
-        """Return where a module's weight is in its file: a disk is fastest when read in order."""
-        component = key[0]
-        return component, self._files[component].header.tensors[self._name_base(key)].offsets[0]
+    def _find_place(self, key: ModuleKey) -> tuple[int, int]:
+        """Return where a module's weight is, its file and the place in it: a disk is fastest when read in order."""
+        file, name = self._find_base(key)
+        return self._files.index(file), file.header.tensors[name].offsets[0]
 
-    def _name_base(self, key: ModuleKey) -> str:
+    def _find_base(self, key: ModuleKey) -> _Place:
         component, module = key
         return self._tensors[component][module.removeprefix(EXTRA)]
 
@@ -131,7 +155,8 @@ class LoraMerger:
         chosen = [(self._loras[name].deltas, scale) for name, scale in scales.items()]
 
         def merge_module(key: ModuleKey) -> None:
-            base = self._files[key[0]].get_tensor(self._name_base(key))
+            file, name = self._find_base(key)
+            base = file.get_tensor(name)
             changes = [
                 (delta, part)
                 for deltas, scale in chosen
@@ -226,11 +251,10 @@ def _do_each(work: Callable[[ModuleKey], None], keys: Sequence[ModuleKey], count
         torch.set_num_threads(own)  # the setting that new threads start with
 
 
-def _name_tensors(file: TensorFile) -> dict[str, str]:
-    """Return module path -> name of its weight in a base file, without `text_model.` in the paths."""
-    names = {}
-    for name in file.header.tensors:
-        path, _, kind = name.removeprefix(EXTRA).rpartition(".")
-        if kind == "weight":
-            names[path] = name
-    return names
+def _place_tensors(source: BaseWeights, files: Sequence[TensorFile]) -> dict[str, _Place]:
+    """Return module path -> where its weight is, without `text_model.` in the paths."""
+    homes = {name: file for file in files for name in file.header.tensors}
+    names = source.names
+    if names is None:
+        names = {name.removesuffix(".weight"): name for name in homes if name.endswith(".weight")}
+    return {module.removeprefix(EXTRA): _Place(homes[name], name) for module, name in names.items()}

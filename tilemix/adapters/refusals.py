@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from tilemix.deltas import FAMILIES, find_width
 from tilemix.errors import LIST_SEPARATOR, AdapterError
+from tilemix.modelfile.base_families import SDXL
 from tilemix.modelfile.base_models import TOP_ATTENTION, name_declared, name_later_base, name_text_base
 from tilemix.modelfile.embedding_names import is_embedding_name
 from tilemix.modelfile.spellings import (
     BARE,
     CROSS_ATTENTION,
-    ENCODERS,
     TEXT_ATTENTION,
     UNET,
     find_prefix,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from tilemix.adapters.names import ModuleKey
+    from tilemix.modelfile.base_families import BaseFamily
     from tilemix.modelfile.header import Header
 
 # A tensor without a place gives its format away. The first match is named: other architectures, then the parts of
@@ -50,6 +51,7 @@ def refuse_other_base(
     header: Header,
     modules: Mapping[str, Mapping[str, str]],
     weights: Mapping[ModuleKey, torch.Tensor],
+    family: BaseFamily,
 ) -> None:
     """Refuse a file that was made for another base model, told by the widths of its attention layers.
 
@@ -58,6 +60,7 @@ def refuse_other_base(
         header: its header.
         modules: its modules, unwrapped -> part -> tensor.
         weights: the loaded pipeline's.
+        family: of its base.
 
     Raises:
         AdapterError: it was.
@@ -65,14 +68,14 @@ def refuse_other_base(
     own = {
         component: weight.shape[1]
         for (component, module), weight in weights.items()
-        if module.endswith("attn2.to_k" if component == UNET else "self_attn.q_proj")
+        if module.endswith("attn2.to_k" if component == family.network else "self_attn.q_proj")
     }
     for module, parts in modules.items():
         is_text = module.endswith(TEXT_ATTENTION)
         if not is_text and not module.endswith(CROSS_ATTENTION):
             continue
         component = find_prefix(module).component
-        if component not in (ENCODERS if is_text else (UNET,)) or component not in own:
+        if component not in (family.encoders if is_text else (family.network,)) or component not in own:
             continue
         width = find_width({part: header.tensors[tensor].shape for part, tensor in parts.items()})
         if width is None or width == own[component]:
@@ -83,7 +86,7 @@ def refuse_other_base(
         raise AdapterError("lora-other-base", file=name, base=base, width=width, expected=own[component])
 
 
-def refuse_homeless(name: str, header: Header, homeless: Sequence[str]) -> None:
+def refuse_homeless(name: str, header: Header, homeless: Sequence[str], family: BaseFamily) -> None:
     """Refuse a file with tensors that have no place in the loaded model, for the most telling reason.
 
     Raises:
@@ -98,15 +101,17 @@ def refuse_homeless(name: str, header: Header, homeless: Sequence[str]) -> None:
         found = "LoRA for a diffusion transformer"
     if found := found or _find_part(looked_at) or _find_other_file(looked_at):
         supported = LIST_SEPARATOR.join(SUPPORTED)
-        raise AdapterError("lora-format-unsupported", file=name, format=found, supported=supported)
+        raise AdapterError(
+            "lora-format-unsupported", file=name, format=found, base=family.base, supported=supported
+        )
     if any(map(is_embedding_name, looked_at)):
         raise AdapterError("lora-is-embedding", file=name)
-    if any(TOP_ATTENTION.search(tensor) for tensor in looked_at):
+    if family is SDXL and any(TOP_ATTENTION.search(tensor) for tensor in looked_at):
         raise AdapterError("lora-older-base", file=name)
     shown = LIST_SEPARATOR.join(homeless[:MAX_SHOWN])
     count = len(homeless)
     declared = header.metadata.get("modelspec.architecture") or header.metadata.get("ss_base_model_version")
-    if declared and name_declared(declared) != "SDXL":
+    if declared and name_declared(declared) != family.base:
         raise AdapterError(
             "lora-no-place-declared", file=name, tensors=shown, count=count, base=declared[:40]
         )

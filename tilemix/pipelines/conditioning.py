@@ -20,7 +20,7 @@ class EncodedText:
     """A text as the denoiser takes it."""
 
     states: torch.Tensor  # (1, tokens, width)
-    pooled: torch.Tensor  # (1, width)
+    pooled: torch.Tensor | None = None  # (1, width); None: the family has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Guidance:
 
     last_step: int  # 1-based; all steps for the last one
     prompt: EncodedText
-    negative: EncodedText
+    negative: EncodedText | None = None  # None: the family reads no negative prompt
 
 
 class PromptEncoder:
@@ -42,16 +42,19 @@ class PromptEncoder:
     """
 
     def __init__(
-        self, encode: Callable[[Parts, int], EncodedText], read_state: Callable[[], Hashable]
+        self, encode: Callable[[Parts, int | None], EncodedText], read_state: Callable[[], Hashable]
     ) -> None:
         self._encode = encode
         self._read_state = read_state
         self._kept: OrderedDict[Hashable, EncodedText] = OrderedDict()
 
-    def encode(self, positive: str, negative: str, *, steps: int, clip_skip: int) -> list[Guidance]:
-        """Return what a prompt and a negative prompt say over `steps` steps.
+    def encode(
+        self, positive: str, negative: str | None, *, steps: int, clip_skip: int | None = None
+    ) -> list[Guidance]:
+        """Return what a prompt and a negative prompt say over `steps` steps; see `Family.encode` for `clip_skip`.
 
-        An empty negative prompt is encoded like any other text, as cog-sdxl does; it is not all zeros.
+        An empty negative prompt is encoded like any other text, as cog-sdxl does; it is not all zeros. None: the
+        family reads no negative prompt.
 
         Raises:
             PromptError: a text cannot be used.
@@ -59,6 +62,7 @@ class PromptEncoder:
         listed = [
             list_versions(text, steps, field=field)
             for text, field in ((positive, "prompt"), (negative, "negative_prompt"))
+            if text is not None
         ]
         lasts = sorted({last for versions in listed for last, _ in versions})
         by_step = [
@@ -70,11 +74,11 @@ class PromptEncoder:
             if text.states.shape[1] < longest:
                 texts[parts] = self._lengthen(text, longest, clip_skip)
         return [
-            Guidance(last, texts[prompt], texts[negative_parts])
-            for last, prompt, negative_parts in zip(lasts, *by_step, strict=True)
+            Guidance(last, *(texts[parts] for parts in both))
+            for last, *both in zip(lasts, *by_step, strict=True)
         ]
 
-    def _encode_kept(self, parts: Parts, clip_skip: int) -> EncodedText:
+    def _encode_kept(self, parts: Parts, clip_skip: int | None) -> EncodedText:
         key = (parts, clip_skip, self._read_state())
         if key not in self._kept:
             self._kept[key] = self._encode(parts, clip_skip)
@@ -83,7 +87,7 @@ class PromptEncoder:
         self._kept.move_to_end(key)
         return self._kept[key]
 
-    def _lengthen(self, text: EncodedText, tokens: int, clip_skip: int) -> EncodedText:
+    def _lengthen(self, text: EncodedText, tokens: int, clip_skip: int | None) -> EncodedText:
         """Return a text with as many tokens, those of an empty one after its own."""
         empty = self._encode_kept(((),), clip_skip).states
         missing = (tokens - text.states.shape[1]) // empty.shape[1]

@@ -38,7 +38,7 @@ def set_tiles(vae: AutoencoderKL) -> None:
 
 
 def encode_pixels(vae: AutoencoderKL, pixels: NDArray[np.uint8]) -> torch.Tensor:
-    """Return the latents (1, 4, h/8, w/8), fp32, of a picture (h, w, 3), sRGB, that wraps.
+    """Return the latents (1, channels, h/8, w/8), fp32, of a picture (h, w, 3), sRGB, that wraps.
 
     They are the mode of the VAE's distribution: no number is drawn. A picture above TILE_PIXELS is encoded in tiles,
     with a halo of what is on its other side.
@@ -51,12 +51,12 @@ def encode_pixels(vae: AutoencoderKL, pixels: NDArray[np.uint8]) -> torch.Tensor
         else:
             with wrapping(vae.encoder):
                 latents = vae.encode(scaled).latent_dist.mode()
-        encoded: torch.Tensor = latents.float() * vae.config["scaling_factor"]
+        encoded: torch.Tensor = (latents.float() - _find_shift(vae)) * vae.config["scaling_factor"]
     return encoded
 
 
 def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, *, wraps: bool = False) -> NDArray[np.uint8]:
-    """Decode latents (1, 4, h/8, w/8) to pixels (h, w, 3), uint8 sRGB.
+    """Decode latents (1, channels, h/8, w/8) to pixels (h, w, 3), uint8 sRGB.
 
     With `wraps`, what leaves the picture on one side comes in again on the other. A picture above TILE_PIXELS is
     decoded in tiles; then it gets a halo of what is on its other side.
@@ -100,7 +100,7 @@ def _is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _decode(vae: AutoencoderKL, latents: torch.Tensor, *, wraps: bool) -> torch.Tensor:
-    scaled = latents.to(vae.dtype) / vae.config["scaling_factor"]
+    scaled = latents.to(vae.dtype) / vae.config["scaling_factor"] + _find_shift(vae)
     image: torch.Tensor
     if not wraps:
         image = vae.decode(scaled).sample
@@ -110,6 +110,12 @@ def _decode(vae: AutoencoderKL, latents: torch.Tensor, *, wraps: bool) -> torch.
         with wrapping(vae.decoder):
             image = vae.decode(scaled).sample
     return image
+
+
+def _find_shift(vae: AutoencoderKL) -> float:
+    """Return what is subtracted from the VAE's latents before they are scaled; 0 in the families before Flux."""
+    shift: float | None = vae.config.get("shift_factor")
+    return shift or 0.0
 
 
 def _surround(tensor: torch.Tensor, halo: int) -> torch.Tensor:

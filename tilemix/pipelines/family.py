@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
+    from tilemix.adapters.merging import BaseWeights
     from tilemix.pipelines.conditioning import EncodedText, Guidance, Parts
     from tilemix.pipelines.parts import Scheduler
     from tilemix.weights import LocalModel
@@ -51,7 +52,15 @@ class Family(Protocol):
 
     @property
     def components(self) -> Mapping[str, torch.nn.Module]:
-        """The networks that LoRAs are merged into, by the names of their folders in the base."""
+        """The networks that LoRAs are merged into, by the names in `BaseFamily.components`."""
+
+    @staticmethod
+    def locate_weights(model: LocalModel) -> Mapping[str, BaseWeights]:
+        """Return where the pristine weights of each component are.
+
+        Raises:
+            ManifestError: the manifest lists no file, or too many, for one.
+        """
 
     @property
     def vocabularies(self) -> Sequence[Vocabulary]:
@@ -68,12 +77,13 @@ class Family(Protocol):
     def scheduler_config(self) -> Mapping[str, object]:
         """The base's own scheduler configuration."""
 
-    def encode(self, parts: Parts, clip_skip: int) -> EncodedText:
+    def encode(self, parts: Parts, clip_skip: int | None) -> EncodedText:
         """Return a prompt as `denoise` takes it.
 
         Args:
             parts: its words and their weights.
-            clip_skip: which states of the text encoders are taken, counted from the end.
+            clip_skip: which states of the text encoders are taken, counted from the end; None: those that the family
+                was trained on.
 
         Raises:
             RequestError: the text encoders have no layer so far from their end.
@@ -86,13 +96,14 @@ class Family(Protocol):
         """Return the latents of a draft (h, w, 3), sRGB, that wraps: in `latent_shape`, fp32."""
 
     def denoise(self, guidances: Sequence[Guidance], denoising: Denoising) -> torch.Tensor:
-        """Return the latents of a picture, in `latent_shape`. From a draft, the picture wraps as the draft does.
+        """Return the latents of a picture, in `latent_shape`.
 
-        Nothing of it stays behind, however it ends.
+        From a draft, the picture wraps as the draft does, if the family can. Nothing of it stays behind, however it
+        ends.
         """
 
     def decode(self, latents: torch.Tensor, *, wraps: bool = False) -> NDArray[np.uint8]:
-        """Decode latents to pixels (h, w, 3), uint8 sRGB; `wraps`: what leaves on one side comes in on the other.
+        """Decode latents to pixels (h, w, 3), uint8 sRGB; `wraps`: they were drawn from a draft.
 
         Raises:
             RenderError: the latents or the pixels are not finite.

@@ -11,6 +11,7 @@ import torch
 
 from tilemix.adapters import EmbeddingFile, LoraMerger, TokenInstaller, check_fit, read_embedding
 from tilemix.errors import AdapterError
+from tilemix.modelfile.base_families import SDXL, BaseFamily
 from tilemix.pipelines.family import Family
 from tilemix.pipelines.schedulers import make_scheduler
 from tilemix.pipelines.sdxl import Sdxl
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FAMILIES: Mapping[str, type[Family]] = {"sdxl": Sdxl}  # by their names in manifests
+FAMILIES: Mapping[str, type[Family]] = {SDXL.name: Sdxl}  # by their names in manifests
 
 
 @dataclass(slots=True, eq=False)
@@ -55,11 +56,11 @@ class ReadyPipeline:
 
 
 def choose_device(
-    speed: Speed = Speed.EXACT, precision: Precision | None = None
+    speed: Speed = Speed.EXACT, precision: Precision | None = None, *, family: BaseFamily = SDXL
 ) -> tuple[torch.device, torch.dtype]:
-    """Return device and dtype: CUDA in fp16 if there is one, else the CPU in the dtype of `choose_dtype`."""
+    """Return device and dtype: CUDA in the family's dtype if there is one, else the CPU in that of `choose_dtype`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return device, choose_dtype(device, speed, precision)
+    return device, choose_dtype(device, speed, precision, gpu_dtype=family.gpu_dtype)
 
 
 def find_family(model: LocalModel) -> type[Family]:
@@ -99,7 +100,6 @@ def prepare_pipeline(
     Raises:
         AdapterError, ManifestError: see `load_pipeline`.
     """
-    components = base.components
     ready = ReadyPipeline(
         base=base,
         model=model,
@@ -107,7 +107,7 @@ def prepare_pipeline(
         dtype=dtype,
         speed=speed,
         scheduler_config=dict(base.scheduler_config),
-        loras=LoraMerger(components, {name: model.find_tensors(name) for name in components}),
+        loras=LoraMerger(base.components, base.locate_weights(model), model.manifest.base_family),
         tokens=TokenInstaller(base),
     )
     ready.make_scheduler()  # a wrong name or setting fails here, not in the first prediction

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Protocol, Self, cast
 
 import torch
 
+from tilemix.adapters.merging import BaseWeights
 from tilemix.adapters.tokens import Vocabulary
 from tilemix.errors import ModelFileError, RequestError
-from tilemix.modelfile.spellings import ENCODERS
+from tilemix.modelfile.base_families import SDXL
 from tilemix.pipelines.attention import speed_attention
 from tilemix.pipelines.chunks import cut_into_chunks
 from tilemix.pipelines.clip_text import OWN_CLIP_SKIP, ClipText
@@ -126,7 +127,7 @@ class Sdxl:
         with quiet_libraries():
             variant = "fp16" if any(".fp16." in file.path for file in model.manifest.base.files) else None
             encoders = torch.float32 if device.type == "cpu" else dtype
-            dtypes = dict.fromkeys(ENCODERS, encoders) | {"default": dtype}
+            dtypes = dict.fromkeys(SDXL.encoders, encoders) | {"default": dtype}
             unet = load_unet(model.base / "unet", model.find_tensors("unet"), device, dtype)
             pipeline = load_base(model.base, dtypes, vae=model.vae, unet=unet, variant=variant)
         return cls(pipeline, device, dtype)
@@ -135,6 +136,11 @@ class Sdxl:
     def components(self) -> dict[str, torch.nn.Module]:
         """The networks that LoRAs are merged into: the UNet and both text encoders."""
         return components_of(self.pipeline)
+
+    @staticmethod
+    def locate_weights(model: LocalModel) -> dict[str, BaseWeights]:
+        """Return where the pristine weights of each component are: in the one file of its folder."""
+        return {name: BaseWeights((model.find_tensors(name),)) for name in SDXL.components}
 
     @property
     def vocabularies(self) -> tuple[Vocabulary, ...]:
@@ -155,9 +161,9 @@ class Sdxl:
         """The configuration of the pipeline's scheduler: the base's own until something is drawn."""
         return self.pipeline.scheduler.config
 
-    def encode(self, parts: Parts, clip_skip: int) -> EncodedText:
+    def encode(self, parts: Parts, clip_skip: int | None) -> EncodedText:
         """Return `encode_text` of a prompt."""
-        return encode_text(self.pipeline, parts, clip_skip)
+        return encode_text(self.pipeline, parts, OWN_CLIP_SKIP if clip_skip is None else clip_skip)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, ...]:
         """Return the shape of the latents of a picture: (1, 4, h/8, w/8)."""
@@ -307,11 +313,15 @@ def encode_text(pipeline: SdxlPipeline, parts: Parts, clip_skip: int = OWN_CLIP_
 
 def tensors_of(guidance: Guidance) -> dict[str, torch.Tensor]:
     """Return the tensors by the names of the pipeline's arguments."""
+    prompt, negative = guidance.prompt, guidance.negative
+    assert negative is not None
+    assert prompt.pooled is not None
+    assert negative.pooled is not None
     return {
-        "prompt_embeds": guidance.prompt.states,  # (1, 77 * n, 2048)
-        "pooled_prompt_embeds": guidance.prompt.pooled,  # (1, 1280)
-        "negative_prompt_embeds": guidance.negative.states,
-        "negative_pooled_prompt_embeds": guidance.negative.pooled,
+        "prompt_embeds": prompt.states,  # (1, 77 * n, 2048)
+        "pooled_prompt_embeds": prompt.pooled,  # (1, 1280)
+        "negative_prompt_embeds": negative.states,
+        "negative_pooled_prompt_embeds": negative.pooled,
     }
 
 
@@ -330,12 +340,9 @@ class _Edits:
         guidance = self._after.get(done)
         if guidance is None:
             return tensors
-        texts = (
-            [guidance.negative, guidance.prompt]
-            if pipeline.do_classifier_free_guidance
-            else [guidance.prompt]
-        )
-        states = torch.cat([text.states for text in texts])
-        pooled = torch.cat([text.pooled for text in texts])
+        texts = tensors_of(guidance)
+        signs = ("negative_", "") if pipeline.do_classifier_free_guidance else ("",)
+        states = torch.cat([texts[f"{sign}prompt_embeds"] for sign in signs])
+        pooled = torch.cat([texts[f"{sign}pooled_prompt_embeds"] for sign in signs])
         dtype = tensors["prompt_embeds"].dtype
         return tensors | {"prompt_embeds": states.to(dtype), "add_text_embeds": pooled.to(dtype)}

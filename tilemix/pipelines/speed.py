@@ -16,7 +16,8 @@ Over 20 mixes of the miniature (256x256, 25 steps), the PSNR of `equivalent` aga
 `fast` takes 0.75. On another CPU whose flags named bf16, it took twice the time of fp32, so a trial decides,
 once for a machine; TILEMIX_PRECISION overrides it.
 
-On a GPU the first two are the same: fp16. Text encoders, latents and scheduler stay in fp32 on every CPU.
+On a GPU the first two are the same: fp16, or bf16 in families that overflow in fp16. Text encoders, latents and
+scheduler stay in fp32 on every CPU.
 """
 
 from __future__ import annotations
@@ -78,6 +79,7 @@ def choose_dtype(
     precision: Precision | None = None,
     *,
     run_trial: Callable[[], Trial] | None = None,
+    gpu_dtype: str = "float16",
 ) -> torch.dtype:
     """Return the dtype of the UNet and the VAE on `device`.
 
@@ -88,11 +90,13 @@ def choose_dtype(
         run_trial: takes some tens of milliseconds; None: `run_trial` of this module. It is run once for a machine,
             whose other processes take its result from `tilemix.modelfile.memory`: on a busy machine the next trial
             may end differently, and the same seed would give another picture.
+        gpu_dtype: torch's name of the dtype on a GPU.
     """
     import torch
 
     if device.type == "cuda":
-        return torch.float16
+        dtype: torch.dtype = getattr(torch, gpu_dtype)
+        return dtype
     if speed is Speed.EXACT:
         return torch.float32
     if precision is None:

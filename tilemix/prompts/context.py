@@ -34,6 +34,7 @@ class PromptContext:
     loras: Sequence[str] | None = None  # the model's files; None: not known here, so names are not looked up
     embeddings: Mapping[str, str] = field(default_factory=dict)  # file -> its tokens
     wildcards: Wildcards = field(default_factory=Wildcards)
+    without_negative: str | None = None  # the base model, if it reads no negative prompt
 
     def find_loras(self, tags: Sequence[LoraTag]) -> tuple[NamedLora, ...]:
         """Return the LoRAs that tags ask for; the scales of one that is named twice are added up.

@@ -88,6 +88,12 @@ def rewrite(
         prompt = reader.read_record(text)
     else:
         prompt = reader.read(text if record is None or record.text is None else record.text)
+    if context.without_negative is not None:
+        if negative_prompt:
+            reader.notes.append(
+                Message("prompt-negative-unread", {"base": context.without_negative}, "negative_prompt")
+            )
+        negative = ""
     sent, chosen = reader.read_negative(negative)
     return replace(
         prompt,

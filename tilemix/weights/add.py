@@ -137,7 +137,7 @@ def split_tokens(text: str) -> tuple[str, ...]:
 def _add_file(source: Path, model: str, manifest: ModelManifest, wish: Wish, root: Path) -> Added:
     if source.is_dir():
         source /= PEFT_FILE
-    facts = inspect(source)
+    facts = inspect(source, manifest.base_family)
     beside = {PEFT_CONFIG: read_config(source.with_name(PEFT_CONFIG))} if facts.needs_config else {}
     wished = wish.file_name
     name = name_in_folder(source, wished) if beside else check_name(wished or source.name)
@@ -201,7 +201,7 @@ def _prove_fit(task: Task, arrival: _Arrival, path: Path) -> None:
     from tilemix.adapters.fit import read_shapes  # loads torch
 
     entry, base = arrival.make_entry(task), task.manifest.base
-    shapes = read_shapes(task.root / "weights" / base.folder, base.repository)
+    shapes = read_shapes(task.root / "weights" / base.folder, base.repository, task.manifest.base_family)
     with tempfile.TemporaryDirectory(prefix="tilemix-") as folder:
         # Under its own name, which messages give and PEFT's files are told by, and beside what it depends on.
         link = Path(folder) / arrival.name
@@ -259,7 +259,7 @@ def _name_link(link: Link, wish: Wish) -> str:
 
 
 def _inspect_link(task: Task, path: Path, beside: Mapping[str, bytes]) -> Candidate:
-    facts = inspect(path, shown=task.file_name)
+    facts = inspect(path, task.manifest.base_family, shown=task.file_name)
     if facts.needs_config and not beside:
         raise AdapterError("weights-peft-config", file=task.file_name, config=PEFT_CONFIG, tensors=PEFT_FILE)
     return facts

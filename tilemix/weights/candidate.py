@@ -19,10 +19,10 @@ from tilemix.modelfile.training_archive import is_archive, open_training
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tilemix.modelfile.base_families import BaseFamily
     from tilemix.weights.manifest import AdapterKind
 
 MAX_ROWS = 75  # tokens that fit into one chunk of a prompt
-BASE = "SDXL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Candidate:
     needs_config: bool = False  # its strength is in PEFT's adapter_config.json
 
 
-def inspect(path: Path, *, shown: str | None = None) -> Candidate:
-    """Return what the file `path` is; `shown` is its name for messages.
+def inspect(path: Path, family: BaseFamily, *, shown: str | None = None) -> Candidate:
+    """Return what the file `path` is, for a model of `family`; `shown` is its name for messages.
 
     Raises:
         ModelFileError: not a safetensors file.
@@ -47,7 +47,8 @@ def inspect(path: Path, *, shown: str | None = None) -> Candidate:
     """
     name = shown or path.name
     try:
-        return _inspect_archive(path, name) if is_archive(path) else _inspect_tensors(path, name)
+        read = _inspect_archive if is_archive(path) else _inspect_tensors
+        return read(path, name, family)
     except ModelFileError as error:
         # A part of a download is not named like its file.
         values = {
@@ -57,16 +58,16 @@ def inspect(path: Path, *, shown: str | None = None) -> Candidate:
         raise type(error)(error.code, field=None, **values) from error
 
 
-def _inspect_archive(path: Path, name: str) -> Candidate:
+def _inspect_archive(path: Path, name: str, family: BaseFamily) -> Candidate:
     with open_training(path) as files:
-        lora = _inspect_tensors(files.lora, f"{name}: {files.lora.name}")
+        lora = _inspect_tensors(files.lora, f"{name}: {files.lora.name}", family)
         if lora.kind != "lora":
             raise AdapterError("weights-training-embedding", file=name, member=files.lora.name)
         if lora.needs_config:
             raise AdapterError("weights-training-peft", file=name, member=files.lora.name)
         if files.embeddings is None:
             return lora
-        found = _inspect_tensors(files.embeddings, f"{name}: {files.embeddings.name}")
+        found = _inspect_tensors(files.embeddings, f"{name}: {files.embeddings.name}", family)
         if found.kind != "embedding":
             raise AdapterError("weights-training-lora", file=name, member=files.embeddings.name)
         names = files.embeddings.with_name(NAMES_FILE)
@@ -78,11 +79,11 @@ def _inspect_archive(path: Path, name: str) -> Candidate:
         return replace(lora, rows=found.rows, tokens=tokens)
 
 
-def _inspect_tensors(path: Path, name: str) -> Candidate:
+def _inspect_tensors(path: Path, name: str, family: BaseFamily) -> Candidate:
     found = read(path, hashes="none")
     header = read_header(path)
-    if found.base_model not in (None, BASE, EITHER):
-        raise AdapterError("weights-other-base", file=name, base=str(found.base_model), expected=BASE)
+    if found.base_model not in (None, family.base, EITHER):
+        raise AdapterError("weights-other-base", file=name, base=str(found.base_model), expected=family.base)
     base = found.base_model or found.base_declared
     if found.kind == "lora":
         needs_config = reads_peft_config(name.rpartition("/")[2], header)

@@ -44,17 +44,21 @@ class LocalModel:
         Raises:
             ManifestError: the manifest lists none there, or several.
         """
-        paths = [
-            file.path
-            for file in self.manifest.base.files
-            if file.path.startswith(f"{component}/") and file.path.endswith(".safetensors")
-        ]
+        paths = self.list_tensors(component)
         if len(paths) != 1:
             file = f"{self.name}.model.json"
             raise ManifestError(
                 "manifest-wrong-tensor-files", file=file, count=len(paths), component=component
             )
-        return self.base / paths[0]
+        return paths[0]
+
+    def list_tensors(self, component: str) -> tuple[Path, ...]:
+        """Return the safetensors files in a component's folder of the base: a large network comes in several."""
+        return tuple(
+            self.base / file.path
+            for file in self.manifest.base.files
+            if file.path.startswith(f"{component}/") and file.path.endswith(".safetensors")
+        )
 
 
 @dataclass(frozen=True, slots=True)

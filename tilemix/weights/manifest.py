@@ -27,6 +27,7 @@ import msgspec
 from tilemix.colors.chart import list_palettes
 from tilemix.errors import LIST_SEPARATOR, ManifestError, RequestError
 from tilemix.inputs import NumberInput, find_input
+from tilemix.modelfile.base_families import BASE_FAMILIES, SDXL, BaseFamily
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN
 from tilemix.request import Defaults
 from tilemix.system.atomic import locked, write_atomically
@@ -40,7 +41,6 @@ MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_SCALE = find_input("lora_scale", NumberInput).maximum
-FAMILIES = ("sdxl",)  # of base models; tilemix.pipelines has a file for each
 
 AdapterKind = Literal["lora", "embedding"]
 
@@ -96,10 +96,15 @@ class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     defaults: Defaults
     prompt_template: str  # prompt_templates/NAME.json
     license: str  # of the weights
-    family: str = FAMILIES[0]  # of the base
+    family: str = SDXL.name  # of the base, one of BASE_FAMILIES
     palette: str | None = None  # data/palettes/NAME.json; None: the chart serves
     vae: Source | None = None  # None: the base's own
     adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def base_family(self) -> BaseFamily:
+        """What is known about the base's family."""
+        return BASE_FAMILIES[self.family]
 
     def load_palette(self) -> Palette | None:
         """Return the colors that the model draws; None where the chart serves."""
@@ -181,12 +186,12 @@ def check_manifest(name: str, manifest: ModelManifest) -> None:
     Raises:
         ManifestError: a value is wrong.
     """
-    if manifest.family not in FAMILIES:
+    if manifest.family not in BASE_FAMILIES:
         raise ManifestError(
             "manifest-unknown-family",
             file=name,
             found=manifest.family[:80],
-            known=LIST_SEPARATOR.join(FAMILIES),
+            known=LIST_SEPARATOR.join(BASE_FAMILIES),
         )
     for source in sources_of(manifest):
         _check_source(name, source)

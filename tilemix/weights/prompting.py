@@ -21,6 +21,7 @@ def make_context(
     manifest: ModelManifest, *, seed: int, steps: int, templates: Path = TEMPLATES
 ) -> PromptContext:
     """Return what the prompt of a request for a model may name: its LoRAs, its embeddings, the project's wildcards."""
+    family = manifest.base_family
     return PromptContext(
         seed=seed,
         steps=steps,
@@ -31,4 +32,5 @@ def make_context(
             if adapter.kind == "embedding" and adapter.tokens
         },
         wildcards=Wildcards(templates / "wildcards"),
+        without_negative=None if family.reads_negative_prompt else family.base,
     )
