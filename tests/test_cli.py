@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from tests.pace import assert_quick
 from tilemix.__main__ import main as command
@@ -234,6 +236,27 @@ def test_record_prints_what_is_inside_a_picture(black_tile, capsys):
     assert capsys.readouterr().out.startswith("100% black\n")
 
 
+def test_record_prints_what_another_program_says_of_its_picture(tmp_path, capsys):
+    path = tmp_path / "a.png"
+    chunks = PngInfo()
+    text = "a tile\nNegative prompt: blurry\nSteps: 20, Seed: 7, Size: 512x512"
+    chunks.add_text("parameters", text)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=chunks)
+    assert main(["record", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "prompt": "a tile",
+        "negative_prompt": "blurry",
+        "parameters": {"Steps": "20", "Seed": "7", "Size": "512x512"},
+    }
+    assert main(["record", "--parameters", str(path)]) == 0
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_the_picture_to_repeat_is_not_written_over(black_tile, capsys):
+    assert main(["predict", "--from-image", str(black_tile), "-o", str(black_tile)]) == 1
+    assert "tile.png: this is the picture to repeat; name another file with -o" in capsys.readouterr().err
+
+
 def test_measure_reads_the_mix_from_the_record_or_the_option(black_tile, capsys):
     assert main(["measure", "--json", str(black_tile)]) == 0
     assert json.loads(capsys.readouterr().out)["shares"]["black"] > 99
@@ -277,8 +300,11 @@ def test_predict_draws_a_tile(tmp_path):
 
 
 @pytest.mark.slow
-def test_predict_repeats_a_tile_byte_for_byte(tmp_path):
-    assert draw(tmp_path / "a.png") == draw(tmp_path / "b.png")
+def test_predict_repeats_a_tile_byte_for_byte_from_its_record(tmp_path):
+    data = draw(tmp_path / "a.png")
+    done = run("predict", "--from-image", str(tmp_path / "a.png"), "-o", str(tmp_path / "b.png"))
+    assert "repeated: every pixel is the same" in done.stderr
+    assert (tmp_path / "b.png").read_bytes() == data
 
 
 @pytest.mark.slow

@@ -58,6 +58,7 @@ logger = logging.getLogger(__name__)
 LEAST_STEPS = (
     1.5  # of a draft, rounded down; half a step more than one, so that rounding errors do not matter
 )
+SHORT_HASH = 12  # digits
 RECORDED_LIBRARIES = ("diffusers", "transformers", "compel", "safetensors")
 
 
@@ -343,6 +344,7 @@ class Renderer:
             lora_scale=next(iter(request.lora_scales.values()), None),
             lora_scales=dict(request.lora_scales),
             lora_hashes=self.ready.lora_hashes,
+            embedding_hashes=self._hash_embeddings(prompt),
             named_loras={lora.file: (lora.text_scale, lora.unet_scale) for lora in prompt.loras} or UNSET,
             chosen_prompt=UNSET if prompt.chosen is None else prompt.chosen,
             chosen_negative_prompt=UNSET if prompt.chosen_negative is None else prompt.chosen_negative,
@@ -362,6 +364,17 @@ class Renderer:
             files=self.ready.model.hashes,
             versions=_versions(),
         )
+
+    def _hash_embeddings(self, prompt: Prompt) -> dict[str, str]:
+        """Return the embeddings whose tokens a prompt holds, by file, with what web UIs know them by."""
+        hashes = self.ready.model.hashes
+        return {
+            adapter.file: sha256[:SHORT_HASH]
+            for adapter in self.ready.model.manifest.adapters
+            if adapter.kind == "embedding"
+            and (sha256 := hashes[adapter.file]) is not None
+            and any(token in f"{prompt.positive} {prompt.negative}" for token in adapter.tokens)
+        }
 
 
 def _log_language(prompt: Prompt, guidances: Sequence[Guidance]) -> None:

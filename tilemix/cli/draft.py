@@ -51,7 +51,8 @@ def _draft(options: argparse.Namespace) -> None:
         )
     manifest = load_manifest(options.model)
     template = find_template(manifest.prompt_template)
-    request = GenerationRequest(prompt=options.text, **{name: getattr(options, name) for name in INPUTS})
+    given = {name: getattr(options, name) for name in INPUTS if getattr(options, name) is not None}
+    request = GenerationRequest(prompt=options.text, **given)
     resolved = request.resolve(manifest.defaults, negative_prompt="", lora_scales={})
     palette = manifest.load_palette()
     prompt = rewrite(options.text, template, palette)

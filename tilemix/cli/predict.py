@@ -1,24 +1,30 @@
-"""`tilemix predict`: draw a tile."""
+"""`tilemix predict`: draw a tile, or one after another."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tilemix.cli.measure import list_shares
 from tilemix.cli.terminal import write, write_json
-from tilemix.cli.verbs import add_model
-from tilemix.errors import LIST_SEPARATOR, TilemixError
+from tilemix.cli.verbs import add_model, default_model
+from tilemix.errors import LIST_SEPARATOR, ImageFileError, TilemixError
 from tilemix.inputs import ChoiceInput, Input, IntegerInput, NumberInput, describe, find_input, load_inputs
 from tilemix.system.garbage import uncollected
 
 if TYPE_CHECKING:
+    from tilemix.cli.repeat import Source
     from tilemix.cli.verbs import Verbs
+    from tilemix.drawing import Drawing
+    from tilemix.errors import Message
+    from tilemix.render import Renderer
     from tilemix.request import GenerationRequest
+    from tilemix.weights.manifest import ModelManifest
 
 logger = logging.getLogger(__name__)
 
@@ -29,36 +35,43 @@ SUFFIXES = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 def add_predict(verbs: Verbs) -> None:
     """Add `predict`."""
     predict = verbs.add_parser("predict", help="draw a tile")
-    predict.set_defaults(run=_predict)
+    predict.set_defaults(run=_predict, refuse=predict.error)
     predict.add_argument(
         "-o", "--output", type=Path, default=Path("tile.png"), metavar="FILE", help="default: tile.png"
     )
     for row in load_inputs().values():
         if row.name != OUTPUT_FORMAT:
-            add_input(predict, row)
+            add_input(predict, row, is_optional=True)
     predict.add_argument(
         "--output-format",
         choices=find_input(OUTPUT_FORMAT, ChoiceInput).choices,
         help="default: FILE's suffix",
     )
+    predict.add_argument(
+        "--from-image",
+        type=Path,
+        metavar="PICTURE",
+        help="repeat a picture: its inputs stand for those left out here; other programs' pictures, too",
+    )
     add_model(predict)
+    predict.set_defaults(model=None)  # a picture to repeat names its own
     predict.add_argument(
         "--json", action="store_true", help="print the record and the measured shares as JSON"
     )
 
 
-def add_input(parser: argparse.ArgumentParser, row: Input) -> None:
-    """Add the argument for one input of predict()."""
+def add_input(parser: argparse.ArgumentParser, row: Input, *, is_optional: bool = False) -> None:
+    """Add the argument for one input of predict(); None: it was not given. `is_optional`: even if it is required."""
     text = describe(row, left_out="the model's own", with_limits=True).replace("%", "%%")
     option = f"--{row.name.replace('_', '-')}"
     if row.required:
-        parser.add_argument(row.name, help=text)
+        parser.add_argument(row.name, nargs="?" if is_optional else None, help=text)
     elif isinstance(row, IntegerInput):
         parser.add_argument(option, type=partial(_read_integer, row), metavar="N", help=text)
     elif isinstance(row, NumberInput):
         parser.add_argument(option, type=float, metavar="X", help=text)
     elif isinstance(row, ChoiceInput):
-        parser.add_argument(option, choices=row.choices, default=row.default, help=text)
+        parser.add_argument(option, choices=row.choices, help=text)
     else:
         parser.add_argument(option, metavar="TEXT", help=text)
 
@@ -73,7 +86,52 @@ def _read_integer(row: IntegerInput, text: str) -> int:
 
 def _predict(options: argparse.Namespace) -> None:
     from tilemix.request import GenerationRequest
+    from tilemix.weights import load_manifest
 
+    given = {name: value for name in load_inputs() if (value := getattr(options, name)) is not None}
+    if "prompt" not in given and options.from_image is None:
+        options.refuse("expected a prompt, or --from-image")
+    given[OUTPUT_FORMAT] = _check_output(options)
+    source = _read_source(options)
+    model = options.model or (source and source.model) or default_model()
+    manifest = load_manifest(model)
+    own: dict[str, Any] = {}
+    notes: list[Message] = []
+    if source is not None:
+        own, notes = source.find_inputs(model, manifest)
+    # A slip in the text is told before the model is loaded.
+    _check_text(GenerationRequest(**own | given), manifest)
+    renderer = _load(model, os.environ if source is None else source.add_settings(os.environ))
+    if source is not None:
+        own, differences = source.settle(renderer, own)
+        notes += differences
+    for note in notes:
+        logger.warning("%s", note)
+    drawing = _draw(renderer, options.output, GenerationRequest(**own | given))
+    answer: dict[str, Any] = {
+        "file": str(options.output),
+        "record": drawing.rendered.record,
+        "seconds": drawing.rendered.seconds,
+    }
+    if drawing.measured:
+        answer |= {"measured": drawing.measured}
+    if source is not None:
+        is_the_same = given.keys() == {OUTPUT_FORMAT}
+        changed = source.count_changed(drawing.rendered) if is_the_same else None
+        _tell_changed(changed)
+        answer |= {"repeated": {"notes": [str(note) for note in notes], "changed_pixels": changed}}
+    if options.json:
+        write_json(answer)
+    else:
+        write(f"{options.output}\n")
+
+
+def _check_output(options: argparse.Namespace) -> str:
+    """Return the format of the file to write.
+
+    Raises:
+        TilemixError: no picture can be written there.
+    """
     output_format = options.output_format or SUFFIXES.get(options.output.suffix.lower())
     if output_format is None:
         known = LIST_SEPARATOR.join(SUFFIXES)
@@ -83,32 +141,53 @@ def _predict(options: argparse.Namespace) -> None:
     folder = options.output.parent
     if not folder.is_dir():
         raise TilemixError("file-no-folder", file=str(options.output), folder=str(folder))
-    given = {name: getattr(options, name) for name in load_inputs()}
-    request = GenerationRequest(**given | {OUTPUT_FORMAT: output_format})
-    model: str = options.model
-    _check_text(request, model)  # a slip in the text is told before the model is loaded
+    return str(output_format)
+
+
+def _read_source(options: argparse.Namespace) -> Source | None:
+    """Return the picture to repeat.
+
+    Raises:
+        ImageFileError: it cannot be read, or would be written over.
+    """
+    if options.from_image is None:
+        return None
+    from tilemix.cli.repeat import Source
+
+    source = Source.read(options.from_image)
+    if options.output.exists() and options.output.samefile(options.from_image):
+        raise ImageFileError("picture-over-itself", file=str(options.output))
+    return source
+
+
+def _load(model: str, environment: Mapping[str, str]) -> Renderer:
     with uncollected():
-        from tilemix.drawing import draw_to_file
+        from tilemix import drawing  # noqa: F401  now, not in the first picture's time
         from tilemix.pipelines.settings import read_settings
         from tilemix.render import Renderer
 
-        renderer = Renderer.load(model, read_settings(os.environ))
-    drawing = draw_to_file(renderer, options.output, request, on_step=_show_step)
-    rendered, measured = drawing.rendered, drawing.measured
-    took = sum(rendered.seconds.values())
-    logger.info("%s: %d kB, drawn in %.1f s", options.output, drawing.size // 1000, took)
-    if options.json:
-        answer = {"file": str(options.output), "record": rendered.record, "seconds": rendered.seconds}
-        if measured:
-            answer |= {"measured": measured}
-        write_json(answer)
-        return
-    write(f"{options.output}\n")
-    if measured:
-        logger.info("measured: %s", list_shares(measured.shares))
+        return Renderer.load(model, read_settings(environment))
 
 
-def _check_text(request: GenerationRequest, model: str) -> None:
+def _draw(renderer: Renderer, output: Path, request: GenerationRequest) -> Drawing:
+    from tilemix.drawing import draw_to_file
+
+    drawing = draw_to_file(renderer, output, request, on_step=_show_step)
+    took = sum(drawing.rendered.seconds.values())
+    logger.info("%s: %d kB, drawn in %.1f s", output, drawing.size // 1000, took)
+    if drawing.measured:
+        logger.info("measured: %s", list_shares(drawing.measured.shares))
+    return drawing
+
+
+def _tell_changed(changed: int | None) -> None:
+    if changed == 0:
+        logger.info("repeated: every pixel is the same")
+    elif changed is not None:
+        logger.info("repeated: %d pixels are not the same", changed)
+
+
+def _check_text(request: GenerationRequest, manifest: ModelManifest) -> None:
     """Read the text as the renderer will.
 
     Raises:
@@ -116,10 +195,8 @@ def _check_text(request: GenerationRequest, model: str) -> None:
     """
     from tilemix.prompts.rewrite import rewrite
     from tilemix.prompts.template import find_template
-    from tilemix.weights import load_manifest
     from tilemix.weights.prompting import make_context
 
-    manifest = load_manifest(model)
     context = make_context(
         manifest,
         seed=request.seed or 0,

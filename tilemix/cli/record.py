@@ -1,4 +1,4 @@
-"""`tilemix record`: print the record inside a picture."""
+"""`tilemix record`: print how a picture was made."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ if TYPE_CHECKING:
 
 def add_record(verbs: Verbs) -> None:
     """Add `record`."""
-    record = verbs.add_parser("record", help="print the record inside a picture as JSON")
+    record = verbs.add_parser(
+        "record", help="print how a picture was made, as JSON; other programs' pictures, too"
+    )
     record.set_defaults(run=_record)
     record.add_argument("file", type=Path)
     record.add_argument("--parameters", action="store_true", help="print it as the web UIs' parameters text")
 
 
 def _record(options: argparse.Namespace) -> None:
+    from tilemix.pictures.infotext import write_infotext
+    from tilemix.pictures.reading import read_origin
+    from tilemix.pictures.record import Record, parameters_text
 
-    from tilemix.pictures.reading import read_record
-    from tilemix.pictures.record import parameters_text
-
-    record = read_record(options.file)
-    if options.parameters:
-        write(parameters_text(record) + "\n")
+    origin = read_origin(options.file)
+    if not options.parameters:
+        write_json(origin, indent=2)
+    elif isinstance(origin, Record):
+        write(parameters_text(origin) + "\n")
     else:
-        write_json(record, indent=2)
+        text = write_infotext(origin.prompt, origin.negative_prompt, origin.parameters.items())
+        write(text + "\n")

@@ -1,4 +1,4 @@
-"""Pictures from anywhere, decoded safely, and the record inside those that tilemix made."""
+"""Pictures from anywhere, decoded safely, and what they say of how they were made."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from tilemix.errors import ImageFileError
+from tilemix.pictures.foreign import read_infotext
 from tilemix.pictures.record import JSON_KEY, MAX_RECORD_BYTES, RECORD_NAMESPACE, Record, parse_record
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tilemix.pictures.infotext import Infotext
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +134,30 @@ def record_of(picture: Image.Image, *, source: str) -> Record:
     if not isinstance(text, str):
         raise ImageFileError("picture-no-record", file=source, format=str(picture.format))
     return parse_record(text.encode(), source=source)
+
+
+def read_origin(path: Path) -> Record | Infotext:
+    """Return the record that a picture carries, or else what another program says of it in its own way.
+
+    Raises:
+        ImageFileError: it is not a picture, is broken, or says nothing of itself.
+    """
+    return origin_of(open_picture(path), source=str(path))
+
+
+def origin_of(picture: Image.Image, *, source: str) -> Record | Infotext:
+    """Do what `read_origin` does, of a decoded picture; `source` names it in messages.
+
+    Raises:
+        ImageFileError: it says nothing of itself.
+    """
+    try:
+        return record_of(picture, source=source)
+    except ImageFileError:
+        infotext = read_infotext(picture)
+        if infotext is None:
+            raise
+        return infotext
 
 
 def read_bytes(path: Path) -> bytes:

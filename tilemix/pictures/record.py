@@ -15,13 +15,12 @@ prompts of 2,000 characters fit in any alphabet (at the very worst 51 kB of XMP 
 EXIF). The XMP packet of each format also carries IPTC's digital source type, which is how a
 picture says that it was generated.
 
-Only the JSON is read back (`pictures/reading.py`). The `parameters` text is for the web UIs. Their parsers guess
-where a prompt ends, so a prompt can mislead them; the JSON is unambiguous.
+A picture is repeated from the JSON, which is unambiguous. The `parameters` text is for the web UIs, and for us where a
+program has removed the JSON; its parsers guess where a prompt ends, so a prompt can mislead them.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -32,6 +31,7 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 from tilemix.errors import ImageFileError
+from tilemix.pictures.infotext import PARAMETERS_KEY, clean_name, write_infotext
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 MAX_RECORD_BYTES = 256 * 2**10
 
 JSON_KEY = "tilemix"
-PARAMETERS_KEY = "parameters"
 XMP_KEY = "XML:com.adobe.xmp"
 RECORD_NAMESPACE = "urn:tilemix:1.0/"
 # Source: IPTC Photo Metadata Standard, "Digital Source Type", https://iptc.org/std/photometadata/
@@ -65,8 +64,8 @@ SAMPLERS = {
     "euler": ("Euler", "Uniform"),
     "euler_a": ("Euler a", "Uniform"),
 }
-# What web UIs, and sites that read their pictures, take for the start of another part.
-PART_START = re.compile(r"^(\s*)(Negative prompt:|Steps:)", re.MULTILINE)
+LORA_SCALE, GRANULE_SIZE = "Lora scale", "Granule size"  # parameters of ours alone
+VERSION = "tilemix "  # begins our `Version`
 PEFT_STEM = "adapter_model"
 # JSON may hold them, XML may not.
 NOT_XML = re.compile("[\ufffe\uffff]")
@@ -114,6 +113,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     threads: int  # of torch; another number changes the last bits
     model: str  # the manifest's name
     lora_hashes: dict[str, str] = {}  # a LoRA's file -> its AutoV3, by which web UIs and model sites know it
+    embedding_hashes: dict[str, str] = {}  # of the files whose tokens the prompts hold: as web UIs count them
     files: dict[str, str | None]  # path in the manifest -> sha256; None: not locked
     versions: dict[str, str]  # package -> version
 
@@ -145,20 +145,16 @@ def parse_record(text: bytes, *, source: str) -> Record:
 
 
 def parameters_text(record: Record) -> str:
-    """Return the record in the web UIs' own notation: prompt, negative prompt, and a last line of parameters.
+    """Return the record in the web UIs' own notation; see `tilemix.pictures.infotext`.
 
     The parameters are always the last line and always at least five, so a parser that looks for them there
-    finds ours, whatever the prompt contains. A prompt line that starts like another part ("Negative
-    prompt:", "Steps:") starts in lower case here, which the text encoders turn everything into anyway.
-    `Lora hashes` are AutoV3, of the tensors alone; `TI hashes`, of the files called so, begin the file's sha256.
-
-    Source: the notation as A1111 1.10 writes and reads it.
+    finds ours, whatever the prompt contains. A LoRA that the prompt named is named in it again, as the web UIs do.
+    `Lora hashes` are AutoV3, of the tensors alone; `TI hashes` begin the file's sha256.
     """
-    lines = [_prompt_lines(record.sent_prompt)]
-    if negative := _prompt_lines(record.sent_negative_prompt):
-        lines.append(f"Negative prompt: {negative}")
-    lines.append(", ".join(f"{key}: {_quote(value)}" for key, value in _parameters(record)))
-    return "\n".join(lines)
+    named = {} if record.named_loras is msgspec.UNSET else record.named_loras
+    tags = [_write_tag(file, *scales) for file, scales in named.items()]
+    prompt = " ".join([record.sent_prompt, *tags])
+    return write_infotext(prompt, record.sent_negative_prompt, _list_parameters(record))
 
 
 def png_chunks(record: Record) -> PngInfo:
@@ -189,12 +185,8 @@ def xmp_segment(record: Record) -> bytes:
     return (XMP_PACKET % f"<tilemix:record>{escape(text)}</tilemix:record>").encode()
 
 
-def _prompt_lines(text: str) -> str:
-    lines = "\n".join(line.strip() for line in text.strip().splitlines())
-    return PART_START.sub(lambda match: match[0].lower(), lines)
-
-
-def _parameters(record: Record) -> Iterator[tuple[str, str]]:
+def _list_parameters(record: Record) -> Iterator[tuple[str, str]]:
+    """Yield the parameters in the web UIs' order."""
     sampler, schedule_type = SAMPLERS.get(record.scheduler, (record.scheduler, None))
     yield "Steps", str(record.num_inference_steps)
     yield "Sampler", sampler
@@ -211,31 +203,29 @@ def _parameters(record: Record) -> Iterator[tuple[str, str]]:
     if len(unet) == 1 and unet[0] is not None:
         yield "Model hash", unet[0][:10]
     yield "Model", record.model
-    if loras := ", ".join(f"{_name_lora(file)}: {digits}" for file, digits in record.lora_hashes.items()):
-        yield "Lora hashes", loras
-    if embeddings := ", ".join(_list_embeddings(record.files)):
-        yield "TI hashes", embeddings
-    if record.lora_scale is not None:
-        yield "Lora scale", f"{record.lora_scale:.12g}"
     if record.draft is not msgspec.UNSET:
         yield "Denoising strength", f"{record.draft.strength:.12g}"
+    if loras := ", ".join(f"{_name_adapter(file)}: {digits}" for file, digits in record.lora_hashes.items()):
+        yield "Lora hashes", loras
+    embeddings = record.embedding_hashes
+    if named := ", ".join(f"{_name_adapter(file)}: {digits}" for file, digits in embeddings.items()):
+        yield "TI hashes", named
+    if record.lora_scale is not None:
+        yield LORA_SCALE, f"{record.lora_scale:.12g}"
+    if record.draft is not msgspec.UNSET:
+        yield GRANULE_SIZE, record.draft.granule_size
     if version := record.versions.get("tilemix"):
-        yield "Version", f"tilemix {version}"
+        yield "Version", f"{VERSION}{version}"
 
 
-def _name_lora(file: str) -> str:
-    """Return what a web UI calls a LoRA: its file's name, or its folder's where PEFT has named the file."""
+def _name_adapter(file: str) -> str:
+    """Return what a web UI calls an adapter: its file's name, or its folder's where PEFT has named the file."""
     path = PurePosixPath(file)
-    return (path.parent.name if path.stem == PEFT_STEM else "") or path.stem
+    return clean_name((path.parent.name if path.stem == PEFT_STEM else "") or path.stem)
 
 
-def _list_embeddings(files: dict[str, str | None]) -> Iterator[str]:
-    """Yield name and hash of the textual inversion embeddings, as far as their names tell."""
-    for file, sha256 in files.items():
-        path = PurePosixPath(file)
-        if path.suffix == ".safetensors" and sha256 is not None and "embed" in path.stem:
-            yield f"{path.stem}: {sha256[:12]}"
-
-
-def _quote(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\n]', value) else value
+def _write_tag(file: str, text_scale: float, unet_scale: float) -> str:
+    numbers = [f"{text_scale:.12g}", f"{unet_scale:.12g}"]
+    return (
+        f"<lora:{':'.join([_name_adapter(file), *(numbers if text_scale != unet_scale else numbers[:1])])}>"
+    )
