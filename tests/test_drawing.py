@@ -29,6 +29,7 @@ def test_the_picture_is_in_its_file_and_its_mix_is_measured(tmp_path):
         "share_red": 0.0,
         "share_not_asked": 0.0,
         "color_error_black": pytest.approx(5.5, abs=0.2),  # of #000000 to the chart's black as seen
+        "lightness_error_black": pytest.approx(-8.0, abs=8.0),
     }
 
 

@@ -16,7 +16,7 @@ from tests.studio_parts import START, add_prediction, get_prediction
 from tilemix.errors import SettingsError
 from tilemix.studio.settings import Secret
 from tilemix.studio.store.database import MIGRATIONS, Database
-from tilemix.studio.store.schema import Base, Prediction
+from tilemix.studio.store.schema import Base, Prediction, Share
 
 
 def test_the_migrations_make_exactly_the_tables_of_the_schema(database):
@@ -55,6 +55,24 @@ def test_an_error_of_an_earlier_studio_becomes_data(database_url):
     again = Database.open(Secret(database_url))
     error = {"code": "prediction-failed", "field": None, "message": line, "values": {"reason": line}}
     assert get_prediction(again, identity).error == error
+    again.close()
+
+
+def test_the_errors_of_earlier_pictures_are_found(database_url):
+    database = Database.open(Secret(database_url))
+    mix = {"red": 60.0, "light gray": 40.0}
+    shares = [Share(place=place, color=color, percent=mix[color]) for place, color in enumerate(mix)]
+    metrics = {"share_red": 63.0, "share_light_gray": 35, "share_not_asked": 2}
+    measured, other = add_prediction(database, metrics=metrics, shares=shares), add_prediction(database)
+    with database.engine.begin() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0006")
+    database.close()
+    again = Database.open(Secret(database_url))
+    assert get_prediction(again, measured).share_error == pytest.approx(4)
+    assert get_prediction(again, other).share_error is None
     again.close()
 
 

@@ -39,6 +39,19 @@ def test_a_text_is_found_anywhere_in_any_case(database, tmp_path, text, is_found
     assert found == ([identity] if is_found else [])
 
 
+def test_the_gallery_goes_from_the_largest_error_to_the_smallest_page_by_page(database, tmp_path):
+    errors = [3.0, None, 9.5, 3.0, 0.0]
+    made = [add_prediction(database, prompt="wet", share_error=error) for error in errors]
+    wanted = [made[number] for number in (2, 3, 0, 4)]
+    gallery = Gallery(database, tmp_path)
+    for text in (None, "wet"):
+        found, before = [], None
+        while page := gallery.find_page(limit=1, before=before, text=text, order="error"):
+            found.append(before := page[0]["id"])
+        assert found == wanted
+    assert gallery.find_page(limit=5, before="0" * 32, order="error") == []
+
+
 def fill(database, count) -> None:
     """Predictions with pictures, one in a hundred of a rare color."""
     rows = [

@@ -32,6 +32,7 @@ from tilemix.studio.web.messages import explain_data
 from tilemix.studio.web.mix_form import read_page_form, split_text
 from tilemix.studio.web.palette import load_presets, load_swatches, send_presets, write_mix
 from tilemix.studio.web.rendering import PAGES
+from tilemix.studio.web.views import ResultView
 from tilemix.studio.web.words import LANGUAGES, load_words
 from tilemix.system.project import ROOT
 
@@ -128,13 +129,14 @@ def test_every_word_of_the_templates_is_there_and_every_word_is_used():
     script = (PAGES / "script.js").read_text(encoding="utf-8")
     keys = load_words()["en"].keys
     asked = set(re.findall(r"""\b(?:t|words)\(["']([a-z_0-9]+)["']""", source))
-    assert asked - keys == {"theme_", "role_", "error_", "input_", "choice_"}
+    assert asked - keys == {"theme_", "role_", "error_", "input_", "choice_", "color_"}
     families = (
         "theme_",
         "role_",
         "error_",
         "input_",
         "choice_",
+        "color_",
         "nav_",
         "status_",
         "search_",
@@ -479,18 +481,43 @@ def test_one_that_waits_says_what_for(client, cog):
 
 def test_measured_shares_stand_beside_the_asked_ones(client, cog):
     metrics = {"share_red": 43.5, "share_bright_red": 20, "share_black": 24.5, "share_not_asked": 12}
+    metrics |= {"color_error_red": 4.0, "lightness_error_red": 3.9, "color_error_bright_red": 1.0}
     cog.outcome = {"status": "succeeded", "output": data_uri(picture()), "metrics": metrics}
     address = ask(client, "50% red, 25% bright red, 25% black")
     page = Tags(finish(client, address).text)
-    assert "Red RAL 3016 50% 43.5% −6.5" in page.text
-    assert "Bright red RAL 3020 25% 20.0% −5.0" in page.text
+    assert "Red RAL 3016 50% 43.5% −6.5 slightly lighter" in page.text
+    assert "Bright red RAL 3020 25% 20.0% −5.0 exact" in page.text
     assert "Other colors – 12.0%" in page.text
     (bar,) = [a["aria-label"] for a in page.all("svg", role="img") if a["aria-label"].startswith("Measured")]
     assert bar == "Measured: Red 43.5%, Bright red 20%, Black 24.5%, Other colors 12%"
     german = Tags(client.get(address, headers={"Accept-Language": "de"}).text)
-    assert "Leuchtend rot RAL 3020 25 % 20,0 % −5,0" in german.text
+    assert "Leuchtend rot RAL 3020 25 % 20,0 % −5,0 genau" in german.text
     assert "43,5 %" in german.text
     assert "Farbe kann abweichen" in german.text
+
+
+@pytest.mark.parametrize(
+    ("error", "lightness", "english", "russian"),
+    [
+        (2.9, -2.9, "exact", "точный"),
+        (4, 4, "slightly lighter", "чуть светлее"),
+        (4, -3, "slightly darker", "чуть темнее"),
+        (4, 2, "slightly different", "чуть другой"),
+        (7, 7, "lighter", "светлее"),
+        (7, -7, "darker", "темнее"),
+        (7, None, "different", "другой"),
+        ("7", 7, None, None),
+        (None, 7, None, None),
+    ],
+)
+def test_a_colors_error_is_told_in_words(error, lightness, english, russian):
+    metrics = {"color_error_red": error, "lightness_error_red": lightness}
+    found = {"id": "1", "url": None, "is_done": True, "error": None, "status": "succeeded", "input": {}}
+    found |= {"metrics": metrics, "sent": {"red": 100.0}}
+    for code, told in (("en", english), ("ru", russian)):
+        view = ResultView(found, load_words()[code], None)
+        assert [share.color for share in view.shares] == [told]
+        assert view.is_color_measured == (told is not None)
 
 
 def test_a_failure_says_why(client, cog):

@@ -170,6 +170,9 @@ def _list_facts(rendered: Rendered, request: GenerationRequest) -> dict[str, Any
             "measured": {color: round(percent, 2) for color, percent in measured.shares.items()},
             "not_asked": round(measured.not_asked, 2),
             "color_errors": {color: round(error, 2) for color, error in measured.color_errors.items()},
+            "lightness_errors": {
+                color: round(error, 2) for color, error in measured.lightness_errors.items()
+            },
             "uncertain": list(measured.uncertain),
         }
     return facts

@@ -78,6 +78,8 @@ class Measurement:
     mean_delta_e: float  # delta E 2000 to the nearest color asked for, mean over the pixels of granules
     # color of the mix that shows -> delta E 2000 of its granules to the palette's
     color_errors: dict[str, float] = field(default_factory=dict)
+    # color of the mix that shows -> L* of its granules minus the palette's; above 0: lighter
+    lightness_errors: dict[str, float] = field(default_factory=dict)
     # color of the mix that shows -> "#RRGGBB" of its granules
     seen: dict[str, str] = field(default_factory=dict)
     drift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # L*, a*, b*: how far all colors moved, in the mean
@@ -144,6 +146,7 @@ def measure_shares(pixels: Bytes, mix: ColorMix, palette: Palette | None = None)
         not_asked=float(sum(named.values())),
         mean_delta_e=float(np.average(nearest, weights=in_all)) if in_all.sum() else 0.0,
         color_errors={name: float(delta_e_2000(lab, found[name].lab)) for name, lab in colors.items()},
+        lightness_errors={name: float(lab[0] - found[name].lab[0]) for name, lab in colors.items()},
         seen={name: format_hex(lab_to_srgb(lab)) for name, lab in colors.items()},
         drift=(float(drift[0]), float(drift[1]), float(drift[2])),
         uncertain=tuple(_find_doubts(pixels, found, read, float(percents[-1]))),

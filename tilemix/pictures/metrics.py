@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tilemix.pictures.measure import Measurement
 
 NOT_ASKED = "not_asked"
@@ -21,13 +23,43 @@ def color_error_metric(color: str) -> str:
     return share_metric(color).replace("share_", "color_error_", 1)
 
 
+def lightness_error_metric(color: str) -> str:
+    """Return the name of the metric that says how much lighter a color's granules are than the palette's."""
+    return share_metric(color).replace("share_", "lightness_error_", 1)
+
+
 def share_metrics(measured: Measurement) -> dict[str, float]:
     """Return the metrics of a measured mix.
 
-    They are the percent of each color and of all that was not asked for, and the delta E 2000 of each color that
-    shows to the palette's.
+    They are the percent of each color and of all that was not asked for; of each color that shows, the delta E 2000
+    to the palette's and the difference in L*.
     """
     shares = {**measured.shares, NOT_ASKED: measured.not_asked}
     metrics = {share_metric(color): round(percent, 1) for color, percent in shares.items()}
-    errors = measured.color_errors.items()
-    return metrics | {color_error_metric(color): round(error, 1) for color, error in errors}
+    return metrics | error_metrics(measured.color_errors, measured.lightness_errors)
+
+
+def error_metrics(
+    color_errors: Mapping[str, float], lightness_errors: Mapping[str, float]
+) -> dict[str, float]:
+    """Return the metrics of the colors' errors."""
+    metrics = {color_error_metric(color): round(error, 1) for color, error in color_errors.items()}
+    return metrics | {
+        lightness_error_metric(color): round(error, 1) for color, error in lightness_errors.items()
+    }
+
+
+def find_share_error(asked: Mapping[str, float], metrics: Mapping[str, Any]) -> float | None:
+    """Return how far the measured shares are from those asked for, in points, in the mean; None: not measured.
+
+    Args:
+        asked: color -> percent.
+        metrics: of the prediction. What another program may have written there is not trusted.
+    """
+    errors = []
+    for color, percent in asked.items():
+        measured = metrics.get(share_metric(color))
+        if isinstance(measured, bool) or not isinstance(measured, int | float):
+            return None
+        errors.append(abs(float(measured) - percent))
+    return sum(errors) / len(errors) if errors else None

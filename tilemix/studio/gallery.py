@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-from sqlalchemy import Integer, column, delete, func, or_, select, table
+from sqlalchemy import Integer, and_, column, delete, func, or_, select, table
 from sqlalchemy.orm import selectinload
 
 from tilemix.errors import Message
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tilemix.studio.store.database import Database
 
+Order = Literal["newest", "error"]
 MAX_SEARCH_CHARACTERS = 200
 MOST_ON_A_PAGE = 100
 GONE = Message("studio-picture-removed", {})
@@ -53,22 +54,34 @@ class Gallery:
         color: str | None = None,
         text: str | None = None,
         has_picture: bool = False,
+        order: Order = "newest",
     ) -> list[dict[str, Any]]:
-        """Return predictions, newest first; optionally older than `before` (an id), with a color, text or picture.
+        """Return predictions in an order; optionally those after `before` (an id), with a color, text or picture.
 
-        The search ignores case; on PostgreSQL, for the letters that the database's locale knows.
+        By error, those come first whose measured shares are furthest from those asked for, and those that were not
+        measured are left out. The search ignores case; on PostgreSQL, for the letters that the database's locale
+        knows.
         """
-        query = _whole().order_by(Prediction.number.desc()).limit(min(limit, MOST_ON_A_PAGE))
+        number, error = Prediction.number, Prediction.share_error
+        query = _whole().order_by(number.desc()).limit(min(limit, MOST_ON_A_PAGE))
+        if order == "error":
+            query = query.order_by(None).order_by(error.desc(), number.desc()).where(error.is_not(None))
         with self._database.read() as session:
             if before is not None:
-                last = select(Prediction.number).where(Prediction.id == before).scalar_subquery()
-                query = query.where(Prediction.number < last)
+                last = session.execute(select(number, error).where(Prediction.id == before)).first()
+                if last is None:
+                    return []
+                is_later = number < last.number
+                if order == "error":
+                    is_later = or_(error < last.share_error, and_(error == last.share_error, is_later))
+                query = query.where(is_later)
             if color is not None:
                 query = query.where(Prediction.shares.any(Share.color == color))
             if has_picture:
                 query = query.where(Prediction.output.has(Output.state == "taken"))
             if text is not None:
-                query = _with_text(query, text, is_sqlite=session.get_bind().dialect.name == "sqlite")
+                is_sqlite = session.get_bind().dialect.name == "sqlite"
+                query = _with_text(query, text, is_sqlite=is_sqlite, order=order)
             return [describe(prediction, self._pictures) for prediction in session.scalars(query)]
 
     def count_before(self, identity: str) -> int:
@@ -141,13 +154,14 @@ def describe(prediction: Prediction, pictures: Path) -> dict[str, Any]:
     }
 
 
-def _with_text(query: Select[Prediction], text: str, *, is_sqlite: bool) -> Select[Prediction]:
+def _with_text(query: Select[Prediction], text: str, *, is_sqlite: bool, order: Order) -> Select[Prediction]:
     if is_sqlite and len(text) >= FEWEST_LETTERS:
         quoted = '"' + text.replace('"', '""') + '"'
         found = query.join(TEXTS, TEXTS.c.rowid == Prediction.number)
-        # From the index, newest first, so that it is read no further than a page.
-        newest = found.order_by(None).order_by(TEXTS.c.rowid.desc())
-        return newest.where(TEXTS.c.predictions_text.op("MATCH")(quoted))
+        if order == "newest":
+            # From the index, newest first, so that it is read no further than a page.
+            found = found.order_by(None).order_by(TEXTS.c.rowid.desc())
+        return found.where(TEXTS.c.predictions_text.op("MATCH")(quoted))
     special = str.maketrans({sign: LIKE_ESCAPE + sign for sign in ("%", "_", LIKE_ESCAPE)})
     like = f"%{text.translate(special)}%"
     return query.where(

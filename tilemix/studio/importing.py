@@ -16,7 +16,7 @@ import msgspec
 from sqlalchemy import select
 
 from tilemix.errors import ImageFileError, OutputError, SettingsError, StudioError
-from tilemix.pictures.metrics import NOT_ASKED, color_error_metric, share_metric
+from tilemix.pictures.metrics import NOT_ASKED, error_metrics, find_share_error, share_metric
 from tilemix.pictures.reading import read_record
 from tilemix.studio.clock import SystemClock
 from tilemix.studio.outputs import keep_picture
@@ -58,6 +58,7 @@ class _Row(msgspec.Struct):
     measured: dict[str, float] | None = None
     not_asked: float = 0.0
     color_errors: dict[str, float] = {}
+    lightness_errors: dict[str, float] = {}
     seconds: float = 0.0
 
 
@@ -123,6 +124,7 @@ def _take(row: _Row, catalogue: Path, pictures: Path, database: Database, settin
         logger.warning("%s: %s", row.path, getattr(error, "strerror", None) or error)
         return False
     now = SystemClock().now()
+    metrics, shares = _list_metrics(row), _find_shares(record)
     prediction = Prediction(
         id=row.id,
         backend=settings.backend,
@@ -136,10 +138,11 @@ def _take(row: _Row, catalogue: Path, pictures: Path, database: Database, settin
         started_at=now,
         completed_at=now,
         seconds_left=0.0,
-        metrics=_list_metrics(row),
+        metrics=metrics,
+        share_error=find_share_error(shares, metrics),
         shares=[
             Share(place=place, color=color, percent=percent)
-            for place, (color, percent) in enumerate(_find_shares(record).items())
+            for place, (color, percent) in enumerate(shares.items())
         ],
         output=Output(state="taken", created_at=now, taken_at=now, **asdict(kept)),
     )
@@ -158,5 +161,5 @@ def _list_metrics(row: _Row) -> dict[str, Any]:
     if row.measured:
         shares = {**row.measured, NOT_ASKED: row.not_asked}
         metrics |= {share_metric(color): round(percent, 1) for color, percent in shares.items()}
-        metrics |= {color_error_metric(color): round(error, 1) for color, error in row.color_errors.items()}
+        metrics |= error_metrics(row.color_errors, row.lightness_errors)
     return metrics

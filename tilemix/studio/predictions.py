@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tilemix.errors import DeliveryError, Message, read_metrics
+from tilemix.pictures.metrics import find_share_error
 from tilemix.studio.store.schema import Output
 
 if TYPE_CHECKING:
@@ -146,6 +147,8 @@ def _end(session: Session, prediction: Prediction, report: Report, now: datetime
         prediction.error = error.describe()
     if report.status != SUCCEEDED:
         return
+    asked = {share.color: share.percent for share in prediction.shares}
+    prediction.share_error = find_share_error(asked, prediction.metrics)
     output = Output(prediction=prediction.number, created_at=now, attempts=0)
     if report.output is None:
         output.state, output.error = "failed", Message("output-missing", {}).describe()

@@ -81,6 +81,7 @@ class Prediction(Base):
     __table_args__ = (
         UniqueConstraint("backend", "remote_id", name="predictions_remote_id"),
         Index("predictions_status", "status"),
+        Index("predictions_share_error", "share_error", "number"),
     )
 
     number: Mapped[int] = mapped_column(primary_key=True)  # in the order of the requests
@@ -112,6 +113,8 @@ class Prediction(Base):
     completed_at: Mapped[datetime | None]
     logs: Mapped[str] = mapped_column(Text, default="")
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    # Points: how far the measured shares are from those asked for; None: not measured.
+    share_error: Mapped[float | None] = mapped_column(Float)
     error: Mapped[dict[str, Any] | None] = mapped_column(ErrorData)
 
     shares: Mapped[list[Share]] = relationship(order_by="Share.place")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, get_args
 from urllib.parse import urlencode
 
 from starlette.concurrency import run_in_threadpool
@@ -11,7 +12,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from tilemix.errors import RefusalError
-from tilemix.studio.gallery import MAX_SEARCH_CHARACTERS
+from tilemix.studio.gallery import MAX_SEARCH_CHARACTERS, Order
 from tilemix.studio.thumbnails import read_thumbnail
 from tilemix.studio.web.palette import load_swatches
 from tilemix.studio.web.rendering import IMMUTABLE
@@ -94,10 +95,11 @@ class ResultPages:
         return Response(content, media_type="image/webp", headers=IMMUTABLE)
 
     async def gallery(self, request: Request) -> Response:
-        """Show the pictures, newest first, filtered by color and text."""
+        """Show the pictures, newest first or by the error of their shares, filtered by color and text."""
         query = request.query_params
         words = self._renderer.words(request)
         color, text = _clean(query.get("color", "")), _clean(query.get("text", ""))
+        order: Order = "error" if query.get("order") == "error" else "newest"
         found = await run_in_threadpool(
             self._gallery.find_page,
             limit=PAGE_SIZE + 1,
@@ -105,19 +107,22 @@ class ResultPages:
             color=color or None,
             text=text or None,
             has_picture=True,
+            order=order,
         )
         views = [ResultView(each, words, self._studio.palette) for each in found]
         search = {name: value for name, value in (("color", color), ("text", text)) if value}
         pick = await self._find(request, query["pick"]) if "pick" in query else None
         older = None
         if len(views) > PAGE_SIZE:
-            more = {"pick": pick.id} if pick is not None else {}
+            more: dict[str, str] = {} if order == "newest" else {"order": order}
+            more |= {"pick": pick.id} if pick is not None else {}
             older = "/gallery?" + urlencode({**search, **more, "before": views[PAGE_SIZE - 1].id})
         return self._renderer.render(
             request,
             "gallery.html",
             views=views[:PAGE_SIZE],
-            search={"color": color, "text": text},
+            search={"color": color, "text": text, "order": order},
+            orders=get_args(Order),
             is_searched=bool(search),
             is_first="before" not in query,
             older=older,
@@ -126,9 +131,10 @@ class ResultPages:
         )
 
     async def compare(self, request: Request) -> Response:
-        """Show two results side by side."""
+        """Show two results side by side, first the one whose shares are nearer to those asked for."""
         wanted = list(dict.fromkeys(request.query_params.getlist("id")))[:3]
         views = [view for identity in wanted if (view := await self._find(request, identity)) is not None]
+        views.sort(key=lambda view: math.inf if view.share_error is None else view.share_error)
         is_pair = len(views) == 2 and all(view.url is not None for view in views)
         return self._renderer.render(
             request, "compare.html", status=200 if is_pair else 422, views=views if is_pair else None

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 
-from tilemix.pictures.metrics import NOT_ASKED, share_metric
+from tilemix.pictures.metrics import (
+    NOT_ASKED,
+    color_error_metric,
+    find_share_error,
+    lightness_error_metric,
+    share_metric,
+)
 from tilemix.studio.gallery import GONE
 from tilemix.studio.predictions import CANCELED, PROCESSING, QUEUED, STARTING, SUCCEEDED
 from tilemix.studio.web.messages import explain_data
@@ -23,6 +29,9 @@ if TYPE_CHECKING:
 
 FAULT_SHOWN_AFTER = 1.0  # second: the queue looks four times a second
 TITLE_CHARACTERS = 80
+# Delta E 2000 of a color's granules to the palette's: hardly seen, seen side by side.
+SAME_COLOR, LIKE_COLOR = 3.0, 6.0
+MOSTLY_LIGHTNESS = 0.7  # of the difference; a smaller part of it is another hue or chroma
 OTHERS = "#8A8580"  # for colors that were not requested or are not on the chart
 
 
@@ -32,6 +41,7 @@ class ShareView(NamedTuple):
     swatch: Swatch
     asked: float  # percent
     measured: float | None  # percent of the picture; None: not measured
+    color: str | None  # how its granules differ from the palette's color, in words; None: not measured
 
     @property
     def difference(self) -> float | None:
@@ -74,10 +84,18 @@ class ResultView:
         metrics = found["metrics"]
         self.shares = [
             ShareView(
-                find_swatch(color, words.code, palette), asked, _percent(metrics.get(share_metric(color)))
+                find_swatch(color, words.code, palette),
+                asked,
+                _percent(metrics.get(share_metric(color))),
+                _tell_color(
+                    _percent(metrics.get(color_error_metric(color))),
+                    _percent(metrics.get(lightness_error_metric(color))),
+                    words,
+                ),
             )
             for color, asked in found["sent"].items()
         ]
+        self.share_error = find_share_error(found["sent"], metrics)
         self.not_asked = _percent(metrics.get(share_metric(NOT_ASKED)))
         self.seed = self.inputs.get("seed")
         self.error = found["error"] and explain_data(found["error"], words)
@@ -87,6 +105,11 @@ class ResultView:
     def is_measured(self) -> bool:
         """Whether the picture was measured."""
         return any(share.measured is not None for share in self.shares)
+
+    @property
+    def is_color_measured(self) -> bool:
+        """Whether the colors were compared with the palette's."""
+        return any(share.color is not None for share in self.shares)
 
     @property
     def title(self) -> str:
@@ -183,6 +206,18 @@ def _stack(pieces: Iterable[tuple[Swatch, float]], words: Words) -> list[Bar]:
         bars.append(Bar(round(x, 2), round(share, 2), swatch.hex or OTHERS, title))
         x += share
     return [bar for bar in bars if bar.width > 0]
+
+
+def _tell_color(error: float | None, lightness: float | None, words: Words) -> str | None:
+    """Return a color's error, delta E 2000 and the difference in L*, in words."""
+    if error is None:
+        return None
+    if error < SAME_COLOR:
+        return words("color_same")
+    kind = "hue"
+    if lightness is not None and abs(lightness) >= MOSTLY_LIGHTNESS * error:
+        kind = "lighter" if lightness > 0 else "darker"
+    return words("color_" + (f"slightly_{kind}" if error < LIKE_COLOR else kind))
 
 
 def _percent(value: object) -> float | None:
