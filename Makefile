@@ -13,8 +13,9 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 BIN := .venv/bin
 MODULES := tilemix miniature tools predict.py bench tests
-# Two processes of one torch thread each: two of two threads would wait for one another on two cores.
-PYTEST_ENVIRONMENT := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
+# Two processes of one torch thread each: two of two threads would wait for one another on two cores. Where Python is
+# told to write no bytecode, as in many containers, every process of the suite would compile its modules again.
+PYTEST_ENVIRONMENT := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 PYTEST_OPTIONS := --numprocesses=2 --dist=loadfile
 
 .PHONY: predict test test-quick check format serve studio soak bench gpu-wheels schema test-pins clean \

@@ -465,6 +465,19 @@ def header_alphas(bench: Workbench) -> tuple[Path, Truth]:
     return path, lambda scale: truth(scale * 0.5)
 
 
+def find_differing(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of `expected` under which `found` has another shape, dtype or value.
+
+    For hundreds of small tensors: `torch.testing.assert_close` takes a millisecond for each.
+    """
+    return [
+        name
+        for name, tensor in expected.items()
+        if (found[name].shape, found[name].dtype) != (tensor.shape, tensor.dtype)
+        or not torch.allclose(found[name], tensor, rtol=1e-5, atol=1e-6)
+    ]
+
+
 def read_weights(pipeline: object) -> Tensors:
     """Return copies of all weights of the components that adapters change, by "component.name"."""
     return {

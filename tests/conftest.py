@@ -28,6 +28,16 @@ def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_project(tmp_path_factory.mktemp("project"))
 
 
+@pytest.fixture(scope="session")
+def adapted_project(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder whose model `tiny` has a LoRA at 0.7 and the tokens <s0><s1>. Not to be changed."""
+    from tests.tiny_sdxl import base_of, share_model, write_lora, write_manifest, write_tokens
+
+    root = share_model(tmp_path_factory.mktemp("adapted"), tiny_project)
+    write_manifest(root, base=base_of(root), adapters=[write_lora(root), write_tokens(root)])
+    return root
+
+
 @pytest.fixture
 def project(tiny_project: Path, tmp_path: Path) -> Path:
     """A project of its own that shares the tiny model's folder."""

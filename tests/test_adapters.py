@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.adapter_crafts import ATTENTION, MODULES, ORIGINAL_NAMES
+from tests.adapter_crafts import ATTENTION, MODULES, ORIGINAL_NAMES, find_differing
 from tests.adapter_crafts import read_weights as snapshot
 from tests.pace import assert_quick, processor_seconds
 from tests.tiny_sdxl import COMPONENTS, random_pairs
@@ -78,8 +78,7 @@ def merge_by_hand(before, halves, scale, factor):
 
 def assert_close(found, expected):
     assert list(found) == list(expected)
-    for name in found:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=1e-6, msg=name)
+    assert find_differing(found, expected) == []
 
 
 def alpha_of(module: str) -> float:

@@ -1,5 +1,7 @@
 """The joined products and the kept keys and values against diffusers' own attention, bit for bit."""
 
+import copy
+
 import pytest
 import torch
 
@@ -10,7 +12,8 @@ from tilemix.pipelines.attention import CrossAttention, SelfAttention, speed_att
 @pytest.fixture(scope="module")
 def unets():
     """The same UNet with diffusers' attention and with ours, and what keeps the keys."""
-    theirs, ours = build_pipeline(0).unet, build_pipeline(0).unet
+    theirs = build_pipeline(0).unet
+    ours = copy.deepcopy(theirs)
     return theirs, ours, speed_attention(ours)
 
 

@@ -1,7 +1,6 @@
 """Compiled networks. torch traces them here as it does for real, but writes no code: that would take minutes."""
 
 import functools
-import json
 
 import numpy as np
 import pytest
@@ -13,24 +12,16 @@ from tilemix.pipelines.decoding import decode_latents
 from tilemix.pipelines.loading import load_pipeline
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
-from tilemix.system.project import ROOT
 from tilemix.weights import find_model
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def renderers(tmp_path_factory):
-    """The miniature, whose own size is 256 pixels here, as plain modules and compiled; and a list of traces."""
-    root = tmp_path_factory.mktemp("compiled")
-    (root / "weights").mkdir()
-    for name in ("prompt_templates", "weights/miniature"):
-        (root / name).symlink_to(ROOT / name)
-    manifest = json.loads((ROOT / "weights" / "miniature.model.json").read_text())
-    manifest["defaults"] |= {"width": 256, "height": 256}
-    (root / "weights" / "miniature.model.json").write_text(json.dumps(manifest))
+def renderers(adapted_project):
+    """A model, whose own size is 256 pixels, as plain modules and compiled; and a list of traces."""
     plain, compiled = (
-        Renderer(load_pipeline(find_model("miniature", root), CPU, torch.float32)) for _ in "12"
+        Renderer(load_pipeline(find_model("tiny", adapted_project), CPU, torch.float32)) for _ in "12"
     )
     traces = []
 
@@ -45,7 +36,7 @@ def renderers(tmp_path_factory):
     return plain, compiled, traces
 
 
-def test_the_unet_and_the_decoder_are_compiled_whole_and_for_one_size(monkeypatch):
+def test_the_unet_and_the_decoder_are_compiled_whole_and_for_one_size(adapted_project, monkeypatch):
     handed = []
 
     def compile_(forward, **options):
@@ -53,7 +44,7 @@ def test_the_unet_and_the_decoder_are_compiled_whole_and_for_one_size(monkeypatc
         return forward
 
     monkeypatch.setattr(torch, "compile", compile_)
-    renderer = Renderer(load_pipeline(find_model("miniature"), CPU, torch.float32))
+    renderer = Renderer(load_pipeline(find_model("tiny", adapted_project), CPU, torch.float32))
     renderer.compile(side=256)
     pipeline = renderer.ready.base.pipeline
     assert handed == [(pipeline.unet, True, False), (pipeline.vae.decoder, True, False)]

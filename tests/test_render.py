@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.quick import first_quick
-from tests.test_pipelines_loading import QUERY
-from tests.tiny_sdxl import TEMPLATE, base_of, random_pairs, share_model, write_manifest, write_tokens
+from tests.tiny_sdxl import TEMPLATE, base_of, share_model, write_manifest
 from tilemix import __version__
 from tilemix.errors import ManifestError, ModelFileError, PromptError, RenderError
 from tilemix.modelfile.hashes import compute_hashes
@@ -29,19 +28,9 @@ RED = GenerationRequest(prompt="60% red, 40% black", seed=7)
 
 
 @pytest.fixture(scope="module")
-def renderer(tiny_project, tmp_path_factory):
+def renderer(adapted_project):
     """A renderer with a LoRA at 0.7 and the tokens <s0><s1>."""
-    root = share_model(tmp_path_factory.mktemp("render"), tiny_project)
-    plain = load_pipeline(find_model("tiny", tiny_project), CPU, torch.float32)
-    halves = random_pairs(plain.base.pipeline, [QUERY])
-    tensors = {
-        f"{QUERY}.lora_A.weight": halves[f"{QUERY}.down"],
-        f"{QUERY}.lora_B.weight": halves[f"{QUERY}.up"],
-    }
-    save_file(tensors, root / "weights" / "lora.safetensors")
-    adapters = [{"file": "lora.safetensors", "kind": "lora", "scale": 0.7}, write_tokens(root)]
-    write_manifest(root, base=base_of(tiny_project), adapters=adapters)
-    return Renderer(load_pipeline(find_model("tiny", root), CPU, torch.float32))
+    return Renderer(load_pipeline(find_model("tiny", adapted_project), CPU, torch.float32))
 
 
 def test_loading_refuses_what_is_missing_before_it_imports_anything(tmp_path, monkeypatch):
@@ -322,7 +311,8 @@ def test_thirty_pictures_leave_nothing_behind(renderer):
     def draw(count: int) -> None:
         for number in range(count):
             scale = (0.0, 0.7, 1.0)[number % 3]
-            renderer.render(replace(prompt=f"tile {number}", seed=number, lora_scale=scale))
+            changes = {"seed": number, "lora_scale": scale, "num_inference_steps": 1}
+            renderer.render(replace(prompt=f"tile {number}", **changes))
 
     draw(10)
     resident, handles = read_state()

@@ -217,6 +217,7 @@ def long_prediction(server: Server, receiver: Receiver):
     wait_until(lambda: server.health() == "READY")
 
 
+@pytest.mark.slow
 def test_a_prediction_answers_with_the_picture_its_logs_and_its_metrics(server, tmp_path):
     answer = server.predict()
     prediction = answer.json()
@@ -455,6 +456,7 @@ def test_with_a_schema_what_is_missing_is_named_and_what_is_too_much_is_dropped(
     assert picture(server.predict(num_outputs=4)) == reference
 
 
+@pytest.mark.slow
 def test_the_server_gives_out_the_committed_schema(server):
     committed = json.loads((ROOT / ".cog" / "openapi_schema.json").read_text(encoding="utf-8"))
     assert server.client.get("/openapi.json").json() == committed

@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from tests.cog_stand_in import run_cog_stand_in
+from tests.conftest import DATABASES
 from tests.quick import first_quick
 from tests.studio_parts import OTHER_SECRET, SECRET, body, data_uri, picture, sign
 from tilemix.errors import SettingsError, StoreDownError
@@ -96,7 +97,7 @@ def wait_for(client, identity, condition=lambda found: found["is_done"]) -> dict
     return found
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+@pytest.mark.parametrize("kind", DATABASES)
 def test_a_form_gives_a_picture_and_its_record(tmp_path, cog, kind, request):
     changes = {}
     if kind == "postgresql":

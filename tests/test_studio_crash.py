@@ -36,6 +36,7 @@ def test_killed_anywhere_it_loses_nothing_and_doubles_nothing(options, fewest):
     assert int(kills[1]) >= fewest
 
 
+@pytest.mark.slow
 def test_the_count_sees_what_is_lost_and_what_is_doubled(tmp_path, monkeypatch):
     """The judge is judged: a story whose pictures or deliveries go missing is not called whole."""
     own = ((os, "replace"), (DefaultDialect, "do_commit"))

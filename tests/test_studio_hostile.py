@@ -9,6 +9,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from tests.cog_stand_in import run_cog_stand_in
+from tests.conftest import DATABASES
 from tests.studio_parts import SECRET, body, make_postgres_database, sign
 from tests.test_studio_api import MIX, NoLimit, run, wait_for
 from tilemix.errors import StoreDownError
@@ -131,7 +132,7 @@ VALUES = [
 ]
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=DATABASES)
 def studio(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     changes = {"proxies": ("127.0.0.1",), "rate_limit": NoLimit()}

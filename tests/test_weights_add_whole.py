@@ -8,7 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.adapter_crafts import LINEAR, Workbench, bare, peft_folder, read_weights, training_tar
+from tests.adapter_crafts import (
+    LINEAR,
+    Workbench,
+    bare,
+    find_differing,
+    peft_folder,
+    read_weights,
+    training_tar,
+)
 from tests.https_server import redirect, serve
 from tests.tiny_sdxl import base_of, write_manifest
 from tilemix.errors import AdapterError, ManifestError, MissingFilesError, ModelFileError, WeightsError
@@ -62,8 +70,7 @@ def draw(ready, **changes):
 
 def assert_merged(ready, truth, scale):
     weights = read_weights(ready.base.pipeline)
-    for name, weight in truth(scale).items():
-        torch.testing.assert_close(weights[name], weight.float(), rtol=1e-5, atol=1e-6)
+    assert find_differing(weights, {name: weight.float() for name, weight in truth(scale).items()}) == []
 
 
 @pytest.mark.slow

@@ -125,6 +125,19 @@ def share_model(
     return root
 
 
+def write_lora(root: Path) -> dict[str, object]:
+    """Write a LoRA of one module of `tiny`; return the manifest's entry."""
+    module = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    generator = torch.Generator().manual_seed(3)
+    halves = {
+        "lora_A": 0.3 * torch.randn(4, 32, generator=generator),
+        "lora_B": 0.3 * torch.randn(32, 4, generator=generator),
+    }
+    tensors = {f"{module}.{half}.weight": tensor for half, tensor in halves.items()}
+    save_file(tensors, root / "weights" / "lora.safetensors")
+    return {"file": "lora.safetensors", "kind": "lora", "scale": 0.7}
+
+
 def write_tokens(root: Path) -> dict[str, object]:
     """Write two tokens for both of `tiny`'s encoders; return the manifest's entry."""
     rows = {"clip_l": torch.ones(2, 32), "clip_g": torch.ones(2, 48)}
