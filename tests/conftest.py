@@ -1,6 +1,7 @@
 """Fixtures: a tiny SDXL project on disk, made once; the studio's databases; a stand-in for a Cog server."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,20 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep the hashes of test files out of the user's cache."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Take back the number of torch's threads that a test has set, by loading a model for example.
+
+    Two test processes with two threads each, on two cores, wait for one another: a training of 3 s took 80 s.
+    """
+    torch = sys.modules.get("torch")
+    before = torch.get_num_threads() if torch is not None else int(os.environ.get("OMP_NUM_THREADS", 0))
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and before and torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

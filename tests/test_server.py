@@ -87,6 +87,7 @@ def serve(folder: Path, *, schema: bool, model: str = "miniature", python: str =
         "PORT": str(port),
         "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
         "TILEMIX_MODEL": model,
+        "TILEMIX_THREADS": "1",  # the other cores have their own tests
         "TMPDIR": str(folder / "tmp"),
     }
     with (folder / "server.log").open("wb") as log:
