@@ -18,6 +18,7 @@ from tilemix.colors.palette import load_palette
 from tilemix.drafts.draft import draft_mix
 from tilemix.errors import ManifestError
 from tilemix.prompts.mix import ColorMix, ColorShare, parse_mix
+from tilemix.prompts.template import find_template
 from tilemix.weights import load_manifest, locate_model
 from tilemix.weights.calibration import Calibration, DraftColor, Figures, encode_calibration, load_calibration
 
@@ -26,11 +27,14 @@ WORDS = ["red", "black", "green", "beige"]
 GOOD = Figures(share_error=1, worst_share=2, color_error=2, not_asked=0, texture=1)
 
 
+OWN, BARE = find_template("rubber_tile"), find_template("rubber_tile_bare")
+
+
 class FakeRenderer:
     """A model that draws every color lighter and yellower than its draft, and from noise with wrong shares."""
 
     def __init__(self, drift=(5.0, -2.0, 4.0)):
-        self.calibration = None
+        self.calibration, self.template = None, OWN
         self.drift, self.drawn = np.array(drift), []
         self.ready = types.SimpleNamespace(model=types.SimpleNamespace(hashes={"unet": "0" * 64}))
 
@@ -50,7 +54,8 @@ class FakeRenderer:
         draft = draft_mix(mix, PALETTE, request.width, request.height, seed=request.seed)
         if self.calibration is not None:
             draft = draft.recolored({word: color.draft for word, color in self.calibration.colors.items()})
-        drifted = np.clip(lab_to_srgb(srgb_to_lab(draft.pixels) + self.drift), 0, 255)
+        drift = self.drift * (0.4 if request.lora_scale == 0.8 else 1) * (0.5 if self.template is BARE else 1)
+        drifted = np.clip(lab_to_srgb(srgb_to_lab(draft.pixels) + drift), 0, 255)
         return types.SimpleNamespace(pixels=np.rint(drifted).astype(np.uint8))
 
 
@@ -145,6 +150,25 @@ def test_a_calibration_that_is_worse_than_none_is_not_chosen(tmp_path, monkeypat
     found = Trials(renderer, PALETTE, WORDS, tmp_path).run((0.5,)).calibration
     assert (found.strength, found.colors) == (0.5, {})
     assert rate(found.figures[CALIBRATED]) > rate(found.figures["draft at 0.5"])
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.slow
+def test_the_scale_and_the_template_that_measure_best_are_found(tmp_path):
+    renderer = FakeRenderer()
+    trials = Trials(renderer, PALETTE, WORDS[:2], tmp_path, [BARE])
+    outcome = trials.run((0.5,), (0.6, 0.8))
+    found = outcome.calibration
+    assert (found.strength, found.lora_scale, found.prompt_template) == (0.5, 0.8, "rubber_tile_bare")
+    errors = [
+        found.figures[name].color_error
+        for name in ("LoRA at 0.6", "LoRA at 0.8", "template rubber_tile_bare")
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert renderer.template is OWN
+    assert len(renderer.drawn) <= trials.count((0.5,), (0.6, 0.8))
+    assert found.granule_width["from a draft"] == pytest.approx(PALETTE.granules.diameter, rel=0.4)
+    assert msgspec.json.decode(encode_calibration(found), type=Calibration) == found
 
 
 @pytest.fixture

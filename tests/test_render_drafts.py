@@ -156,12 +156,15 @@ def test_a_calibration_decides_the_strength_and_the_drafts_colors(renderer, draf
         "red": DraftColor(as_seen=draft.colors["red"], draft="#FF0000"),
         "black": DraftColor(as_seen="#ABCDEF", draft="#00FF00"),  # of another palette
     }
-    calibration = Calibration(strength=0.5, colors=colors, figures={}, files={})
+    calibration = Calibration(strength=0.5, colors=colors, figures={}, files={}, lora_scale=0.6)
     monkeypatch.setattr(renderer, "calibration", calibration)
     record = renderer.plan(ask(strength=None))
     assert record.draft.strength == 0.5
     assert record.draft.colors == {"red": "#FF0000", "black": draft.colors["black"]}
     assert '"draft"' not in record_json(renderer.plan(ask(strength=1)))
+    monkeypatch.setattr(type(renderer.ready), "lora_scales", {"a.safetensors": 0.7})
+    assert renderer.plan(ask(strength=None)).lora_scales == {"a.safetensors": 0.6}
+    assert renderer.plan(ask(strength=None, lora_scale=0.3)).lora_scales == {"a.safetensors": 0.3}
 
 
 @pytest.mark.slow

@@ -84,19 +84,19 @@ class Renderer:
         self.ready = ready
         self._is_compiled = False
         self._encoder = PromptEncoder(ready.base.encode, lambda: (ready.loras.state, ready.tokens.state))
-        self._template = load_template(ready.model.template)
+        self.template = load_template(ready.model.template)
         self._palette = ready.model.manifest.load_palette()
         self.calibration = load_calibration(
             ready.model
         )  # None: the manifest's strength, the palette's colors
         missing = [
-            token for token in self._template.placeholder_tokens if token not in self.placeholder_tokens
+            token for token in self.template.placeholder_tokens if token not in self.placeholder_tokens
         ]
         if missing:
             raise ManifestError(
                 "manifest-missing-token",
                 file=f"{ready.model.name}.model.json",
-                template=self._template.name,
+                template=self.template.name,
                 token=missing[0],
             )
 
@@ -227,7 +227,7 @@ class Renderer:
         manifest, template = self.ready.model.manifest, self.ready.model.template
         return rewrite(
             request.prompt,
-            self._template,
+            self.template,
             self._palette,
             negative_prompt=request.negative_prompt,
             context=make_context(manifest, seed=request.seed, steps=steps, templates=template.parent),
@@ -244,6 +244,12 @@ class Renderer:
         calibration = self.calibration
         return self.ready.model.manifest.defaults.strength if calibration is None else calibration.strength
 
+    def _resolve_lora_scales(self) -> Mapping[str, float]:
+        """Return the scales of a request that leaves them out, by file: the calibration's, or else each LoRA's own."""
+        scale = None if self.calibration is None else self.calibration.lora_scale
+        own = self.ready.lora_scales
+        return own if scale is None else dict.fromkeys(own, scale)
+
     def _resolve(self, request: GenerationRequest) -> ResolvedRequest:
         """Fill in what the request leaves out: from the manifest, from the template, or drawn.
 
@@ -252,8 +258,8 @@ class Renderer:
         """
         resolved = request.resolve(
             structs.replace(self.ready.model.manifest.defaults, strength=self.resolve_strength()),
-            negative_prompt=self._template.negative_prompt,
-            lora_scales=self.ready.lora_scales,
+            negative_prompt=self.template.negative_prompt,
+            lora_scales=self._resolve_lora_scales(),
         )
         family = self.ready.model.manifest.base_family
         for field, side in (("width", resolved.width), ("height", resolved.height)):

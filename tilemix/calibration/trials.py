@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tilemix.colors.palette import Palette
+    from tilemix.prompts.template import PromptTemplate
     from tilemix.render import Renderer
 
     Pixels = NDArray[np.uint8]
@@ -46,6 +48,16 @@ MOST_TEXTURE = 2.0  # spreads; a strength beyond them draws something else than 
 COLOR_WEIGHT = 0.5  # points of a share that one delta E counts
 NO_COLOR = 100.0  # delta E of pictures that show none of the colors asked for
 NOISE, CALIBRATED = "from noise", "calibrated"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a picture is drawn."""
+
+    strength: float
+    colors: Mapping[str, str]  # word -> the draft's color; empty: the palette's
+    lora_scale: float | None = None  # None: each LoRA's own
+    template: str | None = None  # None: the manifest's
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,67 +77,88 @@ class Trials:
         palette: the model's.
         colors: words of the palette.
         folder: of the pictures.
+        templates: other forms of the prompt to try.
     """
 
-    def __init__(self, renderer: Renderer, palette: Palette, colors: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self,
+        renderer: Renderer,
+        palette: Palette,
+        colors: Sequence[str],
+        folder: Path,
+        templates: Sequence[PromptTemplate] = (),
+    ) -> None:
         self._renderer, self._palette, self._folder = renderer, palette, folder
+        self._own_template = renderer.template
+        self._templates = {template.name: template for template in templates}
         self._targets = {word: color.as_seen for color in palette.colors if (word := color.word) in colors}
         self.mixes = draw_mixes(list(self._targets), MIXES)
 
-    def run(self, strengths: Sequence[float]) -> Outcome:
-        """Try the strengths, correct the colors at the best of them, and choose what measures best."""
-        kept = self._renderer.calibration
-        try:
-            return self._run(strengths)
-        finally:
-            self._renderer.calibration = kept
+    def run(self, strengths: Sequence[float], lora_scales: Sequence[float] = ()) -> Outcome:
+        """Try the strengths; at the best of them LoRA scales, templates and corrected colors; choose what is best.
 
-    def count(self, strengths: Sequence[float]) -> int:
+        Each trial begins with what was best so far.
+        """
+        kept, template = self._renderer.calibration, self._renderer.template
+        try:
+            return self._run(strengths, lora_scales)
+        finally:
+            self._renderer.calibration, self._renderer.template = kept, template
+
+    def count(self, strengths: Sequence[float], lora_scales: Sequence[float] = ()) -> int:
         """Return how many pictures `run` needs at most."""
         words = len(self._targets)
-        return len(self.mixes) * (len(SEEDS) + len(strengths) + 1) + ROUNDS * (words + TRIOS * -(-words // 3))
+        tried = len(strengths) + len(lora_scales) + len(self._templates) + 1
+        return len(self.mixes) * (len(SEEDS) + tried) + ROUNDS * (words + TRIOS * -(-words // 3))
 
     def estimate(self) -> float:
         """Return the seconds that a picture takes, by drawing one from noise after another to warm up."""
         for steps in (1, None):
             began = time.perf_counter()
-            self._render(self.mixes[0], 1.0, 0, steps)
+            self._render(self.mixes[0], Way(1.0, {}), 0, steps)
         return time.perf_counter() - began
 
-    def _run(self, strengths: Sequence[float]) -> Outcome:
-        noise = [[self._draw(mix, 1.0, {}, seed) for seed in SEEDS] for mix in self.mixes]
+    def _run(self, strengths: Sequence[float], lora_scales: Sequence[float]) -> Outcome:
+        from_noise = Way(1.0, {})
+        noise = [[self._draw(mix, from_noise, seed) for seed in SEEDS] for mix in self.mixes]
         textures = [[describe_texture(one) for one in of_mix] for of_mix in noise]
         pictures = {NOISE: [of_mix[0] for of_mix in noise]}
         figures = {NOISE: self._measure(pictures[NOISE], None)}
         logger.info("%s", _tell(NOISE, figures[NOISE]))
-        tried: dict[str, tuple[float, dict[str, str]]] = {NOISE: (1.0, {})}
+        tried = {NOISE: from_noise}
 
-        def attempt(name: str, strength: float, colors: dict[str, str]) -> None:
-            drawn = [self._draw(mix, strength, colors, SEEDS[0]) for mix in self.mixes]
-            pictures[name], tried[name] = drawn, (strength, colors)
-            figures[name] = self._measure(drawn, textures)
+        def attempt(name: str, way: Way) -> None:
+            pictures[name] = [self._draw(mix, way, SEEDS[0]) for mix in self.mixes]
+            tried[name], figures[name] = way, self._measure(pictures[name], textures)
             logger.info("%s", _tell(name, figures[name]))
 
+        def best() -> Way:
+            return tried[choose(figures)]
+
         for strength in sorted(set(strengths) - {1.0}, reverse=True):
-            attempt(f"draft at {strength:g}", strength, {})
-        best = choose(figures)
-        strength = tried[best][0]
-        if strength < 1:
-            attempt(CALIBRATED, strength, self._correct(strength))
-            best = choose(figures)
-        strength, colors = tried[best]
-        corrected = {
-            word: DraftColor(as_seen=self._targets[word], draft=color) for word, color in colors.items()
-        }
+            attempt(f"draft at {strength:g}", Way(strength, {}))
+        for scale in lora_scales:
+            attempt(f"LoRA at {scale:g}", replace(best(), lora_scale=scale))
+        for template in self._templates:
+            attempt(f"template {template}", replace(best(), template=template))
+        if best().strength < 1:
+            attempt(CALIBRATED, replace(best(), colors=self._correct(best())))
+        chosen = best()
+        widths = {NOISE: self._find_width(pictures[NOISE])}
+        if chosen.strength < 1:
+            widths["from a draft"] = self._find_width(pictures[choose(figures)])
         calibration = Calibration(
-            strength=strength,
-            colors=corrected,
+            strength=chosen.strength,
+            colors=self._to_draft_colors(chosen.colors),
             figures=figures,
             files=dict(self._renderer.ready.model.hashes),
+            lora_scale=chosen.lora_scale,
+            prompt_template=chosen.template,
+            granule_width={name: round(width, 1) for name, width in widths.items() if width is not None},
         )
         return Outcome(calibration, self.mixes, pictures)
 
-    def _correct(self, strength: float) -> dict[str, str]:
+    def _correct(self, way: Way) -> dict[str, str]:
         """Return the draft's colors with which the granules of single colors and of mixes come out right."""
         words = list(self._targets)
         mixes = [_mix_evenly([word]) for word in words]
@@ -136,7 +169,7 @@ class Trials:
         for _ in range(ROUNDS):
             seen = []
             for number, mix in enumerate(mixes):
-                pixels = self._draw(mix, strength, colors, number)
+                pixels = self._draw(mix, replace(way, colors=colors), number)
                 draft = draft_mix(mix, self._palette, SIDE, SIDE, seed=number)
                 assert draft is not None
                 found = find_seen(pixels, draft.layout, len(mix.shares))
@@ -144,26 +177,46 @@ class Trials:
             colors = correct_colors(self._targets, colors, seen)
         return colors
 
-    def _draw(self, mix: ColorMix, strength: float, colors: Mapping[str, str], seed: int) -> Pixels:
+    def _to_draft_colors(self, colors: Mapping[str, str]) -> dict[str, DraftColor]:
+        return {word: DraftColor(as_seen=self._targets[word], draft=color) for word, color in colors.items()}
+
+    def _find_width(self, pictures: Sequence[Pixels]) -> float | None:
+        """Return the granules' width in pixels, the median over the mixes; None: none shows two colors."""
+        widths = [
+            measure_shares(pixels, mix, self._palette).granule_width
+            for mix, pixels in zip(self.mixes, pictures, strict=True)
+        ]
+        finite = [width for width in widths if math.isfinite(width)]
+        return float(np.median(finite)) if finite else None
+
+    def _draw(self, mix: ColorMix, way: Way, seed: int) -> Pixels:
         """Return a picture, drawn now or before."""
-        drafts = {
-            word: DraftColor(as_seen=self._targets[word], draft=color) for word, color in colors.items()
-        }
         hashes = self._renderer.ready.model.hashes
-        decides = [str(mix), strength, seed, {share.color: colors.get(share.color) for share in mix.shares}]
+        colors = {share.color: way.colors.get(share.color) for share in mix.shares}
+        template = None if way.template is None else self._templates[way.template]
+        decides = [str(mix), way.strength, way.lora_scale, template, seed, colors]
         key = hashlib.sha256(msgspec.json.encode([decides, SIDE, hashes, self._palette.granules])).hexdigest()
         path = self._folder / f"{key[:24]}.png"
         if not path.is_file():
-            self._renderer.calibration = Calibration(strength=strength, colors=drafts, figures={}, files={})
+            self._renderer.calibration = Calibration(
+                strength=way.strength, colors=self._to_draft_colors(way.colors), figures={}, files={}
+            )
+            self._renderer.template = template or self._own_template
             partial = path.with_suffix(".part")
-            Image.fromarray(self._render(mix, strength, seed)).save(partial, "PNG")
+            Image.fromarray(self._render(mix, way, seed)).save(partial, "PNG")
             partial.replace(path)
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGB"))
 
-    def _render(self, mix: ColorMix, strength: float, seed: int, steps: int | None = None) -> Pixels:
+    def _render(self, mix: ColorMix, way: Way, seed: int, steps: int | None = None) -> Pixels:
         request = GenerationRequest(
-            prompt=str(mix), seed=seed, width=SIDE, height=SIDE, strength=strength, num_inference_steps=steps
+            prompt=str(mix),
+            seed=seed,
+            width=SIDE,
+            height=SIDE,
+            strength=way.strength,
+            lora_scale=way.lora_scale,
+            num_inference_steps=steps,
         )
         return self._renderer.render(request).pixels
 

@@ -14,12 +14,16 @@ from tilemix.inputs import NumberInput, find_input
 from tilemix.system.project import ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tilemix.calibration.trials import Outcome
     from tilemix.cli.verbs import Verbs
+    from tilemix.weights.calibration import Calibration
 
 logger = logging.getLogger(__name__)
 
 STRENGTHS = (0.6, 0.5, 0.4, 0.3, 0.2)
+LORA_SCALES = (0.5, 0.6, 0.8, 0.9)
 SHEET_QUALITY = 60
 
 
@@ -33,10 +37,17 @@ def add_calibrate(verbs: Verbs) -> None:
     )
     calibrate.add_argument(
         "--strengths",
-        type=_read_strengths,
+        type=_read_list("strength"),
         default=STRENGTHS,
         metavar="LIST",
         help=f"to try, with commas between; default: {','.join(map(str, STRENGTHS))}",
+    )
+    calibrate.add_argument(
+        "--lora-scales",
+        type=_read_list("lora_scale"),
+        default=LORA_SCALES,
+        metavar="LIST",
+        help=f"to try at the best strength; default: {','.join(map(str, LORA_SCALES))}",
     )
 
 
@@ -58,28 +69,42 @@ def _calibrate(options: argparse.Namespace) -> None:
             )
     from tilemix.calibration.trials import Trials
     from tilemix.pipelines.settings import read_settings
+    from tilemix.prompts.template import find_template
     from tilemix.render import Renderer
     from tilemix.system.atomic import write_atomically
     from tilemix.weights.calibration import encode_calibration
 
+    templates = [find_template(name) for name in load_manifest(options.model).trial_templates]
     renderer = Renderer.load(options.model, read_settings(os.environ))
     folder = ROOT / "build" / "calibration" / options.model
     folder.mkdir(parents=True, exist_ok=True)
     logging.getLogger("tilemix.render").setLevel(
         logging.WARNING
     )  # a line for each picture would hide the figures
-    trials = Trials(renderer, palette, chosen, folder)
+    trials = Trials(renderer, palette, chosen, folder, templates)
+    scales = options.lora_scales if renderer.ready.lora_scales else ()
     logger.info(
         "%d pictures at most; about %.1f minutes",
-        trials.count(options.strengths),
-        trials.count(options.strengths) * trials.estimate() / 60,
+        trials.count(options.strengths, scales),
+        trials.count(options.strengths, scales) * trials.estimate() / 60,
     )
-    outcome = trials.run(options.strengths)
+    outcome = trials.run(options.strengths, scales)
     path = renderer.ready.model.calibration
     write_atomically(path, encode_calibration(outcome.calibration))
     write_atomically(path.with_suffix(".webp"), _draw_sheet(outcome))
-    logger.info("chosen: strength %g", outcome.calibration.strength)
+    _tell_choice(outcome.calibration)
     write(f"{path}\n")
+
+
+def _tell_choice(calibration: Calibration) -> None:
+    scale, template = calibration.lora_scale, calibration.prompt_template
+    own = "" if scale is None else f", LoRA scale {scale:g}"
+    logger.info("chosen: strength %g%s", calibration.strength, own)
+    widths = ", ".join(f"{width:g} pixels {name}" for name, width in calibration.granule_width.items())
+    if widths:
+        logger.info("granules are %s wide; the palette's `granules` say how wide a draft's are", widths)
+    if template is not None:
+        logger.info("the template %s measured better; name it as `prompt_template` to use it", template)
 
 
 def _draw_sheet(outcome: Outcome) -> bytes:
@@ -99,12 +124,17 @@ def _draw_sheet(outcome: Outcome) -> bytes:
     return buffer.getvalue()
 
 
-def _read_strengths(text: str) -> tuple[float, ...]:
-    row = find_input("strength", NumberInput)
-    try:
-        strengths = tuple(row.read(part.strip()) for part in text.split(","))
-        for strength in strengths:
-            row.check(strength)
-    except TilemixError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return strengths
+def _read_list(name: str) -> Callable[[str], tuple[float, ...]]:
+    """Return what reads values of an input, with commas between."""
+
+    def read(text: str) -> tuple[float, ...]:
+        row = find_input(name, NumberInput)
+        try:
+            values = tuple(row.read(part.strip()) for part in text.split(","))
+            for value in values:
+                row.check(value)
+        except TilemixError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return values
+
+    return read

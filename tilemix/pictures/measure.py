@@ -9,6 +9,7 @@ On the maker's 30 photographs of mixes, by the palette measured on his photograp
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -82,6 +83,7 @@ class Measurement:
     lightness_errors: dict[str, float] = field(default_factory=dict)
     # color of the mix that shows -> "#RRGGBB" of its granules
     seen: dict[str, str] = field(default_factory=dict)
+    granule_width: float = math.inf  # pixels, the mean; inf where all is of one color
     drift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # L*, a*, b*: how far all colors moved, in the mean
     uncertain: tuple[str, ...] = ()  # why the shares are not to be trusted; empty where they are
 
@@ -148,6 +150,7 @@ def measure_shares(pixels: Bytes, mix: ColorMix, palette: Palette | None = None)
         color_errors={name: float(delta_e_2000(lab, found[name].lab)) for name, lab in colors.items()},
         lightness_errors={name: float(lab[0] - found[name].lab[0]) for name, lab in colors.items()},
         seen={name: format_hex(lab_to_srgb(lab)) for name, lab in colors.items()},
+        granule_width=read.chord,
         drift=(float(drift[0]), float(drift[1]), float(drift[2])),
         uncertain=tuple(_find_doubts(pixels, found, read, float(percents[-1]))),
     )

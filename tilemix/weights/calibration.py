@@ -35,13 +35,17 @@ class DraftColor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     draft: str  # "#RRGGBB"
 
 
-class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What `tilemix calibrate` found."""
 
     strength: float  # 1: no draft is better than noise
     colors: dict[str, DraftColor]  # word of the palette -> its color in a draft; empty: the palette's serve
     figures: dict[str, Figures]  # by what was tried
     files: dict[str, str | None]  # of the model: path in the manifest -> sha256; None: not locked
+    lora_scale: float | None = None  # of every LoRA; None: each has its own
+    prompt_template: str | None = None  # prompt_templates/NAME.json that measured better than the manifest's
+    # Pixels: how wide the granules are that the model draws from noise and from a draft, in the median over mixes.
+    granule_width: dict[str, float] = {}
 
 
 def encode_calibration(calibration: Calibration) -> bytes:

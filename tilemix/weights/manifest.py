@@ -100,6 +100,7 @@ class ModelManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     palette: str | None = None  # data/palettes/NAME.json; None: the chart serves
     vae: Source | None = None  # None: the base's own
     adapters: tuple[Adapter, ...] = ()
+    trial_templates: tuple[str, ...] = ()  # other forms of the prompt, which `tilemix calibrate` tries
 
     @property
     def base_family(self) -> BaseFamily:
