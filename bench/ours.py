@@ -16,8 +16,9 @@ from tilemix.pictures.files import encode_image
 from tilemix.pipelines.clip_text import OWN_CLIP_SKIP
 from tilemix.pipelines.conditioning import PromptEncoder
 from tilemix.pipelines.loading import ReadyPipeline, load_pipeline
-from tilemix.pipelines.sdxl import Sdxl, encode_text, tensors_of
+from tilemix.pipelines.sdxl import Sdxl, encode_text
 from tilemix.pipelines.speed import Speed, choose_dtype
+from tilemix.pipelines.unet_family import tensors_of
 from tilemix.render import Rendered, Renderer
 from tilemix.request import GenerationRequest
 from tilemix.weights import find_model

@@ -29,4 +29,5 @@ class BaseFamily:
 
 
 SDXL = BaseFamily("sdxl", "SDXL", "unet", ("text_encoder", "text_encoder_2"))
-BASE_FAMILIES: Mapping[str, BaseFamily] = MappingProxyType({family.name: family for family in (SDXL,)})
+SD1 = BaseFamily("sd1", "SD 1", "unet", ("text_encoder",))
+BASE_FAMILIES: Mapping[str, BaseFamily] = MappingProxyType({family.name: family for family in (SDXL, SD1)})

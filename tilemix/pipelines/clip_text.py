@@ -30,6 +30,7 @@ class ClipText:
         tokenizer: of the encoder.
         encoder: on its device.
         clip_skip: which states are taken, counted from the end: 1 the last layer's, 2 those before it.
+        norm: goes over the states; None: nothing does, as in SDXL.
     """
 
     def __init__(
@@ -37,16 +38,18 @@ class ClipText:
         tokenizer: PreTrainedTokenizerBase,
         encoder: CLIPTextModel | CLIPTextModelWithProjection,
         clip_skip: int = OWN_CLIP_SKIP,
+        *,
+        norm: torch.nn.Module | None = None,
     ) -> None:
         from compel.embeddings_provider import EmbeddingsProvider, ReturnedEmbeddingsType
 
         self._tokenizer = tokenizer
         self._encoder = encoder
-        self._clip_skip = clip_skip
+        self._layer = _AtLayer(encoder, clip_skip, norm)
         # Made anew for each prompt: it keeps the empty text's states, which change with the encoder's weights.
         self._provider = EmbeddingsProvider(
             tokenizer=tokenizer,
-            text_encoder=_AtLayer(encoder, clip_skip),
+            text_encoder=self._layer,
             returned_embeddings_type=ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED,
             device=encoder.device,
         )
@@ -78,18 +81,30 @@ class ClipText:
             text, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt", verbose=False
         )
         output = self._encoder(row.input_ids.to(self._encoder.device), output_hidden_states=True)
-        return output.hidden_states[-self._clip_skip], getattr(output, "text_embeds", None)
+        return self._layer.take(output.hidden_states), getattr(output, "text_embeds", None)
 
 
 class _AtLayer:
     """A text encoder whose states before the last layer are those of another layer, as compel asks for them."""
 
-    def __init__(self, encoder: CLIPTextModel | CLIPTextModelWithProjection, clip_skip: int) -> None:
+    def __init__(
+        self,
+        encoder: CLIPTextModel | CLIPTextModelWithProjection,
+        clip_skip: int,
+        norm: torch.nn.Module | None,
+    ) -> None:
         self._encoder = encoder
         self._clip_skip = clip_skip
+        self._norm = norm
         self.device = encoder.device
         self.dtype = encoder.dtype
 
     def __call__(self, *args: object, **options: object) -> SimpleNamespace:
-        states = self._encoder(*args, **options).hidden_states[-self._clip_skip]
+        states = self.take(self._encoder(*args, **options).hidden_states)
         return SimpleNamespace(hidden_states=(states, None))
+
+    def take(self, every: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the states of the layer out of those of every layer."""
+        states = every[-self._clip_skip]
+        normed: torch.Tensor = states if self._norm is None else self._norm(states)
+        return normed

@@ -11,9 +11,10 @@ import torch
 
 from tilemix.adapters import EmbeddingFile, LoraMerger, TokenInstaller, check_fit, read_embedding
 from tilemix.errors import AdapterError
-from tilemix.modelfile.base_families import SDXL, BaseFamily
+from tilemix.modelfile.base_families import SD1, SDXL, BaseFamily
 from tilemix.pipelines.family import Family
 from tilemix.pipelines.schedulers import make_scheduler
+from tilemix.pipelines.sd1 import Sd1
 from tilemix.pipelines.sdxl import Sdxl
 from tilemix.pipelines.speed import Precision, Speed, choose_dtype
 from tilemix.weights import LocalModel
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FAMILIES: Mapping[str, type[Family]] = {SDXL.name: Sdxl}  # by their names in manifests
+FAMILIES: Mapping[str, type[Family]] = {SDXL.name: Sdxl, SD1.name: Sd1}  # by their names in manifests
 
 
 @dataclass(slots=True, eq=False)
