@@ -15,7 +15,7 @@ from tilemix.adapters.embedding_file import check_fit, read_embedding
 from tilemix.adapters.lora_file import read_lora
 from tilemix.adapters.names import find_weights, spell_modules
 from tilemix.errors import AdapterError
-from tilemix.modelfile.base_families import SDXL, BaseFamily
+from tilemix.modelfile.base_families import SD1, SDXL, BaseFamily
 from tilemix.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 # The published configurations, for a base that is not here yet.
 PUBLISHED = {"stabilityai/stable-diffusion-xl-base-1.0": Path(__file__).parents[1] / "data" / "sdxl"}
+SAME_IN_ALL = {
+    SD1.name: Path(__file__).parents[1] / "data" / "sd1"
+}  # every model of the family has these sizes
 LIBRARIES = ("diffusers", "transformers")  # whose classes a base may name
 
 
@@ -77,7 +80,7 @@ def read_shapes(base: Path, repository: str | None, family: BaseFamily = SDXL) -
     Raises:
         AdapterError: nothing tells the shapes.
     """
-    for folder in filter(None, (base, PUBLISHED.get(repository or ""))):
+    for folder in filter(None, (base, PUBLISHED.get(repository or ""), SAME_IN_ALL.get(family.name))):
         files = [folder / "model_index.json", *(folder / name / "config.json" for name in family.components)]
         if all(path.is_file() for path in files):
             return _build_shapes(folder, family, tuple(path.stat().st_mtime_ns for path in files))

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 def add_weights(verbs: Verbs) -> None:
     """Add `weights` and its actions."""
     weights = verbs.add_parser(
-        "weights", help="list, fetch, add, convert, lock or verify the files of packaged models"
+        "weights", help="list, fetch, add, convert, import, lock or verify the files of packaged models"
     )
     weights.set_defaults(run=_weights)
     actions = weights.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -75,6 +75,10 @@ def add_weights(verbs: Verbs) -> None:
         help="which weights of a training checkpoint (default: last, as the web UIs run it)",
     )
     convert.add_argument("--dtype", choices=("fp16",), help="round wider floating-point numbers to it")
+    folder = actions.add_parser("import", help="write manifests for the models in a web UI's folder")
+    folder.add_argument("folder", metavar="FOLDER", help="the web UI's own, or its models")
+    folder.add_argument("--copy", action="store_true", help="copy the files instead of linking to them")
+    folder.add_argument("--replace", action="store_true", help="write manifests of the same name anew")
     for action_parser in (fetch, add):
         action_parser.add_argument(
             "--allow-host", action="append", default=[], metavar="HOST", help="one more host to download from"
@@ -119,6 +123,8 @@ def _weights(options: argparse.Namespace) -> None:
         logger.info("%s: no longer has it; the file stays", model)
     elif options.action == "convert":
         _convert(options)
+    elif options.action == "import":
+        _import(options)
     elif options.action == "lock":
         write(f"{lock(options.model)}\n")
     else:
@@ -140,6 +146,20 @@ def _convert(options: argparse.Namespace) -> None:
         logger.info("left out: %s%s", part.name, amount)
     change = 100 * (after - before) / before
     logger.info("%s -> %s (%+.0f %%)", format_size(before), format_size(after), change)
+
+
+def _import(options: argparse.Namespace) -> None:
+    from tilemix.cli.terminal import make_printable
+    from tilemix.weights.webui import import_folder
+
+    made = import_folder(Path(options.folder), copies=options.copy, replaces=options.replace)
+    for path in made.manifests:
+        write(f"{path}\n")
+    for one in made.unused:
+        write(f"{make_printable(str(one.path))}\tnot used: {one.reason}\n")
+    logger.info(
+        "%d models, %d files used, %d not used", len(made.manifests), len(made.used), len(made.unused)
+    )
 
 
 def _verify(model: str) -> None:

@@ -1,0 +1,117 @@
+"""A web UI's folder becomes manifests that point at its files, and what is left out has its reason."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests import tiny_sd1
+from tests.model_files import SDXL_LORA, lora, write_model
+from tilemix.errors import WeightsError
+from tilemix.weights import find_missing, load_manifest, locate_model
+from tilemix.weights.webui import import_folder
+
+ATTENTION = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+SD1_LORA = lora({ATTENTION: (320, 768)})
+CHECKPOINT = {
+    "model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3),
+    "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight": (320, 768),
+    "cond_stage_model.transformer.text_model.final_layer_norm.bias": (768,),
+    "first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3),
+}
+SDXL = {
+    "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (640, 2048),
+    "conditioner.embedders.1.model.ln_final.weight": (1280,),
+}
+VAE = {"encoder.conv_in.weight": (128, 3, 3, 3), "decoder.conv_in.weight": (512, 4, 3, 3)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A web UI's folder as one finds it."""
+    ui = tmp_path / "ui"
+    for name in ("Stable-diffusion/anime", "Lora", "VAE", "hypernetworks", "ESRGAN", "Stable-diffusion/_old"):
+        (ui / "models" / name).mkdir(parents=True)
+    (ui / "embeddings").mkdir()
+    models = ui / "models"
+    final = models / "Stable-diffusion/anime/Final pruned (v2).safetensors"
+    write_model(final, CHECKPOINT)
+    final.with_suffix(".yaml").write_text(tiny_sd1.YAML)
+    write_model(final.with_suffix(".vae.safetensors"), VAE)
+    write_model(models / "Stable-diffusion/xl.safetensors", SDXL)
+    write_model(models / "Stable-diffusion/_old/hidden.safetensors", CHECKPOINT)
+    torch.save({"state_dict": {"a": torch.zeros(2)}}, models / "Stable-diffusion/it's.ckpt")
+    write_model(models / "Lora/floor.safetensors", SD1_LORA)
+    write_model(models / "Lora/for xl.safetensors", SDXL_LORA)
+    write_model(models / "Lora/broken.safetensors", {f"{ATTENTION}.lora_down.weight": (4, 768)})
+    write_model(models / "VAE/other.safetensors", VAE)
+    save_file({"x": torch.zeros(2)}, models / "ESRGAN/4x.pth")
+    (models / "Lora/floor.preview.png").write_bytes(b"")
+    return ui
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "root/weights").mkdir(parents=True)
+    (tmp_path / "root/prompt_templates").mkdir()
+    (tmp_path / "root/prompt_templates/plain.json").write_text("{}")
+    return tmp_path / "root"
+
+
+def test_a_checkpoint_gets_a_manifest_that_points_at_its_files(folder, root):
+    made = import_folder(folder, root=root)
+    assert [path.name for path in made.manifests] == ["final_pruned_v2.model.json"]
+    model = locate_model("final_pruned_v2", root)
+    assert [file.path for file in model.manifest.base.files] == [
+        "final_pruned_v2.safetensors",
+        "final_pruned_v2.yaml",
+        "final_pruned_v2.vae.safetensors",
+    ]
+    checkpoint = model.base / "final_pruned_v2.safetensors"
+    assert checkpoint.is_symlink()
+    assert checkpoint.resolve() == folder / "models/Stable-diffusion/anime/Final pruned (v2).safetensors"
+    assert [(a.file, a.kind, a.scale) for a in model.manifest.adapters] == [
+        ("webui/floor.safetensors", "lora", 0)
+    ]
+    assert find_missing(model.manifest, root) == []
+    reasons = {str(one.path.relative_to(folder / "models")): str(one.reason) for one in made.unused}
+    assert reasons.keys() == {
+        "Stable-diffusion/xl.safetensors", "Stable-diffusion/it's.ckpt", "Lora/for xl.safetensors",
+        "Lora/broken.safetensors", "VAE/other.safetensors", "ESRGAN/4x.pth",
+    }  # fmt: skip
+    assert "a checkpoint of SDXL" in reasons["Stable-diffusion/xl.safetensors"]
+    assert reasons["Stable-diffusion/it's.ckpt"].startswith(
+        "a pickle; convert it first: tilemix weights convert '"
+    )
+    assert reasons["Lora/for xl.safetensors"] == "made for SDXL, and no checkpoint of that base is here"
+    assert "lora_down" in reasons["Lora/broken.safetensors"]
+    assert reasons["ESRGAN/4x.pth"] == "upscalers are not supported"
+
+
+def test_a_manifest_that_is_there_stays_and_copies_are_files(folder, root):
+    manifest = import_folder(folder, root=root).manifests[0]
+    changed = json.loads(manifest.read_text()) | {"license": "mine"}
+    manifest.write_text(json.dumps(changed))
+    again = import_folder(folder / "models", root=root)
+    assert again.manifests == []
+    assert any("is there already" in str(one.reason) for one in again.unused)
+    assert load_manifest("final_pruned_v2", root).license == "mine"
+    import_folder(folder, root=root, copies=True, replaces=True)
+    assert load_manifest("final_pruned_v2", root).license == "unknown"
+    assert not (root / "weights/files/final_pruned_v2/final_pruned_v2.yaml").is_symlink()
+
+
+def test_a_hostile_yaml_leaves_its_checkpoint_out(folder, root):
+    yaml = folder / "models/Stable-diffusion/anime/Final pruned (v2).yaml"
+    yaml.write_text("model: !!python/name:os.system")
+    made = import_folder(folder, root=root)
+    assert made.manifests == []
+    assert sum("Final pruned (v2).yaml: cannot be read" in str(one.reason) for one in made.unused) == 2
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(WeightsError, match="holds none of the folders of a web UI"):
+        import_folder(tmp_path)
+    with pytest.raises(WeightsError, match="no such folder"):
+        import_folder(tmp_path / "x")
