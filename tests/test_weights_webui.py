@@ -22,6 +22,7 @@ CHECKPOINT = {
 }
 SDXL = {
     "model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": (640, 2048),
+    "model.diffusion_model.input_blocks.7.1.transformer_blocks.9.norm1.weight": (1280,),
     "conditioner.embedders.1.model.ln_final.weight": (1280,),
 }
 VAE = {"encoder.conv_in.weight": (128, 3, 3, 3), "decoder.conv_in.weight": (512, 4, 3, 3)}
@@ -85,7 +86,7 @@ def test_a_checkpoint_gets_a_manifest_that_points_at_its_files(folder, root):
         "a pickle; convert it first: tilemix weights convert '"
     )
     assert reasons["Lora/for xl.safetensors"] == "made for SDXL, and no checkpoint of that base is here"
-    assert "lora_down" in reasons["Lora/broken.safetensors"]
+    assert "incomplete LoRA" in reasons["Lora/broken.safetensors"]
     assert reasons["ESRGAN/4x.pth"] == "upscalers are not supported"
 
 

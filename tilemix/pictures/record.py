@@ -185,6 +185,13 @@ def xmp_segment(record: Record) -> bytes:
     return (XMP_PACKET % f"<tilemix:record>{escape(text)}</tilemix:record>").encode()
 
 
+def _is_drawing(path: str, record: Record) -> bool:
+    """Return whether a file is what web UIs hash as the model: the UNet's, or a checkpoint that is one file."""
+    if not path.endswith(".safetensors") or path in record.lora_hashes or path in record.embedding_hashes:
+        return False
+    return path.startswith("unet/") or ("/" not in path and not path.endswith(".vae.safetensors"))
+
+
 def _list_parameters(record: Record) -> Iterator[tuple[str, str]]:
     """Yield the parameters in the web UIs' order."""
     sampler, schedule_type = SAMPLERS.get(record.scheduler, (record.scheduler, None))
@@ -195,13 +202,9 @@ def _list_parameters(record: Record) -> Iterator[tuple[str, str]]:
     yield "CFG scale", f"{record.guidance_scale:.12g}"
     yield "Seed", str(record.seed)
     yield "Size", f"{record.width}x{record.height}"
-    unet = [
-        sha256
-        for path, sha256 in record.files.items()
-        if path.startswith("unet/") and path.endswith(".safetensors")
-    ]
-    if len(unet) == 1 and unet[0] is not None:
-        yield "Model hash", unet[0][:10]
+    hashes = [sha256 for path, sha256 in record.files.items() if _is_drawing(path, record)]
+    if len(hashes) == 1 and hashes[0] is not None:
+        yield "Model hash", hashes[0][:10]
     yield "Model", record.model
     if record.draft is not msgspec.UNSET:
         yield "Denoising strength", f"{record.draft.strength:.12g}"

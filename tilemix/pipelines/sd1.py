@@ -130,7 +130,7 @@ def _load_pipeline(
     model: LocalModel, device: torch.device, dtype: torch.dtype, text_dtype: torch.dtype
 ) -> Sd1Pipeline:
     from diffusers import PNDMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTokenizer
+    from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
     original = find_original(model)
     try:
