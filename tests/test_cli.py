@@ -206,7 +206,7 @@ def test_ctrl_c_during_the_imports_is_one_line(capsys, monkeypatch):
         (["predict", "red", "--model", "nowhere"], "unknown model 'nowhere'; known: miniature, rubber-tile"),
         (
             ["rewrite", "red", "--template", "../x"],
-            "unknown prompt template '../x'; known: miniature, rubber_tile, rubber_tile_bare",
+            "unknown prompt template '../x'; known: miniature, plain, rubber_tile, rubber_tile_bare",
         ),
         (["weights", "verify", "../x"], "'../x' is not a valid model name; known: miniature, rubber-tile"),
     ],

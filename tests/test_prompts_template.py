@@ -121,7 +121,8 @@ def test_what_is_no_json_or_no_file_is_an_error(tmp_path):
 
 def test_an_unknown_name_shows_the_known_ones():
     with pytest.raises(
-        TemplateError, match=r"^unknown prompt template 'rubber_tiles'; known: miniature, rubber_tile, rubber_tile_bare$"
+        TemplateError,
+        match=r"^unknown prompt template 'rubber_tiles'; known: miniature, plain, rubber_tile, rubber_tile_bare$",
     ):
         find_template("rubber_tiles")
 
