@@ -5,27 +5,22 @@ one-line literal. Annotations are not postponed, because cog 0.16 needs the type
 """
 # ruff: noqa: UP045
 
-import logging
 import os
 import shutil
-import sys
 import tempfile
-import warnings
-from collections.abc import Mapping
 from typing import Optional
 
-from cog import BasePredictor, Input, Path, current_scope
+from cog import BasePredictor, Input, Path
 
 from tilemix.errors import TilemixError
 from tilemix.pipelines.settings import read_settings
 from tilemix.request import GenerationRequest
+from tilemix.system.cog_prediction import log_progress, log_to_stdout, record_metrics
 from tilemix.system.garbage import uncollected
 from tilemix.system.leash import make_own_folder
 from tilemix.system.project import DEFAULT_MODEL
-from tilemix.system.step_log import write_progress
 
 RECORDED_SETTINGS = ("width", "height", "num_inference_steps")
-logger = logging.getLogger("tilemix.predict")
 
 
 class Predictor(BasePredictor):  # type: ignore[misc]  # cog has no types
@@ -91,6 +86,21 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog has no types
         output_format: str = Input(
             description="File format of the picture.", choices=["png", "webp", "jpeg"], default="png"
         ),
+        variation_seed: Optional[int] = Input(
+            description="Seed of the noise that varies the picture; -1: a fresh draw. Left out: a fresh draw.",
+            default=None,
+            ge=-1,
+            le=4294967295,
+        ),
+        variation_strength: Optional[float] = Input(
+            description="How much of the other noise; 1 is all of it. Left out: 0.", default=None, ge=0, le=1
+        ),
+        clip_skip: Optional[int] = Input(
+            description="Layer of the text encoders that is read, from the last one. Left out: the base's own.",
+            default=None,
+            ge=1,
+            le=12,
+        ),
     ) -> Path:
         """Draw one tile; return the path of its picture."""
         inputs = {name: value for name, value in locals().items() if name != "self"}
@@ -122,28 +132,3 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog has no types
         for earlier in self.folder.iterdir():
             shutil.rmtree(earlier)
         return Path(tempfile.mkdtemp(dir=self.folder))
-
-
-def log_to_stdout() -> None:
-    """Send the package's log lines to standard output, where Cog collects a prediction's logs. Once is enough."""
-    package = logging.getLogger("tilemix")
-    package.setLevel(logging.INFO)
-    if not package.handlers:
-        package.addHandler(logging.StreamHandler(sys.stdout))
-
-
-def log_progress(done: int, total: int) -> None:
-    """Log a step as clients and the studio read it."""
-    logger.info("%s", write_progress(done, total))
-
-
-def record_metrics(metrics: Mapping[str, object]) -> None:
-    """Record metrics of the running prediction, if there is one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # cog 0.16 calls its scope experimental
-        try:
-            scope = current_scope()
-        except RuntimeError:  # cog 0.16 outside of its server
-            return
-    for name, value in metrics.items():
-        scope.record_metric(name, value)

@@ -17,7 +17,7 @@ from tilemix.pictures.files import FORMATS, encode_image
 from tilemix.pictures.foreign import read_infotext
 from tilemix.pictures.infotext import Infotext, parse_infotext, write_infotext
 from tilemix.pictures.reading import decode_picture, read_origin
-from tilemix.pictures.record import DraftRecord, parameters_text
+from tilemix.pictures.record import DraftRecord, VariationRecord, parameters_text
 from tilemix.pictures.repeating import Here, repeat_infotext
 
 HERE = Here("miniature", "dpm++_2m_karras", ["rubber-tile_lora.safetensors"])
@@ -268,7 +268,7 @@ def test_what_can_be_repeated_of_another_programs_picture_and_what_cannot():
     assert [str(note) for note in notes] == [
         "Sampler: LCM Automatic in the picture, DPM++ 2M Karras here",
         "Model: fantasticmix_k2 in the picture, miniature here",
-        "cannot be repeated here: lora LCM_15, Clip skip: 2, TI hashes: MajicNegative_V2: a53884ef726b,"
+        "cannot be repeated here: lora LCM_15, TI hashes: MajicNegative_V2: a53884ef726b,"
         " Downcast alphas_cumprod: True",
     ]
 
@@ -286,6 +286,7 @@ def test_values_beyond_the_limits_and_missing_ones_are_named():
 @pytest.mark.parametrize("draft", [None, DraftRecord(strength=0.55, granule_size="large", colors={})])
 def test_a_picture_of_ours_that_has_lost_its_record_is_repeated_by_its_infotext(draft):
     changes = {} if draft is None else {"draft": draft}
+    changes |= {"variation": VariationRecord(seed=9, strength=0.25), "clip_skip": 3}
     record = make_record(
         model="miniature", named_loras={"rubber-tile_lora.safetensors": (0.1, 0.4)}, **changes
     )
@@ -301,6 +302,9 @@ def test_a_picture_of_ours_that_has_lost_its_record_is_repeated_by_its_infotext(
         "height": 768,
         "lora_scale": 0.7,
         "strength": 1.0 if draft is None else 0.55,
+        "variation_seed": 9,
+        "variation_strength": 0.25,
+        "clip_skip": 3,
     }
     assert not notes
 

@@ -16,7 +16,7 @@ from tilemix.errors import ImageFileError
 from tilemix.pictures.files import FORMATS, encode_image, write_image
 from tilemix.pictures.infotext import Infotext
 from tilemix.pictures.reading import read_origin, read_record
-from tilemix.pictures.record import MAX_RECORD_BYTES, Record, parameters_text
+from tilemix.pictures.record import MAX_RECORD_BYTES, DraftRecord, Record, VariationRecord, parameters_text
 
 UNET = "0123456789abcdef" * 4
 LORA = "fedcba9876543210" * 4
@@ -84,6 +84,26 @@ def test_parameters_text_is_the_web_uis_notation_to_the_letter():
         ' Lora hashes: "rubber-tile-lora-v4_sdxl_lora: a1b2c3d4e5f6",'
         ' TI hashes: "rubber-tile-lora-v4_sdxl_embeddings: 0123456789ab",'
         " Lora scale: 0.7, Version: tilemix 0.1.0"
+    )
+
+
+def test_parameters_stand_in_the_web_uis_order():
+    record = make_record(
+        variation=VariationRecord(seed=9, strength=0.25),
+        draft=DraftRecord(strength=0.5, granule_size="small", colors={}),
+        clip_skip=3,
+        named_loras={"a/wet: shine, v2.safetensors": (0.5, 0.5), "pair.safetensors": (0.1, -1.0)},
+        lora_hashes={"a/wet: shine, v2.safetensors": AUTOV3, "pair.safetensors": AUTOV3},
+    )
+    prompt, _, parameters = parameters_text(record).split("\n")
+    assert prompt == f"{record.sent_prompt} <lora:wet shine v2:0.5> <lora:pair:0.1:-1>"
+    assert parameters == (
+        "Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 4294967295, Size: 1024x768,"
+        " Model hash: 0123456789, Model: rubber-tile, Variation seed: 9, Variation seed strength: 0.25,"
+        " Denoising strength: 0.5, Clip skip: 3,"
+        f' Lora hashes: "wet shine v2: {AUTOV3}, pair: {AUTOV3}",'
+        ' TI hashes: "rubber-tile-lora-v4_sdxl_embeddings: 0123456789ab",'
+        " Lora scale: 0.7, Granule size: small, Version: tilemix 0.1.0"
     )
 
 

@@ -88,11 +88,11 @@ def module(monkeypatch):
 
 
 @pytest.fixture
-def metrics(module, monkeypatch):
+def metrics(monkeypatch):
     """What the predictor records, by name."""
     recorded = {}
     scope = types.SimpleNamespace(record_metric=recorded.__setitem__)
-    monkeypatch.setattr(module, "current_scope", lambda: scope)
+    monkeypatch.setattr("tilemix.system.cog_prediction.current_scope", lambda: scope)
     return recorded
 
 
@@ -248,14 +248,14 @@ def test_every_color_has_a_metric_of_its_own_with_a_name_that_cog_takes():
     assert all(re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name) for name in names)
 
 
-def test_without_a_running_scope_nothing_is_recorded_and_nothing_warned(predictor, module, monkeypatch):
+def test_without_a_running_scope_nothing_is_recorded_and_nothing_warned(predictor, monkeypatch):
     """As cog 0.16 outside of its server: a warning, then an error."""
 
     def current_scope():
         warnings.warn("current_scope is experimental", Warning, stacklevel=1)
         raise RuntimeError("No scope available")
 
-    monkeypatch.setattr(module, "current_scope", current_scope)
+    monkeypatch.setattr("tilemix.system.cog_prediction.current_scope", current_scope)
     assert predict(predictor).is_file()
 
 

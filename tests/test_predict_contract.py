@@ -251,6 +251,9 @@ TABLE = [
     ("strength", "Optional[float]", {"default": None, "ge": 0.2, "le": 1}),
     ("granule_size", "str", {"default": "medium", "choices": ["small", "medium", "large"]}),
     ("output_format", "str", {"default": "png", "choices": ["png", "webp", "jpeg"]}),
+    ("variation_seed", "Optional[int]", {"default": None, "ge": -1, "le": 4294967295}),
+    ("variation_strength", "Optional[float]", {"default": None, "ge": 0, "le": 1}),
+    ("clip_skip", "Optional[int]", {"default": None, "ge": 1, "le": 12}),
 ]
 
 
@@ -318,7 +321,7 @@ def test_the_limits_are_the_requests_own():
             if limit in values:
                 inside = {"prompt": "red", name: values[limit]}
                 # A seed of -1 asks for a fresh one, as one that is left out does.
-                kept = None if (name, values[limit]) == ("seed", -1) else values[limit]
+                kept = None if name in ("seed", "variation_seed") and values[limit] == -1 else values[limit]
                 assert getattr(GenerationRequest(**inside), name) == kept
                 with pytest.raises(RequestError, match=f"^{name} .* is out of range"):
                     GenerationRequest(**inside | {name: values[limit] + step})

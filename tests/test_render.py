@@ -4,6 +4,7 @@ import logging
 import re
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from tests.quick import first_quick
 from tests.tiny_sdxl import TEMPLATE, base_of, share_model, write_manifest
 from tilemix import __version__
-from tilemix.errors import ManifestError, ModelFileError, PromptError, RenderError
+from tilemix.errors import ManifestError, ModelFileError, PromptError, RenderError, RequestError
 from tilemix.modelfile.hashes import compute_hashes
 from tilemix.pictures.record import parameters_text
 from tilemix.pipelines.decoding import decode_latents, to_pixels
@@ -89,6 +90,35 @@ def test_a_picture_comes_with_its_record(renderer):
 def test_the_record_is_known_before_the_picture_is_drawn(renderer, changes):
     request = replace(num_inference_steps=1, **changes)
     assert renderer.plan(request) == renderer.render(request).record
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_a_variation_mixes_in_the_noise_of_another_seed(renderer, strength):
+    own = renderer.render(replace(strength=strength))
+    same = renderer.render(replace(strength=strength, variation_seed=7, variation_strength=1.0))
+    assert np.array_equal(same.pixels, own.pixels)
+    other = renderer.render(replace(strength=strength, variation_seed=9, variation_strength=1.0))
+    assert (other.record.variation.seed, other.record.variation.strength) == (9, 1.0)
+    assert not np.array_equal(other.pixels, own.pixels)
+    if strength == 1:  # nothing but the noise comes from the seed
+        assert np.array_equal(other.pixels, renderer.render(replace(seed=9, strength=1.0)).pixels)
+
+
+def test_a_variation_seed_alone_says_that_it_has_no_effect(renderer, caplog):
+    with caplog.at_level(logging.INFO, "tilemix"):
+        record = renderer.plan(replace(variation_seed=9))
+    assert record == renderer.plan(RED)
+    assert "variation_seed 9 has no effect: variation_strength is 0" in caplog.text
+
+
+def test_clip_skip_chooses_the_layer_of_the_text_encoders(renderer):
+    drawn = {skip: renderer.render(replace(clip_skip=skip)) for skip in (None, 1, 2)}
+    assert np.array_equal(drawn[2].pixels, drawn[None].pixels)  # the one that SDXL was trained on
+    assert not np.array_equal(drawn[1].pixels, drawn[2].pixels)
+    assert drawn[1].record.clip_skip == 1
+    assert drawn[None].record.clip_skip is msgspec.UNSET
+    with pytest.raises(RequestError, match="clip_skip 12 is out of range; expected 1 to 2"):
+        renderer.render(replace(clip_skip=12))
 
 
 def test_the_infotext_names_the_lora_by_the_hash_of_its_tensors(renderer):

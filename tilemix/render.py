@@ -29,11 +29,12 @@ from tilemix.adapters.merging import PartScales, Scale
 from tilemix.drafts.draft import draft_mix
 from tilemix.errors import ManifestError, RequestError
 from tilemix.inputs import IntegerInput, find_input
-from tilemix.pictures.record import DraftRecord, Record
+from tilemix.pictures.record import DraftRecord, Record, VariationRecord
 from tilemix.pipelines.compilation import WARM_UP_STEPS, compile_networks, compiling, plain_where_not_compiled
 from tilemix.pipelines.conditioning import Guidance, PromptEncoder
 from tilemix.pipelines.family import Denoising
 from tilemix.pipelines.loading import ReadyPipeline, choose_device, find_family, load_pipeline
+from tilemix.pipelines.noise import draw_noise, mix_noise, vary_added_noise
 from tilemix.pipelines.settings import Settings
 from tilemix.pipelines.speed import GUIDED_PART, Speed
 from tilemix.prompts.context import NamedLora
@@ -177,6 +178,8 @@ class Renderer:
         """
         resolved = self._resolve(request)
         logger.info("Using seed: %d", resolved.seed)
+        if resolved.variation is not None:
+            logger.info("Using variation seed: %d (strength %g)", *resolved.variation)
         prompt, draft, steps = self._read(resolved)
         log_notes(prompt)
         for word in self.ready.tokens.find_unknown(f"{prompt.positive} {prompt.negative}"):
@@ -187,7 +190,10 @@ class Renderer:
         reads_negative = self.ready.model.manifest.base_family.reads_negative_prompt
         with _timed(seconds, "encode_prompt"):
             guidances = self._encoder.encode(
-                prompt.positive, prompt.negative if reads_negative else None, steps=steps
+                prompt.positive,
+                prompt.negative if reads_negative else None,
+                steps=steps,
+                clip_skip=resolved.clip_skip,
             )
         _log_language(prompt, guidances)
         with plain_where_not_compiled(is_compiled=self._is_compiled):
@@ -273,6 +279,8 @@ class Renderer:
                     high=row.maximum,
                     multiple=family.size_step,
                 )
+        if request.variation_seed is not None and resolved.variation is None:
+            logger.warning("variation_seed %d has no effect: variation_strength is 0", request.variation_seed)
         if request.lora_scale is not None and not resolved.lora_scales:
             logger.warning("lora_scale %g has no effect: the model has no LoRA", request.lora_scale)
         return resolved
@@ -318,16 +326,23 @@ class Renderer:
             if on_step is not None:
                 on_step(done, total)
 
+        shape = base.latent_shape(request.width, request.height)
         generator = torch.Generator("cpu").manual_seed(request.seed)
-        if draft is None:
-            start = torch.randn(base.latent_shape(request.width, request.height), generator=generator)
-        else:
-            start = base.encode_picture(draft.pixels)
+        scheduler = self.ready.make_scheduler()
+        start = (
+            torch.randn(shape, generator=generator) if draft is None else base.encode_picture(draft.pixels)
+        )
+        if request.variation is not None:
+            second = draw_noise(shape, request.variation.seed)
+            if draft is None:
+                start = mix_noise(start, second, request.variation.strength)
+            else:
+                vary_added_noise(scheduler, second, request.variation.strength)
         denoising = Denoising(
             start=start.to(self.ready.device),
             strength=strength,
             generator=generator,
-            scheduler=self.ready.make_scheduler(),
+            scheduler=scheduler,
             num_inference_steps=steps,
             guidance_scale=request.guidance_scale,
             guided_part=GUIDED_PART if self.ready.speed is Speed.FAST else 1.0,
@@ -359,6 +374,8 @@ class Renderer:
             else DraftRecord(
                 strength=request.strength, granule_size=request.granule_size, colors=draft.colors
             ),
+            variation=UNSET if request.variation is None else VariationRecord(**request.variation._asdict()),
+            clip_skip=UNSET if request.clip_skip is None else request.clip_skip,
             scheduler=self.ready.model.manifest.scheduler.name,
             scheduler_config=dict(self.ready.model.manifest.scheduler.config),
             dtype=str(self.ready.dtype).removeprefix("torch."),

@@ -9,6 +9,7 @@ import dataclasses
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -58,21 +59,25 @@ class GenerationRequest:
     strength: float | None = None  # how much of the draft is drawn anew; None: the model's
     granule_size: str = "medium"  # of the draft
     output_format: str = "png"
+    variation_seed: int | None = None  # of the noise that is mixed in; None and -1: a fresh draw
+    variation_strength: float | None = None  # how much of it; None: 0
+    clip_skip: int | None = None  # layer of the text encoders, counted from the last; None: the base's own
 
     def __post_init__(self) -> None:
         for name, row in load_inputs().items():
             row.check(getattr(self, name))
-        if self.seed == FRESH:
-            object.__setattr__(self, "seed", None)
+        for name in ("seed", "variation_seed"):
+            if getattr(self, name) == FRESH:
+                object.__setattr__(self, name, None)
         check_prompt(self.prompt)
         if self.negative_prompt is not None:
             check_text(self.negative_prompt, field="negative_prompt")
 
     def with_seed(self) -> GenerationRequest:
-        """Return this request with a seed: its own, or a fresh 32-bit draw."""
-        if self.seed is not None:
-            return self
-        return dataclasses.replace(self, seed=_draw_seed())
+        """Return this request with its seeds: its own, or fresh 32-bit draws."""
+        needed = ["seed", "variation_seed"] if self.variation_strength else ["seed"]
+        fresh: dict[str, Any] = {name: _draw_seed() for name in needed if getattr(self, name) is None}
+        return dataclasses.replace(self, **fresh)
 
     def resolve(
         self, defaults: Defaults, *, negative_prompt: str, lora_scales: Mapping[str, float]
@@ -91,11 +96,26 @@ class GenerationRequest:
             negative_prompt=negative_prompt if self.negative_prompt is None else self.negative_prompt,
             seed=_draw_seed() if self.seed is None else self.seed,
             granule_size=self.granule_size,
+            variation=self._resolve_variation(),
+            clip_skip=self.clip_skip,
             lora_scales=lora_scales
             if self.lora_scale is None
             else dict.fromkeys(lora_scales, self.lora_scale),
             **(msgspec.structs.asdict(defaults) | chosen),
         )
+
+    def _resolve_variation(self) -> Variation | None:
+        if not self.variation_strength:
+            return None
+        seed = _draw_seed() if self.variation_seed is None else self.variation_seed
+        return Variation(seed, self.variation_strength)
+
+
+class Variation(NamedTuple):
+    """A second noise, mixed into the first."""
+
+    seed: int
+    strength: float  # above 0; 1: the second alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +131,8 @@ class ResolvedRequest:
     guidance_scale: float
     strength: float  # of a draft; 1: from noise alone
     granule_size: str
+    variation: Variation | None  # None: the noise of `seed` alone
+    clip_skip: int | None  # None: the base's own
     lora_scales: Mapping[str, float]  # by file; empty: the model has no LoRA
 
 

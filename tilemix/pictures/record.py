@@ -79,6 +79,13 @@ class DraftRecord(msgspec.Struct, frozen=True, kw_only=True):
     colors: dict[str, str]  # color of the mix -> "#RRGGBB"
 
 
+class VariationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The noise that was mixed into that of the picture's seed."""
+
+    seed: int
+    strength: float  # above 0; 1: it alone
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """How a picture was made: with the same files, versions and threads, the same bytes come out again."""
 
@@ -102,6 +109,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     chosen_prompt: str | msgspec.UnsetType = msgspec.UNSET
     chosen_negative_prompt: str | msgspec.UnsetType = msgspec.UNSET
     draft: DraftRecord | msgspec.UnsetType = msgspec.UNSET  # left out of a picture from noise
+    variation: VariationRecord | msgspec.UnsetType = msgspec.UNSET  # left out without one
+    clip_skip: int | msgspec.UnsetType = msgspec.UNSET  # left out where the base's own layer was read
     scheduler: str  # a name of tilemix.pipelines.schedulers
     scheduler_config: dict[
         str, bool | int | float | str
@@ -206,8 +215,13 @@ def _list_parameters(record: Record) -> Iterator[tuple[str, str]]:
     if len(hashes) == 1 and hashes[0] is not None:
         yield "Model hash", hashes[0][:10]
     yield "Model", record.model
+    if record.variation is not msgspec.UNSET:
+        yield "Variation seed", str(record.variation.seed)
+        yield "Variation seed strength", f"{record.variation.strength:.12g}"
     if record.draft is not msgspec.UNSET:
         yield "Denoising strength", f"{record.draft.strength:.12g}"
+    if record.clip_skip not in (msgspec.UNSET, 1):
+        yield "Clip skip", str(record.clip_skip)
     if loras := ", ".join(f"{_name_adapter(file)}: {digits}" for file, digits in record.lora_hashes.items()):
         yield "Lora hashes", loras
     embeddings = record.embedding_hashes

@@ -28,9 +28,13 @@ NUMBERS = {
     "Steps": "num_inference_steps",
     "CFG scale": "guidance_scale",
     "Seed": "seed",
+    "Variation seed": "variation_seed",
+    "Variation seed strength": "variation_strength",
     LORA_SCALE: "lora_scale",
 }
-OURS = {"Denoising strength": "strength", GRANULE_SIZE: "granule_size"}  # elsewhere of another picture
+# Elsewhere of another picture, or of another base.
+OURS = {"Denoising strength": "strength", GRANULE_SIZE: "granule_size", "Clip skip": "clip_skip"}
+IGNORED_CLIP_SKIPS = {"1", "2"}  # by web UIs, where the base is SDXL
 # Of a record: what says the same as other fields do, or is not an input.
 NOT_COMPARED = {"prompt", "chosen_prompt", "chosen_negative_prompt", "lora_hashes", "embedding_hashes"}
 
@@ -54,6 +58,7 @@ class Here:
 def repeat_record(record: Record) -> dict[str, Any]:
     """Return the inputs of a picture of ours: with the same files, versions and machine they draw it again."""
     draft = None if record.draft is msgspec.UNSET else record.draft
+    variation = None if record.variation is msgspec.UNSET else record.variation
     same_scale = len(set(record.lora_scales.values())) <= 1
     inputs: dict[str, Any] = {
         "prompt": record.prompt,
@@ -66,6 +71,9 @@ def repeat_record(record: Record) -> dict[str, Any]:
         "lora_scale": record.lora_scale if same_scale else None,
         "strength": NO_DRAFT if draft is None else draft.strength,
         "granule_size": None if draft is None else draft.granule_size,
+        "variation_seed": None if variation is None else variation.seed,
+        "variation_strength": None if variation is None else variation.strength,
+        "clip_skip": None if record.clip_skip is msgspec.UNSET else record.clip_skip,
     }
     return {name: value for name, value in inputs.items() if value is not None}
 
@@ -114,6 +122,8 @@ def repeat_infotext(infotext: Infotext, here: Here) -> Repeat:
     if is_ours:
         inputs.setdefault("strength", NO_DRAFT)
     elsewhere = {*taken, *NOT_SETTINGS, "Size", "Sampler", "Model", "TI hashes" if is_ours else ""}
+    if settings.get("Clip skip") in IGNORED_CLIP_SKIPS:
+        elsewhere.add("Clip skip")
     impossible += [f"{key}: {value}" for key, value in settings.items() if key not in elsewhere]
     notes = list(_compare_model(settings, here))
     unknown = [

@@ -17,6 +17,11 @@ class Scheduler(Protocol):
     def config(self) -> Mapping[str, object]:
         """Its settings."""
 
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """Return latents under the noise of a timestep."""
+
 
 def move(network: Network, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Network:
     """Move a network in place and return it. diffusers wraps its `to` in a way that loses the types."""
