@@ -21,7 +21,7 @@ def test_a_picture_comes_out_again(renderer, drawn, tmp_path, output_format):  #
     write_image(path, drawn.pixels, drawn.record, output_format=output_format)
     source = Source.read(path)
     assert source.model == "tiny"
-    inputs, notes = source.settle(renderer, source.find_inputs("tiny", renderer.ready.model.manifest)[0])
+    inputs, notes = source.settle(renderer, source.repeat("tiny", renderer.ready.model.manifest).inputs)
     assert not notes
     again = renderer.render(GenerationRequest(**inputs))
     assert again.record == drawn.record
@@ -43,7 +43,7 @@ def test_what_has_changed_since_is_named(renderer, drawn, tmp_path):  # noqa: F8
         tmp_path / "a", drawn.pixels, msgspec.structs.replace(drawn.record, **changes), output_format="png"
     )
     source = Source.read(tmp_path / "a")
-    inputs, notes = source.settle(renderer, source.find_inputs("tiny", renderer.ready.model.manifest)[0])
+    inputs, notes = source.settle(renderer, source.repeat("tiny", renderer.ready.model.manifest).inputs)
     assert inputs["prompt"] == f"{RED.prompt}, greased"  # a line of a wildcard may have gone
     torch = drawn.record.versions["torch"]
     assert [str(note) for note in notes] == [

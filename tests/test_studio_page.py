@@ -13,17 +13,23 @@ import msgspec
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from starlette.datastructures import FormData
 from starlette.testclient import TestClient
 
 from tests.cog_stand_in import run_cog_stand_in
 from tests.studio_parts import body, data_uri, picture
+from tests.test_pictures_record import PIXELS, make_record
 from tests.test_studio_api import MIX, NoLimit, run, wait_for
 from tilemix.colors.chart import load_colors
 from tilemix.colors.palette import load_palette
 from tilemix.drafts.draft import draft_mix
+from tilemix.pictures.files import encode_image
 from tilemix.prompts.mix import parse_mix
 from tilemix.prompts.reading import read_mix
+from tilemix.prompts.rewrite import rewrite
+from tilemix.prompts.template import find_template
+from tilemix.studio.guard import MAX_PICTURE_BYTES
 from tilemix.studio.model_files import ModelFiles, ask_command_line
 from tilemix.studio.negotiation import choose_language
 from tilemix.studio.sessions import GUESSES_AT_ONCE
@@ -35,6 +41,8 @@ from tilemix.studio.web.rendering import PAGES
 from tilemix.studio.web.views import ResultView
 from tilemix.studio.web.words import LANGUAGES, load_words
 from tilemix.system.project import ROOT
+from tilemix.weights import load_manifest
+from tilemix.weights.prompting import make_context
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 TOKEN = "a-token-of-the-studio"  # noqa: S105
@@ -920,3 +928,71 @@ def test_a_text_without_a_mix_says_so_in_the_answer(client):
     assert (made["mix"], made["sent"]) == ({}, {})
     assert [note["code"] for note in made["notes"]] == ["mix-not-found"]
     assert made["notes"][0]["message"] == "no color mix found; sent as typed"
+
+
+# --- The prompt language, and pictures to repeat
+
+
+def test_the_page_knows_the_models_adapters_and_makes_the_choices_of_the_seed(shared):
+    answer = shared.get("/preview", params={"prompt": "100% black <lora:nothing:1>"}).json()
+    assert "rubber-tile-miniature_sdxl_lora" in answer["error"]
+    text = "60% {red|blue|green|white}, 40% black"
+    context = make_context(load_manifest("miniature"), seed=11, steps=25)
+    expected = rewrite(text, find_template("miniature"), load_palette("miniature"), context=context)
+    preview = shared.get("/preview", params={"prompt": text, "seed": "11"}).json()
+    assert preview["sent_prompt"] == expected.positive
+    assert shared.get("/preview", params={"prompt": text, "seed": "1e9"}).json()["error"] is None
+
+
+def test_choices_of_a_fresh_seed_are_those_that_are_drawn(client):
+    identity = ask(client, "100% {red|blue|green|white|black}").removeprefix("/results/")
+    given = client.get(f"/api/predictions/{identity}").json()
+    context = make_context(load_manifest("miniature"), seed=given["input"]["seed"], steps=25)
+    prompt = rewrite(
+        given["input"]["prompt"], find_template("miniature"), load_palette("miniature"), context=context
+    )
+    assert given["sent_prompt"] == prompt.positive
+
+
+def drop(client, content, name="a.png"):
+    return client.post("/from-picture", files={"picture": (name, content, "image/png")})
+
+
+def test_a_picture_of_ours_fills_the_form(shared):
+    record = make_record(model="miniature", prompt="50% red, 50% blue", seed=77, lora_scale=0.4)
+    page = Tags(drop(shared, encode_image(PIXELS, record, output_format="webp")).text)
+    assert "50% red, 50% blue" in page.text
+    assert page.all("input", name="seed")[0]["value"] == "77"
+    assert page.all("input", name="lora_scale")[0]["value"] == "0.4"
+    assert page.all("input", name="strength")[0]["value"] == "1.0"
+    assert load_words()["en"]("picture_taken") in page.text
+
+
+def test_another_programs_picture_fills_the_form_and_says_what_it_cannot(shared):
+    chunks = PngInfo()
+    text = f"{NASTY} <lora:shine:1>\nSteps: 30, Sampler: Heun, Seed: 5, Size: 512x768, Model: x"
+    chunks.add_text("parameters", text)
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, "PNG", pnginfo=chunks)
+    answer = drop(shared, buffer.getvalue())
+    page = Tags(answer.text)
+    assert answer.status_code == 200
+    assert NASTY not in answer.text
+    assert page.all("input", name="height")[0]["value"] == "768"
+    assert "Sampler: Heun in the picture, " in page.text
+    assert "The picture does not say guidance_scale. The model's own values are taken." in page.text
+    assert "Cannot be repeated here: lora shine." in page.text
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", b"x" * 1000])
+def test_what_is_not_a_picture_is_said_on_the_page(shared, content):
+    answer = drop(shared, content, NASTY)
+    assert answer.status_code == 422
+    assert "not a picture" in Tags(answer.text).text
+    assert NASTY not in answer.text
+
+
+def test_a_dropped_picture_has_a_limit_and_other_forms_keep_theirs(shared):
+    assert drop(shared, b"x" * MAX_PICTURE_BYTES).status_code == 413
+    assert shared.post("/", data={"prompt": "x" * 2**18}).status_code == 413
+    assert shared.post("/from-picture", data={"picture": "text"}).status_code == 422

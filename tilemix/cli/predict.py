@@ -98,7 +98,8 @@ def _predict(options: argparse.Namespace) -> None:
     own: dict[str, Any] = {}
     notes: list[Message] = []
     if source is not None:
-        own, notes = source.find_inputs(model, manifest)
+        own, told = source.repeat(model, manifest)
+        notes = [*told]
     # A slip in the text is told before the model is loaded.
     _check_text(GenerationRequest(**own | given), manifest)
     renderer = _load(model, os.environ if source is None else source.add_settings(os.environ))

@@ -14,8 +14,9 @@ from tilemix.pictures.files import encode_image
 from tilemix.pictures.infotext import Infotext
 from tilemix.pictures.reading import decode_picture, open_picture, origin_of
 from tilemix.pictures.record import Record
-from tilemix.pictures.repeating import Here, compare_records, repeat_infotext, repeat_record
+from tilemix.pictures.repeating import Repeat, compare_records, repeat_origin
 from tilemix.request import GenerationRequest
+from tilemix.weights.prompting import make_here
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,13 +67,9 @@ class Source:
         }
         return own | given
 
-    def find_inputs(self, model: str, manifest: ModelManifest) -> tuple[dict[str, Any], list[Message]]:
-        """Return the inputs that it was made with, and what of another program's picture cannot be repeated."""
-        if isinstance(self.origin, Record):
-            return repeat_record(self.origin), []
-        loras = [adapter.file for adapter in manifest.adapters if adapter.kind == "lora"]
-        repeat = repeat_infotext(self.origin, Here(model, manifest.scheduler.name, loras))
-        return repeat.inputs, list(repeat.notes)
+    def repeat(self, model: str, manifest: ModelManifest) -> Repeat:
+        """Return the inputs that it was made with, and what stands in the way of its repetition by a model."""
+        return repeat_origin(self.origin, make_here(model, manifest))
 
     def settle(self, renderer: Renderer, inputs: dict[str, Any]) -> tuple[dict[str, Any], list[Message]]:
         """Return the inputs with which its own prompt is sent again, and what differs from then.

@@ -36,11 +36,18 @@ NUMBERS = {
 OURS = {"Denoising strength": "strength", GRANULE_SIZE: "granule_size", "Clip skip": "clip_skip"}
 IGNORED_CLIP_SKIPS = {"1", "2"}  # by web UIs, where the base is SDXL
 # Of a record: what says the same as other fields do, or is not an input.
-NOT_COMPARED = {"prompt", "chosen_prompt", "chosen_negative_prompt", "lora_hashes", "embedding_hashes"}
+NOT_COMPARED = {
+    "prompt",
+    "chosen_prompt",
+    "chosen_negative_prompt",
+    "lora_hashes",
+    "embedding_hashes",
+    "model",
+}
 
 
 class Repeat(NamedTuple):
-    """How to repeat another program's picture."""
+    """How to repeat a picture."""
 
     inputs: dict[str, Any]  # of predict(), as far as they are known
     notes: tuple[Message, ...]  # what is not known, or cannot be repeated
@@ -53,6 +60,13 @@ class Here:
     model: str
     scheduler: str
     loras: Sequence[str]  # files
+
+
+def repeat_origin(origin: Record | Infotext, here: Here) -> Repeat:
+    """Return the inputs that a picture was made with, and what stands in the way of its repetition."""
+    if isinstance(origin, Record):
+        return Repeat(repeat_record(origin), tuple(_compare_names(origin.model, here)))
+    return repeat_infotext(origin, here)
 
 
 def repeat_record(record: Record) -> dict[str, Any]:
@@ -158,7 +172,12 @@ def _compare_model(settings: Mapping[str, str], here: Here) -> Iterator[Message]
             {"name": "Sampler", "found": _show(sampler), "expected": f"{own} {schedule_type}"},
         )
     model = settings.get("Model") or settings.get("Model hash")
-    if model is not None and model != here.model:
+    if model is not None:
+        yield from _compare_names(model, here)
+
+
+def _compare_names(model: str, here: Here) -> Iterator[Message]:
+    if model != here.model:
         yield Message("repeat-differs", {"name": "Model", "found": _show(model), "expected": here.model})
 
 

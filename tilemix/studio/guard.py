@@ -4,7 +4,8 @@
 * If a token is set, a request needs it, or the session that a person got for it. A browser without either is sent
   to the login page. Webhooks have their own authentication.
 * Changes must not come from a page of another origin.
-* Each address may make so many changes and guesses a minute, and no body may be larger than a form.
+* Each address may make so many changes and guesses a minute, and no body may be larger than a form, or a picture where
+  one is dropped.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ OPEN_PATHS = ("/webhooks/", "/health")  # open to everybody: they need no token
 LOGIN_PATHS = ("/login", "/static/")  # what a person sees before the token is typed
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_FORM_BYTES = 256 * 2**10
+PICTURE_PATH = "/from-picture"
+MAX_PICTURE_BYTES = 12 * 2**20  # a picture that a person drops on the page, with its form
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; form-action 'self'; base-uri 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -86,7 +89,8 @@ class Guard:
 
         refusal = self._refuse(scope)
         is_webhook = scope["path"].startswith("/webhooks/")
-        limited = receive if is_webhook else _limit(receive, MAX_FORM_BYTES)
+        most = MAX_PICTURE_BYTES if scope["path"] == PICTURE_PATH else MAX_FORM_BYTES
+        limited = receive if is_webhook else _limit(receive, most)
         app = self._app if refusal is None else refusal
         await app(scope, limited, send_with_headers)
 

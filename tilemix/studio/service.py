@@ -23,6 +23,7 @@ from tilemix.studio.store.database import Database
 from tilemix.studio.store.locks import lock_file
 from tilemix.studio.workers import Worker
 from tilemix.weights import load_manifest
+from tilemix.weights.prompting import make_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,9 +58,9 @@ class Studio:
         self.clock: Clock = clock or SystemClock()
         self.faults = Faults()
         self.pictures: Path = settings.folder / "pictures"
-        manifest = load_manifest(settings.model)
-        self.template = find_template(manifest.prompt_template)
-        self.palette = manifest.load_palette()
+        self.manifest = load_manifest(settings.model)
+        self.template = find_template(self.manifest.prompt_template)
+        self.palette = self.manifest.load_palette()
         self.backend = backend or make_backend(settings)
         refetch = self.backend.fetch_signing_secret if isinstance(self.backend, ReplicateBackend) else None
         self.keyring = Keyring(settings.webhook_secrets, refetch=refetch, clock=self.clock.monotonic)
@@ -123,25 +124,52 @@ class Studio:
         self.database.close()
         self._lock.close()
 
-    def rewrite(self, text: str, negative_prompt: str | None = None) -> Prompt:
+    def rewrite(
+        self,
+        text: str,
+        negative_prompt: str | None = None,
+        *,
+        seed: int | None = None,
+        steps: int | None = None,
+    ) -> Prompt:
         """Return the full prompt that the served model will get, and log its notes.
+
+        Args:
+            text: as typed.
+            negative_prompt: None: the template's.
+            seed: makes the choices; None: 0.
+            steps: that edits count; None: the model's own.
 
         Raises:
             PromptError: as `tilemix.prompts.rewrite.rewrite`.
         """
-        prompt = rewrite(text, self.template, self.palette, negative_prompt=negative_prompt)
+        context = make_context(
+            self.manifest, seed=seed or 0, steps=steps or self.manifest.defaults.num_inference_steps
+        )
+        prompt = rewrite(text, self.template, self.palette, negative_prompt=negative_prompt, context=context)
         log_notes(prompt)
         return prompt
 
     def ask_for(self, request: GenerationRequest) -> str:
         """Check a request as `predict()` does and queue it; return the prediction's id.
 
+        A request whose seed makes choices gets one here, so that what is shown as sent is what is drawn.
+
         Raises:
             PromptError: the prompt, or the mix in it, cannot be used.
         """
-        identity = self.queue.add(request, self.rewrite(request.prompt, request.negative_prompt))
+        prompt = self._rewrite_request(request)
+        if prompt.choices and request.seed is None:
+            request = request.with_seed()
+            prompt = self._rewrite_request(request)
+        identity = self.queue.add(request, prompt)
         self._queue_worker.wake()
         return identity
+
+    def _rewrite_request(self, request: GenerationRequest) -> Prompt:
+        return self.rewrite(
+            request.prompt, request.negative_prompt, seed=request.seed, steps=request.num_inference_steps
+        )
 
     def receive(self, arrival: Arrival) -> Future[bool]:
         """Commit a delivery soon, and then wake the worker that reads it; see `Inbox.store`."""

@@ -1,9 +1,10 @@
-"""What a prompt may name, from a model's manifest."""
+"""What a prompt may name, and what a picture to repeat is compared with, from a model's manifest."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tilemix.pictures.repeating import Here
 from tilemix.prompts.context import PromptContext
 from tilemix.prompts.language.wildcards import Wildcards
 from tilemix.system.project import ROOT
@@ -34,3 +35,9 @@ def make_context(
         wildcards=Wildcards(templates / "wildcards"),
         without_negative=None if family.reads_negative_prompt else family.base,
     )
+
+
+def make_here(model: str, manifest: ModelManifest) -> Here:
+    """Return the model that is to repeat a picture."""
+    loras = [adapter.file for adapter in manifest.adapters if adapter.kind == "lora"]
+    return Here(model, manifest.scheduler.name, loras)

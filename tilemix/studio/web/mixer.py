@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from tilemix.drafts.draft import draft_mix, encode_png
-from tilemix.errors import MixError, PromptError, RequestError
+from tilemix.errors import ImageFileError, MixError, PromptError, RequestError
 from tilemix.inputs import IntegerInput, NumberInput, load_inputs
+from tilemix.pictures.reading import decode_picture, origin_of
+from tilemix.pictures.repeating import repeat_origin
 from tilemix.prompts.rewrite import NO_MIX
 from tilemix.request import GenerationRequest
 from tilemix.studio.form_data import open_form
+from tilemix.studio.guard import PICTURE_PATH
 from tilemix.studio.web.messages import explain
 from tilemix.studio.web.mix_form import (
     MAX_ROWS,
@@ -29,11 +34,12 @@ from tilemix.studio.web.mix_form import (
 )
 from tilemix.studio.web.palette import chart_for_script, find_swatch, load_swatches, send_presets, write_mix
 from tilemix.studio.web.views import find_result, stack_bar, tell_state
-from tilemix.weights import load_manifest
+from tilemix.weights.prompting import make_here
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from tilemix.pictures.repeating import Repeat
     from tilemix.studio.gallery import Gallery
     from tilemix.studio.service import Studio
     from tilemix.studio.web.rendering import PageRenderer
@@ -42,6 +48,8 @@ if TYPE_CHECKING:
 
 MAX_FIELDS = 80
 MAX_FIELD_BYTES = 16 * 2**10
+MAX_NAME = 80  # characters of a picture's name in a message
+SEED = re.compile("[0-9]{1,10}")
 DRAFT_SIDE = 512  # pixels of the page's draft
 DRAFT_INPUTS = ("seed", "granule_size")  # that decide it, beside the prompt
 FIRST_PRESET = 0  # shown in an empty form
@@ -54,7 +62,7 @@ class MixerPage:
         self._studio = studio
         self._gallery = gallery
         self._renderer = renderer
-        manifest = load_manifest(studio.settings.model)
+        manifest = studio.manifest
         scales = [adapter.scale for adapter in manifest.adapters if adapter.kind == "lora"]
         self._defaults = {
             **msgspec.structs.asdict(manifest.defaults),
@@ -66,6 +74,7 @@ class MixerPage:
         return [
             Route("/", self.mixer, methods=["GET"], include_in_schema=False),
             Route("/", self.generate, methods=["POST"], include_in_schema=False),
+            Route(PICTURE_PATH, self.take_picture, methods=["POST"], include_in_schema=False),
             Route("/preview", self.preview, methods=["GET"], include_in_schema=False),
             Route("/draft", self.draft, methods=["GET"], include_in_schema=False),
         ]
@@ -81,9 +90,7 @@ class MixerPage:
         else:
             form = PageForm({name: query[name] for name in load_inputs() if name in query})
         if not form.values.get("prompt"):
-            form.values["prompt"] = write_mix(
-                send_presets(self._studio.palette)[FIRST_PRESET].mix, words.code
-            )
+            form.values["prompt"] = self._write_first_preset(words)
         is_given = "from" in query or "prompt" in query
         shown = view if view is not None and "result" in query else None
         state = await tell_state(self._studio, self._gallery, shown) if shown is not None else None
@@ -103,11 +110,34 @@ class MixerPage:
                 return RedirectResponse(f"/results/{identity}", 303)
         return self._form(request, form, is_given=True, status=422)
 
+    async def take_picture(self, request: Request) -> Response:
+        """Show the form filled with what a picture says of how it was made; ours, or another program's."""
+        words = self._renderer.words(request)
+        async with open_form(request, fields=1, field_bytes=MAX_FIELD_BYTES, files=1) as data:
+            picture = data.get("picture")
+            content = await picture.read() if isinstance(picture, UploadFile) else b""
+            name = (picture.filename if isinstance(picture, UploadFile) else None) or "-"
+        try:
+            repeat = await run_in_threadpool(self._read_picture, content, name[:MAX_NAME])
+        except ImageFileError as error:
+            form = PageForm({"prompt": self._write_first_preset(words)})
+            form.blame(error)
+            return self._form(request, form, is_given=False, status=422)
+        notes = [explain(note, words) for note in repeat.notes]
+        return self._form(request, form_of_inputs(repeat.inputs), is_given=True, picture_notes=notes)
+
+    def _write_first_preset(self, words: Words) -> str:
+        return write_mix(send_presets(self._studio.palette)[FIRST_PRESET].mix, words.code)
+
+    def _read_picture(self, content: bytes, name: str) -> Repeat:
+        origin = origin_of(decode_picture(content, source=name), source=name)
+        return repeat_origin(origin, make_here(self._studio.settings.model, self._studio.manifest))
+
     async def preview(self, request: Request) -> Response:
         """Return how a text is read: its mix and the prompt to be sent, or what is wrong with it. Always 200."""
-        text = request.query_params.get("prompt", "")
+        text, seed = (request.query_params.get(name, "") for name in ("prompt", "seed"))
         words = self._renderer.words(request)
-        return JSONResponse(await run_in_threadpool(self._preview, text, words))
+        return JSONResponse(await run_in_threadpool(self._preview, text, seed, words))
 
     async def draft(self, request: Request) -> Response:
         """Return the draft of a text's mix as a PNG; 404 where there is no mix, or no swatch of a color."""
@@ -122,7 +152,7 @@ class MixerPage:
             name: load_inputs()[name].read(query[name]) for name in DRAFT_INPUTS if query.get(name)
         }
         asked = GenerationRequest(prompt=query.get("prompt", ""), **given)
-        mix = self._studio.rewrite(asked.prompt).sent
+        mix = self._studio.rewrite(asked.prompt, seed=asked.seed).sent
         if mix is None:
             return None
         draft = draft_mix(
@@ -143,10 +173,11 @@ class MixerPage:
         is_given: bool,
         view: ResultView | None = None,
         state: dict[str, Any] | None = None,
+        picture_notes: list[str] | None = None,
         status: int = 200,
     ) -> Response:
         words, palette = self._renderer.words(request), self._studio.palette
-        preview = self._preview(form.values.get("prompt", ""), words)
+        preview = self._preview(form.values.get("prompt", ""), form.values.get("seed", ""), words)
         if form.error is not None:
             error, error_field = explain(form.error, words), form.error.field
         else:
@@ -175,6 +206,7 @@ class MixerPage:
             mix_bar=stack_bar(mix, words, palette),
             view=view,
             state=state,
+            picture_notes=picture_notes,
             swatches=load_swatches(words.code, palette),
             presets=[
                 {
@@ -194,7 +226,7 @@ class MixerPage:
             script_data=json.dumps(script, ensure_ascii=False),
         )
 
-    def _preview(self, text: str, words: Words) -> dict[str, Any]:
+    def _preview(self, text: str, seed: str, words: Words) -> dict[str, Any]:
         empty: dict[str, Any] = {
             "mix": [],
             "head": "",
@@ -204,7 +236,8 @@ class MixerPage:
             "reading": [],
         }
         try:
-            prompt = self._studio.rewrite(text)
+            # A seed that is not a number yet makes no choice; what is sent is checked.
+            prompt = self._studio.rewrite(text, seed=int(seed) if SEED.fullmatch(seed) else None)
             mix, head, tail = (
                 split_text(text, self._studio.palette) if prompt.mix is not None else ({}, "", f", {text}")
             )

@@ -246,7 +246,9 @@ class Mixer {
     this.form.noValidate = false; // without the script the server checks, and opens the settings at the error
     this.form.addEventListener("invalid", () => (find(".more").open = true), true); // a closed field takes no focus
     this.form.addEventListener("change", () => this.store());
-    for (const field of [find("#granule_size"), this.seed]) field.addEventListener("change", () => this.showDraft(this.read));
+    find("#granule_size").addEventListener("change", () => this.showDraft(this.read));
+    this.seed.addEventListener("change", () => this.askPreview()); // it may make choices in the text
+    this.takePictures();
     find("#draft").addEventListener("error", (event) => (event.target.hidden = true)); // a color without a swatch
     find("#result").addEventListener("submit", (event) => this.again(event));
     find("#reroll").addEventListener("click", () => {
@@ -269,6 +271,21 @@ class Mixer {
       });
     }
     this.lockSeed(this.seed.value !== "");
+  }
+
+  /** Fill the form from a picture that is chosen, or dropped anywhere on the page. */
+  takePictures() {
+    const input = find("#picture");
+    input.addEventListener("change", () => input.files.length && input.form.submit());
+    addEventListener("dragover", (event) => {
+      if (event.dataTransfer.types.includes("Files")) event.preventDefault(); // or the browser would open it
+    });
+    addEventListener("drop", (event) => {
+      if (!event.dataTransfer.files.length) return;
+      event.preventDefault();
+      input.files = event.dataTransfer.files;
+      input.form.submit();
+    });
   }
 
   /** A share as the language writes it: "12.5%", "12,5 %". */
@@ -452,7 +469,7 @@ class Mixer {
   async askPreview({ moveSliders = false } = {}) {
     const turn = ++this.asked;
     try {
-      const answer = await fetch(`/preview?${new URLSearchParams({ prompt: this.prompt.value })}`);
+      const answer = await fetch(`/preview?${new URLSearchParams({ prompt: this.prompt.value, seed: this.seed.value })}`);
       if (turn !== this.asked || !answer.ok) return this.read;
       const read = await answer.json();
       if (turn !== this.asked) return this.read;
