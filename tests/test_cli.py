@@ -4,6 +4,7 @@ import resource
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -255,6 +256,32 @@ def test_record_prints_what_another_program_says_of_its_picture(tmp_path, capsys
 def test_the_picture_to_repeat_is_not_written_over(black_tile, capsys):
     assert main(["predict", "--from-image", str(black_tile), "-o", str(black_tile)]) == 1
     assert "tile.png: this is the picture to repeat; name another file with -o" in capsys.readouterr().err
+
+
+def test_pictures_are_drawn_until_ctrl_c(tmp_path, capsys, monkeypatch):
+    """The seeds follow one another, what is there already stays, and the end is no failure."""
+    drawn = []
+
+    def draw(renderer, path, request, *, on_step):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(request.seed)
+        write_image(path, np.zeros((64, 64, 3), np.uint8), RECORD, output_format=request.output_format)
+        return SimpleNamespace(rendered=SimpleNamespace(record=RECORD, seconds={}), measured=None, size=1)
+
+    monkeypatch.setattr("tilemix.render.Renderer.load", lambda model, settings: None)
+    monkeypatch.setattr("tilemix.drawing.draw_to_file", draw)
+    folder = tmp_path / "new" / "folder"
+    folder.mkdir(parents=True)
+    (folder / "tile-4294967295.webp").write_bytes(b"mine")
+    command = ["predict", "100% black", "--seed", "4294967294", "--output-format", "webp"]
+    assert main([*command, "--forever", str(folder)]) == 0
+    assert drawn == [4294967294, 0]
+    assert capsys.readouterr().out.split() == [
+        f"{folder}/tile-4294967294.webp",
+        f"{folder}/tile-0.webp",
+    ]
+    assert (folder / "tile-4294967295.webp").read_bytes() == b"mine"
 
 
 def test_measure_reads_the_mix_from_the_record_or_the_option(black_tile, capsys):

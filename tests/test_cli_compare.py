@@ -10,6 +10,7 @@ from PIL import Image
 from tilemix import cli
 from tilemix.pictures.sheet import LINE, MARGIN
 
+DRAWN = []
 COLORS = {"old": (200, 30, 30), "new": (30, 30, 200)}
 
 
@@ -19,7 +20,11 @@ class FakeRenderer:
     def __init__(self, model):
         self.model = model
 
+    def with_scheduler(self, name):
+        return FakeRenderer({"euler": "old", "ddim": "new"}[name])
+
     def render(self, request):
+        DRAWN.append(request)
         pixels = np.full((64, 64, 3), COLORS[self.model], np.uint8) - np.uint8(request.seed)
         return SimpleNamespace(pixels=pixels, prompt=SimpleNamespace(sent=None), palette=None)
 
@@ -64,4 +69,68 @@ def test_the_measured_shares_are_told(tmp_path, capsys, monkeypatch):
 def test_lists_that_make_no_sense_are_refused_before_a_model_is_loaded(options, message, capsys, monkeypatch):
     monkeypatch.setattr("tilemix.render.Renderer.load", lambda *_: pytest.fail("loaded"))
     assert cli.main(["compare", "x", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_each_value_of_an_axis_is_a_column_or_a_row(tmp_path, capsys):
+    DRAWN.clear()
+    sheet = tmp_path / "sheet.png"
+    command = [
+        "compare",
+        "a tile",
+        "--models",
+        "old",
+        "--x",
+        "lora_scale=0.7,0",
+        "--y",
+        "prompt=tile,(wall:1.2)",
+    ]
+    options = ["--set", "seed=9", "--set", "num-inference-steps=4", "--json", "-o", str(sheet)]
+    assert cli.main([*command, *options]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["x"] == {"name": "lora_scale", "values": [0.7, 0.0]}
+    assert answer["y"] == {"name": "prompt", "values": ["tile", "(wall:1.2)"]}
+    assert answer["shares"] == [[{}, {}], [{}, {}]]
+    drawn = [(request.lora_scale, request.prompt) for request in DRAWN]
+    # Pictures of one scale come together, so that it is merged once.
+    assert drawn == [(0, "a tile"), (0, "a (wall:1.2)"), (0.7, "a tile"), (0.7, "a (wall:1.2)")]
+    assert {(request.seed, request.num_inference_steps) for request in DRAWN} == {(9, 4)}
+    with Image.open(sheet) as opened:
+        assert min(opened.size) > 2 * 384
+
+
+def test_schedulers_are_an_axis(tmp_path):
+    sheet = tmp_path / "sheet.png"
+    command = ["compare", "a tile", "--models", "old", "--x", "scheduler=ddim,euler", "-o", str(sheet)]
+    assert cli.main(command) == 0
+    with Image.open(sheet) as opened:
+        pixels = np.asarray(opened)
+    at = MARGIN + 2 * LINE + 30
+    assert tuple(pixels[at, MARGIN + 30]) == COLORS["new"]
+    assert tuple(pixels[at, MARGIN + 384 + MARGIN + 30]) == COLORS["old"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--x", "hue=1"],
+            "unknown axis 'hue'; expected NAME=VALUE,VALUE,... with one of prompt, negative_prompt",
+        ),
+        (["--x", "seed"], "seed: '', expected 1 to 16 different ones, separated by commas"),
+        (["--x", "seed=1,1"], "seed: '1,1', expected 1 to 16"),
+        (["--x", "seed=1,x"], "seed 'x' is not an integer"),
+        (["--x", "lora_scale=9"], "lora_scale 9.0 is out of range"),
+        (["--x", "scheduler=fast"], "scheduler 'fast'"),
+        (["--x", "seed=1", "--y", "seed=2"], "both axes are 'seed'; expected two different ones"),
+        (
+            ["--x", "prompt=red,blue"],
+            "'red' is not a part of the prompt; the first value of the axis 'prompt'",
+        ),
+        (["--x", "seed=1", "--set", "width=512,640"], "width: 'width=512,640', expected 1 to 1"),
+        (["--x", "seed=1", "--models", "old,new"], "models: 'old,new', expected 1 to 1"),
+    ],
+)
+def test_an_axis_that_cannot_be_used_is_named(options, message, tmp_path, capsys):
+    assert cli.main(["compare", "a tile", *options, "-o", str(tmp_path / "sheet.png")]) == 1
     assert message in capsys.readouterr().err

@@ -7,6 +7,7 @@ of a request stays behind, whether it succeeds, fails or is canceled.
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import os
@@ -45,6 +46,7 @@ from tilemix.system.machine import keep_freed_memory
 from tilemix.system.project import ROOT
 from tilemix.weights import check_files, locate_model
 from tilemix.weights.calibration import load_calibration
+from tilemix.weights.manifest import Scheduler
 from tilemix.weights.prompting import make_context
 
 if TYPE_CHECKING:
@@ -133,6 +135,14 @@ class Renderer:
         gc.freeze()  # what is loaded stays: collections during predictions can skip it
         logger.info("model %s ready in %.1f s", model, time.perf_counter() - began)
         return renderer
+
+    def with_scheduler(self, name: str) -> Renderer:
+        """Return a renderer that draws with another scheduler; the two share all that is loaded."""
+        model = self.ready.model
+        manifest = structs.replace(model.manifest, scheduler=Scheduler(name=name))
+        made = copy.copy(self)
+        made.ready = replace(self.ready, model=replace(model, manifest=manifest))
+        return made
 
     def compile(self, side: int | None = None) -> None:
         """Compile the networks for the manifest's size, or for squares of `side` pixels; takes minutes.

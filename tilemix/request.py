@@ -79,6 +79,13 @@ class GenerationRequest:
         fresh: dict[str, Any] = {name: _draw_seed() for name in needed if getattr(self, name) is None}
         return dataclasses.replace(self, **fresh)
 
+    def with_next_seed(self) -> GenerationRequest:
+        """Return this request, which has a seed, with the next one; after the largest comes 0."""
+        assert self.seed is not None
+        return dataclasses.replace(
+            self, seed=(self.seed + 1) % (find_input("seed", IntegerInput).maximum + 1)
+        )
+
     def resolve(
         self, defaults: Defaults, *, negative_prompt: str, lora_scales: Mapping[str, float]
     ) -> ResolvedRequest:

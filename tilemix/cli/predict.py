@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OUTPUT_FORMAT = "output_format"  # usually follows from the file's suffix
+DEFAULT_FORMAT = "png"  # of the pictures in a folder
 SUFFIXES = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 
@@ -52,6 +53,12 @@ def add_predict(verbs: Verbs) -> None:
         type=Path,
         metavar="PICTURE",
         help="repeat a picture: its inputs stand for those left out here; other programs' pictures, too",
+    )
+    predict.add_argument(
+        "--forever",
+        type=Path,
+        metavar="FOLDER",
+        help="draw one picture after another into a folder, the next seed each time, until Ctrl-C",
     )
     add_model(predict)
     predict.set_defaults(model=None)  # a picture to repeat names its own
@@ -102,29 +109,55 @@ def _predict(options: argparse.Namespace) -> None:
         notes = [*told]
     # A slip in the text is told before the model is loaded.
     _check_text(GenerationRequest(**own | given), manifest)
+    if options.forever is not None:
+        _make_folder(options.forever)
     renderer = _load(model, os.environ if source is None else source.add_settings(os.environ))
     if source is not None:
         own, differences = source.settle(renderer, own)
         notes += differences
     for note in notes:
         logger.warning("%s", note)
-    drawing = _draw(renderer, options.output, GenerationRequest(**own | given))
-    answer: dict[str, Any] = {
-        "file": str(options.output),
-        "record": drawing.rendered.record,
-        "seconds": drawing.rendered.seconds,
-    }
-    if drawing.measured:
-        answer |= {"measured": drawing.measured}
+    request = GenerationRequest(**own | given)
+    if options.forever is not None:
+        _draw_forever(renderer, options, request)
+        return
+    drawing = _draw(renderer, options.output, request)
+    answer = _describe(drawing, options.output)
     if source is not None:
         is_the_same = given.keys() == {OUTPUT_FORMAT}
         changed = source.count_changed(drawing.rendered) if is_the_same else None
         _tell_changed(changed)
         answer |= {"repeated": {"notes": [str(note) for note in notes], "changed_pixels": changed}}
+    _answer(options, answer)
+
+
+def _draw_forever(renderer: Renderer, options: argparse.Namespace, request: GenerationRequest) -> None:
+    """Draw pictures into a folder until Ctrl-C; those that are there already are left alone."""
+    suffix = next(suffix for suffix, name in SUFFIXES.items() if name == request.output_format)
+    request = request.with_seed()
+    count = 0
+    try:
+        while True:
+            path = options.forever / f"tile-{request.seed}{suffix}"
+            if not path.exists():
+                _answer(options, _describe(_draw(renderer, path, request), path))
+                count += 1
+            request = request.with_next_seed()
+    except KeyboardInterrupt:
+        logger.info("%d pictures in %s", count, options.forever)
+
+
+def _describe(drawing: Drawing, path: Path) -> dict[str, Any]:
+    rendered = drawing.rendered
+    answer: dict[str, Any] = {"file": str(path), "record": rendered.record, "seconds": rendered.seconds}
+    return answer | ({"measured": drawing.measured} if drawing.measured else {})
+
+
+def _answer(options: argparse.Namespace, answer: dict[str, Any]) -> None:
     if options.json:
         write_json(answer)
     else:
-        write(f"{options.output}\n")
+        write(f"{answer['file']}\n")
 
 
 def _check_output(options: argparse.Namespace) -> str:
@@ -133,6 +166,8 @@ def _check_output(options: argparse.Namespace) -> str:
     Raises:
         TilemixError: no picture can be written there.
     """
+    if options.forever is not None:
+        return str(options.output_format or DEFAULT_FORMAT)
     output_format = options.output_format or SUFFIXES.get(options.output.suffix.lower())
     if output_format is None:
         known = LIST_SEPARATOR.join(SUFFIXES)
@@ -143,6 +178,14 @@ def _check_output(options: argparse.Namespace) -> str:
     if not folder.is_dir():
         raise TilemixError("file-no-folder", file=str(options.output), folder=str(folder))
     return str(output_format)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise TilemixError("file-unwritable", file=str(folder), reason=reason) from error
 
 
 def _read_source(options: argparse.Namespace) -> Source | None:
@@ -156,7 +199,7 @@ def _read_source(options: argparse.Namespace) -> Source | None:
     from tilemix.cli.repeat import Source
 
     source = Source.read(options.from_image)
-    if options.output.exists() and options.output.samefile(options.from_image):
+    if options.forever is None and options.output.exists() and options.output.samefile(options.from_image):
         raise ImageFileError("picture-over-itself", file=str(options.output))
     return source
 
