@@ -29,15 +29,17 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog has no types
         log_to_stdout()
         with uncollected():
             from tilemix import drawing  # noqa: F401  now, not in the first prediction's time
-            from tilemix.render import Renderer
+            from tilemix.models import ModelManager
 
             model = os.environ.get("TILEMIX_MODEL") or DEFAULT_MODEL
-            self.renderer = Renderer.load(model, read_settings(os.environ))
+            models = ModelManager(model, read_settings(os.environ))
+            models.load()
+            self.models = models
         self.folder = Path(make_own_folder("tilemix-", owner=self))  # of all predictions
 
     def healthcheck(self) -> bool:
         """Return whether the model is loaded and its device computes. The server asks from cog 0.17 on."""
-        return hasattr(self, "renderer") and self.renderer.is_healthy()
+        return hasattr(self, "models") and self.models.is_healthy()
 
     def predict(
         self,
@@ -101,6 +103,11 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog has no types
             ge=1,
             le=12,
         ),
+        task: Optional[str] = Input(
+            description="Task of weights/tasks.json, by its name. Left out: the served model.",
+            default=None,
+            max_length=64,
+        ),
     ) -> Path:
         """Draw one tile; return the path of its picture."""
         inputs = {name: value for name, value in locals().items() if name != "self"}
@@ -114,7 +121,7 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog has no types
                 {"seed": request.seed}
             )  # early: a failed prediction loses its logs, not its metrics
             path = folder / f"tile.{output_format}"
-            drawing = draw_to_file(self.renderer, path, request, on_step=log_progress)
+            drawing = draw_to_file(self.models, path, request, on_step=log_progress)
             seconds = {**drawing.rendered.seconds, "save": drawing.save_seconds}
             record_metrics({f"seconds_{stage}": round(spent, 4) for stage, spent in seconds.items()})
             record_metrics({name: getattr(drawing.rendered.record, name) for name in RECORDED_SETTINGS})

@@ -23,7 +23,7 @@ TIERS = (
     {"tilemix.conversion", "tilemix.weights"},
     {"tilemix.pipelines"},
     {"tilemix.render"},
-    {"tilemix.drawing"},
+    {"tilemix.drawing", "tilemix.models"},
     {"tilemix.catalogue", "tilemix.studio", "tilemix.tuning", "tilemix.calibration"},
     {"tilemix.cli"},
     {"tilemix.__main__", "predict", "miniature", "tools"},

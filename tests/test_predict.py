@@ -99,7 +99,7 @@ def metrics(monkeypatch):
 @pytest.fixture
 def predictor(module, tmp_path):
     made = module.Predictor()
-    made.renderer = FakeRenderer()
+    made.models = FakeRenderer()
     made.folder = module.Path(tmp_path / "predictions")
     return made
 
@@ -111,15 +111,15 @@ def predict(predictor, **inputs):
 
 def test_an_error_reaches_the_studio_as_data(predictor, metrics):
     """Cog passes on the text of an exception alone; the studio showed it in English to everybody."""
-    predictor.renderer.trouble = MixError("mix-unknown-color", typed="rost", position=5, words="rosa, rot")
+    predictor.models.trouble = MixError("mix-unknown-color", typed="rost", position=5, words="rosa, rot")
     with pytest.raises(MixError):
         predict(predictor)
-    assert read_metrics(metrics) == predictor.renderer.trouble.message
-    predictor.renderer.trouble = PromptError("mix-no-name", field="prompt")
+    assert read_metrics(metrics) == predictor.models.trouble.message
+    predictor.models.trouble = PromptError("mix-no-name", field="prompt")
     metrics.clear()
     with pytest.raises(PromptError):
         predict(predictor)
-    assert read_metrics(metrics) == predictor.renderer.trouble.message
+    assert read_metrics(metrics) == predictor.models.trouble.message
 
 
 def test_the_inputs_reach_the_request_and_the_picture_its_own_file(predictor):
@@ -137,7 +137,7 @@ def test_the_inputs_reach_the_request_and_the_picture_its_own_file(predictor):
         "output_format": "webp",
     }
     path = predict(predictor, **inputs)
-    assert predictor.renderer.requests == [GenerationRequest(**inputs)]
+    assert predictor.models.requests == [GenerationRequest(**inputs)]
     assert path.name == "tile.webp"
     assert read_record(path).seed == 0
     assert type(path).__module__ == "cog.types"
@@ -178,14 +178,14 @@ def test_a_folder_that_somebody_removed_is_made_again(predictor):
 def test_a_prediction_that_ends_early_tells_its_seed_and_leaves_the_next_one_unharmed(
     predictor, metrics, trouble
 ):
-    predictor.renderer.trouble = trouble
+    predictor.models.trouble = trouble
     with pytest.raises(type(trouble)):
         predict(predictor, seed=5)
     error = trouble.message if isinstance(trouble, TilemixError) else None
     assert read_metrics(metrics) == error
     data = {"error_code": error.code, "error_values": "{}"} if error is not None else {}
     assert metrics == {"seed": 5} | data
-    predictor.renderer.trouble = None
+    predictor.models.trouble = None
     path = predict(predictor, seed=6)
     assert read_record(path).seed == 6
     assert list(predictor.folder.iterdir()) == [path.parent]
@@ -216,7 +216,7 @@ def test_bad_input_is_refused_in_one_line_before_anything_is_drawn(predictor, in
         predict(predictor, **inputs)
     assert next(iter(inputs)) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert predictor.renderer.requests == []
+    assert predictor.models.requests == []
 
 
 def test_the_metrics_tell_seed_size_steps_seconds_and_shares(predictor, metrics):
@@ -299,11 +299,12 @@ def test_the_progress_lines_are_those_that_replicates_clients_read(module, caplo
 def test_setup_takes_the_model_and_the_settings_from_the_environment(
     module, monkeypatch, capsys, environment, loaded
 ):
-    def load(model, settings):
+    def load(model, settings, **_):
         logging.getLogger("tilemix.render").info("loaded")
-        return types.SimpleNamespace(loaded=(model, settings), is_healthy=lambda: healthy)
+        asked.append((model, settings))
+        return types.SimpleNamespace(is_healthy=lambda: healthy)
 
-    healthy = True
+    healthy, asked = True, []
     monkeypatch.setattr("tilemix.render.Renderer.load", load)
     for name in ("TILEMIX_MODEL", "TILEMIX_THREADS", "TILEMIX_SPEED", "TILEMIX_COMPILE"):
         monkeypatch.delenv(name, raising=False)
@@ -315,8 +316,8 @@ def test_setup_takes_the_model_and_the_settings_from_the_environment(
     assert made.healthcheck() is True
     healthy = False
     assert made.healthcheck() is False
-    assert made.renderer.loaded == loaded
     made.setup()
+    assert asked == [loaded, loaded]
     assert capsys.readouterr().out == "loaded\nloaded\n"  # on standard output, and once a line
     folder = made.folder
     assert folder.stat().st_mode & 0o777 == 0o700

@@ -161,7 +161,7 @@ def test_the_answer_is_what_accept_asks_for(shared, accept, media_type):
         ({"prompt": MIX, "width": "257"}, "width 257 is out of range; expected 256 to 1536, a multiple of 8"),
         ({"prompt": MIX, "lora_alpha": "nan"}, "lora_alpha 'nan' is not a number; expected 0 to 1.5"),
         ({"prompt": MIX, "lora_alpha": "2"}, "lora_alpha 2.0 is out of range; expected 0 to 1.5"),
-        ({"prompt": MIX, "task": "flux"}, "unknown task 'flux'; this studio serves 'miniature'"),
+        ({"prompt": MIX, "task": "flux"}, "unknown task 'flux'; known: rubber_tile"),
         ({"prompt": MIX, "lora_scale": "1"}, "unknown input 'lora_scale'; did you mean 'lora_alpha'?"),
         ({"prompt": MIX, "negative": "x"}, "unknown input 'negative'; did you mean 'negative_prompt'?"),
         ({"prompt": MIX, "steps": "4"}, f"unknown input 'steps'; known: {', '.join(FORM_INPUTS)}"),
@@ -238,11 +238,19 @@ def test_use_model_manager_is_taken_and_means_nothing(shared, value):
 
 
 @pytest.mark.parametrize(
-    ("task", "status"), [("", 200), ("miniature", 200), ("Miniature", 422), ("x" * 60_000, 422)]
+    ("task", "status", "asked"),
+    [
+        ("", 200, None),
+        ("miniature", 200, None),  # the served model
+        ("rubber_tile", 200, "rubber_tile"),
+        ("Miniature", 422, None),
+        ("x" * 60_000, 422, None),
+    ],
 )
-def test_only_the_served_model_is_a_task(shared, task, status):
+def test_a_task_is_passed_on_unless_it_is_the_served_model(shared, task, status, asked):
     answer = form(shared, prompt=MIX, task=task)
     assert answer.status_code == status
+    assert status != 200 or answer.json()["input"].get("task") == asked
     assert status == 200 or len(answer.json()["error"]["message"]) < 120
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tilemix.pictures.files import write_image
 from tilemix.pictures.measure import Measurement, has_swatch, measure_shares
@@ -13,8 +13,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tilemix.render import Rendered, Renderer
+    from tilemix.render import Rendered
     from tilemix.request import GenerationRequest
+
+
+class Draws(Protocol):
+    """A loaded model, or several."""
+
+    def render(
+        self, request: GenerationRequest, *, on_step: Callable[[int, int], None] | None = None
+    ) -> Rendered:
+        """Draw the picture of a request; see `Renderer.render`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +37,7 @@ class Drawing:
 
 
 def draw_to_file(
-    renderer: Renderer,
+    renderer: Draws,
     path: Path,
     request: GenerationRequest,
     *,
@@ -37,7 +46,7 @@ def draw_to_file(
     """Draw the picture of a request, write it to `path` in the request's format and measure its mix.
 
     Args:
-        renderer: the loaded model.
+        renderer: what draws.
         path: the file to write; it is there complete or not at all.
         request: what to draw.
         on_step: called after each denoising step with the steps done and the steps in all.

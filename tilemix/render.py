@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,7 +40,7 @@ from tilemix.pipelines.settings import Settings
 from tilemix.pipelines.speed import GUIDED_PART, Speed
 from tilemix.prompts.context import NamedLora
 from tilemix.prompts.rewrite import Prompt, log_notes, rewrite
-from tilemix.prompts.template import load_template
+from tilemix.prompts.template import find_template, load_template
 from tilemix.request import GenerationRequest, ResolvedRequest
 from tilemix.system.machine import keep_freed_memory
 from tilemix.system.project import ROOT
@@ -55,6 +55,12 @@ if TYPE_CHECKING:
     from tilemix.colors.palette import Palette
     from tilemix.drafts.draft import Draft
     from tilemix.prompts.mix import ColorMix
+    from tilemix.prompts.template import PromptTemplate
+    from tilemix.weights import LocalModel
+    from tilemix.weights.tasks import Task
+
+    # Called before a model is loaded, on its device and in its dtype; it may refuse.
+    Admit = Callable[[LocalModel, torch.device, torch.dtype], None]
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +78,7 @@ class Rendered:
     pixels: NDArray[np.uint8]  # (height, width, 3), sRGB
     prompt: Prompt
     record: Record
-    seconds: dict[str, float]  # encode_prompt, denoise, decode
+    seconds: dict[str, float]  # encode_prompt, denoise, decode; switch, if the weights had to change
     palette: Palette | None = None  # the model's; None: it has none
 
 
@@ -85,32 +91,33 @@ class Renderer:
 
     def __init__(self, ready: ReadyPipeline) -> None:
         self.ready = ready
+        self.task: Task | None = None  # None: the manifest's template and LoRAs
         self._is_compiled = False
         self._encoder = PromptEncoder(ready.base.encode, lambda: (ready.loras.state, ready.tokens.state))
-        self.template = load_template(ready.model.template)
+        self.use_template(load_template(ready.model.template))
         self._palette = ready.model.manifest.load_palette()
         self.calibration = load_calibration(
             ready.model
         )  # None: the manifest's strength, the palette's colors
-        missing = [
-            token for token in self.template.placeholder_tokens if token not in self.placeholder_tokens
-        ]
-        if missing:
-            raise ManifestError(
-                "manifest-missing-token",
-                file=f"{ready.model.name}.model.json",
-                template=self.template.name,
-                token=missing[0],
-            )
 
     @classmethod
-    def load(cls, model: str, settings: Settings | None = None, *, root: Path = ROOT) -> Renderer:
+    def load(
+        cls,
+        model: str,
+        settings: Settings | None = None,
+        *,
+        root: Path = ROOT,
+        admit: Admit | None = None,
+        merges: bool = True,
+    ) -> Renderer:
         """Load the packaged model `model`.
 
         Args:
             model: the name of a manifest, weights/NAME.model.json.
             settings: threads, speed, number format and compilation.
             root: the project's folder.
+            admit: called when the files are found, before anything is loaded.
+            merges: merge the manifest's LoRAs now; False: the first picture merges those that it needs.
 
         Raises:
             WeightsError: the manifest, or a file it names, cannot be used.
@@ -124,12 +131,14 @@ class Renderer:
         began = time.perf_counter()
         located = locate_model(model, root)
         device = choose_device(settings.speed, settings.precision, family=located.manifest.base_family)
+        if admit is not None:
+            admit(located, *device)
         with ThreadPoolExecutor(1) as reader:
             # Hashing releases the GIL and importing holds it, so the two overlap.
             checked = reader.submit(check_files, located)
             find_family(located).import_libraries()
             checked.result()
-        renderer = cls(load_pipeline(located, *device, speed=settings.speed))
+        renderer = cls(load_pipeline(located, *device, speed=settings.speed, merges=merges))
         if settings.compiled:
             renderer.compile()
         gc.freeze()  # what is loaded stays: collections during predictions can skip it
@@ -143,6 +152,33 @@ class Renderer:
         made = copy.copy(self)
         made.ready = replace(self.ready, model=replace(model, manifest=manifest))
         return made
+
+    def of_task(self, task: Task) -> Renderer:
+        """Return a renderer that draws as a task of this model says; the two share all that is loaded.
+
+        Raises:
+            TemplateError, ManifestError: its prompt template cannot be used.
+        """
+        made = copy.copy(self)
+        made.task = task
+        made.use_template(find_template(task.template, self.ready.model.template.parents[1]))
+        return made
+
+    def use_template(self, template: PromptTemplate) -> None:
+        """Put the users' words into this template from now on.
+
+        Raises:
+            ManifestError: the model lacks one of its tokens.
+        """
+        missing = [token for token in template.placeholder_tokens if token not in self.placeholder_tokens]
+        if missing:
+            raise ManifestError(
+                "manifest-missing-token",
+                file=f"{self.ready.model.name}.model.json",
+                template=template.name,
+                token=missing[0],
+            )
+        self.template = template
 
     def compile(self, side: int | None = None) -> None:
         """Compile the networks for the manifest's size, or for squares of `side` pixels; takes minutes.
@@ -195,8 +231,8 @@ class Renderer:
         for word in self.ready.tokens.find_unknown(f"{prompt.positive} {prompt.negative}"):
             logger.warning("%s in the prompt is not a token of this model: it counts as plain text", word)
         logger.info("Prompt: %s", prompt.positive)
-        self.ready.loras.apply(add_loras(resolved.lora_scales, prompt.loras))
         seconds: dict[str, float] = {}
+        self._merge(resolved, prompt, seconds)
         reads_negative = self.ready.model.manifest.base_family.reads_negative_prompt
         with _timed(seconds, "encode_prompt"):
             guidances = self._encoder.encode(
@@ -249,6 +285,21 @@ class Renderer:
             context=make_context(manifest, seed=request.seed, steps=steps, templates=template.parent),
         )
 
+    def _merge(self, request: ResolvedRequest, prompt: Prompt, seconds: dict[str, float]) -> None:
+        """Merge the LoRAs that a picture needs; of a task, say which they are."""
+        scales = add_loras(request.lora_scales, prompt.loras)
+        began = time.perf_counter()
+        if self.ready.loras.apply(scales):
+            seconds["switch"] = time.perf_counter() - began
+            logger.info("LoRAs merged in %.2f s", seconds["switch"])
+        if self.task is None:
+            return
+        for file, scale in request.lora_scales.items():
+            if scale:
+                logger.info("Loaded LoRA: %s (scale=%g)", PurePosixPath(file).name, scale)
+        if not self.ready.loras.applied:
+            logger.info("No LoRA")
+
     def _spell_out(self, prompt: Prompt) -> Prompt:
         """Return the prompt with the tokens of embeddings that are typed as their trainers named them."""
         tokens = self.ready.tokens
@@ -270,12 +321,15 @@ class Renderer:
         """Fill in what the request leaves out: from the manifest, from the template, or drawn.
 
         Raises:
-            RequestError: the model draws no pictures of this size.
+            RequestError: the model draws no pictures of this size, or the request is of another task.
         """
+        if request.task != (self.task and self.task.name):
+            raise RequestError("task-elsewhere", field="task", typed=str(request.task)[:40])
+        own = None if self.task is None else self.task.lora_scales
         resolved = request.resolve(
             structs.replace(self.ready.model.manifest.defaults, strength=self.resolve_strength()),
             negative_prompt=self.template.negative_prompt,
-            lora_scales=self._resolve_lora_scales(),
+            lora_scales=self._resolve_lora_scales() if own is None else own,
         )
         family = self.ready.model.manifest.base_family
         for field, side in (("width", resolved.width), ("height", resolved.height)):
@@ -292,7 +346,7 @@ class Renderer:
         if request.variation_seed is not None and resolved.variation is None:
             logger.warning("variation_seed %d has no effect: variation_strength is 0", request.variation_seed)
         if request.lora_scale is not None and not resolved.lora_scales:
-            logger.warning("lora_scale %g has no effect: the model has no LoRA", request.lora_scale)
+            logger.warning("lora_scale %g has no effect: no LoRA is in force", request.lora_scale)
         return resolved
 
     def _lay_out(self, request: ResolvedRequest, prompt: Prompt) -> Draft | None:
@@ -360,6 +414,13 @@ class Renderer:
         )
         return base.denoise(guidances, denoising)
 
+    def _hash_loras(self, request: ResolvedRequest, prompt: Prompt) -> dict[str, str]:
+        """Return the hash of each LoRA, of a task only of those that it or the prompt names."""
+        if self.task is None:
+            return self.ready.lora_hashes
+        used = add_loras(request.lora_scales, prompt.loras)
+        return {file: digits for file, digits in self.ready.lora_hashes.items() if file in used}
+
     def _make_record(self, request: ResolvedRequest, prompt: Prompt, draft: Draft | None) -> Record:
         return Record(
             prompt=prompt.typed,
@@ -374,8 +435,9 @@ class Renderer:
             guidance_scale=request.guidance_scale,
             lora_scale=next(iter(request.lora_scales.values()), None),
             lora_scales=dict(request.lora_scales),
-            lora_hashes=self.ready.lora_hashes,
+            lora_hashes=self._hash_loras(request, prompt),
             embedding_hashes=self._hash_embeddings(prompt),
+            task=UNSET if self.task is None else self.task.name,
             named_loras={lora.file: (lora.text_scale, lora.unet_scale) for lora in prompt.loras} or UNSET,
             chosen_prompt=UNSET if prompt.chosen is None else prompt.chosen,
             chosen_negative_prompt=UNSET if prompt.chosen_negative is None else prompt.chosen_negative,

@@ -62,6 +62,7 @@ class GenerationRequest:
     variation_seed: int | None = None  # of the noise that is mixed in; None and -1: a fresh draw
     variation_strength: float | None = None  # how much of it; None: 0
     clip_skip: int | None = None  # layer of the text encoders, counted from the last; None: the base's own
+    task: str | None = None  # of weights/tasks.json; "" becomes None
 
     def __post_init__(self) -> None:
         for name, row in load_inputs().items():
@@ -69,6 +70,8 @@ class GenerationRequest:
         for name in ("seed", "variation_seed"):
             if getattr(self, name) == FRESH:
                 object.__setattr__(self, name, None)
+        if self.task == "":
+            object.__setattr__(self, "task", None)
         check_prompt(self.prompt)
         if self.negative_prompt is not None:
             check_text(self.negative_prompt, field="negative_prompt")

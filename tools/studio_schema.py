@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tilemix.inputs import Input
 
 OWN_FIELDS = {  # of the form, beside predict()'s inputs
-    "task": {"type": "string", "description": "The served model's name. Left out: the same."},
     "use_model_manager": {"type": "string", "description": "Accepted and ignored."},
 }
 

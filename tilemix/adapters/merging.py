@@ -111,11 +111,11 @@ class LoraMerger:
         self._loads += 1
         return lora
 
-    def apply(self, scales: Mapping[str, Scale]) -> None:
+    def apply(self, scales: Mapping[str, Scale]) -> bool:
         """Make the weights the base's plus the adapters of `scales`; {} gives the base back, bit for bit.
 
         The set is recorded as applied only when it is complete: after an error or a cancellation the next call
-        merges again.
+        merges again. Returns whether the weights had to change.
 
         Raises:
             AdapterError: an adapter of `scales` is not loaded.
@@ -126,7 +126,7 @@ class LoraMerger:
             raise AdapterError("lora-not-loaded", name=unknown[0], loaded=LIST_SEPARATOR.join(self._loras))
         wanted = {name: scale for name, scale in scales.items() if scale not in (0, (0, 0))}
         if wanted == self._applied:
-            return
+            return False
         targets = {key for name in wanted for key in self._loras[name].deltas}
         todo = sorted(targets | self._changed, key=self._find_place)
         self._applied = None
@@ -141,6 +141,7 @@ class LoraMerger:
                 file.release_pages()
         self._changed = targets
         self._applied = wanted
+        return True
 
     def _find_place(self, key: ModuleKey) -> tuple[int, int]:
         """Return where a module's weight is, its file and the place in it: a disk is fastest when read in order."""

@@ -78,23 +78,27 @@ class RendererWorker:
     Args:
         renderer: the loaded model.
         root: the project's folder, which holds the model's manifest.
+        task: that the renderer does, which every row has; None: none.
     """
 
-    def __init__(self, renderer: Renderer, root: Path = ROOT) -> None:
+    def __init__(self, renderer: Renderer, root: Path = ROOT, task: str | None = None) -> None:
         self._renderer = renderer
+        self._task = task
         self._root = root
         self._manifest_time = self._read_manifest_time()
 
     @classmethod
-    def load(cls, model: str, settings: Settings, root: Path = ROOT) -> RendererWorker:
-        """Load the packaged model `model`; see `Renderer.load`."""
-        from tilemix.render import Renderer
+    def load(
+        cls, model: str, settings: Settings, root: Path = ROOT, *, task: str | None = None
+    ) -> RendererWorker:
+        """Load the packaged model `model`, or a task's; see `ModelManager.load`."""
+        from tilemix.models import ModelManager
 
-        return cls(Renderer.load(model, settings, root=root), root)
+        return cls(ModelManager(model, settings, root=root).load(task), root, task)
 
     def describe(self) -> Record:
         """Return what all its pictures have in common."""
-        return self._renderer.plan(GenerationRequest(prompt="-", seed=0))
+        return self._renderer.plan(GenerationRequest(prompt="-", seed=0, task=self._task))
 
     def plan(self, rows: Sequence[Row]) -> list[Plan | Message]:
         """Return for each row what is to be drawn, or why it cannot be."""
@@ -156,7 +160,7 @@ class RendererWorker:
 
 def make_id(record: Record, output_format: str) -> str:
     """Return the id of a picture: a hash of its record, apart from names that decide no pixel, and its format."""
-    deciding = msgspec.structs.replace(record, prompt="", model="", mix=None)
+    deciding = msgspec.structs.replace(record, prompt="", model="", mix=None, task=msgspec.UNSET)
     return hashlib.sha256(msgspec.json.encode([deciding, output_format])).hexdigest()[:ID_DIGITS]
 
 

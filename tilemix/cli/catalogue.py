@@ -115,7 +115,8 @@ def _open_engine(options: argparse.Namespace, folder: Folder) -> Iterator[Engine
     # The same in every process, with Ray and without, because both decide bits; no trial may choose the format.
     threads = parse_threads(options.threads) or settings.threads or len(os.sched_getaffinity(0))
     precision = settings.precision or Precision.FP32
-    load = partial(RendererWorker.load, model, replace(settings, threads=threads, precision=precision))
+    settings = replace(settings, threads=threads, precision=precision)
+    load = partial(RendererWorker.load, model, settings, task=options.task)
     if options.ray is None:
         yield LocalEngine(load(), folder)
         return

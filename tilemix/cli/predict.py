@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tilemix.errors import Message
     from tilemix.render import Renderer
     from tilemix.request import GenerationRequest
-    from tilemix.weights.manifest import ModelManifest
 
 logger = logging.getLogger(__name__)
 
@@ -108,10 +107,12 @@ def _predict(options: argparse.Namespace) -> None:
         own, told = source.repeat(model, manifest)
         notes = [*told]
     # A slip in the text is told before the model is loaded.
-    _check_text(GenerationRequest(**own | given), manifest)
+    request = GenerationRequest(**own | given)
+    _check_text(request, model)
     if options.forever is not None:
         _make_folder(options.forever)
-    renderer = _load(model, os.environ if source is None else source.add_settings(os.environ))
+    environment = os.environ if source is None else source.add_settings(os.environ)
+    renderer = _load(model, request.task, environment)
     if source is not None:
         own, differences = source.settle(renderer, own)
         notes += differences
@@ -204,13 +205,13 @@ def _read_source(options: argparse.Namespace) -> Source | None:
     return source
 
 
-def _load(model: str, environment: Mapping[str, str]) -> Renderer:
+def _load(model: str, task: str | None, environment: Mapping[str, str]) -> Renderer:
     with uncollected():
         from tilemix import drawing  # noqa: F401  now, not in the first picture's time
+        from tilemix.models import ModelManager
         from tilemix.pipelines.settings import read_settings
-        from tilemix.render import Renderer
 
-        return Renderer.load(model, read_settings(environment))
+        return ModelManager(model, read_settings(environment)).load(task)
 
 
 def _draw(renderer: Renderer, output: Path, request: GenerationRequest) -> Drawing:
@@ -231,22 +232,27 @@ def _tell_changed(changed: int | None) -> None:
         logger.info("repeated: %d pixels are not the same", changed)
 
 
-def _check_text(request: GenerationRequest, manifest: ModelManifest) -> None:
+def _check_text(request: GenerationRequest, model: str) -> None:
     """Read the text as the renderer will.
 
     Raises:
         PromptError: it cannot be read.
+        RequestError, ManifestError: its task cannot be done.
     """
     from tilemix.prompts.rewrite import rewrite
     from tilemix.prompts.template import find_template
+    from tilemix.weights import load_manifest
     from tilemix.weights.prompting import make_context
+    from tilemix.weights.tasks import find_task
 
+    task = None if request.task is None else find_task(request.task, served=model)
+    manifest = load_manifest(model if task is None else task.model)
     context = make_context(
         manifest,
         seed=request.seed or 0,
         steps=request.num_inference_steps or manifest.defaults.num_inference_steps,
     )
-    template = find_template(manifest.prompt_template)
+    template = find_template(manifest.prompt_template if task is None else task.template)
     rewrite(
         request.prompt,
         template,

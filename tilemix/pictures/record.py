@@ -105,6 +105,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     lora_scales: dict[str, float] = {}  # of each LoRA by its file, where a model has several
     # That the prompt added, by their files: the scales in the text encoders and in the UNet.
     named_loras: dict[str, tuple[float, float]] | msgspec.UnsetType = msgspec.UNSET
+    task: str | msgspec.UnsetType = msgspec.UNSET  # of weights/tasks.json; left out where none was asked for
     # As typed, with the choices made that the seed makes; left out of a prompt without them.
     chosen_prompt: str | msgspec.UnsetType = msgspec.UNSET
     chosen_negative_prompt: str | msgspec.UnsetType = msgspec.UNSET

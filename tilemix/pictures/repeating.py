@@ -88,6 +88,7 @@ def repeat_record(record: Record) -> dict[str, Any]:
         "variation_seed": None if variation is None else variation.seed,
         "variation_strength": None if variation is None else variation.strength,
         "clip_skip": None if record.clip_skip is msgspec.UNSET else record.clip_skip,
+        "task": None if record.task is msgspec.UNSET else record.task,
     }
     return {name: value for name, value in inputs.items() if value is not None}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import torch
@@ -70,9 +71,14 @@ def find_family(model: LocalModel) -> type[Family]:
 
 
 def load_pipeline(
-    model: LocalModel, device: torch.device, dtype: torch.dtype, *, speed: Speed = Speed.EXACT
+    model: LocalModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    speed: Speed = Speed.EXACT,
+    merges: bool = True,
 ) -> ReadyPipeline:
-    """Load the model's files, put its tokens into the vocabulary and its LoRAs into the weights.
+    """Load the model's files, put its tokens into the vocabulary and, if it `merges`, its LoRAs into the weights.
 
     `dtype` is that of the networks that draw; see `Family.load`.
 
@@ -82,7 +88,7 @@ def load_pipeline(
         ManifestError: the base's folder or the scheduler's name does not fit.
     """
     base = find_family(model).load(model, device, dtype)
-    return prepare_pipeline(base, model, device, dtype, speed=speed)
+    return prepare_pipeline(base, model, device, dtype, speed=speed, merges=merges)
 
 
 def prepare_pipeline(
@@ -92,6 +98,7 @@ def prepare_pipeline(
     dtype: torch.dtype,
     *,
     speed: Speed = Speed.EXACT,
+    merges: bool = True,
 ) -> ReadyPipeline:
     """Give a base that holds the model's weights the model's adapters.
 
@@ -113,6 +120,10 @@ def prepare_pipeline(
     )
     ready.make_scheduler()  # a wrong name or setting fails here, not in the first prediction
     _load_adapters(ready)
+    if merges:
+        for file, scale in ready.lora_scales.items():
+            logger.info("Loaded LoRA: %s (scale=%g)", PurePosixPath(file).name, scale)
+        ready.loras.apply(ready.lora_scales)
     return ready
 
 
@@ -132,10 +143,8 @@ def _load_adapters(ready: ReadyPipeline) -> None:
             continue
         lora = ready.loras.load(adapter.file, path)
         ready.lora_hashes[adapter.file] = lora.autov3
-        logger.info("Loaded LoRA: %s (scale=%g)", path.name, 1.0 if adapter.scale is None else adapter.scale)
         if lora.embedding is not None:
             add_tokens(lora.embedding, adapter.tokens)
         elif adapter.tokens:
             raise AdapterError("lora-without-embeddings", file=path.name)
     ready.tokens.install(embeddings)
-    ready.loras.apply(ready.lora_scales)

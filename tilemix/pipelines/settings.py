@@ -1,10 +1,11 @@
-"""What the environment says about how to draw: TILEMIX_THREADS, TILEMIX_SPEED, TILEMIX_PRECISION, TILEMIX_COMPILE."""
+"""What the environment says about how to draw: TILEMIX_THREADS, TILEMIX_SPEED, ... and TILEMIX_MEMORY."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 
 from tilemix.errors import TilemixError
 from tilemix.pipelines.speed import Precision, Speed
@@ -12,6 +13,11 @@ from tilemix.system.environment import check_names
 
 THREADS = re.compile(r"[0-9]{1,4}")
 MOST_THREADS = 1024
+SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,3})?) ?([KMGT]i?B|B)?")
+UNITS = {
+    "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +28,7 @@ class Settings:
     speed: Speed = Speed.EQUIVALENT
     compiled: bool = False  # see tilemix.pipelines.compilation
     precision: Precision | None = None  # of `equivalent` and `fast` on a CPU; None: by a trial
+    memory: int | None = None  # bytes that loaded models may take together; None: by what is free
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -36,6 +43,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         speed=parse_speed(environment.get("TILEMIX_SPEED")),
         compiled=parse_compile(environment.get("TILEMIX_COMPILE")),
         precision=parse_precision(environment.get("TILEMIX_PRECISION")),
+        memory=parse_memory(environment.get("TILEMIX_MEMORY")),
     )
 
 
@@ -93,3 +101,18 @@ def parse_compile(text: str | None) -> bool:
     if text not in (None, "", "0", "1"):
         raise TilemixError("settings-unknown-choice", name="TILEMIX_COMPILE", typed=text[:40], known="0, 1")
     return text == "1"
+
+
+def parse_memory(text: str | None) -> int | None:
+    """Return the bytes that TILEMIX_MEMORY allows, such as "24GB"; None if it is unset or empty.
+
+    Raises:
+        TilemixError: it is not a size above 0.
+    """
+    if not text:
+        return None
+    match = SIZE.fullmatch(text)
+    size = int(Decimal(match[1]) * UNITS[match[2] or "B"]) if match else 0
+    if not size:
+        raise TilemixError("settings-not-a-size", name="TILEMIX_MEMORY", typed=text[:40])
+    return size

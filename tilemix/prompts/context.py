@@ -44,12 +44,12 @@ class PromptContext:
         """
         if self.loras is None:
             return ()
-        files = {_name(file): file for file in self.loras}
+        files = {name_adapter(file): file for file in self.loras}
         found: dict[str, NamedLora] = {}
         for tag in tags:
-            file = files.get(_name(tag.name))
+            file = files.get(name_adapter(tag.name))
             if file is None:
-                near = get_close_matches(_name(tag.name), files, MOST_NAMES, 0)
+                near = get_close_matches(name_adapter(tag.name), files, MOST_NAMES, 0)
                 known = LIST_SEPARATOR.join(PurePosixPath(files[name]).stem for name in near) or "none"
                 typed = tag.name[:SHOWN]
                 raise PromptError(
@@ -68,6 +68,6 @@ class PromptContext:
         return text
 
 
-def _name(file: str) -> str:
-    """Return the name of an adapter for comparison: without folders, extension and case."""
+def name_adapter(file: str) -> str:
+    """Return the name that people know an adapter by, for comparison: without folders, extension and case."""
     return PurePosixPath(file.strip()).name.removesuffix(".safetensors").casefold()

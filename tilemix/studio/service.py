@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Self
 
-from tilemix.errors import SettingsError
+from tilemix.errors import RequestError, SettingsError, TemplateError, WeightsError
 from tilemix.prompts.rewrite import Prompt, log_notes, rewrite
 from tilemix.prompts.template import find_template
 from tilemix.studio.attempts import PART as QUEUE
@@ -22,8 +22,10 @@ from tilemix.studio.signatures import Keyring
 from tilemix.studio.store.database import Database
 from tilemix.studio.store.locks import lock_file
 from tilemix.studio.workers import Worker
+from tilemix.system.project import ROOT
 from tilemix.weights import load_manifest
 from tilemix.weights.prompting import make_context
+from tilemix.weights.tasks import find_task, load_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,13 +55,15 @@ class Studio:
         backend: Backend | None = None,
         fetcher: Fetcher | None = None,
         clock: Clock | None = None,
+        root: Path = ROOT,
     ) -> None:
         self.settings = settings
+        self.root = root
         self.clock: Clock = clock or SystemClock()
         self.faults = Faults()
         self.pictures: Path = settings.folder / "pictures"
-        self.manifest = load_manifest(settings.model)
-        self.template = find_template(self.manifest.prompt_template)
+        self.manifest = load_manifest(settings.model, root)
+        self.template = find_template(self.manifest.prompt_template, root)
         self.palette = self.manifest.load_palette()
         self.backend = backend or make_backend(settings)
         refetch = self.backend.fetch_signing_secret if isinstance(self.backend, ReplicateBackend) else None
@@ -131,24 +135,46 @@ class Studio:
         *,
         seed: int | None = None,
         steps: int | None = None,
+        task: str | None = None,
     ) -> Prompt:
-        """Return the full prompt that the served model will get, and log its notes.
+        """Return the full prompt that a model will get, and log its notes.
 
         Args:
             text: as typed.
             negative_prompt: None: the template's.
             seed: makes the choices; None: 0.
             steps: that edits count; None: the model's own.
+            task: whose model it is; None: the served one.
 
         Raises:
             PromptError: as `tilemix.prompts.rewrite.rewrite`.
+            RequestError: the task is unknown, or names what is not here.
         """
+        manifest, template, palette = self.manifest, self.template, self.palette
+        if task is not None:
+            try:
+                found = find_task(task, served=self.settings.model, root=self.root)
+                manifest = load_manifest(found.model, self.root)
+                template, palette = find_template(found.template, self.root), manifest.load_palette()
+            except (WeightsError, TemplateError) as error:
+                raise RequestError(error.code, field="task", **error.values) from error
         context = make_context(
-            self.manifest, seed=seed or 0, steps=steps or self.manifest.defaults.num_inference_steps
+            manifest,
+            seed=seed or 0,
+            steps=steps or manifest.defaults.num_inference_steps,
+            templates=self.root / "prompt_templates",
         )
-        prompt = rewrite(text, self.template, self.palette, negative_prompt=negative_prompt, context=context)
+        prompt = rewrite(text, template, palette, negative_prompt=negative_prompt, context=context)
         log_notes(prompt)
         return prompt
+
+    def list_tasks(self) -> list[str]:
+        """Return the names of the tasks; none, if their file is broken."""
+        try:
+            return list(load_tasks(self.root))
+        except WeightsError as error:
+            logger.warning("%s", error)
+            return []
 
     def ask_for(self, request: GenerationRequest) -> str:
         """Check a request as `predict()` does and queue it; return the prediction's id.
@@ -157,6 +183,7 @@ class Studio:
 
         Raises:
             PromptError: the prompt, or the mix in it, cannot be used.
+            RequestError: the task is unknown, or names what is not here.
         """
         prompt = self._rewrite_request(request)
         if prompt.choices and request.seed is None:
@@ -168,7 +195,11 @@ class Studio:
 
     def _rewrite_request(self, request: GenerationRequest) -> Prompt:
         return self.rewrite(
-            request.prompt, request.negative_prompt, seed=request.seed, steps=request.num_inference_steps
+            request.prompt,
+            request.negative_prompt,
+            seed=request.seed,
+            steps=request.num_inference_steps,
+            task=request.task,
         )
 
     def receive(self, arrival: Arrival) -> Future[bool]:

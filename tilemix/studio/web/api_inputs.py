@@ -1,7 +1,7 @@
 """Reads requests to `/api/generate-image` (form fields) and `/api/predictions` (JSON), as `predict()` does.
 
-Two names belong to this API alone: `lora_alpha` is `lora_scale`, and `task` is the name of the packaged model.
-`use_model_manager` is accepted and ignored.
+Two names belong to the form alone: `lora_alpha` is `lora_scale`, and `use_model_manager` is accepted and ignored. Its
+`task` may also be the name of the served model, which means the same as none.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Field of the form -> input.
 FORM_INPUTS = {
     "prompt": "prompt",
-    "task": None,
+    "task": "task",
     "use_model_manager": None,
     "width": "width",
     "height": "height",
@@ -33,10 +33,10 @@ MOST_CHARACTERS = 40  # of a name or value, in an error
 
 
 def read_form(fields: Iterable[tuple[str, object]], *, model: str) -> GenerationRequest:
-    """Return the request in a form's fields; an empty number or task counts as left out.
+    """Return the request in a form's fields; an empty number counts as left out.
 
     Raises:
-        RequestError: a field is unknown, repeated, a file or not a number, or names another model.
+        RequestError: a field is unknown, repeated, a file or not a number.
         PromptError: a text cannot be used.
     """
     given: dict[str, str] = {}
@@ -48,9 +48,8 @@ def read_form(fields: Iterable[tuple[str, object]], *, model: str) -> Generation
         if name in given:
             raise RequestError("input-twice", field=name)
         given[name] = value
-    if given.get("task") and given["task"] != model:
-        typed = given["task"][:MOST_CHARACTERS]
-        raise RequestError("input-unknown-model", field="task", typed=typed, model=model)
+    if given.get("task") == model:
+        del given["task"]
     inputs: dict[str, Any] = {}
     try:
         for name, text in given.items():

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from tilemix.drafts.draft import draft_mix, encode_png
-from tilemix.errors import ImageFileError, MixError, PromptError, RequestError
+from tilemix.errors import ImageFileError, InputError, MixError, PromptError, RequestError
 from tilemix.inputs import IntegerInput, NumberInput, load_inputs
 from tilemix.pictures.reading import decode_picture, origin_of
 from tilemix.pictures.repeating import repeat_origin
@@ -104,7 +104,7 @@ class MixerPage:
         if wanted is not None:
             try:
                 identity = await run_in_threadpool(self._studio.ask_for, wanted)
-            except PromptError as error:
+            except InputError as error:
                 form.blame(error)
             else:
                 return RedirectResponse(f"/results/{identity}", 303)
@@ -217,6 +217,7 @@ class MixerPage:
                 for preset in send_presets(palette)
             ],
             inputs=load_inputs(),
+            tasks=self._studio.list_tasks(),
             placeholders={
                 name: words.number(value, 2) if isinstance(value, float) else value
                 for name, value in self._defaults.items()

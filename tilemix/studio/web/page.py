@@ -27,7 +27,7 @@ def page_routes(studio: Studio, renderer: PageRenderer) -> list[Route]:
     """Return all routes of the page."""
     gallery = Gallery(studio.database, studio.pictures)
     settings = studio.settings
-    model_files = ModelFiles(settings.model, settings.folder / "model-files.json")
+    model_files = ModelFiles(settings.model, settings.folder / "model-files.json", studio.root)
 
     async def models(request: Request) -> Response:
         entries = await run_in_threadpool(model_files.list_entries)
