@@ -11,27 +11,32 @@ from tilemix import cli
 from tilemix.pictures.sheet import LINE, MARGIN
 
 DRAWN = []
-COLORS = {"old": (200, 30, 30), "new": (30, 30, 200)}
+COLORS = {"old": (200, 30, 30), "new": (30, 30, 200), "miniature": (30, 200, 30)}
 
 
 class FakeRenderer:
-    """Draws one color, by its model, a little darker with each seed."""
+    """Draws one color, by its model, a little darker with each seed; the LoRA's scale is its green."""
 
     def __init__(self, model):
         self.model = model
 
+    def of_task(self, task):
+        return self
+
     def with_scheduler(self, name):
         return FakeRenderer({"euler": "old", "ddim": "new"}[name])
 
-    def render(self, request):
+    def render(self, request, *, on_step=None):
         DRAWN.append(request)
         pixels = np.full((64, 64, 3), COLORS[self.model], np.uint8) - np.uint8(request.seed)
-        return SimpleNamespace(pixels=pixels, prompt=SimpleNamespace(sent=None), palette=None)
+        if request.lora_scale is not None:
+            pixels[..., 1] = 100 * request.lora_scale
+        return SimpleNamespace(pixels=pixels, seconds={}, prompt=SimpleNamespace(sent=None), palette=None)
 
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
-    monkeypatch.setattr("tilemix.render.Renderer.load", lambda model, settings: FakeRenderer(model))
+    monkeypatch.setattr("tilemix.render.Renderer.load", lambda model, settings, **_: FakeRenderer(model))
 
 
 def test_each_model_is_a_column_and_each_seed_a_row(tmp_path, capsys):
@@ -45,6 +50,41 @@ def test_each_model_is_a_column_and_each_seed_a_row(tmp_path, capsys):
         for column, model in enumerate(("old", "new")):
             at = (top + row * (384 + MARGIN) + 30, left + column * (384 + MARGIN) + 30)
             assert tuple(pixels[at]) == tuple(level - seed for level in COLORS[model]), (seed, model)
+
+
+def test_each_scale_of_a_task_is_a_column_and_the_labels_tell_them_apart(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("TILEMIX_MODEL", raising=False)
+    sheet = tmp_path / "sheet.png"
+    command = [
+        "compare",
+        "a face",
+        "--task",
+        "rubber_tile",
+        "--lora-scale",
+        "0,0.5,own",
+        "--seed",
+        "7",
+        "--json",
+    ]
+    assert cli.main([*command, "-o", str(sheet)]) == 0
+    assert list(json.loads(capsys.readouterr().out)["shares"]) == [
+        "no LoRA",
+        "LoRA 0.5",
+        "its own LoRA scale",
+    ]
+    with Image.open(sheet) as opened:
+        pixels = np.asarray(opened)
+    top, left = MARGIN + 2 * LINE, pixels.shape[1] - 3 * (384 + MARGIN)
+    greens = [pixels[top + 30, left + column * (384 + MARGIN) + 30, 1] for column in range(3)]
+    assert greens == [0, 50, 200 - 7]
+
+
+def test_models_with_and_without_their_loras_are_labeled_by_both(tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    command = ["compare", "a tile", "--models", "old,new", "--lora-scale", "0,1", "--json", "-o", str(sheet)]
+    assert cli.main(command) == 0
+    labels = ["old, no LoRA", "old, LoRA 1", "new, no LoRA", "new, LoRA 1"]
+    assert list(json.loads(capsys.readouterr().out)["shares"]) == labels
 
 
 def test_the_measured_shares_are_told(tmp_path, capsys, monkeypatch):
@@ -63,11 +103,15 @@ def test_the_measured_shares_are_told(tmp_path, capsys, monkeypatch):
         (["--models", "old,old"], "models: 'old,old', expected 1 to 8 different ones, separated by commas"),
         (["--models", "old,"], "models: 'old,'"),
         (["--models", "old", "--seed", "x"], "'x'"),
+        (["--task", "tile"], "unknown task 'tile'; known: rubber_tile"),
+        (["--lora-scale", "0,0"], "lora_scale: '0,0', expected 1 to 8 different ones"),
+        (["--lora-scale", "0,2"], "lora_scale 2.0 is out of range; expected 0 to 1.5"),
+        (["--lora-scale", "without"], "lora_scale 'without' is not a number"),
         (["--models", "old", "--seed", ",".join(map(str, range(17)))], "expected 1 to 16 different ones"),
     ],
 )
 def test_lists_that_make_no_sense_are_refused_before_a_model_is_loaded(options, message, capsys, monkeypatch):
-    monkeypatch.setattr("tilemix.render.Renderer.load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("tilemix.render.Renderer.load", lambda *_, **__: pytest.fail("loaded"))
     assert cli.main(["compare", "x", *options]) == 1
     assert message in capsys.readouterr().err
 

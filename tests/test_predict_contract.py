@@ -254,6 +254,7 @@ TABLE = [
     ("variation_seed", "Optional[int]", {"default": None, "ge": -1, "le": 4294967295}),
     ("variation_strength", "Optional[float]", {"default": None, "ge": 0, "le": 1}),
     ("clip_skip", "Optional[int]", {"default": None, "ge": 1, "le": 12}),
+    ("task", "Optional[str]", {"default": None, "max_length": 64}),
 ]
 
 

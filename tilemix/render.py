@@ -346,7 +346,8 @@ class Renderer:
         if request.variation_seed is not None and resolved.variation is None:
             logger.warning("variation_seed %d has no effect: variation_strength is 0", request.variation_seed)
         if request.lora_scale is not None and not resolved.lora_scales:
-            logger.warning("lora_scale %g has no effect: no LoRA is in force", request.lora_scale)
+            subject = "model" if own is None else "task"
+            logger.warning("lora_scale %g has no effect: the %s has no LoRA", request.lora_scale, subject)
         return resolved
 
     def _lay_out(self, request: ResolvedRequest, prompt: Prompt) -> Draft | None:

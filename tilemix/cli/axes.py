@@ -84,7 +84,7 @@ class Place:
 
 
 def list_places(x: Axis | None, y: Axis | None, inputs: Mapping[str, Any]) -> Iterator[Place]:
-    """Yield the pictures of a sheet; those of one LoRA scale come together, so that it is merged once.
+    """Yield the pictures of a sheet; those of one task and LoRA scale come together, so that it is merged once.
 
     Args:
         x: one column for each value.
@@ -106,7 +106,7 @@ def list_places(x: Axis | None, y: Axis | None, inputs: Mapping[str, Any]) -> It
         for row in range(len(y.values) if y else 1)
         for column in range(len(x.values) if x else 1)
     ]
-    yield from sorted(places, key=lambda place: place.request.lora_scale or 0)
+    yield from sorted(places, key=lambda place: (place.request.task or "", place.request.lora_scale or 0))
 
 
 def _place(row: int, column: int, x: Axis | None, y: Axis | None, inputs: dict[str, Any]) -> Place:
@@ -153,11 +153,12 @@ def draw_axes(
     shares: list[list[dict[str, float]]] = [[{} for _ in range(width)] for _ in range(height)]
 
     from tilemix.drawing import measure_mix
+    from tilemix.models import ModelManager
     from tilemix.pipelines.settings import read_settings
-    from tilemix.render import Renderer
 
-    renderer = Renderer.load(model, read_settings(os.environ))
+    models = ModelManager(model, read_settings(os.environ))
     for number, place in enumerate(places, start=1):
+        renderer = models.load(place.request.task)
         own = renderer if place.scheduler is None else renderer.with_scheduler(place.scheduler)
         rendered = own.render(place.request)
         measured = measure_mix(rendered)

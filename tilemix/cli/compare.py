@@ -1,10 +1,11 @@
-"""`tilemix compare`: one mix drawn by several models, or with several inputs, side by side on a sheet."""
+"""`tilemix compare`: one prompt drawn by several models, tasks or LoRA scales, or with several inputs, on a sheet."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,32 +13,60 @@ from tilemix.cli.measure import list_shares
 from tilemix.cli.terminal import write, write_json
 from tilemix.cli.verbs import default_model
 from tilemix.errors import ImageFileError, InputError
-from tilemix.inputs import IntegerInput, find_input
+from tilemix.inputs import IntegerInput, NumberInput, find_input
 from tilemix.system.project import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from tilemix.cli.verbs import Verbs
+    from tilemix.models import ModelManager
     from tilemix.pictures.sheet import Cell
 
 logger = logging.getLogger(__name__)
 
-MAX_MODELS = 8
+MAX_NAMES = 8
+MAX_SCALES = 8
 MAX_SEEDS = 16
+OWN = "own"  # the scale that the model or the task has by itself
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    model: str
+    task: str | None
+    lora_scale: float | None  # None: its own
+
+    @property
+    def name(self) -> str:
+        return self.model if self.task is None else self.task
+
+    @property
+    def scale(self) -> str:
+        if self.lora_scale is None:
+            return "its own LoRA scale"
+        return f"LoRA {self.lora_scale:g}" if self.lora_scale else "no LoRA"
 
 
 def add_compare(verbs: Verbs) -> None:
     """Add `compare`."""
     compare = verbs.add_parser(
-        "compare", help="draw one mix with several models or inputs, side by side on a sheet"
+        "compare", help="draw one prompt with several models, tasks, LoRA scales or inputs, side by side"
     )
     compare.set_defaults(run=_compare)
     compare.add_argument("prompt", metavar="MIX", help="as for predict")
-    compare.add_argument(
+    drawn_by = compare.add_mutually_exclusive_group()
+    drawn_by.add_argument(
         "--models",
         metavar="NAME[,NAME...]",
         help=f"packaged models, one a column; with --x and --y one; default: $TILEMIX_MODEL, else {DEFAULT_MODEL}",
+    )
+    drawn_by.add_argument("--task", metavar="NAME[,NAME...]", help="tasks, one a column")
+    compare.add_argument(
+        "--lora-scale",
+        default=OWN,
+        metavar="X[,X...]",
+        help=f"one column each; 0: without LoRAs, {OWN}: as the model or the task has it; default: {OWN}",
     )
     compare.add_argument("--seed", default="0", metavar="N[,N...]", help="one row each; default: 0")
     for option, place in (("--x", "column"), ("--y", "row")):
@@ -58,26 +87,44 @@ def add_compare(verbs: Verbs) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
+    from tilemix.models import ModelManager
     from tilemix.pictures.sheet import draw_sheet
+    from tilemix.pipelines.settings import read_settings
 
-    models = _split(options.models or default_model(), "models", MAX_MODELS)
+    row = find_input("seed", IntegerInput)
+    seeds = [row.read(text) for text in _split(options.seed, "seed", MAX_SEEDS)]
+    columns = _list_columns(options)
     if options.x or options.y or options.set:
         from tilemix.cli.axes import draw_axes
 
-        if len(models) > 1:
-            raise InputError("compare-list", field="models", typed=options.models[:80], most=1)
-        sheet, answer = draw_axes(models[0], options.prompt, x=options.x, y=options.y, fixed=options.set)
+        column, *others = columns
+        if others:
+            typed = options.models or options.task or options.lora_scale
+            raise InputError("compare-list", field="models", typed=typed[:80], most=1)
+        own = {"task": column.task, "lora_scale": column.lora_scale}
+        fixed = [f"{name}={value}" for name, value in own.items() if value is not None]
+        sheet, answer = draw_axes(
+            column.model, options.prompt, x=options.x, y=options.y, fixed=fixed + options.set
+        )
         _answer(options, sheet, answer)
         return
-    row = find_input("seed", IntegerInput)
-    seeds = [row.read(text) for text in _split(options.seed, "seed", MAX_SEEDS)]
-    cells: dict[str, list[Cell]] = {}
-    shares: dict[str, list[dict[str, float]]] = {}
-    for model in models:
-        cells[model], shares[model] = _draw(model, options.prompt, seeds)
-    grid = [[cells[model][number] for model in models] for number in range(len(seeds))]
-    sheet = draw_sheet(grid, columns=models, rows=[f"seed {seed}" for seed in seeds], title=options.prompt)
-    _answer(options, sheet, {"seeds": seeds, "shares": shares})
+    labels = _label(columns)
+    cells: list[list[Cell]] = []
+    shares: list[list[dict[str, float]]] = []
+    models = ModelManager(settings=read_settings(os.environ))
+    for column, label in zip(columns, labels, strict=True):
+        models.model = column.model
+        drawn, measured = _draw(models, column, options.prompt, seeds, label)
+        cells.append(drawn)
+        shares.append(measured)
+    names = {column.name for column in columns}
+    sheet = draw_sheet(
+        list(zip(*cells, strict=True)),
+        columns=labels,
+        rows=[f"seed {seed}" for seed in seeds],
+        title=options.prompt if len(names) > 1 else f"{names.pop()}: {options.prompt}",
+    )
+    _answer(options, sheet, {"seeds": seeds, "shares": dict(zip(labels, shares, strict=True))})
 
 
 def _answer(options: argparse.Namespace, sheet: Image, answer: dict[str, Any]) -> None:
@@ -97,22 +144,61 @@ def _answer(options: argparse.Namespace, sheet: Image, answer: dict[str, Any]) -
         write(f"{options.output}\n")
 
 
-def _draw(model: str, prompt: str, seeds: list[int]) -> tuple[list[Cell], list[dict[str, float]]]:
-    """Draw the prompt with each seed; the model is loaded for it and forgotten."""
+def _list_columns(options: argparse.Namespace) -> list[_Column]:
+    """Return the columns, those of one model together; every name and number in them can be used.
+
+    Raises:
+        InputError, WeightsError: one cannot.
+    """
+    from tilemix.weights.tasks import find_task
+
+    served = default_model()
+    drawn_by: list[tuple[str, str | None]] = [(served, None)]
+    if options.models is not None:
+        drawn_by = [(model, None) for model in _split(options.models, "models", MAX_NAMES)]
+    elif options.task is not None:
+        drawn_by = [(served, task) for task in _split(options.task, "task", MAX_NAMES)]
+    for model, task in drawn_by:
+        if task is not None:
+            find_task(task, served=model)
+    scales = [_read_scale(text) for text in _split(options.lora_scale, "lora_scale", MAX_SCALES)]
+    return [_Column(model, task, scale) for model, task in drawn_by for scale in scales]
+
+
+def _read_scale(text: str) -> float | None:
+    if text == OWN:
+        return None
+    row = find_input("lora_scale", NumberInput)
+    scale = row.read(text)
+    row.check(scale)
+    return scale
+
+
+def _label(columns: list[_Column]) -> list[str]:
+    """Return what tells the columns apart: their names, their scales, or both."""
+    has_scales = any(column.lora_scale is not None for column in columns)
+    has_names = len({column.name for column in columns}) > 1
+    if not has_scales:
+        return [column.name for column in columns]
+    return [f"{column.name}, {column.scale}" if has_names else column.scale for column in columns]
+
+
+def _draw(
+    models: ModelManager, column: _Column, prompt: str, seeds: list[int], label: str
+) -> tuple[list[Cell], list[dict[str, float]]]:
+    """Draw the prompt with each seed."""
     from tilemix.drawing import measure_mix
     from tilemix.pictures.sheet import Cell
-    from tilemix.pipelines.settings import read_settings
-    from tilemix.render import Renderer
     from tilemix.request import GenerationRequest
 
-    renderer = Renderer.load(model, read_settings(os.environ))
     cells, shares = [], []
     for seed in seeds:
-        rendered = renderer.render(GenerationRequest(prompt=prompt, seed=seed))
+        request = GenerationRequest(prompt=prompt, seed=seed, task=column.task, lora_scale=column.lora_scale)
+        rendered = models.render(request)
         measured = measure_mix(rendered)
         shares.append(measured.shares if measured else {})
         cells.append(Cell(rendered.pixels, list_shares(shares[-1])))
-        logger.info("%s, seed %d: %s", model, seed, list_shares(shares[-1]) or "no mix to measure")
+        logger.info("%s, seed %d: %s", label, seed, list_shares(shares[-1]) or "no mix to measure")
     return cells, shares
 
 

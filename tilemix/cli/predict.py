@@ -114,7 +114,7 @@ def _predict(options: argparse.Namespace) -> None:
     environment = os.environ if source is None else source.add_settings(os.environ)
     renderer = _load(model, request.task, environment)
     if source is not None:
-        own, differences = source.settle(renderer, own)
+        own, differences = source.settle(renderer, own | {"task": request.task})
         notes += differences
     for note in notes:
         logger.warning("%s", note)

@@ -73,8 +73,9 @@ def load_tasks(root: Path = ROOT) -> dict[str, TaskEntry]:
                 raise ManifestError("task-name", file=FILE, task=name[:SHOWN], found=text[:SHOWN])
         for adapter, scale in (task.adapters or {}).items():
             if not 0 <= scale <= MAX_SCALE:
-                shown = {"adapter": adapter[:SHOWN], "found": scale, "most": MAX_SCALE}
-                raise ManifestError("task-scale", file=FILE, task=name, **shown)
+                raise ManifestError(
+                    "task-scale", file=FILE, task=name, adapter=adapter[:SHOWN], found=scale, most=MAX_SCALE
+                )
     return tasks
 
 
@@ -109,8 +110,14 @@ def find_task(name: str, *, served: str, root: Path = ROOT) -> Task:
             if file is None:
                 names = [PurePosixPath(each).stem for each in files.values()]
                 near = _find_near(adapter, names)
-                found = {"adapter": adapter[:SHOWN], "model": model, "near": near}
-                raise ManifestError("task-unknown-adapter", file=FILE, task=name, **found)
+                raise ManifestError(
+                    "task-unknown-adapter",
+                    file=FILE,
+                    task=name,
+                    adapter=adapter[:SHOWN],
+                    model=model,
+                    near=near,
+                )
             scales[file] = scale
     return Task(name, model, entry.template or manifest.prompt_template, scales)
 
