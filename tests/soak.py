@@ -1,4 +1,5 @@
-"""The long runs behind docs/RELIABILITY.md: kills, faults, the inbox against its model, the API, load.
+"""The long runs behind docs/RELIABILITY.md: kills, faults, the inbox against its model, the API,
+load, catalogues on Ray.
 
     python -m tests.soak [--only PART ...] [--examples N] [--small]
 
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.webhooks import measure_both
+from tests import soak_catalogue
 from tests.postgres import find_programs, run_server
 from tests.soak_api import fuzz
 from tests.soak_crash import make_database
@@ -43,6 +45,7 @@ LONG = {
     "rate": 200,
     "seconds": 30,
     "faults": 12,  # of each kind on each database: 216 in all
+    "sessions": 4,  # of each kind, of a catalogue on Ray
 }
 SMALL = LONG | {
     "every": 30,
@@ -51,6 +54,7 @@ SMALL = LONG | {
     "inbox_steps": 20,
     "seconds": 2,
     "faults": 1,
+    "sessions": 1,
 }
 FSYNCS = 200
 
@@ -107,12 +111,24 @@ def run_faults(extent: Extent, _: Path) -> Rows:
     return rows
 
 
+def run_catalogue(extent: Extent, _: Path) -> Rows:
+    """Kill what draws a catalogue on Ray; raises where a row was lost or doubled."""
+    rows: Rows = {}
+    for model in soak_catalogue.LOADS:
+        kinds = [kind for kind in soak_catalogue.KINDS if (model, kind) != ("stand-in", "disk")]
+        rows |= soak_catalogue.run(dict.fromkeys(kinds, extent["sessions"]), model=model)
+    for name, row in rows.items():
+        assert row["lost"] == row["doubled"] == 0, f"{name}: {row}"
+    return rows
+
+
 PARTS: dict[str, Callable[[Extent, Path], Rows]] = {
     "webhooks": run_webhooks,
     "api": run_api,
     "kills": run_kills,
     "inbox": run_inbox,
     "faults": run_faults,
+    "catalogue": run_catalogue,
 }
 
 

@@ -92,6 +92,11 @@ class Campaign:
             self.broken.append(f"{method} {path}: 500")
         return answer
 
+    def tell_health(self) -> str:
+        """Return what the studio says of itself."""
+        answer = self.call("GET", "/health")
+        return "no answer" if answer is None else answer.text
+
     def submit(self) -> str | None:
         seed = self.number()
         answer = self.call("POST", "/api/predictions", json={"prompt": "100% red", "seed": seed})
@@ -145,7 +150,7 @@ class Campaign:
         """Return the seconds until a picture asked for from now on is there, and nothing is wrong."""
         began, identity = time.monotonic(), None
         while True:
-            assert time.monotonic() - began < PATIENCE, f"it stands still: {self.call('GET', '/health')}"
+            assert time.monotonic() - began < PATIENCE, f"it stands still: {self.tell_health()}"
             identity = identity or self.submit()
             if identity is not None and identity not in self.canceled:
                 found = self.call("GET", f"/api/predictions/{identity}")

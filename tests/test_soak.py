@@ -24,6 +24,8 @@ def test_nothing_was_lost_in_any_run():
         assert row["lost"] == row["doubled"] == 0
     for row in figures["webhooks"]["rows"].values():
         assert (row["sent"], row["taken"], row["lost"]) == (6000, 6000, 0)
+    for part in ("faults", "catalogue"):
+        assert all(row["lost"] == row["doubled"] == 0 for row in figures[part]["rows"].values())
 
 
 def test_a_table_without_its_place_is_an_error():

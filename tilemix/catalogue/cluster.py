@@ -124,6 +124,11 @@ class RayEngine:
         assert self._common is not None
         return self._common
 
+    def load_all(self) -> None:
+        """Wait until every actor has loaded its worker; drawing begins as soon as one has."""
+        while loading := self._list_loading():
+            self._take_one(loading)
+
     def plan(self, rows: Sequence[Row]) -> list[Plan | Message]:
         """Return for each row what is to be drawn, or why it cannot be; an idle actor finds out."""
         for _ in range(MOST_DEATHS):
@@ -200,8 +205,12 @@ class RayEngine:
     def _find_idle(self) -> Any:
         """Return an actor that waits for work, or else the first of those that are loading."""
         while not self._idle:
-            self._take_one([answer for answer, (_, plan) in self._busy.items() if plan is None])
+            self._take_one(self._list_loading())
         return self._idle[-1]
+
+    def _list_loading(self) -> list[Any]:
+        """Return the answers of the actors that are loading."""
+        return [answer for answer, (_, plan) in self._busy.items() if plan is None]
 
     def _take_one(self, among: list[Any]) -> tuple[Plan | None, Drawn | Message | None]:
         """Wait for one of the answers; return its plan, None for a load, and the outcome, None if the actor died."""
