@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tilemix.calibration.correction import correct_colors, find_seen
+from tilemix.calibration.correction import correct_colors
 from tilemix.calibration.texture import describe_texture, find_texture_distance
-from tilemix.calibration.trials import CALIBRATED, NOISE, Trials, choose, draw_mixes, rate
+from tilemix.calibration.trials import CALIBRATED, NOISE, TONED, Trials, choose, draw_mixes, rate
 from tilemix.cli import main
 from tilemix.colors.cielab import lab_to_srgb, srgb_to_lab
 from tilemix.colors.palette import load_palette
 from tilemix.drafts.draft import draft_mix
+from tilemix.drafts.tone import find_seen, tone
 from tilemix.errors import ManifestError
 from tilemix.prompts.mix import ColorMix, ColorShare, parse_mix
 from tilemix.prompts.template import find_template
@@ -56,12 +57,16 @@ class FakeRenderer:
             draft = draft.recolored({word: color.draft for word, color in self.calibration.colors.items()})
         drift = self.drift * (0.4 if request.lora_scale == 0.8 else 1) * (0.5 if self.template is BARE else 1)
         drifted = np.clip(lab_to_srgb(srgb_to_lab(draft.pixels) + drift), 0, 255)
-        return types.SimpleNamespace(pixels=np.rint(drifted).astype(np.uint8))
+        pixels = np.rint(drifted).astype(np.uint8)
+        if self.calibration is not None and self.calibration.toned:
+            wanted = [PALETTE.find(share.color).lab for share in mix.shares]
+            pixels, _ = tone(pixels, draft.layout, wanted)
+        return types.SimpleNamespace(pixels=pixels)
 
 
 def test_what_a_draft_shows_is_found_where_it_lies():
     draft = draft_mix(parse_mix("60% red, 40% green").mix, PALETTE, 256, 256, seed=1)
-    found = find_seen(draft.pixels, draft.layout, 2)
+    found = find_seen(srgb_to_lab(draft.pixels), draft.layout, 2)
     for number, word in enumerate(("red", "green")):
         assert found[number] == pytest.approx(PALETTE.find(word).lab, abs=0.5)
 
@@ -129,9 +134,10 @@ def test_a_calibration_corrects_what_the_model_does_and_resumes(tmp_path):
     outcome = trials.run((0.5,))
     found = outcome.calibration
     assert found.strength == 0.5
-    assert set(found.figures) == {NOISE, "draft at 0.5", CALIBRATED}
+    assert set(found.figures) == {NOISE, "draft at 0.5", CALIBRATED, TONED}
     before, after = found.figures["draft at 0.5"], found.figures[CALIBRATED]
     assert after.color_error < before.color_error / 2
+    assert found.toned == (rate(found.figures[TONED]) < rate(after))
     assert set(found.colors) == set(WORDS)
     assert renderer.calibration is None
     assert len(renderer.drawn) <= trials.count((0.5,))
@@ -150,6 +156,15 @@ def test_a_calibration_that_is_worse_than_none_is_not_chosen(tmp_path, monkeypat
     found = Trials(renderer, PALETTE, WORDS, tmp_path).run((0.5,)).calibration
     assert (found.strength, found.colors) == (0.5, {})
     assert rate(found.figures[CALIBRATED]) > rate(found.figures["draft at 0.5"])
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.slow
+def test_the_last_step_is_chosen_where_the_drafts_colors_do_not_help(tmp_path, monkeypatch):
+    monkeypatch.setattr("tilemix.calibration.trials.correct_colors", lambda targets, *_: targets)
+    found = Trials(FakeRenderer(), PALETTE, WORDS, tmp_path).run((0.5,)).calibration
+    assert found.toned
+    assert found.figures[TONED].color_error < found.figures["draft at 0.5"].color_error / 2
 
 
 @pytest.mark.usefixtures("few")

@@ -8,14 +8,16 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
 
 from tests.tiny_sdxl import base_of, share_model, write_manifest, write_tokens
+from tilemix.colors.palette import chart_palette
 from tilemix.drafts.draft import draft_mix
+from tilemix.drafts.tone import tone
 from tilemix.pictures.record import DraftRecord, parameters_text, parse_record, record_json
 from tilemix.pipelines import decoding
 from tilemix.pipelines.clip_text import OWN_CLIP_SKIP
 from tilemix.pipelines.conditioning import PromptEncoder
 from tilemix.pipelines.decoding import decode_latents, encode_pixels
 from tilemix.pipelines.loading import load_pipeline
-from tilemix.pipelines.sdxl import tensors_of
+from tilemix.pipelines.unet_family import tensors_of
 from tilemix.prompts.mix import parse_mix
 from tilemix.prompts.rewrite import rewrite
 from tilemix.render import Renderer
@@ -71,10 +73,10 @@ def draw_with_diffusers(renderer, latents, request):
 
 def test_the_latents_are_those_of_diffusers_image_to_image(renderer, draft, monkeypatch):
     request = ask(num_inference_steps=4)
-    monkeypatch.setattr("tilemix.pipelines.sdxl.wrapping", lambda *_: nullcontext())
+    monkeypatch.setattr("tilemix.pipelines.unet_family.wrapping", lambda *_: nullcontext())
     seen = []
     monkeypatch.setattr(
-        "tilemix.pipelines.sdxl.decode_latents", lambda _, latents, **__: seen.append(latents) or draft.pixels
+        "tilemix.pipelines.unet_family.decode_latents", lambda _, latents, **__: seen.append(latents) or draft.pixels
     )
     renderer.render(request)
     latents = renderer.ready.base.encode_picture(draft.pixels)
@@ -86,7 +88,7 @@ def test_the_latents_are_those_of_circular_padding(renderer, draft, monkeypatch)
     request, unet = ask(), renderer.ready.base.pipeline.unet
     seen = []
     monkeypatch.setattr(
-        "tilemix.pipelines.sdxl.decode_latents", lambda _, latents, **__: seen.append(latents) or draft.pixels
+        "tilemix.pipelines.unet_family.decode_latents", lambda _, latents, **__: seen.append(latents) or draft.pixels
     )
     renderer.render(request)
     for module in unet.modules():
@@ -165,6 +167,23 @@ def test_a_calibration_decides_the_strength_and_the_drafts_colors(renderer, draf
     monkeypatch.setattr(type(renderer.ready), "lora_scales", {"a.safetensors": 0.7})
     assert renderer.plan(ask(strength=None)).lora_scales == {"a.safetensors": 0.6}
     assert renderer.plan(ask(strength=None, lora_scale=0.3)).lora_scales == {"a.safetensors": 0.3}
+
+
+def test_the_last_step_moves_the_colors_and_is_recorded(renderer, draft, monkeypatch):
+    plain = renderer.render(ask())
+    calibration = Calibration(strength=0.5, colors={}, figures={}, files={}, toned=True)
+    monkeypatch.setattr(renderer, "calibration", calibration)
+    targets = [chart_palette().find(share.color).lab for share in draft.mix.shares]
+    expected, sizes = tone(plain.pixels, draft.layout, targets)
+    toned = renderer.render(ask())
+    assert np.array_equal(toned.pixels, expected)
+    named = [share.color for share in draft.mix.shares]
+    assert toned.record.draft.tone == {named[number]: round(size, 1) for number, size in sizes.items()}
+    assert renderer.plan(ask()).draft.tone == {}
+    assert '"tone"' not in record_json(plain.record)
+    assert parse_record(record_json(toned.record).encode(), source="here") == toned.record
+    assert "tone" in toned.seconds
+    assert '"draft"' not in record_json(renderer.plan(ask(strength=1)))
 
 
 @pytest.mark.slow

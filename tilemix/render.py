@@ -27,7 +27,9 @@ from msgspec import UNSET, structs
 
 from tilemix import __version__
 from tilemix.adapters.merging import PartScales, Scale
+from tilemix.colors.palette import chart_palette, find_color
 from tilemix.drafts.draft import draft_mix
+from tilemix.drafts.tone import tone
 from tilemix.errors import ManifestError, RequestError
 from tilemix.inputs import IntegerInput, find_input
 from tilemix.pictures.record import DraftRecord, Record, VariationRecord
@@ -248,6 +250,9 @@ class Renderer:
             with _timed(seconds, "decode"):
                 pixels = self.ready.base.decode(latents, wraps=draft is not None)
         record = self._make_record(resolved, prompt, draft)
+        if draft is not None and self._is_toned:
+            with _timed(seconds, "tone"):
+                pixels, record = self._tone(pixels, draft, record)
         return Rendered(pixels, prompt, record, seconds, self._palette)
 
     def plan(self, request: GenerationRequest) -> Record:
@@ -422,6 +427,20 @@ class Renderer:
         used = add_loras(request.lora_scales, prompt.loras)
         return {file: digits for file, digits in self.ready.lora_hashes.items() if file in used}
 
+    @property
+    def _is_toned(self) -> bool:
+        return self.calibration is not None and self.calibration.toned
+
+    def _tone(
+        self, pixels: NDArray[np.uint8], draft: Draft, record: Record
+    ) -> tuple[NDArray[np.uint8], Record]:
+        """Move the colors of a picture to the palette's; the record says by how much."""
+        found = [find_color(self._palette or chart_palette(), share.color) for share in draft.mix.shares]
+        toned, moved = tone(pixels, draft.layout, [color.lab for color in found if color is not None])
+        sizes = {draft.mix.shares[number].color: round(size, 1) for number, size in moved.items()}
+        assert record.draft is not UNSET
+        return toned, structs.replace(record, draft=structs.replace(record.draft, tone=sizes))
+
     def _make_record(self, request: ResolvedRequest, prompt: Prompt, draft: Draft | None) -> Record:
         return Record(
             prompt=prompt.typed,
@@ -445,7 +464,10 @@ class Renderer:
             draft=UNSET
             if draft is None
             else DraftRecord(
-                strength=request.strength, granule_size=request.granule_size, colors=draft.colors
+                strength=request.strength,
+                granule_size=request.granule_size,
+                colors=draft.colors,
+                tone={} if self._is_toned else UNSET,
             ),
             variation=UNSET if request.variation is None else VariationRecord(**request.variation._asdict()),
             clip_skip=UNSET if request.clip_skip is None else request.clip_skip,

@@ -18,9 +18,11 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from tilemix.calibration.correction import correct_colors, find_seen
+from tilemix.calibration.correction import correct_colors
 from tilemix.calibration.texture import describe_texture, find_texture_distance
+from tilemix.colors.cielab import srgb_to_lab
 from tilemix.drafts.draft import draft_mix
+from tilemix.drafts.tone import find_seen
 from tilemix.pictures.measure import measure_shares
 from tilemix.prompts.mix import ColorMix, ColorShare
 from tilemix.request import GenerationRequest
@@ -47,7 +49,7 @@ SEEDS = (1, 2)  # of the pictures from noise, whose spread is the unit of the te
 MOST_TEXTURE = 2.0  # spreads; a strength beyond them draws something else than the model does
 COLOR_WEIGHT = 0.5  # points of a share that one delta E counts
 NO_COLOR = 100.0  # delta E of pictures that show none of the colors asked for
-NOISE, CALIBRATED = "from noise", "calibrated"
+NOISE, CALIBRATED, TONED = "from noise", "calibrated", "toned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Way:
     colors: Mapping[str, str]  # word -> the draft's color; empty: the palette's
     lora_scale: float | None = None  # None: each LoRA's own
     template: str | None = None  # None: the manifest's
+    toned: bool = False  # whether the last step moves the colors
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ class Trials:
     def count(self, strengths: Sequence[float], lora_scales: Sequence[float] = ()) -> int:
         """Return how many pictures `run` needs at most."""
         words = len(self._targets)
-        tried = len(strengths) + len(lora_scales) + len(self._templates) + 1
+        tried = len(strengths) + len(lora_scales) + len(self._templates) + 2
         return len(self.mixes) * (len(SEEDS) + tried) + ROUNDS * (words + TRIOS * -(-words // 3))
 
     def estimate(self) -> float:
@@ -143,6 +146,7 @@ class Trials:
             attempt(f"template {template}", replace(best(), template=template))
         if best().strength < 1:
             attempt(CALIBRATED, replace(best(), colors=self._correct(best())))
+            attempt(TONED, replace(best(), toned=True))
         chosen = best()
         widths = {NOISE: self._find_width(pictures[NOISE])}
         if chosen.strength < 1:
@@ -154,6 +158,7 @@ class Trials:
             files=dict(self._renderer.ready.model.hashes),
             lora_scale=chosen.lora_scale,
             prompt_template=chosen.template,
+            toned=chosen.toned,
             granule_width={name: round(width, 1) for name, width in widths.items() if width is not None},
         )
         return Outcome(calibration, self.mixes, pictures)
@@ -172,7 +177,7 @@ class Trials:
                 pixels = self._draw(mix, replace(way, colors=colors), number)
                 draft = draft_mix(mix, self._palette, SIDE, SIDE, seed=number)
                 assert draft is not None
-                found = find_seen(pixels, draft.layout, len(mix.shares))
+                found = find_seen(srgb_to_lab(pixels), draft.layout, len(mix.shares))
                 seen += [(mix.shares[place].color, lab) for place, lab in found.items()]
             colors = correct_colors(self._targets, colors, seen)
         return colors
@@ -194,12 +199,16 @@ class Trials:
         hashes = self._renderer.ready.model.hashes
         colors = {share.color: way.colors.get(share.color) for share in mix.shares}
         template = None if way.template is None else self._templates[way.template]
-        decides = [str(mix), way.strength, way.lora_scale, template, seed, colors]
+        decides = [str(mix), way.strength, way.lora_scale, template, way.toned, seed, colors]
         key = hashlib.sha256(msgspec.json.encode([decides, SIDE, hashes, self._palette.granules])).hexdigest()
         path = self._folder / f"{key[:24]}.png"
         if not path.is_file():
             self._renderer.calibration = Calibration(
-                strength=way.strength, colors=self._to_draft_colors(way.colors), figures={}, files={}
+                strength=way.strength,
+                colors=self._to_draft_colors(way.colors),
+                figures={},
+                files={},
+                toned=way.toned,
             )
             self._renderer.template = template or self._own_template
             partial = path.with_suffix(".part")

@@ -37,12 +37,20 @@ def format_hex(srgb: ArrayLike) -> str:
 
 def srgb_to_lab(srgb: ArrayLike) -> Floats:
     """Convert sRGB (..., 3), 0..255 in integers or floats, to CIELAB (..., 3)."""
-    encoded = np.asarray(srgb, dtype=np.float64) / 255
-    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((np.maximum(encoded, 0) + 0.055) / 1.055) ** 2.4)
+    values = np.asarray(srgb)
+    linear = LEVELS[values] if values.dtype == np.uint8 else _to_linear(values)
     xyz = linear @ RGB_TO_XYZ.T / WHITE
     f = np.where(xyz > EPSILON, np.cbrt(xyz), (KAPPA * xyz + 16) / 116)
     x, y, z = f[..., 0], f[..., 1], f[..., 2]
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def _to_linear(srgb: ArrayLike) -> Floats:
+    encoded = np.asarray(srgb, dtype=np.float64) / 255
+    return np.where(encoded <= 0.04045, encoded / 12.92, ((np.maximum(encoded, 0) + 0.055) / 1.055) ** 2.4)
+
+
+LEVELS = _to_linear(np.arange(256))  # a table is four times as fast as the powers
 
 
 def lab_to_srgb(lab: ArrayLike) -> Floats:

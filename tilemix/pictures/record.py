@@ -77,6 +77,8 @@ class DraftRecord(msgspec.Struct, frozen=True, kw_only=True):
     strength: float  # how much of it was drawn anew
     granule_size: str
     colors: dict[str, str]  # color of the mix -> "#RRGGBB"
+    # Color -> delta E 2000 by which a last step moved its granules. Empty: not drawn yet; left out: no such step.
+    tone: dict[str, float] | msgspec.UnsetType = msgspec.UNSET
 
 
 class VariationRecord(msgspec.Struct, frozen=True, kw_only=True):

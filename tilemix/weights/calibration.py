@@ -44,6 +44,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     files: dict[str, str | None]  # of the model: path in the manifest -> sha256; None: not locked
     lora_scale: float | None = None  # of every LoRA; None: each has its own
     prompt_template: str | None = None  # prompt_templates/NAME.json that measured better than the manifest's
+    toned: bool = False  # whether a last step moves the granules of a draft to the palette's colors
     # Pixels: how wide the granules are that the model draws from noise and from a draft, in the median over mixes.
     granule_width: dict[str, float] = {}
 

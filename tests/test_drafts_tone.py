@@ -1,0 +1,75 @@
+"""The last step of a picture from a draft: its colors move to the palette's, and nothing else does."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tilemix.colors.cielab import delta_e_2000, lab_to_srgb, srgb_to_lab
+from tilemix.colors.palette import load_palette
+from tilemix.drafts.draft import draft_mix
+from tilemix.drafts.tone import MOST, find_seen, tone
+from tilemix.prompts.mix import parse_mix
+
+PALETTE = load_palette("rubber-tile")
+WORDS = ("red", "black", "pearl")
+TARGETS = [PALETTE.find(word).lab for word in WORDS]
+
+
+@pytest.fixture(scope="module")
+def draft():
+    return draft_mix(parse_mix("50% red, 30% black, 20% pearl").mix, PALETTE, 256, 192, seed=3)
+
+
+def draw(draft, drift, relief=6.0):
+    """A picture of the draft: lightness that varies, soft rims, every color off by `drift`."""
+    lab = srgb_to_lab(draft.pixels) + np.array(drift)
+    random = np.random.default_rng(1)
+    bumps = ndimage.gaussian_filter(random.standard_normal(lab.shape[:2]), 3, mode="wrap")
+    lab[..., 0] += relief * bumps / bumps.std()
+    blurred = ndimage.gaussian_filter(lab_to_srgb(lab), (0.8, 0.8, 0), mode="wrap")
+    return np.clip(np.rint(blurred), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("drift", [(4, 2, -2), (-4, 0, 3), (0, 3, 3)])
+def test_colors_that_drifted_come_back_and_relief_stays(draft, drift):
+    pixels = draw(draft, drift)
+    toned, sizes = tone(pixels, draft.layout, TARGETS)
+    before, after = (find_seen(srgb_to_lab(one), draft.layout, 3) for one in (pixels, toned))
+    for number, target in enumerate(TARGETS):
+        assert sizes[number] == pytest.approx(float(delta_e_2000(before[number], target)))
+        assert delta_e_2000(after[number], target) < 0.35 * sizes[number] + 0.5
+    light = [srgb_to_lab(one)[..., 0] for one in (pixels, toned)]
+    grain = [(one - ndimage.gaussian_filter(one, 4, mode="wrap")).std() for one in light]
+    assert grain[1] == pytest.approx(grain[0], rel=0.12)
+
+
+def test_no_color_moves_further_than_the_bound_and_no_halo_appears(draft):
+    pixels = draw(draft, (25, 10, -20), relief=0)
+    toned, sizes = tone(pixels, draft.layout, TARGETS)
+    assert set(sizes) == {0, 1, 2}
+    assert max(sizes.values()) <= MOST + 1e-6
+    assert np.median(delta_e_2000(srgb_to_lab(pixels), srgb_to_lab(toned))) <= MOST + 0.5
+    moved = srgb_to_lab(toned) - srgb_to_lab(pixels)
+    steps = np.abs(np.diff(ndimage.gaussian_filter(moved, (1, 1, 0), mode="wrap"), axis=1))
+    assert steps.max() < MOST
+
+
+def test_colors_that_are_right_and_colors_without_granules_stay(draft):
+    pixels = draw(draft, (0, 0, 0), relief=0)
+    seen = find_seen(srgb_to_lab(pixels), draft.layout, 3)
+    toned, sizes = tone(pixels, draft.layout, [*seen.values(), np.array([50.0, 0, 0])])
+    assert set(sizes) == {0, 1, 2}
+    assert max(sizes.values()) == pytest.approx(0, abs=1e-6)
+    assert np.abs(toned.astype(int) - pixels).max() <= 1
+
+
+def test_what_is_on_the_other_side_counts_at_the_edge(draft):
+    pixels, shift = draw(draft, (5, 0, 0)), (40, 60)
+    rolled = draft_rolled(draft, shift)
+    toned, _ = tone(pixels, draft.layout, TARGETS)
+    again, _ = tone(np.roll(pixels, shift, (0, 1)), rolled, TARGETS)
+    assert np.array_equal(np.roll(toned, shift, (0, 1)), again)
+
+
+def draft_rolled(draft, shift):
+    return type(draft.layout)(np.roll(draft.layout.labels, shift, (0, 1)), draft.layout.colors)
