@@ -178,7 +178,7 @@ def test_brackets_that_are_never_closed_are_noted():
 def test_adapters_are_taken_out_of_the_text(text, left, tags):
     script = read(text)
     assert script.versions[0].emphasized.plain.text == left
-    assert [tuple(tag) for tag in script.tags] == tags
+    assert [tuple(tag[:4]) for tag in script.tags] == tags
 
 
 REFUSED = [
@@ -194,8 +194,8 @@ REFUSED = [
     ("a <lora:x", "prompt: '<lora:x' at character 3 does not name an adapter; expected <lora:name:scale>"),
     ("<lora::1>", "prompt: '<lora::1>' at character 1 does not name an adapter; expected <lora:name:scale>"),
     (
-        "<hypernet:x:1>",
-        "prompt: '<hypernet:x:1>' at character 1 does not name an adapter; expected <lora:name:scale>",
+        "<hyper:x:1>",
+        "prompt: '<hyper:x:1>' at character 1 does not name an adapter; expected <lora:name:scale>",
     ),
     ("<lora:a>" * 17, "prompt: more than 16 adapters"),
     ("[a|b][c|d|e][f|g|h|i|j|k|l]", "prompt: the edits make more than 20 different prompts"),

@@ -62,7 +62,7 @@ def test_every_packaged_model_can_be_read_and_the_miniature_is_locked_and_whole(
     ("changes", "message"),
     [
         ({"lora": 1}, "tiny.model.json: Object contains unknown field `lora`"),
-        ({"family": "flux1"}, "tiny.model.json: unknown family 'flux1'; known: sdxl"),
+        ({"family": "sd9"}, "tiny.model.json: unknown family 'sd9'; known: sdxl, sd1"),
         ({"defaults": {}}, "tiny.model.json: Object missing required field `width` - at `$.defaults`"),
         (
             {"base": {"folder": "tiny", "files": [{"path": "../hello.txt"}]}},
@@ -99,15 +99,15 @@ def test_every_packaged_model_can_be_read_and_the_miniature_is_locked_and_whole(
         ),
         (
             {"adapters": [{"file": "x", "kind": "embedding", "scale": 1}]},
-            "tiny.model.json: x is an embedding, which has no scale",
+            "tiny.model.json: x is of the kind 'embedding', which has no scale",
         ),
         (
             {"adapters": [{"file": "x", "kind": "embedding", "tokens": ["TOK"]}]},
             "tiny.model.json: x has the token 'TOK', expected one such as '<s0>'",
         ),
         (
-            {"adapters": [{"file": "x", "kind": "hypernetwork"}]},
-            "tiny.model.json: Invalid enum value 'hypernetwork' - at `$.adapters[0].kind`",
+            {"adapters": [{"file": "x", "kind": "checkpoint"}]},
+            "tiny.model.json: Invalid enum value 'checkpoint' - at `$.adapters[0].kind`",
         ),
         ({"prompt_template": "../x"}, "tiny.model.json: prompt_template '../x' is not a valid template name"),
     ],

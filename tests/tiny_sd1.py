@@ -9,10 +9,17 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from tests.tiny_sdxl import MINIATURE, TEMPLATE
+from tests.tiny_sdxl import MINIATURE
 from tilemix.adapters.names import _name_original_blocks
 from tilemix.system.project import ROOT
 
+TEMPLATE = {
+    "name": "old",
+    "text": "$prompt, a photograph",
+    "trigger_words": [],
+    "placeholder_tokens": [],
+    "negative_prompt": "blurry",
+}
 YAML = """\
 model:
   base_learning_rate: 1.0e-04
@@ -140,7 +147,7 @@ def write_project(root: Path, pipeline: StableDiffusionPipeline, **changes: obje
     save_file(originals, folder / "final.safetensors")
     (folder / "final.yaml").write_text(YAML)
     (root / "prompt_templates").mkdir()
-    (root / "prompt_templates" / "old.json").write_text(json.dumps(TEMPLATE | {"name": "old"}))
+    (root / "prompt_templates" / "old.json").write_text(json.dumps(TEMPLATE))
     write_manifest(root, **changes)
     return root
 

@@ -40,7 +40,7 @@ from tilemix.pipelines.loading import ReadyPipeline, choose_device, find_family,
 from tilemix.pipelines.noise import draw_noise, mix_noise, vary_added_noise
 from tilemix.pipelines.settings import Settings
 from tilemix.pipelines.speed import GUIDED_PART, Speed
-from tilemix.prompts.context import NamedLora
+from tilemix.prompts.context import NamedHypernetwork, NamedLora
 from tilemix.prompts.rewrite import Prompt, log_notes, rewrite
 from tilemix.prompts.template import find_template, load_template
 from tilemix.request import GenerationRequest, ResolvedRequest
@@ -246,7 +246,7 @@ class Renderer:
         _log_language(prompt, guidances)
         with plain_where_not_compiled(is_compiled=self._is_compiled):
             with _timed(seconds, "denoise"):
-                latents = self._denoise(resolved, guidances, draft, on_step)
+                latents = self._denoise(resolved, guidances, draft, on_step, prompt.hypernetworks)
             with _timed(seconds, "decode"):
                 pixels = self.ready.base.decode(latents, wraps=draft is not None)
         record = self._make_record(resolved, prompt, draft)
@@ -386,6 +386,7 @@ class Renderer:
         guidances: Sequence[Guidance],
         draft: Draft | None,
         on_step: Callable[[int, int], None] | None,
+        hypernetworks: Sequence[NamedHypernetwork],
     ) -> torch.Tensor:
         base, steps = self.ready.base, request.num_inference_steps
         strength = 1.0 if draft is None else _strength(request)
@@ -417,6 +418,7 @@ class Renderer:
             guidance_scale=request.guidance_scale,
             guided_part=GUIDED_PART if self.ready.speed is Speed.FAST else 1.0,
             after_step=after_step,
+            hypernetworks=[(self.ready.hypernetworks[one.file], one.strength) for one in hypernetworks],
         )
         return base.denoise(guidances, denoising)
 
@@ -459,6 +461,7 @@ class Renderer:
             embedding_hashes=self._hash_embeddings(prompt),
             task=UNSET if self.task is None else self.task.name,
             named_loras={lora.file: (lora.text_scale, lora.unet_scale) for lora in prompt.loras} or UNSET,
+            hypernetworks=[(one.file, one.strength) for one in prompt.hypernetworks] or UNSET,
             chosen_prompt=UNSET if prompt.chosen is None else prompt.chosen,
             chosen_negative_prompt=UNSET if prompt.chosen_negative is None else prompt.chosen_negative,
             draft=UNSET
@@ -501,6 +504,8 @@ def _log_language(prompt: Prompt, guidances: Sequence[Guidance]) -> None:
         logger.info("Chosen for %s: %s", choice.typed, choice.chosen)
     for lora in prompt.loras:
         logger.info("Added LoRA: %s (text encoders %g, UNet %g)", lora.file, lora.text_scale, lora.unet_scale)
+    for one in prompt.hypernetworks:
+        logger.info("Hypernetwork: %s (strength=%g)", one.file, one.strength)
     if len(guidances) > 1:
         lasts = ", ".join(str(guidance.last_step) for guidance in guidances[:-1])
         logger.info("Prompt changes after step %s of %d", lasts, guidances[-1].last_step)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tilemix.adapters.embedding_file import check_fit, read_embedding
+from tilemix.adapters.hypernetwork import read_hypernetwork
 from tilemix.adapters.lora_file import read_lora
 from tilemix.adapters.names import find_weights, spell_modules
 from tilemix.errors import AdapterError
@@ -59,6 +60,17 @@ class Shapes:
         embedding = read_lora(path, self.weights, self.names, self._family).embedding
         if embedding is not None:
             check_fit(embedding, self.widths, token_count)
+
+    def prove_hypernetwork(self, path: Path) -> None:
+        """Prove that the hypernetwork `path` can be loaded completely, and that the family takes any.
+
+        Raises:
+            ModelFileError: it cannot be read.
+            AdapterError: it does not fit.
+        """
+        if not self._family.takes_hypernetworks:
+            raise AdapterError("hypernetwork-family", file=path.name, base=self._family.base)
+        read_hypernetwork(path, torch.device("cpu"), torch.float32)
 
     def prove_embedding(self, path: Path, token_count: int) -> None:
         """Refuse an embedding that does not fit both text encoders, or does not have a row for each token.

@@ -35,6 +35,7 @@ def explain(prompt: Prompt, manifest: ModelManifest, steps: int) -> dict[str, An
             {token for text in texts.values() for token in LEARNED.findall(text)} - known
         ),
         "loras": [lora._asdict() for lora in prompt.loras],
+        "hypernetworks": [one._asdict() for one in prompt.hypernetworks],
         "choices": [choice._asdict() for choice in prompt.choices],
     }
 
@@ -52,6 +53,8 @@ def list_lines(explained: Mapping[str, Any]) -> Iterator[str]:
                     yield f"  {fragment['weight']:<8g} {fragment['tokens']:>3}  {make_printable(fragment['text'])!r}"
     for lora in explained["loras"]:
         yield f"LoRA {lora['file']}: {lora['text_scale']:g} in the text encoders, {lora['unet_scale']:g} in the UNet"
+    for one in explained["hypernetworks"]:
+        yield f"hypernetwork {one['file']}: strength {one['strength']:g}"
     for choice in explained["choices"]:
         yield f"choice {choice['typed']} at character {choice['position']}: {make_printable(choice['chosen'])!r}"
     for token in explained["unknown_tokens"]:

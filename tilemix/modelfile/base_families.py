@@ -20,6 +20,7 @@ class BaseFamily:
     encoders: tuple[str, ...]  # the folders of the text encoders that adapters change
     reads_negative_prompt: bool = True
     size_step: int = 8  # pixels; width and height are multiples of it
+    takes_hypernetworks: bool = False
     gpu_dtype: str = "float16"  # of the networks that draw on a GPU
 
     @property
@@ -29,5 +30,5 @@ class BaseFamily:
 
 
 SDXL = BaseFamily("sdxl", "SDXL", "unet", ("text_encoder", "text_encoder_2"))
-SD1 = BaseFamily("sd1", "SD 1", "unet", ("text_encoder",))
+SD1 = BaseFamily("sd1", "SD 1", "unet", ("text_encoder",), takes_hypernetworks=True)
 BASE_FAMILIES: Mapping[str, BaseFamily] = MappingProxyType({family.name: family for family in (SDXL, SD1)})

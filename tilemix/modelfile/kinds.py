@@ -31,10 +31,20 @@ if TYPE_CHECKING:
     from tilemix.modelfile.header import Header, TensorInfo
 
 Kind = Literal[
-    "lora", "embedding", "checkpoint", "vae", "unet", "text encoder", "controlnet", "diffusers", "unknown"
+    "lora",
+    "embedding",
+    "checkpoint",
+    "vae",
+    "unet",
+    "text encoder",
+    "controlnet",
+    "hypernetwork",
+    "diffusers",
+    "unknown",
 ]
 Tensors = Mapping[str, "TensorInfo"]
 
+HYPERNETWORK = re.compile(r"\d+\.[01]\.linear")  # as `tilemix weights convert` names the tensors
 MAX_EMBEDDING_ROWS = 512
 MAX_NAMED_ROWS = 64  # of an embedding; a broken file may claim millions
 
@@ -57,6 +67,8 @@ def recognize(header: Header, folder: str = "") -> Recognized:
         return Recognized("lora", layout.describe_format(), layout, tokens=_bundled_tokens(layout, tensors))
     if embedding := _recognize_embedding(tensors):
         return embedding
+    if tensors and all(HYPERNETWORK.match(name) for name in tensors):
+        return Recognized("hypernetwork", "converted from the web UI's")
     starts = {name.split(".", 1)[0] for name in tensors}
     if "model" in starts and any(name.startswith("model.diffusion_model.") for name in tensors):
         if starts & {"first_stage_model", "conditioner", "cond_stage_model", "text_encoders", "vae"}:

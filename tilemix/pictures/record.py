@@ -108,6 +108,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     # That the prompt added, by their files: the scales in the text encoders and in the UNet.
     named_loras: dict[str, tuple[float, float]] | msgspec.UnsetType = msgspec.UNSET
     task: str | msgspec.UnsetType = msgspec.UNSET  # of weights/tasks.json; left out where none was asked for
+    # That the prompt named, in the order in which they act: file and strength.
+    hypernetworks: list[tuple[str, float]] | msgspec.UnsetType = msgspec.UNSET
     # As typed, with the choices made that the seed makes; left out of a prompt without them.
     chosen_prompt: str | msgspec.UnsetType = msgspec.UNSET
     chosen_negative_prompt: str | msgspec.UnsetType = msgspec.UNSET
@@ -165,6 +167,8 @@ def parameters_text(record: Record) -> str:
     """
     named = {} if record.named_loras is msgspec.UNSET else record.named_loras
     tags = [_write_tag(file, *scales) for file, scales in named.items()]
+    chained = [] if record.hypernetworks is msgspec.UNSET else record.hypernetworks
+    tags += [f"<hypernet:{_name_adapter(file)}:{strength:.12g}>" for file, strength in chained]
     prompt = " ".join([record.sent_prompt, *tags])
     return write_infotext(prompt, record.sent_negative_prompt, _list_parameters(record))
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SIZE = re.compile(r"(\d{1,6})x(\d{1,6})")
 TAG = re.compile(r"(?:, ?| )?<(\w{1,40}):([^:<>]+)[^<>]*>")
-LORA_TAGS = ("lora", "lyco")
+ADAPTER_TAGS = ("lora", "lyco", "hypernet")
 NO_DRAFT = 1.0  # the strength of a picture from noise
 MOST_SHOWN = 300  # characters of a list in a message
 # What has no part in the pixels, or is compared by itself.
@@ -59,7 +59,7 @@ class Here:
 
     model: str
     scheduler: str
-    loras: Sequence[str]  # files
+    adapters: Sequence[str]  # the files of its LoRAs and hypernetworks
 
 
 def repeat_origin(origin: Record | Infotext, here: Here) -> Repeat:
@@ -117,7 +117,7 @@ def repeat_infotext(infotext: Infotext, here: Here) -> Repeat:
     The same goes for a picture of ours that has lost its record.
     """
     is_ours = infotext.parameters.get("Version", "").startswith(VERSION)
-    prompt, missing = _drop_tags(infotext.prompt, here.loras)
+    prompt, missing = _drop_tags(infotext.prompt, here.adapters)
     negative_prompt, not_read = _drop_tags(
         infotext.negative_prompt, ()
     )  # only the prompt's are read, there and here
@@ -182,14 +182,14 @@ def _compare_names(model: str, here: Here) -> Iterator[Message]:
         yield Message("repeat-differs", {"name": "Model", "found": _show(model), "expected": here.model})
 
 
-def _drop_tags(text: str, loras: Sequence[str]) -> tuple[str, list[str]]:
+def _drop_tags(text: str, adapters: Sequence[str]) -> tuple[str, list[str]]:
     """Return a prompt without the tags of what the model does not have, and their names."""
-    names = {PurePosixPath(file).stem.casefold() for file in loras}
+    names = {PurePosixPath(file).stem.casefold() for file in adapters}
     missing: list[str] = []
 
     def drop(match: re.Match[str]) -> str:
         kind, name = match[1].lower(), match[2].strip()
-        if kind in LORA_TAGS and name.removesuffix(".safetensors").casefold() in names:
+        if kind in ADAPTER_TAGS and name.removesuffix(".safetensors").casefold() in names:
             return match[0]
         missing.append(f"{kind} {name}")
         return ""

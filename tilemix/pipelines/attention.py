@@ -19,9 +19,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from tilemix.adapters.hypernetwork import chain
+
 if TYPE_CHECKING:
     from diffusers.models.attention_processor import Attention
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    from tilemix.adapters.hypernetwork import Hypernetwork
 
 TEXT_PARTS = (("text_key", "to_k"), ("text_value", "to_v"))  # a buffer, and the projection that fills it
 
@@ -31,6 +35,8 @@ class SpedAttention(Protocol):
 
     heads: int
     to_q: torch.nn.Linear
+    to_k: torch.nn.Linear
+    to_v: torch.nn.Linear
     to_out: torch.nn.ModuleList
     qkv_weight: torch.Tensor  # (3 * width, width), in self-attention
     text_key: torch.Tensor  # (n, heads, tokens, width / heads), in cross-attention
@@ -71,6 +77,44 @@ class CrossAttention:
         assert attention_mask is None
         query = _split_heads(attn.to_q(hidden_states), attn.heads)
         return _attend(attn, query, attn.text_key, attn.text_value)
+
+
+class HypernetAttention:
+    """An attention processor of diffusers for both sorts of attention, with hypernetworks in force."""
+
+    def __init__(self, hypernetworks: Sequence[tuple[Hypernetwork, float]]) -> None:
+        self._hypernetworks = hypernetworks
+
+    def __call__(
+        self,
+        attn: SpedAttention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attend to the text, or within the picture where there is none; the names are diffusers'."""
+        assert attention_mask is None
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        for_key, for_value = chain(context.to(attn.to_k.weight.dtype), self._hypernetworks)
+        parts = (attn.to_q(hidden_states), attn.to_k(for_key), attn.to_v(for_value))
+        return _attend(attn, *(_split_heads(part, attn.heads) for part in parts))
+
+
+@contextmanager
+def hypernetworks_applied(
+    unet: UNet2DConditionModel, hypernetworks: Sequence[tuple[Hypernetwork, float]]
+) -> Iterator[None]:
+    """Let hypernetworks, each at its strength, change the attention of `unet` until the end of this context."""
+    if not hypernetworks:
+        yield
+        return
+    own: dict[str, Any] = dict(unet.attn_processors)
+    processor: Any = HypernetAttention(hypernetworks)  # diffusers takes any callable
+    unet.set_attn_processor(dict.fromkeys(own, processor))
+    try:
+        yield
+    finally:
+        unet.set_attn_processor(own)
 
 
 class TextKeys:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
+    from tilemix.adapters.hypernetwork import Hypernetwork
     from tilemix.adapters.merging import BaseWeights
     from tilemix.pipelines.conditioning import EncodedText, Guidance, Parts
     from tilemix.pipelines.parts import Scheduler
@@ -32,6 +33,8 @@ class Denoising:
     guidance_scale: float
     guided_part: float  # of the steps, 0 to 1; the others see only the prompt
     after_step: Callable[[int], None]  # called with the number of steps done
+    # In force for this picture, each with its strength; only for families with `takes_hypernetworks`.
+    hypernetworks: Sequence[tuple[Hypernetwork, float]] = ()
 
 
 class Family(Protocol):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tilemix.adapters import EmbeddingFile, LoraMerger, TokenInstaller, check_fit, read_embedding
+from tilemix.adapters.hypernetwork import Hypernetwork, read_hypernetwork
 from tilemix.errors import AdapterError
 from tilemix.modelfile.base_families import SD1, SDXL, BaseFamily
 from tilemix.pipelines.family import Family
@@ -41,6 +42,7 @@ class ReadyPipeline:
     loras: LoraMerger
     tokens: TokenInstaller
     lora_hashes: dict[str, str] = field(default_factory=dict)  # a LoRA's file -> its AutoV3
+    hypernetworks: dict[str, Hypernetwork] = field(default_factory=dict)  # by their files
 
     @property
     def lora_scales(self) -> dict[str, float]:
@@ -140,6 +142,10 @@ def _load_adapters(ready: ReadyPipeline) -> None:
         if adapter.kind == "embedding":
             count = len(adapter.tokens) or None
             add_tokens(read_embedding(path, ready.tokens.widths, token_count=count), adapter.tokens)
+            continue
+        if adapter.kind == "hypernetwork":
+            ready.hypernetworks[adapter.file] = read_hypernetwork(path, ready.device, ready.dtype)
+            logger.info("Loaded hypernetwork: %s", path.name)
             continue
         lora = ready.loras.load(adapter.file, path)
         ready.lora_hashes[adapter.file] = lora.autov3

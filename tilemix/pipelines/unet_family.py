@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import torch
 
-from tilemix.pipelines.attention import speed_attention
+from tilemix.pipelines.attention import hypernetworks_applied, speed_attention
 from tilemix.pipelines.decoding import decode_latents, encode_pixels, set_tiles
 from tilemix.pipelines.parts import lay_channels_last, move
 from tilemix.pipelines.unet import take_and_give_fp32
@@ -148,7 +148,11 @@ class UnetFamily(ABC, Generic[PipelineT]):
                 }
             ),
         }
-        with torch.inference_mode(), self.text_keys.kept():
+        with (
+            torch.inference_mode(),
+            self.text_keys.kept(),
+            hypernetworks_applied(self.pipeline.unet, denoising.hypernetworks),
+        ):
             if denoising.strength < 1:
                 return self._denoise_draft(guidances[0], denoising, options)
             height, width = (side * self.pipeline.vae_scale_factor for side in denoising.start.shape[-2:])

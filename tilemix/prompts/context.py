@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from tilemix.errors import LIST_SEPARATOR, PromptError
 from tilemix.prompts.language import LoraTag
+from tilemix.prompts.language.tags import HYPERNETWORK
 from tilemix.prompts.language.wildcards import Wildcards
 
 MOST_NAMES = 4  # in a message
@@ -25,6 +26,13 @@ class NamedLora(NamedTuple):
     unet_scale: float
 
 
+class NamedHypernetwork(NamedTuple):
+    """A hypernetwork that a prompt asks for."""
+
+    file: str
+    strength: float
+
+
 @dataclass(frozen=True, slots=True)
 class PromptContext:
     """A request and its model, as far as they decide what a prompt means."""
@@ -32,6 +40,7 @@ class PromptContext:
     seed: int = 0  # makes the choices
     steps: int = 25  # that are drawn
     loras: Sequence[str] | None = None  # the model's files; None: not known here, so names are not looked up
+    hypernetworks: Sequence[str] = ()  # the model's files
     embeddings: Mapping[str, str] = field(default_factory=dict)  # file -> its tokens
     wildcards: Wildcards = field(default_factory=Wildcards)
     without_negative: str | None = None  # the base model, if it reads no negative prompt
@@ -44,20 +53,30 @@ class PromptContext:
         """
         if self.loras is None:
             return ()
-        files = {name_adapter(file): file for file in self.loras}
         found: dict[str, NamedLora] = {}
         for tag in tags:
-            file = files.get(name_adapter(tag.name))
-            if file is None:
-                near = get_close_matches(name_adapter(tag.name), files, MOST_NAMES, 0)
-                known = LIST_SEPARATOR.join(PurePosixPath(files[name]).stem for name in near) or "none"
-                typed = tag.name[:SHOWN]
-                raise PromptError(
-                    "prompt-unknown-lora", field="prompt", typed=typed, position=tag.position, known=known
-                )
+            if tag.kind == HYPERNETWORK:
+                continue
+            file = _find_file(tag, self.loras, "prompt-unknown-lora")
             _, text_scale, unet_scale = found.get(file, ("", 0.0, 0.0))
             found[file] = NamedLora(file, text_scale + tag.text_scale, unet_scale + tag.unet_scale)
         return tuple(found.values())
+
+    def find_hypernetworks(self, tags: Sequence[LoraTag]) -> tuple[NamedHypernetwork, ...]:
+        """Return the hypernetworks that tags ask for, in their order, each as often as it is named.
+
+        Raises:
+            PromptError: the model has no such hypernetwork.
+        """
+        if self.loras is None:
+            return ()
+        return tuple(
+            NamedHypernetwork(
+                _find_file(tag, self.hypernetworks, "prompt-unknown-hypernetwork"), tag.unet_scale
+            )
+            for tag in tags
+            if tag.kind == HYPERNETWORK
+        )
 
     def put_tokens(self, text: str) -> str:
         """Return a text in which the name of each embedding is replaced by its tokens, in any case of letters."""
@@ -66,6 +85,17 @@ class PromptContext:
             named = re.compile(rf"(?<![\w<-]){name}(?:\.safetensors)?(?![\w>-])", re.IGNORECASE)
             text = named.sub(tokens, text)  # a token holds no backslash
         return text
+
+
+def _find_file(tag: LoraTag, known_files: Sequence[str], code: str) -> str:
+    """Return the file that a tag names; `code` is that of the error where there is none."""
+    files = {name_adapter(file): file for file in known_files}
+    file = files.get(name_adapter(tag.name))
+    if file is None:
+        near = get_close_matches(name_adapter(tag.name), files, MOST_NAMES, 0)
+        known = LIST_SEPARATOR.join(PurePosixPath(files[name]).stem for name in near) or "none"
+        raise PromptError(code, field="prompt", typed=tag.name[:SHOWN], position=tag.position, known=known)
+    return file
 
 
 def name_adapter(file: str) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from tilemix.errors import Message, MixError, PromptError
 from tilemix.prompts.checks import MAX_PROMPT_CHARACTERS, check_prompt, check_text
-from tilemix.prompts.context import NamedLora, PromptContext
+from tilemix.prompts.context import NamedHypernetwork, NamedLora, PromptContext
 from tilemix.prompts.emphasized_mix import carry_emphasis, list_parts
 from tilemix.prompts.language import Fragment, Script, Traced, Version, parse, refuse_other_notations
 from tilemix.prompts.language.choices import Choice, choose
@@ -53,6 +53,7 @@ class Prompt:
         default=(), compare=False
     )  # what every part of the text does; () if untouched
     loras: tuple[NamedLora, ...] = ()  # in addition to what the model applies by itself
+    hypernetworks: tuple[NamedHypernetwork, ...] = ()  # in the order in which they act
     choices: tuple[Choice, ...] = ()  # that the seed made, in the prompt and the negative prompt
     chosen: str | None = None  # the prompt with its choices made; None: there were none
     chosen_negative: str | None = None  # the same of the negative prompt
@@ -134,7 +135,14 @@ class _Reader:
     def read(self, text: str) -> Prompt:
         """Read a prompt."""
         script, chosen = self._read_language(text, "prompt")
-        loras = self._context.find_loras(script.tags)
+        prompt = self._read_words(text, script, chosen)
+        return replace(
+            prompt,
+            loras=self._context.find_loras(script.tags),
+            hypernetworks=self._context.find_hypernetworks(script.tags),
+        )
+
+    def _read_words(self, text: str, script: Script, chosen: str | None) -> Prompt:
         typed = script.text.text
         if not typed.strip():
             raise PromptError("prompt-empty", field="prompt", most=MAX_PROMPT_CHARACTERS)
@@ -143,9 +151,7 @@ class _Reader:
             self.remarks.append(f"prompt holds {marker!r}: sent untouched")
             read = self._read_complete(script.versions[-1].emphasized.plain)
             mix, sent = (None, None) if read is None else (read.mix, read.sent)
-            return Prompt(
-                text, self._context.put_tokens(typed), "", mix, sent, (), loras=loras, chosen=chosen
-            )
+            return Prompt(text, self._context.put_tokens(typed), "", mix, sent, (), chosen=chosen)
         readings = [_read_version(version, self._palette) for version in script.versions]
         mix, sent = next(
             ((reading.mix, reading.sent) for reading in reversed(readings) if reading.mix is not None),
@@ -158,7 +164,7 @@ class _Reader:
         if len(written) > MOST_SENT:
             raise PromptError("prompt-too-long", field="prompt", count=len(written), most=MOST_SENT)
         positive = self._context.put_tokens(self._template.fill(written))
-        return Prompt(text, positive, "", mix, sent, (), readings[-1].spans, loras, chosen=chosen)
+        return Prompt(text, positive, "", mix, sent, (), readings[-1].spans, chosen=chosen)
 
     def _read_complete(self, text: Traced) -> ReadText | None:
         """Read the mix of a prompt that is sent untouched; None: it is unclear, which is no reason to refuse it."""

@@ -42,7 +42,7 @@ FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_SCALE = find_input("lora_scale", NumberInput).maximum
 
-AdapterKind = Literal["lora", "embedding"]
+AdapterKind = Literal["lora", "embedding", "hypernetwork"]
 
 
 class ManifestFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -64,14 +64,14 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One adapter file: a LoRA, with the embeddings it brings, or embeddings alone for both text encoders.
+    """One adapter file: a LoRA, with the embeddings it brings, embeddings alone, or a hypernetwork.
 
     A LoRA's file may be the archive of a Replicate training, or the adapter_model.safetensors of a PEFT folder.
     """
 
     file: str  # below weights/ or weights/files/
     kind: AdapterKind
-    scale: float | None = None  # a LoRA's strength, 0 to MAX_SCALE; embeddings have none
+    scale: float | None = None  # a LoRA's strength, 0 to MAX_SCALE; the others have none
     # The placeholder tokens of an embedding, in a file of its own or in a LoRA's, one for each row; empty: the file's
     # own names.
     tokens: tuple[str, ...] = ()
@@ -197,7 +197,7 @@ def check_manifest(name: str, manifest: ModelManifest) -> None:
     for source in sources_of(manifest):
         _check_source(name, source)
     for adapter in manifest.adapters:
-        _check_adapter(name, adapter)
+        _check_adapter(name, adapter, manifest)
     try:
         manifest.defaults.check()
     except RequestError as error:
@@ -226,7 +226,7 @@ def _check_source(name: str, source: Source) -> None:
         _check_lock(name, file.size, file.sha256, file.path)
 
 
-def _check_adapter(name: str, adapter: Adapter) -> None:
+def _check_adapter(name: str, adapter: Adapter, manifest: ModelManifest) -> None:
     _check_path(name, adapter.file, "file")
     _check_lock(name, adapter.size, adapter.sha256, adapter.file)
     _check_url(name, adapter.url, adapter.file)
@@ -240,8 +240,11 @@ def _check_adapter(name: str, adapter: Adapter) -> None:
         _check_lock(name, file.size, file.sha256, file.path)
         if "/" in file.path or file.path == adapter.file.rpartition("/")[2]:
             raise ManifestError("manifest-beside", file=name, name=file.path[:80], adapter=adapter.file)
-    if adapter.kind == "embedding" and adapter.scale is not None:
-        raise ManifestError("manifest-embedding-scale", file=name, adapter=adapter.file)
+    if adapter.kind != "lora" and adapter.scale is not None:
+        raise ManifestError("manifest-no-scale", file=name, adapter=adapter.file, kind=adapter.kind)
+    if adapter.kind == "hypernetwork" and not manifest.base_family.takes_hypernetworks:
+        base = manifest.base_family.base
+        raise ManifestError("manifest-hypernetwork", file=name, adapter=adapter.file, base=base)
 
 
 def _check_path(name: str, value: str, what: str) -> None:

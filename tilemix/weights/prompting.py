@@ -27,6 +27,7 @@ def make_context(
         seed=seed,
         steps=steps,
         loras=[adapter.file for adapter in manifest.adapters if adapter.kind == "lora"],
+        hypernetworks=[adapter.file for adapter in manifest.adapters if adapter.kind == "hypernetwork"],
         embeddings={
             adapter.file: "".join(adapter.tokens)
             for adapter in manifest.adapters
@@ -39,5 +40,5 @@ def make_context(
 
 def make_here(model: str, manifest: ModelManifest) -> Here:
     """Return the model that is to repeat a picture."""
-    loras = [adapter.file for adapter in manifest.adapters if adapter.kind == "lora"]
-    return Here(model, manifest.scheduler.name, loras)
+    named = [one.file for one in manifest.adapters if one.kind in ("lora", "hypernetwork")]
+    return Here(model, manifest.scheduler.name, named)

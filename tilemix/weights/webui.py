@@ -107,7 +107,7 @@ def import_folder(
         except ModelFileError as error:
             result.unused.append(Unused(path, _explain(path, error)))
     checkpoints = [one for one in found if one.facts.kind == "checkpoint"]
-    adapters = [one for one in found if one.facts.kind in ("lora", "embedding")]
+    adapters = [one for one in found if one.facts.kind in ("lora", "embedding", "hypernetwork")]
     vaes = [one for one in found if one.facts.kind == "vae"]
     for one in found:
         if one not in checkpoints + adapters + vaes:
@@ -181,7 +181,9 @@ def _find_fitting(
                 shapes[name] = read_shapes(root / "weights" / PRIVATE_FOLDER, None, family)
             entry = _make_adapter(one, names)
             try:
-                if entry.kind == "lora":
+                if entry.kind == "hypernetwork":
+                    shapes[name].prove_hypernetwork(one.path)
+                elif entry.kind == "lora":
                     shapes[name].prove_lora(one.path, len(entry.tokens))
                 else:
                     shapes[name].prove_embedding(one.path, len(entry.tokens))
@@ -204,6 +206,8 @@ def _make_adapter(one: _Found, taken: set[str]) -> Adapter:
         file, number = f"webui/{name}_{number}.safetensors", number + 1
     if one.facts.kind == "lora":
         return Adapter(file, "lora", 0.0, one.facts.tokens, size=one.facts.size)
+    if one.facts.kind == "hypernetwork":
+        return Adapter(file, "hypernetwork", size=one.facts.size)
     rows = one.facts.vectors or 1
     tokens = tuple(f"<{name}_{row}>" for row in range(rows)) if rows > 1 else (f"<{name}>",)
     return Adapter(file, "embedding", None, tokens, size=one.facts.size)

@@ -5,7 +5,7 @@ r"""The prompt language, as the web UIs have it: emphasis, editing by step, adap
 `[from:to:when]`, `[to:when]`, `[from::when]`  other words from a step on
 `[a|b]`                                        words that take turns
 `BREAK`                                        begins a new chunk of 75 tokens
-`<lora:name:0.4>`                              an adapter
+`<lora:name:0.4>`, `<hypernet:name:0.6>`       an adapter
 `{a|b}`, `__color__`                           a choice, made by the seed
 `\( \) \[ \] \\`                               the characters themselves
 =============================================  ==================================================================

@@ -1,7 +1,7 @@
 """Adapters named in a prompt, as the web UIs write it: `<lora:name>`, `<lora:name:0.4>`, `<lora:name:0.4:0.8>`.
 
 The first number is the scale in the text encoders, the second that in the UNet; one alone is both, none is 1. They may
-be named: `<lora:name:te=0.4:unet=0.8>`.
+be named: `<lora:name:te=0.4:unet=0.8>`. A hypernetwork, `<hypernet:name:0.6>`, has one strength.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ MOST_TAGS = 16
 MOST_SCALE = 10.0  # up or down
 SHOWN = 40  # characters of a tag in a message
 TAG = re.compile(r"<\s*+(\w++)\s*+:([^<>]*+)(>?)")
-KINDS = ("lora", "lyco")
+HYPERNETWORK = "hypernet"
+KINDS = ("lora", "lyco", HYPERNETWORK)
 PARTS = ("te", "unet")
 
 
@@ -30,6 +31,7 @@ class LoraTag(NamedTuple):
     text_scale: float  # in the text encoders
     unet_scale: float
     position: int  # 1-based character
+    kind: str = KINDS[0]  # one of KINDS
 
 
 def take_tags(text: Traced, *, field: str) -> tuple[Traced, list[LoraTag]]:
@@ -52,7 +54,7 @@ def take_tags(text: Traced, *, field: str) -> tuple[Traced, list[LoraTag]]:
             raise PromptError("prompt-bad-tag", field=field, typed=typed, position=position)
         if len(tags) == MOST_TAGS:
             raise PromptError("prompt-too-many-tags", field=field, most=MOST_TAGS)
-        tags.append(_read_tag(match[2], typed, position, field))
+        tags.append(_read_tag(match[2], typed, position, field)._replace(kind=match[1].lower()))
         end = place + len(words[place : match.start()].rstrip())
         last = words[end - 1] if end > place else last
         following = words[match.end() :].lstrip()
