@@ -201,11 +201,18 @@ def xmp_segment(record: Record) -> bytes:
     return (XMP_PACKET % f"<tilemix:record>{escape(text)}</tilemix:record>").encode()
 
 
-def _is_drawing(path: str, record: Record) -> bool:
-    """Return whether a file is what web UIs hash as the model: the UNet's, or a checkpoint that is one file."""
-    if not path.endswith(".safetensors") or path in record.lora_hashes or path in record.embedding_hashes:
-        return False
-    return path.startswith("unet/") or ("/" not in path and not path.endswith(".vae.safetensors"))
+def _hash_model(record: Record) -> str | None:
+    """Return the sha256 that web UIs know the model by: the UNet's, or that of a checkpoint that is one file."""
+    tensors = {path: sha256 for path, sha256 in record.files.items() if path.endswith(".safetensors")}
+    found = [sha256 for path, sha256 in tensors.items() if path.startswith("unet/")] or [
+        sha256
+        for path, sha256 in tensors.items()
+        if "/" not in path
+        and not path.endswith(".vae.safetensors")
+        and path not in record.lora_hashes
+        and path not in record.embedding_hashes
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def _list_parameters(record: Record) -> Iterator[tuple[str, str]]:
@@ -218,9 +225,8 @@ def _list_parameters(record: Record) -> Iterator[tuple[str, str]]:
     yield "CFG scale", f"{record.guidance_scale:.12g}"
     yield "Seed", str(record.seed)
     yield "Size", f"{record.width}x{record.height}"
-    hashes = [sha256 for path, sha256 in record.files.items() if _is_drawing(path, record)]
-    if len(hashes) == 1 and hashes[0] is not None:
-        yield "Model hash", hashes[0][:10]
+    if (sha256 := _hash_model(record)) is not None:
+        yield "Model hash", sha256[:10]
     yield "Model", record.model
     if record.variation is not msgspec.UNSET:
         yield "Variation seed", str(record.variation.seed)
