@@ -346,3 +346,11 @@ def test_xmp_with_a_document_type_is_not_even_parsed(tmp_path):
     Image.fromarray(PIXELS).save(path, "WEBP", xmp=b"<r>")
     with pytest.raises(ImageFileError, match=r"tile.webp: its XMP packet is broken: no element found"):
         read_record(path)
+
+
+def test_a_checkpoint_in_one_file_and_its_hypernetworks_are_named():
+    lora, sidecar = "rubber-tile-lora-v4_sdxl_lora.safetensors", "final.yaml"
+    files = {"final.safetensors": UNET, sidecar: LORA, "final.vae.safetensors": LORA, lora: LORA}
+    text = parameters_text(make_record(files=files, hypernetworks=[("webui/ink.safetensors", 0.6)]))
+    assert f"Model hash: {UNET[:10]}, " in text
+    assert "photorealistic rubber tile <hypernet:ink:0.6>\n" in text
