@@ -269,7 +269,7 @@ def test_pictures_are_drawn_until_ctrl_c(tmp_path, capsys, monkeypatch):
         write_image(path, np.zeros((64, 64, 3), np.uint8), RECORD, output_format=request.output_format)
         return SimpleNamespace(rendered=SimpleNamespace(record=RECORD, seconds={}), measured=None, size=1)
 
-    monkeypatch.setattr("tilemix.render.Renderer.load", lambda model, settings: None)
+    monkeypatch.setattr("tilemix.render.Renderer.load", lambda model, settings, **_: None)
     monkeypatch.setattr("tilemix.drawing.draw_to_file", draw)
     folder = tmp_path / "new" / "folder"
     folder.mkdir(parents=True)
