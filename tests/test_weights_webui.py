@@ -48,6 +48,7 @@ def folder(tmp_path):
     write_model(models / "Lora/broken.safetensors", {f"{ATTENTION}.lora_down.weight": (4, 768)})
     write_model(models / "VAE/other.safetensors", VAE)
     save_file({"x": torch.zeros(2)}, models / "ESRGAN/4x.pth")
+    torch.save({"a": torch.zeros(2)}, models / "Lora/floor.pt")
     (models / "Lora/floor.preview.png").write_bytes(b"")
     return ui
 
@@ -79,7 +80,7 @@ def test_a_checkpoint_gets_a_manifest_that_points_at_its_files(folder, root):
     reasons = {str(one.path.relative_to(folder / "models")): str(one.reason) for one in made.unused}
     assert reasons.keys() == {
         "Stable-diffusion/xl.safetensors", "Stable-diffusion/it's.ckpt", "Lora/for xl.safetensors",
-        "Lora/broken.safetensors", "VAE/other.safetensors", "ESRGAN/4x.pth",
+        "Lora/broken.safetensors", "Lora/floor.pt", "VAE/other.safetensors", "ESRGAN/4x.pth",
     }  # fmt: skip
     assert "a checkpoint of SDXL" in reasons["Stable-diffusion/xl.safetensors"]
     assert reasons["Stable-diffusion/it's.ckpt"].startswith(
@@ -87,6 +88,7 @@ def test_a_checkpoint_gets_a_manifest_that_points_at_its_files(folder, root):
     )
     assert reasons["Lora/for xl.safetensors"] == "made for SDXL, and no checkpoint of that base is here"
     assert "incomplete LoRA" in reasons["Lora/broken.safetensors"]
+    assert reasons["Lora/floor.pt"] == "converted already: floor.safetensors"
     assert reasons["ESRGAN/4x.pth"] == "upscalers are not supported"
 
 

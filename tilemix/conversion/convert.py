@@ -14,6 +14,7 @@ import msgspec
 
 from tilemix.conversion.child import Done, Failed, Job, limit_seconds
 from tilemix.errors import ModelFileError
+from tilemix.modelfile.companions import name_converted
 from tilemix.modelfile.hashes import Hashes, compute_hashes
 from tilemix.modelfile.header import read_header
 from tilemix.modelfile.sidecar_file import write_sidecar
@@ -37,11 +38,6 @@ class Converted:
     sizes: tuple[int, int]  # bytes, before and after
     hashes: tuple[Hashes, Hashes]  # before and after
     done: Done
-
-
-def name_converted(source: Path) -> Path:
-    """Return the usual name of what a file is converted to: `x.vae.pt` -> `x.vae.safetensors`."""
-    return source.with_suffix(".safetensors")
 
 
 def convert(

@@ -1,4 +1,4 @@
-"""The small files that an adapter's tensors depend on, in the same folder.
+"""The files that belong to a model file, in the same folder.
 
 PEFT keeps the strength of a LoRA in `adapter_config.json`; cog-sdxl keeps the names of its tokens in
 `special_params.json`, {"TOK": "<s0><s1>"}. Whoever locks an adapter must lock these too.
@@ -29,6 +29,11 @@ PEFT_CONFIG = "adapter_config.json"
 NAMES_FILE = "special_params.json"
 MAX_COMPANION_BYTES = 2**20
 MAX_NAMES_BYTES = 64 * 2**10
+
+
+def name_converted(source: Path) -> Path:
+    """Return the path that a pickled file is converted to: `x.vae.pt` -> `x.vae.safetensors`."""
+    return source.with_suffix(".safetensors")
 
 
 def reads_peft_config(name: str, header: Header) -> bool:

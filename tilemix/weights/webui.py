@@ -21,6 +21,7 @@ import msgspec
 
 from tilemix.errors import Message, ModelFileError, Value, WeightsError
 from tilemix.modelfile.base_families import BASE_FAMILIES, BaseFamily
+from tilemix.modelfile.companions import name_converted
 from tilemix.modelfile.inspection import ModelFile, read
 from tilemix.modelfile.ldm_config import read_ldm_config
 from tilemix.request import Defaults
@@ -314,6 +315,9 @@ def _name_file(stem: str) -> str:
 
 
 def _explain(path: Path, error: ModelFileError) -> Message:
+    converted = name_converted(path)
+    if error.code in PICKLED and converted != path and converted.is_file():
+        return _say("webui-converted", converted=converted.name)
     if error.code in PICKLED:
         return _say("webui-pickled", command=f"tilemix weights convert {shlex.quote(str(path))}")
     return error.message
