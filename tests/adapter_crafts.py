@@ -99,6 +99,22 @@ class Workbench:
 Craft = Callable[[Workbench], tuple[Path, Truth | None]]
 
 
+@dataclass(frozen=True)
+class Format:
+    """One format."""
+
+    name: str
+    keys: str  # a tensor's name, or what the file holds
+    craft: Craft
+    message: str | None = None  # the refusal's; None: loaded exactly
+    peft: bool = False  # diffusers' own loader reads it right, and can serve as the reference
+    tokens: tuple[str, ...] = ()  # what it brings into the vocabulary
+
+    @property
+    def verdict(self) -> str:
+        return "exact" if self.message is None else "refused"
+
+
 def product(down: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """up @ down in fp64, written as a sum over the rank."""
     return torch.einsum("or,ri->oi", up.double().flatten(1), down.double().flatten(1))

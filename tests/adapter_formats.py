@@ -5,7 +5,6 @@ printed from it: `python -m tests.adapter_formats`.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 
@@ -20,7 +19,7 @@ from tests.adapter_crafts import (
     TEXT,
     TEXT_LINEAR,
     UNET_MODULES,
-    Craft,
+    Format,
     as_bare_original,
     as_comfy,
     as_kohya,
@@ -44,25 +43,9 @@ from tests.adapter_crafts import (
     training_tar,
     zeros,
 )
+from tests.flux_formats import FLUX_FORMATS
 
 CONVERT = "expected safetensors; `tilemix weights convert` makes one"
-
-
-@dataclass(frozen=True)
-class Format:
-    """One format."""
-
-    name: str
-    keys: str  # a tensor's name, or what the file holds
-    craft: Craft
-    message: str | None = None  # the refusal's; None: loaded exactly
-    peft: bool = False  # diffusers' own loader reads it right, and can serve as the reference
-    tokens: tuple[str, ...] = ()  # what it brings into the vocabulary
-
-    @property
-    def verdict(self) -> str:
-        return "exact" if self.message is None else "refused"
-
 
 Q = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
 NOT_SUPPORTED = "is not supported; SDXL's LoRA, LoHa, LoKr, DoRA are"
@@ -541,7 +524,11 @@ EMBEDDING_FORMATS = (
 def render_table() -> str:
     """Return the formats as the Markdown tables of docs/adapters.md."""
     sections = []
-    for kind, formats in (("LoRA", LORA_FORMATS), ("Embedding", EMBEDDING_FORMATS)):
+    for kind, formats in (
+        ("LoRA for SDXL", LORA_FORMATS),
+        ("LoRA for Flux.1", FLUX_FORMATS),
+        ("Embedding", EMBEDDING_FORMATS),
+    ):
         rows = [f"| {kind} | the file holds | result |", "|---|---|---|"]
         rows += [f"| {form.name} | {_as_code(form.keys)} | {form.verdict} |" for form in formats]
         sections.append("\n".join(rows))

@@ -18,6 +18,7 @@ from tilemix.pictures.files import write_image
 from tilemix.pictures.record import Record
 from tilemix.request import GenerationRequest
 from tilemix.system.project import ROOT
+from tilemix.weights import list_models
 
 LORA = "rubber-tile-miniature_sdxl_lora.safetensors"
 EXAMPLE = (
@@ -204,12 +205,18 @@ def test_ctrl_c_during_the_imports_is_one_line(capsys, monkeypatch):
         ),
         (["predict", "red", "--seed", "-2"], "seed -2 is out of range; expected -1 to 4294967295"),
         (["predict", ""], "prompt: empty, expected 1 to 2000 characters"),
-        (["predict", "red", "--model", "nowhere"], "unknown model 'nowhere'; known: miniature, rubber-tile"),
+        (
+            ["predict", "red", "--model", "nowhere"],
+            "unknown model 'nowhere'; known: flux1-dev, flux1-schnell, miniature, rubber-tile",
+        ),
         (
             ["rewrite", "red", "--template", "../x"],
             "unknown prompt template '../x'; known: miniature, plain, rubber_tile, rubber_tile_bare",
         ),
-        (["weights", "verify", "../x"], "'../x' is not a valid model name; known: miniature, rubber-tile"),
+        (
+            ["weights", "verify", "../x"],
+            "'../x' is not a valid model name; known: flux1-dev, flux1-schnell, miniature, rubber-tile",
+        ),
     ],
 )
 def test_every_fault_is_named_before_anything_is_drawn(arguments, message, capsys):
@@ -300,7 +307,9 @@ def test_measure_reads_the_mix_from_the_record_or_the_option(black_tile, capsys)
 
 def test_weights_lists_and_verifies_the_miniature(capsys):
     assert main(["weights", "list"]) == 0
-    assert capsys.readouterr().out.splitlines()[0].split("\t")[:2] == ["miniature", "ready"]
+    rows = [line.split("\t")[:2] for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in rows] == list_models()
+    assert ["miniature", "ready"] in rows
     assert main(["weights", "verify", "miniature"]) == 0
     assert capsys.readouterr().out.endswith("files verified, 0 not locked\n")
 

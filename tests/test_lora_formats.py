@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from tests.adapter_crafts import Workbench, embedding_rows, find_differing, read_weights
 from tests.adapter_formats import EMBEDDING_FORMATS, LORA_FORMATS, render_table
+from tests.flux_formats import FLUX_FORMATS
 from tests.pace import assert_quick, processor_seconds
 from tests.quick import first_quick
 from tests.tiny_sdxl import COMPONENTS
@@ -290,7 +291,7 @@ def test_every_other_embedding_is_refused_by_name(ready, bench, form):
 
 def test_the_table_has_one_row_for_each_format():
     rows = [line for line in render_table().splitlines() if line.endswith((" exact |", " refused |"))]
-    assert len(rows) == len(LORA_FORMATS) + len(EMBEDDING_FORMATS)
+    assert len(rows) == len(LORA_FORMATS) + len(FLUX_FORMATS) + len(EMBEDDING_FORMATS)
     assert len(set(rows)) == len(rows)
 
 

@@ -76,7 +76,8 @@ def test_the_latents_are_those_of_diffusers_image_to_image(renderer, draft, monk
     monkeypatch.setattr("tilemix.pipelines.unet_family.wrapping", lambda *_: nullcontext())
     seen = []
     monkeypatch.setattr(
-        "tilemix.pipelines.unet_family.decode_latents", lambda _, latents, **__: seen.append(latents) or draft.pixels
+        "tilemix.pipelines.unet_family.decode_latents",
+        lambda _, latents, **__: seen.append(latents) or draft.pixels,
     )
     renderer.render(request)
     latents = renderer.ready.base.encode_picture(draft.pixels)
@@ -88,7 +89,8 @@ def test_the_latents_are_those_of_circular_padding(renderer, draft, monkeypatch)
     request, unet = ask(), renderer.ready.base.pipeline.unet
     seen = []
     monkeypatch.setattr(
-        "tilemix.pipelines.unet_family.decode_latents", lambda _, latents, **__: seen.append(latents) or draft.pixels
+        "tilemix.pipelines.unet_family.decode_latents",
+        lambda _, latents, **__: seen.append(latents) or draft.pixels,
     )
     renderer.render(request)
     for module in unet.modules():

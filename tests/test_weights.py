@@ -54,7 +54,7 @@ def test_the_product_names_the_files_it_was_trained_with():
 
 
 def test_every_packaged_model_can_be_read_and_the_miniature_is_locked_and_whole():
-    assert list_models() == ["miniature", "rubber-tile"]
+    assert list_models() == ["flux1-dev", "flux1-schnell", "miniature", "rubber-tile"]
     assert all(sha256 is not None for sha256 in find_model("miniature").hashes.values())
 
 
@@ -62,7 +62,7 @@ def test_every_packaged_model_can_be_read_and_the_miniature_is_locked_and_whole(
     ("changes", "message"),
     [
         ({"lora": 1}, "tiny.model.json: Object contains unknown field `lora`"),
-        ({"family": "sd9"}, "tiny.model.json: unknown family 'sd9'; known: sdxl, sd1"),
+        ({"family": "sd9"}, "tiny.model.json: unknown family 'sd9'; known: sdxl, sd1, flux1"),
         ({"defaults": {}}, "tiny.model.json: Object missing required field `width` - at `$.defaults`"),
         (
             {"base": {"folder": "tiny", "files": [{"path": "../hello.txt"}]}},

@@ -330,13 +330,13 @@ class Renderer:
         """
         if request.task != (self.task and self.task.name):
             raise RequestError("task-elsewhere", field="task", typed=str(request.task)[:40])
+        family = self.ready.model.manifest.base_family
         own = None if self.task is None else self.task.lora_scales
         resolved = request.resolve(
             structs.replace(self.ready.model.manifest.defaults, strength=self.resolve_strength()),
-            negative_prompt=self.template.negative_prompt,
+            negative_prompt=self.template.negative_prompt if family.reads_negative_prompt else "",
             lora_scales=self._resolve_lora_scales() if own is None else own,
         )
-        family = self.ready.model.manifest.base_family
         for field, side in (("width", resolved.width), ("height", resolved.height)):
             if side % family.size_step:
                 row = find_input(field, IntegerInput)
@@ -350,6 +350,8 @@ class Renderer:
                 )
         if request.variation_seed is not None and resolved.variation is None:
             logger.warning("variation_seed %d has no effect: variation_strength is 0", request.variation_seed)
+        if request.clip_skip is not None and not family.has_clip_skip:
+            logger.warning("clip_skip %d has no effect on %s", request.clip_skip, family.base)
         if request.lora_scale is not None and not resolved.lora_scales:
             subject = "model" if own is None else "task"
             logger.warning("lora_scale %g has no effect: the %s has no LoRA", request.lora_scale, subject)

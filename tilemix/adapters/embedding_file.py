@@ -1,7 +1,7 @@
-"""A textual inversion file for SDXL -> one row per placeholder token, for both text encoders.
+"""A textual inversion file -> one row per placeholder token, for each text encoder that has learned tokens.
 
-Read are the pairs of `tilemix.modelfile.embedding_names`, in a file of their own or bundled with a LoRA. Where the
-manifest names no tokens, the file's own names count: those in cog-sdxl's `special_params.json` beside it, those of
+Read are the tensors that `tilemix.modelfile.base_families` names, in a file of their own or bundled with a LoRA. Where
+the manifest names no tokens, the file's own names count: those in cog-sdxl's `special_params.json` beside it, those of
 the bundle, or else `<s0>`, `<s1>` and so on, one for each row.
 """
 
@@ -15,26 +15,23 @@ import torch
 
 from tilemix.deltas import is_wide_float
 from tilemix.errors import LIST_SEPARATOR, AdapterError
+from tilemix.modelfile.base_families import BASE_FAMILIES, SDXL, BaseFamily
 from tilemix.modelfile.companions import NAMES_FILE, read_token_names
 from tilemix.modelfile.embedding_names import (
     CLIP_PAIR,
     HALVES,
-    PAIRS,
-    find_pair,
     name_bundled_tokens,
     name_trained_word,
     number_tokens,
     split_bundled,
 )
 from tilemix.modelfile.header import read_header
-from tilemix.modelfile.spellings import ENCODERS
 from tilemix.modelfile.widths import SDXL_TEXT_WIDTHS, TEXT_WIDTHS
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-EXPECTED = LIST_SEPARATOR.join(" with ".join(pair.names) for pair in PAIRS)
 MAX_SHOWN = 5  # tensors that a message names
 
 
@@ -43,7 +40,7 @@ class EmbeddingFile:
     """The learned vectors of an embedding file."""
 
     name: str  # the file's name
-    rows: dict[str, torch.Tensor]  # "text_encoder" and "text_encoder_2" -> (tokens, width), as stored
+    rows: dict[str, torch.Tensor]  # text encoder -> (tokens, width), as stored
     tokens: tuple[str, ...]  # the names that the file gives its rows, one each
     trained_words: Mapping[str, slice] = field(
         default_factory=dict
@@ -51,7 +48,11 @@ class EmbeddingFile:
 
 
 def read_embedding(
-    path: Path, widths: Mapping[str, int] | None = None, *, token_count: int | None = None
+    path: Path,
+    widths: Mapping[str, int] | None = None,
+    *,
+    token_count: int | None = None,
+    family: BaseFamily = SDXL,
 ) -> EmbeddingFile:
     """Read the embedding file `path`.
 
@@ -59,16 +60,17 @@ def read_embedding(
         path: a safetensors file, whatever its extension.
         widths: the width of each text encoder's token embeddings, 768 and 1280 in SDXL; None: not checked.
         token_count: how many rows each encoder must get; None: as many as there are.
+        family: of the base.
 
     Raises:
         ModelFileError: not a safetensors file.
-        AdapterError: another format, a missing encoder, other widths or counts, an inf or a NaN.
+        AdapterError: another format, another base model, a missing encoder, other widths or counts, an inf or a NaN.
     """
     header = read_header(path)
-    pair = find_pair(header.tensors)
-    if pair is None:
-        raise _refuse_foreign(path.name, {name: info.shape for name, info in header.tensors.items()})
-    by_encoder = dict(zip(ENCODERS, pair.names, strict=True))
+    names = family.find_embedding(header.tensors)
+    if names is None:
+        raise _refuse_foreign(path.name, {name: info.shape for name, info in header.tensors.items()}, family)
+    by_encoder = dict(zip(family.encoders, names, strict=True))
     _check_shapes(path.name, {e: header.tensors[n].shape for e, n in by_encoder.items()}, widths, token_count)
 
     from safetensors import safe_open
@@ -76,11 +78,11 @@ def read_embedding(
     with safe_open(path, framework="pt") as file:
         rows = {encoder: file.get_tensor(name) for encoder, name in by_encoder.items()}
     _check_numbers(path.name, rows)
-    count = rows["text_encoder"].shape[0]
-    names = path.with_name(NAMES_FILE)
+    count = len(next(iter(rows.values())))
+    named = path.with_name(NAMES_FILE)
     tokens = number_tokens(count)
-    if token_count is None and names.is_file():
-        tokens = read_token_names(names)
+    if token_count is None and named.is_file():
+        tokens = read_token_names(named)
         if len(tokens) != count:
             raise AdapterError(
                 "embedding-names-count", file=path.name, rows=count, names=NAMES_FILE, tokens=len(tokens)
@@ -89,7 +91,7 @@ def read_embedding(
 
 
 def read_bundle(name: str, tensors: Mapping[str, torch.Tensor]) -> EmbeddingFile | None:
-    """Read the embeddings of the LoRA file `name` from its bundled tensors; None if there are none.
+    """Read SDXL's embeddings of the LoRA file `name` from its bundled tensors; None if there are none.
 
     The tokens are named by `name_bundled_tokens`.
 
@@ -104,7 +106,7 @@ def read_bundle(name: str, tensors: Mapping[str, torch.Tensor]) -> EmbeddingFile
         embeddings.setdefault(called, {})[part] = tensor
     if not embeddings:
         return None
-    collected: dict[str, list[torch.Tensor]] = {encoder: [] for encoder in ENCODERS}
+    collected: dict[str, list[torch.Tensor]] = {encoder: [] for encoder in SDXL.encoders}
     counts: dict[str, int] = {}
     words: dict[str, slice] = {}
     for called in sorted(embeddings):
@@ -113,7 +115,7 @@ def read_bundle(name: str, tensors: Mapping[str, torch.Tensor]) -> EmbeddingFile
             raise AdapterError("embedding-bundle-half", file=name, name=called, tensor=next(iter(parts)))
         rows = {
             encoder: parts[part][None] if parts[part].ndim == 1 else parts[part]  # one row may be flat
-            for encoder, part in zip(ENCODERS, CLIP_PAIR.names, strict=True)
+            for encoder, part in zip(SDXL.encoders, CLIP_PAIR.names, strict=True)
         }
         _check_shapes(name, {encoder: tuple(tensor.shape) for encoder, tensor in rows.items()}, None, None)
         _check_numbers(name, rows)
@@ -143,25 +145,29 @@ def check_fit(file: EmbeddingFile, widths: Mapping[str, int], token_count: int) 
     _check_shapes(file.name, shapes, widths, token_count)
 
 
-def _refuse_foreign(file: str, shapes: Mapping[str, tuple[int, ...]]) -> AdapterError:
-    """Return the error for a file without a pair of tensors for both text encoders."""
+def _refuse_foreign(file: str, shapes: Mapping[str, tuple[int, ...]], family: BaseFamily) -> AdapterError:
+    """Return the error for a file without the tensors of an embedding for the family."""
+    expected = LIST_SEPARATOR.join(" with ".join(names) for names in family.embeddings)
+    for other in BASE_FAMILIES.values():
+        if other is not family and len(shapes) > 1 and other.find_embedding(shapes):
+            return AdapterError("adapter-other-family", file=file, base=other.base, expected=family.base)
     if len(shapes) == 1:
         ((name, shape),) = shapes.items()
         if name in HALVES:
-            return AdapterError("embedding-half", file=file, tensor=name, expected=EXPECTED)
+            return AdapterError("embedding-half", file=file, tensor=name, expected=expected)
         if shape and len(shape) <= 2:
             base, width = TEXT_WIDTHS.get(shape[-1]), shape[-1]
             if base in ("SD 1", "SD 2"):
                 return AdapterError(
-                    "embedding-other-base", file=file, base=base, width=width, tensor=name, expected=EXPECTED
+                    "embedding-other-base", file=file, base=base, width=width, tensor=name, expected=expected
                 )
             return AdapterError(
-                "embedding-one-encoder", file=file, width=width, tensor=name, expected=EXPECTED
+                "embedding-one-encoder", file=file, width=width, tensor=name, expected=expected
             )
     if not shapes:
-        return AdapterError("embedding-foreign", file=file, tensors="-", expected=EXPECTED)
+        return AdapterError("embedding-foreign", file=file, tensors="-", expected=expected)
     found = LIST_SEPARATOR.join(list(shapes)[:MAX_SHOWN])
-    return AdapterError("embedding-foreign", file=file, tensors=found, expected=EXPECTED)
+    return AdapterError("embedding-foreign", file=file, tensors=found, expected=expected)
 
 
 def _check_shapes(
@@ -176,7 +182,10 @@ def _check_shapes(
                 "embedding-shape", file=name, encoder=encoder, shape="x".join(map(str, shape)) or "-"
             )
     if widths is not None and any(shapes[encoder][1] != widths[encoder] for encoder in shapes):
-        made = tuple(shapes[encoder][1] for encoder in ENCODERS)
+        made = tuple(shape[1] for shape in shapes.values())
+        if len(made) == 1:
+            (width,) = widths.values()
+            raise AdapterError("embedding-width", file=name, found=made[0], expected=width)
         raise AdapterError(
             "embedding-for-sdxl" if made == SDXL_TEXT_WIDTHS else "embedding-other-widths",
             file=name,
@@ -185,9 +194,10 @@ def _check_shapes(
             expected_first=widths["text_encoder"],
             expected_second=widths["text_encoder_2"],
         )
-    first, second = (shapes[encoder][0] for encoder in ENCODERS)
-    if first != second:
-        raise AdapterError("embedding-unequal", file=name, first=first, second=second)
+    counts = [shape[0] for shape in shapes.values()]
+    first = counts[0]
+    if len(set(counts)) > 1:
+        raise AdapterError("embedding-unequal", file=name, first=first, second=counts[1])
     if token_count is not None and first != token_count:
         raise AdapterError("embedding-token-count", file=name, rows=first, tokens=token_count)
 

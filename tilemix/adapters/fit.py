@@ -20,7 +20,7 @@ from tilemix.modelfile.base_families import SD1, SDXL, BaseFamily
 from tilemix.system.quiet import quiet_libraries
 
 if TYPE_CHECKING:
-    from tilemix.adapters.names import ModuleKey
+    from tilemix.adapters.names import ModuleKey, Target
 
 # The published configurations, for a base that is not here yet.
 PUBLISHED = {"stabilityai/stable-diffusion-xl-base-1.0": Path(__file__).parents[1] / "data" / "sdxl"}
@@ -41,7 +41,7 @@ class Shapes:
     def __init__(self, components: Mapping[str, torch.nn.Module], family: BaseFamily) -> None:
         self._family = family
         self.weights: dict[ModuleKey, torch.Tensor] = find_weights(components)
-        self.names: dict[str, ModuleKey] = spell_modules(components)
+        self.names: dict[str, Target] = spell_modules(components)
         self.widths: dict[str, int] = {
             name: components[name].get_input_embeddings().weight.shape[1]  # type: ignore[operator]
             for name in family.encoders
@@ -73,12 +73,12 @@ class Shapes:
         read_hypernetwork(path, torch.device("cpu"), torch.float32)
 
     def prove_embedding(self, path: Path, token_count: int) -> None:
-        """Refuse an embedding that does not fit both text encoders, or does not have a row for each token.
+        """Refuse an embedding that does not fit the text encoders, or does not have a row for each token.
 
         Raises:
             AdapterError: it does not.
         """
-        read_embedding(path, self.widths, token_count=token_count)
+        read_embedding(path, self.widths, token_count=token_count, family=self._family)
 
 
 def read_shapes(base: Path, repository: str | None, family: BaseFamily = SDXL) -> Shapes:

@@ -5,7 +5,7 @@ every number is finite.
 
 Formats: kohya (`lora_unet_`, `lora_te_`, `lora_te1_`, `lora_te2_`, with diffusers' or with the original
 model's block names, LoCon's convolutions included), LyCORIS's LoHa and LoKr, DoRA, diffusers in all its
-spellings, cog-sdxl, PEFT's folders, ComfyUI (`diffusion_model.`), bundled embeddings (`bundle_emb.`), and
+spellings, cog-sdxl, XLabs, PEFT's folders, ComfyUI (`diffusion_model.`), bundled embeddings (`bundle_emb.`), and
 `trained_model.tar` of a Replicate training. tests/adapter_formats.py lists them; `tilemix.adapters.refusals`
 names those that are refused.
 """
@@ -35,7 +35,7 @@ from tilemix.modelfile.training_archive import is_archive, open_training
 if TYPE_CHECKING:
     import torch
 
-    from tilemix.adapters.names import ModuleKey
+    from tilemix.adapters.names import ModuleKey, Target
 
 MAX_TENSORS = 10_000  # LoHa with DoRA and alpha on each of SDXL's modules has 6,400
 
@@ -53,7 +53,7 @@ class LoraFile:
 def read_lora(
     path: Path,
     weights: Mapping[ModuleKey, torch.Tensor],
-    names: Mapping[str, ModuleKey],
+    names: Mapping[str, Target],
     family: BaseFamily = SDXL,
 ) -> LoraFile:
     """Read the LoRA at `path` for a pipeline.
@@ -77,7 +77,7 @@ def read_lora(
             if files.embeddings is not None:
                 if lora.embedding is not None:
                     raise AdapterError("lora-two-embeddings", file=path.name)
-                lora = replace(lora, embedding=read_embedding(files.embeddings))
+                lora = replace(lora, embedding=read_embedding(files.embeddings, family=family))
         return replace(lora, name=path.name)
     return _read_tensors(path / PEFT_FILE if path.is_dir() else path, weights, names, family)
 
@@ -85,7 +85,7 @@ def read_lora(
 def _read_tensors(
     path: Path,
     weights: Mapping[ModuleKey, torch.Tensor],
-    names: Mapping[str, ModuleKey],
+    names: Mapping[str, Target],
     family: BaseFamily,
 ) -> LoraFile:
     file = TensorFile(path)
@@ -102,17 +102,21 @@ def _read_tensors(
     placed = _place_modules(path, header, modules, strangers, names, family)
     alphas = _read_alphas(path, header)
     not_finite = file.find_not_finite()
-    deltas = {}
-    for key, parts in placed.items():
+    deltas: dict[ModuleKey, Delta] = {}
+    for target, parts in placed:
+        key = target[0].key
         if bad := next((part for part, name in parts.items() if part != ALPHA and name in not_finite), None):
             raise AdapterError("lora-not-finite", file=path.name, part=bad, module=".".join(key))
         tensors = {part: file.get_tensor(tensor) for part, tensor in parts.items()}
-        deltas[key] = build_delta(path.name, ".".join(key), tensors, partial(alphas.factor, key))
-        _check_shape(path.name, key, deltas[key], weights[key])
+        delta = build_delta(path.name, ".".join(key), tensors, partial(alphas.factor, key))
+        _check_shape(path.name, target, delta, weights)
+        deltas |= _share(path.name, target, delta)
         if not parts.keys() & DORA_PARTS:
             alphas.refuse_missing_norm(key)
+    if bundled and family is not SDXL:
+        raise AdapterError("embedding-bundle-unread", file=path.name, tensor=bundled[0])
     embedding = read_bundle(path.name, {tensor: file.get_tensor(tensor) for tensor in bundled})
-    if not any(ALPHA in parts for parts in placed.values()):  # these take precedence over the configuration's
+    if not any(ALPHA in parts for _, parts in placed):  # these take precedence over the configuration's
         alphas.refuse_unused()
     return LoraFile(path.name, deltas, file.hash_content()[:12], embedding)
 
@@ -139,25 +143,29 @@ def _place_modules(
     header: Header,
     modules: Mapping[str, Mapping[str, str]],
     strangers: list[str],
-    names: Mapping[str, ModuleKey],
+    names: Mapping[str, Target],
     family: BaseFamily,
-) -> dict[ModuleKey, Mapping[str, str]]:
+) -> list[tuple[Target, Mapping[str, str]]]:
     """Find each module of the file in the loaded pipeline."""
     # PEFT saves each wrapped model in a folder of its own, so a text encoder's names do not say which it is.
     folder = path.absolute().parent.name
     home = folder if folder in family.encoders else None
-    placed: dict[ModuleKey, Mapping[str, str]] = {}
+    placed: list[tuple[Target, Mapping[str, str]]] = []
+    owners: dict[ModuleKey, Mapping[str, str]] = {}
     homeless = set(strangers)
     for module, parts in modules.items():
-        key = names.get(module)
-        if key is None and home is not None and all(map(is_wrapped, parts.values())):
-            key = names.get(f"{home}.{module}")
-        if key is None:
+        target = names.get(module)
+        if target is None and home is not None and all(map(is_wrapped, parts.values())):
+            target = names.get(f"{home}.{module}")
+        if target is None:
             homeless.update(parts.values())
-        elif placed.setdefault(key, parts) is not parts:
-            raise _refuse_second(
-                path.name, *(next(iter(tensors.values())) for tensors in (placed[key], parts))
-            )
+            continue
+        for key, _ in target:
+            if owners.setdefault(key, parts) is not parts:
+                raise _refuse_second(
+                    path.name, *(next(iter(tensors.values())) for tensors in (owners[key], parts))
+                )
+        placed.append((target, parts))
     refuse_homeless(path.name, header, [tensor for tensor in header.tensors if tensor in homeless], family)
     return placed
 
@@ -169,9 +177,22 @@ def _read_alphas(path: Path, header: Header) -> AlphaTable:
     return read_header_alphas(path.name, header)
 
 
-def _check_shape(name: str, key: ModuleKey, delta: Delta, weight: torch.Tensor) -> None:
+def _share(name: str, target: Target, delta: Delta) -> dict[ModuleKey, Delta]:
+    """Return the change of each module that a file's module changes."""
+    shared = {}
+    for key, rows in target:
+        part = delta if rows is None else delta.take_rows(rows)
+        if part is None:
+            raise AdapterError("lora-rows-together", file=name, module=".".join(key))
+        shared[key] = part
+    return shared
+
+
+def _check_shape(name: str, target: Target, delta: Delta, weights: Mapping[ModuleKey, torch.Tensor]) -> None:
     """Compare the shapes, as matrices where one of them is a matrix: some formats store convolutions so."""
-    found, expected = delta.shape, tuple(weight.shape)
+    shapes = [tuple(weights[key].shape) for key, _ in target]
+    key = target[0].key
+    found, expected = delta.shape, (sum(shape[0] for shape in shapes), *shapes[0][1:])
     is_same = (found[0], math.prod(found[1:])) == (expected[0], math.prod(expected[1:]))
     if not is_same or (len(found) == len(expected) and found != expected):
         told, own = ("x".join(map(str, shape)) for shape in (found, expected))

@@ -1,4 +1,4 @@
-"""Every spelling that LoRA files use for the modules of a loaded SDXL pipeline.
+"""Every spelling that LoRA files use for the modules of a loaded pipeline.
 
 The spellings are made from the loaded modules, so they hold for every depth and width. A name in a file is looked up,
 never taken apart: kohya's underscores cannot be split back without guessing.
@@ -7,16 +7,27 @@ never taken apart: kohya's underscores cannot be split back without guessing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import nn
 
-from tilemix.modelfile.spellings import BARE, PREFIXES, Blocks, Prefix
+from tilemix.adapters.flux_names import name_original_modules
+from tilemix.modelfile.spellings import BARE, NETWORKS, PREFIXES, TRANSFORMER, UNET, Blocks, Prefix
 
 if TYPE_CHECKING:
     import torch
 
-ModuleKey = tuple[str, str]  # component ("unet", "text_encoder", "text_encoder_2"), path of a module in it
+ModuleKey = tuple[str, str]  # component ("unet", "transformer", "text_encoder", ...), path of a module in it
+
+
+class Piece(NamedTuple):
+    """A module that a file's module changes, and with which of its rows."""
+
+    key: ModuleKey
+    rows: tuple[slice, ...] | None = None  # in the order of the module's own; None: all, as they are
+
+
+Target = tuple[Piece, ...]  # several, where a file has one matrix for what are several here
 
 # A resnet's modules in diffusers' and in the original model's names.
 RESNET_NAMES = {
@@ -45,31 +56,39 @@ def find_weights(components: Mapping[str, nn.Module]) -> dict[ModuleKey, torch.T
     }
 
 
-def spell_modules(components: Mapping[str, nn.Module]) -> dict[str, ModuleKey]:
-    """Return every spelling that files use for the modules of `components` -> the module.
-
-    Args:
-        components: the pipeline's "unet", "text_encoder" and "text_encoder_2".
-    """
-    spellings: dict[str, ModuleKey] = {}
+def spell_modules(components: Mapping[str, nn.Module]) -> dict[str, Target]:
+    """Return every spelling that files use for the modules of `components` -> the modules."""
+    spellings: dict[str, Target] = {}
     prefixes = {component: _find_prefixes(component, "diffusers") for component in components}
     for component, name in find_weights(components):
         # The published text encoder files have `text_model.` in front; transformers 5 dropped it for one class.
         bare = name.removeprefix("text_model.")
-        paths = [name] if component == "unet" else [bare, f"text_model.{bare}"]
+        paths = [name] if component in NETWORKS else [bare, f"text_model.{bare}"]
         for prefix in prefixes[component]:
             for path in paths:
-                spellings[prefix.spell(path)] = (component, name)
-    unet = components["unet"]
-    unet_modules = [name for _, name in find_weights({"unet": unet})]
-    originals = _find_prefixes("unet", "original")
-    for diffusers_name, original_name in _name_original_blocks(unet):
-        for name in unet_modules:
-            if name == diffusers_name or name.startswith(f"{diffusers_name}."):
-                path = original_name + name[len(diffusers_name) :]
+                spellings[prefix.spell(path)] = (Piece((component, name)),)
+    for component, spell in ((UNET, _spell_unet), (TRANSFORMER, _spell_transformer)):
+        if (network := components.get(component)) is not None:
+            originals = _find_prefixes(component, "original")
+            for path, target in spell(network):
                 for prefix in originals:
-                    spellings[prefix.spell(path)] = ("unet", name)
+                    spellings[prefix.spell(path)] = target
     return spellings
+
+
+def _spell_unet(unet: nn.Module) -> Iterator[tuple[str, Target]]:
+    """Yield the original model's path of each module of a UNet, and the module."""
+    modules = [name for _, name in find_weights({UNET: unet})]
+    for diffusers_name, original_name in _name_original_blocks(unet):
+        for name in modules:
+            if name == diffusers_name or name.startswith(f"{diffusers_name}."):
+                yield original_name + name[len(diffusers_name) :], (Piece((UNET, name)),)
+
+
+def _spell_transformer(transformer: nn.Module) -> Iterator[tuple[str, Target]]:
+    """Yield the original model's path of each module of a Flux transformer, and the modules."""
+    for path, parts in name_original_modules(transformer):
+        yield path, tuple(Piece((TRANSFORMER, name), rows) for name, rows in parts)
 
 
 def _find_prefixes(component: str, blocks: Blocks) -> list[Prefix]:
@@ -77,7 +96,7 @@ def _find_prefixes(component: str, blocks: Blocks) -> list[Prefix]:
     return [
         prefix
         for prefix in (*PREFIXES, BARE)
-        if prefix.component == component and prefix.blocks in (blocks, "both")
+        if prefix.names(component) and prefix.blocks in (blocks, "both")
     ]
 
 

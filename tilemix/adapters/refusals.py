@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING
 
 from tilemix.deltas import FAMILIES, find_width
 from tilemix.errors import LIST_SEPARATOR, AdapterError
-from tilemix.modelfile.base_families import SDXL
-from tilemix.modelfile.base_models import TOP_ATTENTION, name_declared, name_later_base, name_text_base
+from tilemix.modelfile.base_families import FLUX1, SDXL
+from tilemix.modelfile.base_models import (
+    TOP_ATTENTION,
+    name_declared,
+    name_later_base,
+    name_text_base,
+    tell_lora,
+)
 from tilemix.modelfile.embedding_names import is_embedding_name
 from tilemix.modelfile.spellings import (
     BARE,
@@ -34,6 +40,7 @@ if TYPE_CHECKING:
 # A tensor without a place gives its format away. The first match is named: other architectures, then the parts of
 # families that are not supported, then files that are not LoRAs.
 TRANSFORMER_PATH = re.compile(r"(transformer_)?(blocks|layers)[._]")
+T5_LAYERS = re.compile(r"SelfAttention|DenseReluDense")
 SUPPORTED = tuple(family.name for family in FAMILIES if family.is_loaded)
 REFUSED_PARTS = tuple(dict.fromkeys(name for family in FAMILIES for name in family.refused.values()))
 OTHER_FILES = {
@@ -96,8 +103,10 @@ def refuse_homeless(name: str, header: Header, homeless: Sequence[str], family: 
         return
     looked_at = homeless[:MAX_LOOKED_AT]
     base = name_later_base(looked_at)
-    found = f"{base} LoRA" if base else None
-    if found is None and any(map(_is_of_transformer, looked_at)):
+    found = f"{base} LoRA" if base not in (None, family.base) else None
+    if family is FLUX1 and any(map(T5_LAYERS.search, looked_at)):
+        found = "LoRA for T5"  # which SD 3 has too
+    if found is None and family is not FLUX1 and any(map(_is_of_transformer, looked_at)):
         found = "LoRA for a diffusion transformer"
     if found := found or _find_part(looked_at) or _find_other_file(looked_at):
         supported = LIST_SEPARATOR.join(SUPPORTED)
@@ -108,6 +117,9 @@ def refuse_homeless(name: str, header: Header, homeless: Sequence[str], family: 
         raise AdapterError("lora-is-embedding", file=name)
     if family is SDXL and any(TOP_ATTENTION.search(tensor) for tensor in looked_at):
         raise AdapterError("lora-older-base", file=name)
+    made = tell_lora(header)
+    if made is not None and family.base not in made.split(" or "):
+        raise AdapterError("adapter-other-family", file=name, base=made, expected=family.base)
     shown = LIST_SEPARATOR.join(homeless[:MAX_SHOWN])
     count = len(homeless)
     declared = header.metadata.get("modelspec.architecture") or header.metadata.get("ss_base_model_version")

@@ -41,6 +41,16 @@ class Dora(Delta):
     def row_step(self) -> int:
         return self.shape[0] if self.by_column else self.inner.row_step  # a column's norm needs all rows
 
+    def take_rows(self, rows: tuple[slice, ...]) -> Dora | None:
+        """Return the change of some rows; None where the norms are those of columns."""
+        import torch
+
+        inner = None if self.by_column else self.inner.take_rows(rows)
+        if inner is None:
+            return None
+        numbers = self.magnitude.flatten()
+        return Dora(inner, torch.cat([numbers[part] for part in rows]), by_column=False)
+
     def make_adder(self, device: torch.device, scale: float) -> Adder:
         import torch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,9 +35,38 @@ class Delta(ABC):
         """How many rows must be computed together; divides the number of rows."""
         return 1
 
+    def take_rows(self, rows: tuple[slice, ...]) -> Delta | None:
+        """Return the change of some rows alone, in this order; None: it depends on all of them."""
+        return None if self.sees_base else Rows(self, rows)
+
     @abstractmethod
     def make_adder(self, device: torch.device, scale: float) -> Adder:
         """Return the function that adds the change at `scale`, not 0, to rows on `device`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(Delta):
+    """Some rows of a change that does not see the base; it is computed whole, once for each merging."""
+
+    whole: Delta
+    rows: tuple[slice, ...]
+
+    @property
+    def shape(self) -> Shape:
+        return (sum(part.stop - part.start for part in self.rows), *self.whole.shape[1:])
+
+    def make_adder(self, device: torch.device, scale: float) -> Adder:
+        import torch
+
+        count, *columns = self.whole.shape
+        change = torch.zeros((count, math.prod(columns)), device=device)
+        self.whole.make_adder(device, scale)(change, None, slice(0, count))
+        taken = torch.cat([change[part] for part in self.rows])
+
+        def add(merged: torch.Tensor, base: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001  one signature for all families
+            merged.add_(taken[rows])
+
+        return add
 
 
 def _tell_nothing(_: Shapes) -> int | None:

@@ -38,6 +38,13 @@ class LowRank(Delta):
     def shape(self) -> Shape:
         return (self.up.shape[0], *self.down.shape[1:])
 
+    def take_rows(self, rows: tuple[slice, ...]) -> LowRank:
+        """Return the change of some rows: their rows of `up`."""
+        import torch
+
+        parts = [self.up[part] for part in rows]
+        return LowRank(self.down, parts[0] if len(parts) == 1 else torch.cat(parts), self.factor)
+
     def make_adder(self, device: torch.device, scale: float) -> Adder:
         down, up, strength = as_matrix(self.down, device), as_matrix(self.up, device), scale * self.factor
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tilemix.modelfile.adapter_layout import AdapterLayout, read_layout
 from tilemix.modelfile.embedding_names import HALVES, find_pair
 from tilemix.modelfile.spellings import (
     CROSS_ATTENTION,
@@ -23,10 +24,9 @@ from tilemix.modelfile.spellings import (
     find_prefix,
     unwrap,
 )
-from tilemix.modelfile.widths import CONTEXT_WIDTHS, TEXT_WIDTHS
+from tilemix.modelfile.widths import CONTEXT_WIDTHS, FLUX_WIDTH, TEXT_WIDTHS
 
 if TYPE_CHECKING:
-    from tilemix.modelfile.adapter_layout import AdapterLayout
     from tilemix.modelfile.header import Header, TensorInfo
     from tilemix.modelfile.kinds import Recognized
 
@@ -95,9 +95,18 @@ def tell_base(header: Header, recognized: Recognized) -> Base:
     return Base(name, told_by, _variant(header.tensors), "; ".join(others) or None)
 
 
+def tell_lora(header: Header) -> str | None:
+    """Return the base model that the names and shapes of a LoRA's tensors tell; None: they do not."""
+    layout = read_layout(header.tensors)
+    found = [] if layout is None else _from_lora(layout)
+    return found[0][0] if found else None
+
+
 def _from_lora(layout: AdapterLayout) -> list[tuple[str, str]]:
     modules = list(layout.modules)
     if base := name_later_base(modules):
+        if base == "SD 3" and FLUX_WIDTH in layout.input_widths(lambda module: "attn" in module):
+            return [("Flux.1", f"attention {FLUX_WIDTH} wide")]
         return [(base, "names of its blocks")]
     widths = layout.input_widths(lambda module: module.endswith(CROSS_ATTENTION))
     known = {CONTEXT_WIDTHS[width] for width in widths if width in CONTEXT_WIDTHS}

@@ -13,9 +13,10 @@ from typing import Literal, NamedTuple
 
 from tilemix.deltas import SUFFIXES, Family
 
-COMPONENTS = ("unet", "text_encoder", "text_encoder_2")  # of SDXL; adapters change these
-UNET = COMPONENTS[0]
-ENCODERS = COMPONENTS[1:]
+NETWORKS = ("unet", "transformer")  # that draw, one in each base family
+ENCODERS = ("text_encoder", "text_encoder_2")
+COMPONENTS = NETWORKS + ENCODERS  # adapters change these
+UNET, TRANSFORMER = NETWORKS
 
 Blocks = Literal["diffusers", "original", "both", "none"]
 
@@ -28,18 +29,23 @@ class Prefix(NamedTuple):
     writer: str
     blocks: Blocks = "diffusers"  # which names of the blocks follow; "none": its modules are not loaded
     base: str | None = None  # the base model that only such files are for; None: several
+    is_shared: bool = False  # stands before the names of any network that draws, not only of `component`
 
     def spell(self, path: str) -> str:
         """Return the name of the module at `path` of the component."""
         return self.start + (path.replace(".", "_") if self.start.endswith("_") else path)
 
+    def names(self, component: str) -> bool:
+        """Return whether names of a component's modules begin so."""
+        return component == self.component or (self.is_shared and component in NETWORKS)
 
-KOHYA_UNET = Prefix("lora_unet_", "unet", "kohya", "both")
+
+KOHYA_UNET = Prefix("lora_unet_", "unet", "kohya", "both", is_shared=True)
 PREFIXES = (
     Prefix("unet.", "unet", "diffusers"),
     KOHYA_UNET,
-    Prefix("lycoris_", "unet", "LyCORIS"),
-    Prefix("diffusion_model.", "unet", "ComfyUI", "original"),
+    Prefix("lycoris_", "unet", "LyCORIS", is_shared=True),
+    Prefix("diffusion_model.", "unet", "ComfyUI", "original", is_shared=True),
     Prefix("text_encoder.", "text_encoder", "diffusers"),
     Prefix("lora_te1_", "text_encoder", "kohya", base="SDXL"),
     Prefix("lora_te_", "text_encoder", "kohya", base="SD 1"),
@@ -50,11 +56,11 @@ PREFIXES = (
     Prefix("oft_unet_", "unet", "kohya", "none"),
     Prefix("text_encoder_3.", "text_encoder_3", "diffusers", "none", "SD 3"),
     Prefix("lora_te3_", "text_encoder_3", "kohya", "none", "SD 3"),
-    Prefix("transformer.", "transformer", "diffusers", "none"),
-    Prefix("lora_transformer_", "transformer", "kohya", "none"),
+    Prefix("transformer.", "transformer", "diffusers"),
+    Prefix("lora_transformer_", "transformer", "kohya"),
 )
-# cog-sdxl and PEFT treat the UNet as the whole model and write its paths without a prefix.
-BARE = Prefix("", "unet", "no component's name in front", "both")
+# cog-sdxl, XLabs and PEFT treat the network that draws as the whole model and write its paths without a prefix.
+BARE = Prefix("", "unet", "no component's name in front", "both", is_shared=True)
 # Whose names the blocks have -> how such a path starts.
 BLOCK_NAMES = (
     (
@@ -69,9 +75,22 @@ BARE_STARTS = {
     for writer, (_, names) in zip(("original blocks", "diffusers"), BLOCK_NAMES, strict=True)
     for name in names
 }
+# How the names of a transformer's modules begin, behind a shared prefix.
+OF_TRANSFORMER = re.compile(
+    r"(?:(?:single_)?transformer_blocks|(?:double|single)_blocks|(?:img|txt|time|vector|guidance)_in|final_layer"
+    r"|x_embedder|context_embedder|time_text_embed|norm_out|proj_out)(?:[._]|$)"
+)
+BARE_STARTS |= {"double_blocks.": "original blocks", "single_blocks.": "original blocks"}
+BARE_STARTS |= {"transformer_blocks.": "diffusers", "single_transformer_blocks.": "diffusers"}
+# XLabs: attention processors of the original model's blocks.
+XLABS = re.compile(
+    r"(?P<module>(?:.*\.)?(?:double|single)_blocks\.\d+\.processor\.(?:qkv|proj)_lora[12]?)"
+    r"\.(?P<part>down|up)\.weight"
+)
 # A file's spelling is the first of these that occurs in it: the UNet's says more than a text encoder's.
 TOLD_FIRST = (
     "PEFT",
+    "XLabs",
     "LyCORIS",
     "kohya, original blocks",
     "kohya, diffusers blocks",
@@ -122,6 +141,8 @@ def split_name(tensor: str) -> Part | None:
             break
         if (found := SUFFIXES.get(tensor[end + 1 :])) is not None:
             return Part(tensor[:end], *found)
+    if match := XLABS.fullmatch(tensor):
+        return Part(match["module"], *SUFFIXES[f"lora.{match['part']}.weight"])
     if "_lora." in tensor:
         if match := PROCESSOR.fullmatch(tensor):
             layer = "to_out.0" if match["layer"] == "to_out" else match["layer"]
@@ -161,6 +182,8 @@ def find_component(module: str, folder: str = "") -> str:
     prefix = find_prefix(unwrap(module))
     if prefix is BARE and folder in ENCODERS and is_wrapped(module):
         return folder
+    if prefix.is_shared and OF_TRANSFORMER.match(unwrap(module).removeprefix(prefix.start)):
+        return TRANSFORMER
     return prefix.component
 
 
@@ -168,6 +191,8 @@ def name_spelling(module: str) -> str:
     """Return whose spelling a module's name has, one of `TOLD_FIRST`; "" if unknown."""
     if is_wrapped(module):
         return "PEFT"
+    if ".processor." in module and XLABS.fullmatch(f"{module}.down.weight"):
+        return "XLabs"
     prefix = find_prefix(module)
     if prefix is BARE:
         found = next((writer for start, writer in BARE_STARTS.items() if module.startswith(start)), None)

@@ -13,8 +13,9 @@ import torch
 from tilemix.adapters import EmbeddingFile, LoraMerger, TokenInstaller, check_fit, read_embedding
 from tilemix.adapters.hypernetwork import Hypernetwork, read_hypernetwork
 from tilemix.errors import AdapterError
-from tilemix.modelfile.base_families import SD1, SDXL, BaseFamily
+from tilemix.modelfile.base_families import FLUX1, SD1, SDXL, BaseFamily
 from tilemix.pipelines.family import Family
+from tilemix.pipelines.flux1 import Flux1
 from tilemix.pipelines.schedulers import make_scheduler
 from tilemix.pipelines.sd1 import Sd1
 from tilemix.pipelines.sdxl import Sdxl
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FAMILIES: Mapping[str, type[Family]] = {SDXL.name: Sdxl, SD1.name: Sd1}  # by their names in manifests
+FAMILIES: Mapping[str, type[Family]] = {  # by their names in manifests
+    SDXL.name: Sdxl,
+    SD1.name: Sd1,
+    FLUX1.name: Flux1,
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -55,8 +60,13 @@ class ReadyPipeline:
 
     def make_scheduler(self) -> Scheduler:
         """Make the manifest's scheduler anew from the base's own configuration."""
-        scheduler = self.model.manifest.scheduler
-        return make_scheduler(scheduler.name, self.scheduler_config, scheduler.config)
+        manifest = self.model.manifest
+        return make_scheduler(
+            manifest.scheduler.name,
+            self.scheduler_config,
+            manifest.scheduler.config,
+            is_flow=manifest.base_family.is_flow,
+        )
 
 
 def choose_device(
@@ -141,7 +151,9 @@ def _load_adapters(ready: ReadyPipeline) -> None:
     for adapter, path in zip(ready.model.manifest.adapters, ready.model.adapters, strict=True):
         if adapter.kind == "embedding":
             count = len(adapter.tokens) or None
-            add_tokens(read_embedding(path, ready.tokens.widths, token_count=count), adapter.tokens)
+            family = ready.model.manifest.base_family
+            file = read_embedding(path, ready.tokens.widths, token_count=count, family=family)
+            add_tokens(file, adapter.tokens)
             continue
         if adapter.kind == "hypernetwork":
             ready.hypernetworks[adapter.file] = read_hypernetwork(path, ready.device, ready.dtype)

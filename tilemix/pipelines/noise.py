@@ -34,6 +34,14 @@ def mix_noise(first: torch.Tensor, second: torch.Tensor, strength: float) -> tor
 
 def vary_added_noise(scheduler: Scheduler, second: torch.Tensor, strength: float) -> None:
     """Let a scheduler mix a second noise into what it is given to add to a draft; it is made for one picture."""
+    if (scale_noise := getattr(scheduler, "scale_noise", None)) is not None:  # for flow matching
+
+        def scale_varied(sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+            scaled: torch.Tensor = scale_noise(sample, timestep, mix_noise(noise, second.to(noise), strength))
+            return scaled
+
+        scheduler.scale_noise = scale_varied  # type: ignore[attr-defined]
+        return
     add_noise = scheduler.add_noise
 
     def add_varied(

@@ -23,6 +23,12 @@ class Scheduler(Protocol):
         """Return latents under the noise of a timestep."""
 
 
+class Drawn(Protocol):
+    """What a pipeline of diffusers returns."""
+
+    images: torch.Tensor  # latents, as `output_type="latent"` gives them
+
+
 def move(network: Network, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Network:
     """Move a network in place and return it. diffusers wraps its `to` in a way that loses the types."""
     return network.to(device, dtype)

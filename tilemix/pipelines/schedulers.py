@@ -30,23 +30,32 @@ SCHEDULERS: Mapping[str, tuple[str, Mapping[str, bool | int | float | str]]] = {
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}),
 }
+# For bases that are trained on straight paths from noise to picture, as Flux.1 is.
+FLOW_SCHEDULERS: Mapping[str, tuple[str, Mapping[str, bool | int | float | str]]] = {
+    "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+}
 
 
 def make_scheduler(
     name: str,
     base_config: Mapping[str, object],
     config: Mapping[str, bool | int | float | str] | None = None,
+    *,
+    is_flow: bool = False,
 ) -> Scheduler:
     """Make the scheduler `name` from the base's own configuration, with `config` over it.
+
+    With `is_flow`, for a base that is trained by flow matching.
 
     Raises:
         ManifestError: the name, or a key of `config`, is unknown.
     """
     import diffusers
 
-    if name not in SCHEDULERS:
-        raise ManifestError("manifest-unknown-scheduler", name=name[:80], known=", ".join(SCHEDULERS))
-    class_name, preset = SCHEDULERS[name]
+    known_names = FLOW_SCHEDULERS if is_flow else SCHEDULERS
+    if name not in known_names:
+        raise ManifestError("manifest-unknown-scheduler", name=name[:80], known=", ".join(known_names))
+    class_name, preset = known_names[name]
     scheduler_class = getattr(diffusers, class_name)
     known = set(inspect.signature(scheduler_class.__init__).parameters) - {"self"}
     if unknown := sorted(set(config or {}) - known):

@@ -26,13 +26,7 @@ if TYPE_CHECKING:
 
     from tilemix.pipelines.conditioning import Guidance
     from tilemix.pipelines.family import Denoising
-    from tilemix.pipelines.parts import Scheduler
-
-
-class Drawn(Protocol):
-    """What the pipeline returns."""
-
-    images: torch.Tensor  # (n, 4, h/8, w/8), as `output_type="latent"` gives it
+    from tilemix.pipelines.parts import Drawn, Scheduler
 
 
 class UnetPipeline(Protocol):

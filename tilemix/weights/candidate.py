@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from tilemix.errors import AdapterError, ModelFileError
 from tilemix.modelfile.base_models import EITHER
 from tilemix.modelfile.companions import NAMES_FILE, read_token_names, reads_peft_config
-from tilemix.modelfile.embedding_names import find_pair
 from tilemix.modelfile.header import read_header
 from tilemix.modelfile.inspection import read
 from tilemix.modelfile.training_archive import is_archive, open_training
@@ -47,8 +46,8 @@ def inspect(path: Path, family: BaseFamily, *, shown: str | None = None) -> Cand
     """
     name = shown or path.name
     try:
-        read = _inspect_archive if is_archive(path) else _inspect_tensors
-        return read(path, name, family)
+        look = _inspect_archive if is_archive(path) else _inspect_tensors
+        return look(path, name, family)
     except ModelFileError as error:
         # A part of a download is not named like its file.
         values = {
@@ -82,14 +81,15 @@ def _inspect_archive(path: Path, name: str, family: BaseFamily) -> Candidate:
 def _inspect_tensors(path: Path, name: str, family: BaseFamily) -> Candidate:
     found = read(path, hashes="none")
     header = read_header(path)
-    if found.base_model not in (None, family.base, EITHER):
+    pair = family.find_embedding(header.tensors)
+    if pair is None and found.base_model not in (None, family.base, EITHER):
         raise AdapterError("weights-other-base", file=name, base=str(found.base_model), expected=family.base)
-    base = found.base_model or found.base_declared
+    base = family.base if pair else found.base_model or found.base_declared
     if found.kind == "lora":
         needs_config = reads_peft_config(name.rpartition("/")[2], header)
         tokens = found.tokens  # those of embeddings bundled with it
         return Candidate("lora", len(tokens), base, found.trigger_words, tokens, needs_config)
-    if find_pair(header.tensors) is None:
+    if pair is None:
         if found.kind == "embedding":
             raise AdapterError("weights-one-encoder", file=name, format=found.format)
         raise AdapterError("weights-not-adapter", file=name, kind=found.kind, format=found.format)
