@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from tilemix.pipelines.noise import draw_noise, mix_noise, vary_added_noise
 
@@ -42,3 +42,12 @@ def test_a_scheduler_adds_the_mixed_noise_to_a_draft():
     vary_added_noise(scheduler, OTHER.double(), 0.3)
     assert torch.equal(scheduler.add_noise(draft, ONE, step), expected)
     assert torch.equal(DDIMScheduler().add_noise(draft, ONE, step), expected) is False
+
+
+def test_a_scheduler_of_flow_matching_does_too():
+    draft = torch.zeros(SHAPE)
+    plain, varied = (FlowMatchEulerDiscreteScheduler() for _ in range(2))
+    step = plain.timesteps[500:501]
+    vary_added_noise(varied, OTHER, 0.3)
+    expected = plain.scale_noise(draft, step, mix_noise(ONE, OTHER, 0.3))
+    assert torch.equal(varied.scale_noise(draft, step, ONE), expected)

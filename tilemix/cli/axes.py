@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROMPT, SCHEDULER, LORA_SCALE = "prompt", "scheduler", "lora_scale"
-NOT_AXES = {"output_format", "task"}  # they change no pixels, or the model
+NOT_AXES = {"output_format"}
 MOST_VALUES = 16
 MOST_CHARACTERS = 80  # of what was typed, in a message
 
@@ -142,7 +142,7 @@ def draw_axes(
         InputError: an axis or an input cannot be used.
         TilemixError: a picture cannot be drawn.
     """
-    from tilemix.pictures.sheet import Cell, draw_sheet
+    from tilemix.pictures.sheet import SIDE, Cell, draw_sheet
     from tilemix.pipelines.schedulers import SCHEDULERS
 
     columns, rows = (None if text is None else Axis.read(text, list(SCHEDULERS)) for text in (x, y))
@@ -166,8 +166,10 @@ def draw_axes(
         grid[place.row][place.column] = Cell(rendered.pixels, list_shares(found))
         shares[place.row][place.column] = found
         logger.info("picture %d of %d: %s", number, len(places), list_shares(found) or "no mix to measure")
+    largest = max(max(cell.pixels.shape) for row in grid for cell in row if cell.pixels is not None)
     sheet = draw_sheet(
         grid,
+        side=min(largest, SIDE),
         columns=columns.labels if columns else (),
         rows=rows.labels if rows else (),
         title=prompt,

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilemix.cli.measure import list_shares
+from tilemix.cli.predict import SUFFIXES
 from tilemix.cli.terminal import write, write_json
 from tilemix.cli.verbs import default_model
-from tilemix.errors import ImageFileError, InputError
+from tilemix.errors import LIST_SEPARATOR, ImageFileError, InputError
 from tilemix.inputs import IntegerInput, NumberInput, find_input
 from tilemix.system.project import DEFAULT_MODEL
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 MAX_NAMES = 8
 MAX_SCALES = 8
 MAX_SEEDS = 16
+QUALITY = 85  # of a WebP or JPEG sheet
 OWN = "own"  # the scale that the model or the task has by itself
 
 
@@ -82,7 +84,9 @@ def add_compare(verbs: Verbs) -> None:
         metavar="NAME=VALUE",
         help="an input of every picture of --x and --y",
     )
-    compare.add_argument("-o", "--output", type=Path, default=Path("sheet.png"), help="default: sheet.png")
+    compare.add_argument(
+        "-o", "--output", type=Path, default=Path("sheet.png"), help="PNG, WebP or JPEG; default: sheet.png"
+    )
     compare.add_argument("--json", action="store_true", help="print the measured shares as JSON")
 
 
@@ -91,6 +95,7 @@ def _compare(options: argparse.Namespace) -> None:
     from tilemix.pictures.sheet import draw_sheet
     from tilemix.pipelines.settings import read_settings
 
+    _find_format(options.output)  # before anything is drawn
     row = find_input("seed", IntegerInput)
     seeds = [row.read(text) for text in _split(options.seed, "seed", MAX_SEEDS)]
     columns = _list_columns(options)
@@ -133,7 +138,7 @@ def _answer(options: argparse.Namespace, sheet: Image, answer: dict[str, Any]) -
 
     try:
         with open_atomically(options.output) as file:
-            sheet.save(file, "PNG")
+            sheet.save(file, _find_format(options.output), quality=QUALITY)
     except OSError as error:
         raise ImageFileError(
             "file-unwritable", file=str(options.output), reason=str(error.strerror)
@@ -142,6 +147,18 @@ def _answer(options: argparse.Namespace, sheet: Image, answer: dict[str, Any]) -
         write_json({"file": str(options.output)} | answer)
     else:
         write(f"{options.output}\n")
+
+
+def _find_format(output: Path) -> str:
+    """Return the format of a sheet by its file's suffix.
+
+    Raises:
+        ImageFileError: it is none of a picture.
+    """
+    name = SUFFIXES.get(output.suffix.lower())
+    if name is None:
+        raise ImageFileError("draft-unknown-suffix", file=output.name, known=LIST_SEPARATOR.join(SUFFIXES))
+    return name
 
 
 def _list_columns(options: argparse.Namespace) -> list[_Column]:

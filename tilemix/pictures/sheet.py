@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+SIDE = 384  # pixels of a picture
 MARGIN = 12  # pixels between and around the pictures
 FONT_SIZE = 16  # pixels
 LINE = 22  # pixels from one line to the next
@@ -32,7 +33,7 @@ def draw_sheet(
     columns: Sequence[str] = (),
     rows: Sequence[str] = (),
     title: str = "",
-    side: int = 384,
+    side: int = SIDE,
 ) -> Image.Image:
     """Draw a contact sheet, RGB.
 
