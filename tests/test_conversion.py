@@ -90,6 +90,7 @@ def test_a_training_checkpoint_keeps_the_last_weights_and_says_what_is_left_out(
     assert "left out: optimizer_states: 1 tensors, 200 B" in lines
     assert "left out: global_step" in lines
     assert "left out: EMA weights: 4 tensors, 44 B" in lines
+    assert (tmp_path / "final.safetensors").stat().st_mode == path.stat().st_mode
     sidecar = json.loads((tmp_path / "final.safetensors.metadata.json").read_text())
     assert sidecar["hash_sha256"] == compute_hashes(tmp_path / "final.safetensors").sha256
     assert sidecar["converted_from"]["sha256"] == compute_hashes(path).sha256

@@ -8,6 +8,7 @@ An error is printed the same way, as its code and values.
 from __future__ import annotations
 
 import resource
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -126,7 +127,10 @@ def _write(file: str, contents: Contents, target: Path, dtype: str | None) -> No
             place = plain.untyped_storage().data_ptr()
         storages.add(place)
         tensors[name] = plain
+    mode = target.stat().st_mode if target.exists() else None
     save_file(tensors, target, contents.metadata)
+    if mode is not None:
+        target.chmod(stat.S_IMODE(mode))  # the library puts a file of its own there, which only we may read
     with safe_open(target, framework="pt") as written:
         for name, tensor in tensors.items():
             if not torch.equal(written.get_tensor(name).view(torch.uint8), tensor.view(torch.uint8)):
