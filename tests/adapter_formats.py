@@ -44,6 +44,7 @@ from tests.adapter_crafts import (
     zeros,
 )
 from tests.flux_formats import FLUX_FORMATS
+from tests.sd1_formats import SD1_EMBEDDINGS, SD1_FORMATS
 
 CONVERT = "expected safetensors; `tilemix weights convert` makes one"
 
@@ -527,7 +528,8 @@ def render_table() -> str:
     for kind, formats in (
         ("LoRA for SDXL", LORA_FORMATS),
         ("LoRA for Flux.1", FLUX_FORMATS),
-        ("Embedding", EMBEDDING_FORMATS),
+        ("LoRA for SD 1", SD1_FORMATS),
+        ("Embedding", (*EMBEDDING_FORMATS, *SD1_EMBEDDINGS)),
     ):
         rows = [f"| {kind} | the file holds | result |", "|---|---|---|"]
         rows += [f"| {form.name} | {_as_code(form.keys)} | {form.verdict} |" for form in formats]

@@ -18,6 +18,7 @@ from tests.adapter_formats import EMBEDDING_FORMATS, LORA_FORMATS, render_table
 from tests.flux_formats import FLUX_FORMATS
 from tests.pace import assert_quick, processor_seconds
 from tests.quick import first_quick
+from tests.sd1_formats import SD1_EMBEDDINGS, SD1_FORMATS
 from tests.tiny_sdxl import COMPONENTS
 from tilemix.adapters.embedding_file import read_embedding
 from tilemix.adapters.lora_file import read_lora
@@ -291,7 +292,9 @@ def test_every_other_embedding_is_refused_by_name(ready, bench, form):
 
 def test_the_table_has_one_row_for_each_format():
     rows = [line for line in render_table().splitlines() if line.endswith((" exact |", " refused |"))]
-    assert len(rows) == len(LORA_FORMATS) + len(FLUX_FORMATS) + len(EMBEDDING_FORMATS)
+    assert len(rows) == sum(
+        map(len, (LORA_FORMATS, FLUX_FORMATS, SD1_FORMATS, EMBEDDING_FORMATS, SD1_EMBEDDINGS))
+    )
     assert len(set(rows)) == len(rows)
 
 

@@ -5,7 +5,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import tiny_sd1
-from tilemix.errors import ManifestError, ModelFileError, RequestError
+from tests.adapter_crafts import Workbench
+from tests.sd1_formats import SD1_EMBEDDINGS, SD1_FORMATS
+from tests.test_lora_formats import SCALES, named
+from tilemix.adapters.embedding_file import read_embedding
+from tilemix.errors import AdapterError, ManifestError, ModelFileError, RequestError
+from tilemix.modelfile.base_families import SD1
 from tilemix.modelfile.ldm_config import read_ldm_config
 from tilemix.pipelines.conditioning import PromptEncoder
 from tilemix.pipelines.family import Denoising
@@ -14,6 +19,7 @@ from tilemix.pipelines.schedulers import make_scheduler
 from tilemix.weights import find_model
 
 CPU = torch.device("cpu")
+ROUNDED = 0.501 / 255  # a pixel to its nearest of 256, and the last digits of fp32
 PROMPT, NEGATIVE = "a rubber tile, red and black", "blurry"
 
 
@@ -96,7 +102,7 @@ def test_one_file_draws_what_diffusers_draws(ready, theirs, clip_skip):
     image = theirs.vae.decode(expected / theirs.vae.config.scaling_factor).sample
     assert (
         abs(pixels / 255 - ((image[0] / 2 + 0.5).clamp(0, 1)).permute(1, 2, 0).detach().numpy()).max()
-        <= 0.5 / 255
+        <= ROUNDED
     )
 
 
@@ -116,25 +122,51 @@ def test_clip_skip_has_the_encoders_layers_for_its_limit(ready):
         guide(ready, clip_skip=3)
 
 
-def test_a_lora_is_merged_and_taken_away_without_a_trace(ready, root, tmp_path, theirs):
-    path = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
-    text = "encoder.layers.1.self_attn.q_proj"
-    down, up = torch.randn(4, 64), torch.randn(32, 4)
-    halves = {
-        f"lora_unet_{path.replace('.', '_')}.lora_down.weight": down,
-        f"lora_unet_{path.replace('.', '_')}.lora_up.weight": up,
-        f"lora_te_text_model_{text.replace('.', '_')}.lora_down.weight": torch.ones(1, 64),
-        f"lora_te_text_model_{text.replace('.', '_')}.lora_up.weight": torch.ones(64, 1),
+def read_weights(ready):
+    return {
+        f"{component}.{name}": tensor.clone()
+        for component, network in ready.base.components.items()
+        for name, tensor in network.state_dict().items()
     }
-    save_file(halves, tmp_path / "x.safetensors")
-    before = theirs.unet.get_submodule(path).weight
-    ready.loras.load("x", tmp_path / "x.safetensors")
-    for scale in (1.0, 0.35, 0.0):
+
+
+@pytest.fixture
+def bench(ready, tmp_path):
+    return Workbench(read_weights(ready), tmp_path)
+
+
+@pytest.mark.parametrize("form", named(SD1_FORMATS, "exact"))
+def test_a_lora_of_every_format_is_merged_as_by_hand(ready, bench, form):
+    path, truth = form.craft(bench)
+    ready.loras.load("x", path)
+    for scale in SCALES:
         ready.loras.apply({"x": scale})
-        merged = ready.base.pipeline.unet.get_submodule(path).weight
-        assert torch.allclose(merged, before + scale * up @ down, atol=1e-5)
+        found = read_weights(ready)
+        for name, weight in truth(scale).items():
+            torch.testing.assert_close(found.pop(name), weight.float(), rtol=1e-5, atol=1e-5)
+        assert all(torch.equal(found[name], bench.weights[name]) for name in found)
     ready.loras.apply({})
-    assert torch.equal(ready.base.pipeline.unet.get_submodule(path).weight, before)
+    assert all(torch.equal(weight, bench.weights[name]) for name, weight in read_weights(ready).items())
+
+
+@pytest.mark.parametrize("form", named(SD1_FORMATS, "refused"))
+def test_every_other_lora_is_refused_by_name(ready, bench, form):
+    path, _ = form.craft(bench)
+    with pytest.raises(ModelFileError) as caught:
+        ready.loras.load("refused", path)
+    assert str(caught.value) == form.message
+
+
+@pytest.mark.parametrize("form", SD1_EMBEDDINGS, ids=lambda form: form.name)
+def test_an_embedding_is_read_or_refused(ready, bench, form):
+    path, _ = form.craft(bench)
+    if form.message is None:
+        rows = read_embedding(path, ready.tokens.widths, family=SD1).rows
+        assert torch.equal(rows["text_encoder"], load_file(path)["emb_params"])
+        return
+    with pytest.raises(AdapterError) as caught:
+        read_embedding(path, ready.tokens.widths, family=SD1)
+    assert str(caught.value) == form.message
 
 
 def test_the_vae_beside_the_checkpoint_takes_the_place_of_its_own(own, caplog):
@@ -143,7 +175,7 @@ def test_the_vae_beside_the_checkpoint_takes_the_place_of_its_own(own, caplog):
     save_file(tiny_sd1.name_vae(other), folder / "final.vae.safetensors")
     ready = load(own)
     assert "final.vae.safetensors lies beside the checkpoint and is not used" in caplog.text
-    latents = torch.randn(1, 4, 8, 8)
+    latents = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(5))
     before = ready.base.decode(latents)
     tiny_sd1.write_manifest(own, "final.vae.safetensors")
     after = load(own).base.decode(latents)
@@ -151,7 +183,7 @@ def test_the_vae_beside_the_checkpoint_takes_the_place_of_its_own(own, caplog):
     expected = (
         (other.decode(latents / 0.18215).sample[0] / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).detach().numpy()
     )
-    assert abs(after / 255 - expected).max() <= 0.5 / 255
+    assert abs(after / 255 - expected).max() <= ROUNDED
 
 
 def test_names_of_2022_without_text_model(own, ready):
