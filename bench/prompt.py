@@ -3,8 +3,8 @@
     .venv/bin/python -m bench.prompt [--runs 5]
 
 Both encode the same words with the same weights on the embedded model's text encoders, which are small: a call's own
-cost shows more here than at SDXL's size. Seconds are those of the processor, the best of the runs. A call is one pass
-of a chunk through both text encoders; an empty text that compel compares weights with counts, too.
+cost shows more here than at SDXL's size. Seconds are those of the processor, of one thread, the best of the runs. A
+call is one pass of a chunk through both text encoders; an empty text that compel compares weights with counts, too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import time
 import warnings
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from tilemix.pipelines.conditioning import PromptEncoder
 from tilemix.pipelines.loading import choose_device, load_pipeline
@@ -55,6 +57,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
     measure_reading(options.runs)
     measure_encoding(options.runs)
 
