@@ -6,7 +6,7 @@ The references are diffusers' own pipelines, loaded from the same folder and cal
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,14 @@ from safetensors.torch import save_file
 
 from tests import tiny_flux, tiny_sd1, tiny_sdxl
 from tilemix.adapters.embedding_file import read_embedding
-from tilemix.errors import AdapterError, RenderError, RequestError
+from tilemix.errors import AdapterError, ManifestError, RenderError, RequestError
 from tilemix.modelfile.base_families import BASE_FAMILIES
 from tilemix.pipelines.conditioning import PromptEncoder
 from tilemix.pipelines.family import Denoising
 from tilemix.pipelines.loading import load_pipeline
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
+from tilemix.samplers import load_samplers
 from tilemix.weights import find_model
 
 SIDE = 64  # pixels
@@ -307,3 +308,20 @@ def test_a_request_is_drawn_recorded_and_held_to_the_familys_rules(case, ready, 
             RequestError, match="^width 264 is out of range; expected 256 to 1536, a multiple of 16$"
         ):
             renderer.render(wrong)
+
+
+@pytest.mark.slow
+def test_every_sampler_for_the_family_draws(ready):
+    renderer, is_flow = Renderer(ready), family_of(ready).is_flow
+    request = GenerationRequest(prompt="a red tile", seed=0, strength=1.0)
+    for sampler in load_samplers().values():
+        own = renderer.with_scheduler(sampler.title)
+        if is_flow and sampler.flow_scheduler is None:
+            with pytest.raises(ManifestError, match="^unknown scheduler '.*'; known: euler$"):
+                own.render(request)
+            continue
+        assert own.render(request).pixels.std() > 1
+        if sampler.most_steps is not None:
+            most = sampler.most_steps
+            with pytest.raises(RequestError, match=f"^num_inference_steps {most + 1} is out of range"):
+                own.render(replace(request, num_inference_steps=most + 1))

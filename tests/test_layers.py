@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up. What stands in one tier does not import from another member of it.
 TIERS = (
     {"tilemix.errors"},
-    {"tilemix.inputs", "tilemix.system"},
+    {"tilemix.inputs", "tilemix.samplers", "tilemix.system"},
     {"tilemix.colors", "tilemix.deltas"},
     {"tilemix.prompts"},
     {"tilemix.drafts", "tilemix.modelfile", "tilemix.pictures", "tilemix.request"},
@@ -40,6 +40,7 @@ WITHOUT_TORCH = (
     "tilemix.prompts.rewrite",
     "tilemix.inputs",
     "tilemix.request",
+    "tilemix.samplers",
     "tilemix.conversion.convert",
     "tilemix.weights",
     "tilemix.modelfile",

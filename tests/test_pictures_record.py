@@ -137,13 +137,6 @@ def test_scheduler_is_written_as_the_web_uis_name_it_and_an_unknown_one_as_it_is
     assert expected in parameters_text(make_record(scheduler=scheduler))
 
 
-def test_every_scheduler_of_tilemix_has_a_web_ui_name():
-    from tilemix.pictures.record import SAMPLERS
-    from tilemix.pipelines.schedulers import SCHEDULERS
-
-    assert SAMPLERS.keys() == SCHEDULERS.keys()
-
-
 @pytest.mark.parametrize(
     ("prompt", "expected"),
     [

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tilemix.errors import ManifestError
-from tilemix.pipelines.schedulers import SCHEDULERS, make_scheduler
+from tilemix.pipelines.schedulers import make_scheduler
+from tilemix.samplers import find_sampler, load_samplers
 from tilemix.system.project import ROOT
 
 BASE = json.loads((ROOT / "tilemix" / "data" / "sdxl" / "scheduler" / "scheduler_config.json").read_text())
@@ -33,11 +34,12 @@ def test_a_setting_of_the_manifest_goes_over_the_presets_and_the_bases():
     assert BASE["use_karras_sigmas"] is False
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("name", load_samplers())
 @pytest.mark.parametrize("steps", [1, 2, 25, 100])
 def test_every_scheduler_ends_finite_at_every_number_of_steps(name, steps):
+    most = load_samplers()[name].most_steps
     scheduler = make_scheduler(name, BASE)
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(min(steps, most or steps))
     scheduler_noise = torch.Generator().manual_seed(0)
     sample = torch.randn((1, 4, 8, 8), generator=scheduler_noise) * scheduler.init_noise_sigma
     if hasattr(scheduler, "set_begin_index"):
@@ -53,3 +55,18 @@ def test_an_unknown_name_or_setting_is_refused():
         make_scheduler("eular", BASE)
     with pytest.raises(ManifestError, match="^scheduler 'euler' has no setting 'use_karma_sigmas'$"):
         make_scheduler("euler", BASE, {"use_karma_sigmas": True})
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("Euler", "euler"), ("Euler a", "euler_a"), ("DPM++ 2M", "dpm++_2m"), ("DPM++ 2M Karras", "dpm++_2m_karras"),
+        ("DPM++ SDE Karras", "dpm++_sde_karras"), ("DDIM", "ddim"), ("UniPC", "unipc"), ("LCM", "lcm"), ("TCD", "tcd"),
+        ("dpm++ 2m karras", "dpm++_2m_karras"), ("euler_a", "euler_a"), ("DPM++ SDE", None), ("Heun", None),
+    ],
+)  # fmt: skip
+def test_a_sampler_is_found_by_the_names_that_people_know(typed, name):
+    found = find_sampler(typed)
+    assert (None if found is None else found.name) == name
+    if found is not None:
+        assert type(make_scheduler(typed, BASE)).__name__ == found.scheduler

@@ -553,6 +553,10 @@ def test_missing_files_are_named(tmp_path, config):
     with pytest.raises(ModelFileError, match="no such folder; expected an SDXL model"):
         tune(make_plan(config), CPU)
     (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(ModelFileError, match="tiny: FluxPipeline; `tilemix train` trains SDXL alone"):
+        tune(make_plan(config), CPU)
+    (tmp_path / "tiny" / "model_index.json").unlink()
     with pytest.raises(ModelFileError, match="not a Stable Diffusion XL pipeline that diffusers can load"):
         tune(make_plan(config), CPU)
 

@@ -168,3 +168,9 @@ def test_a_large_base_is_trained_at_its_own_size(photographs, tmp_path):
     assert (config.resolution, config.crop, config.gradient_checkpointing) == (896, None, True)
     assert config.palette == "rubber-tile"
     assert config.initial_words == {"<s0>": "rubber", "<s1>": "tile"}
+
+
+def test_a_base_of_another_family_is_not_trained(photographs, tmp_path):
+    line = "^flux1-dev.model.json: Flux.1; `tilemix train` trains SDXL alone$"
+    with pytest.raises(TrainingError, match=line):
+        write_config(tmp_path / "x.json", "x", photographs, "flux1-dev")

@@ -44,6 +44,7 @@ from tilemix.prompts.context import NamedHypernetwork, NamedLora
 from tilemix.prompts.rewrite import Prompt, log_notes, rewrite
 from tilemix.prompts.template import find_template, load_template
 from tilemix.request import GenerationRequest, ResolvedRequest
+from tilemix.samplers import find_sampler
 from tilemix.system.machine import keep_freed_memory
 from tilemix.system.project import ROOT
 from tilemix.weights import check_files, locate_model
@@ -350,6 +351,11 @@ class Renderer:
                 )
         if request.variation_seed is not None and resolved.variation is None:
             logger.warning("variation_seed %d has no effect: variation_strength is 0", request.variation_seed)
+        sampler = find_sampler(self.ready.model.manifest.scheduler.name)
+        most = None if sampler is None else sampler.most_steps
+        if most is not None and resolved.num_inference_steps > most:
+            field, typed = "num_inference_steps", resolved.num_inference_steps
+            raise RequestError("input-out-of-range", field=field, typed=typed, low=1, high=most)
         if request.clip_skip is not None and not family.has_clip_skip:
             logger.warning("clip_skip %d has no effect on %s", request.clip_skip, family.base)
         if request.lora_scale is not None and not resolved.lora_scales:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tilemix.cli.measure import list_shares
 from tilemix.errors import LIST_SEPARATOR, InputError
 from tilemix.inputs import load_inputs
+from tilemix.samplers import find_sampler, load_samplers
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,7 +39,7 @@ class Axis:
     values: tuple[Any, ...]
 
     @classmethod
-    def read(cls, text: str, schedulers: Sequence[str]) -> Axis:
+    def read(cls, text: str) -> Axis:
         """Return the axis that an option names.
 
         Raises:
@@ -54,11 +55,12 @@ class Axis:
         if not texts or len(set(texts)) < len(texts) or len(texts) > MOST_VALUES:
             raise InputError("compare-list", field=name, typed=listed[:MOST_CHARACTERS], most=MOST_VALUES)
         if name == SCHEDULER:
-            for value in texts:
-                if value not in schedulers:
-                    known = LIST_SEPARATOR.join(schedulers)
+            samplers = [find_sampler(value) for value in texts]
+            for value, sampler in zip(texts, samplers, strict=True):
+                if sampler is None:
+                    known = LIST_SEPARATOR.join(load_samplers())
                     raise InputError("input-unknown-choice", field=name, typed=value[:40], known=known)
-            return cls(name, tuple(texts))
+            return cls(name, tuple(sampler.name for sampler in samplers if sampler is not None))
         row = load_inputs()[name]
         values = tuple(row.read(value) for value in texts)
         for read in values:
@@ -143,9 +145,8 @@ def draw_axes(
         TilemixError: a picture cannot be drawn.
     """
     from tilemix.pictures.sheet import SIDE, Cell, draw_sheet
-    from tilemix.pipelines.schedulers import SCHEDULERS
 
-    columns, rows = (None if text is None else Axis.read(text, list(SCHEDULERS)) for text in (x, y))
+    columns, rows = (None if text is None else Axis.read(text) for text in (x, y))
     inputs = {"seed": 0, PROMPT: prompt} | {axis.name: axis.values[0] for axis in map(_read_fixed, fixed)}
     places = list(list_places(columns, rows, inputs))
     height, width = (1 + max(getattr(place, side) for place in places) for side in ("row", "column"))
@@ -178,7 +179,10 @@ def draw_axes(
 
 
 def _read_fixed(text: str) -> Axis:
-    axis = Axis.read(text, [])
+    axis = Axis.read(text)
+    if axis.name == SCHEDULER:
+        known = LIST_SEPARATOR.join(name for name in load_inputs() if name not in NOT_AXES)
+        raise InputError("compare-unknown-axis", typed=axis.name, known=known)
     if len(axis.values) > 1:
         raise InputError("compare-list", field=axis.name, typed=text[:MOST_CHARACTERS], most=1)
     return axis

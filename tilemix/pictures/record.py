@@ -32,6 +32,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from tilemix.errors import ImageFileError
 from tilemix.pictures.infotext import PARAMETERS_KEY, clean_name, write_infotext
+from tilemix.samplers import find_sampler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,15 +56,6 @@ XMP_PACKET = (
     '<?xpacket end="w"?>'
 )
 
-# scheduler -> the web UIs' sampler and schedule type. Without Karras sigmas the steps are evenly spaced.
-SAMPLERS = {
-    "ddim": ("DDIM", "DDIM"),
-    "dpm++_2m": ("DPM++ 2M", "Uniform"),
-    "dpm++_2m_karras": ("DPM++ 2M", "Karras"),
-    "dpm++_2m_sde_karras": ("DPM++ 2M SDE", "Karras"),
-    "euler": ("Euler", "Uniform"),
-    "euler_a": ("Euler a", "Uniform"),
-}
 LORA_SCALE, GRANULE_SIZE = "Lora scale", "Granule size"  # parameters of ours alone
 VERSION = "tilemix "  # begins our `Version`
 PEFT_STEM = "adapter_model"
@@ -217,7 +209,9 @@ def _hash_model(record: Record) -> str | None:
 
 def _list_parameters(record: Record) -> Iterator[tuple[str, str]]:
     """Yield the parameters in the web UIs' order."""
-    sampler, schedule_type = SAMPLERS.get(record.scheduler, (record.scheduler, None))
+    known = find_sampler(record.scheduler)
+    sampler = record.scheduler if known is None else known.sampler
+    schedule_type = None if known is None else known.schedule_type
     yield "Steps", str(record.num_inference_steps)
     yield "Sampler", sampler
     if schedule_type is not None:

@@ -12,7 +12,8 @@ import msgspec
 
 from tilemix.errors import LIST_SEPARATOR, InputError, Message
 from tilemix.inputs import load_inputs
-from tilemix.pictures.record import GRANULE_SIZE, LORA_SCALE, SAMPLERS, VERSION, Record
+from tilemix.pictures.record import GRANULE_SIZE, LORA_SCALE, VERSION, Record
+from tilemix.samplers import find_sampler
 
 if TYPE_CHECKING:
     from tilemix.pictures.infotext import Infotext
@@ -165,13 +166,12 @@ def _list_numbers(settings: Mapping[str, str], taken: Mapping[str, str]) -> Iter
 
 def _compare_model(settings: Mapping[str, str], here: Here) -> Iterator[Message]:
     sampler = " ".join(filter(None, (settings.get(key) for key in ("Sampler", "Schedule type"))))
-    own, schedule_type = SAMPLERS.get(here.scheduler, (here.scheduler, ""))
+    own = find_sampler(here.scheduler)
+    names = {here.scheduler} if own is None else {own.sampler, own.title}
     # Before 1.9 the web UI wrote one name for both, and left out the usual one.
-    if sampler and sampler.removesuffix(" Automatic") not in {own, f"{own} {schedule_type}"}:
-        yield Message(
-            "repeat-differs",
-            {"name": "Sampler", "found": _show(sampler), "expected": f"{own} {schedule_type}"},
-        )
+    if sampler and names.isdisjoint({sampler, sampler.removesuffix(" Automatic")}):
+        expected = here.scheduler if own is None else own.title
+        yield Message("repeat-differs", {"name": "Sampler", "found": _show(sampler), "expected": expected})
     model = settings.get("Model") or settings.get("Model hash")
     if model is not None:
         yield from _compare_names(model, here)

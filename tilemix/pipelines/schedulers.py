@@ -11,29 +11,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from tilemix.errors import ManifestError
+from tilemix.samplers import find_sampler, load_samplers
 
 if TYPE_CHECKING:
     from tilemix.pipelines.parts import Scheduler
-
-# name -> (diffusers class, settings that override the base's configuration)
-SCHEDULERS: Mapping[str, tuple[str, Mapping[str, bool | int | float | str]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "dpm++_2m": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "dpm++_2m_karras": (
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
-    ),
-    "dpm++_2m_sde_karras": (
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
-    ),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
-}
-# For bases that are trained on straight paths from noise to picture, as Flux.1 is.
-FLOW_SCHEDULERS: Mapping[str, tuple[str, Mapping[str, bool | int | float | str]]] = {
-    "euler": ("FlowMatchEulerDiscreteScheduler", {}),
-}
 
 
 def make_scheduler(
@@ -52,15 +33,16 @@ def make_scheduler(
     """
     import diffusers
 
-    known_names = FLOW_SCHEDULERS if is_flow else SCHEDULERS
-    if name not in known_names:
-        raise ManifestError("manifest-unknown-scheduler", name=name[:80], known=", ".join(known_names))
-    class_name, preset = known_names[name]
+    sampler = find_sampler(name)
+    class_name = None if sampler is None else sampler.flow_scheduler if is_flow else sampler.scheduler
+    if sampler is None or class_name is None:
+        known = ", ".join(row.name for row in load_samplers().values() if row.flow_scheduler or not is_flow)
+        raise ManifestError("manifest-unknown-scheduler", name=name[:80], known=known)
     scheduler_class = getattr(diffusers, class_name)
-    known = set(inspect.signature(scheduler_class.__init__).parameters) - {"self"}
-    if unknown := sorted(set(config or {}) - known):
+    settings = set(inspect.signature(scheduler_class.__init__).parameters) - {"self"}
+    if unknown := sorted(set(config or {}) - settings):
         raise ManifestError("manifest-unknown-scheduler-setting", name=name, setting=unknown[0][:80])
     # Only settings that this class knows are passed on: another would only raise a warning.
-    own = {key: value for key, value in base_config.items() if key in known}
-    scheduler: Scheduler = scheduler_class.from_config(own | dict(preset) | dict(config or {}))
+    own = {key: value for key, value in base_config.items() if key in settings}
+    scheduler: Scheduler = scheduler_class.from_config(own | sampler.settings | dict(config or {}))
     return scheduler

@@ -6,6 +6,7 @@ import logging
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 
 from tilemix.errors import ModelFileError, TrainingError
@@ -20,6 +21,7 @@ from tilemix.tuning.loop import emulates_bf16
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+SDXL_CLASS = "StableDiffusionXLPipeline"
 TOKENS_SEEN = 75  # of a prompt; the start and the end token take the other two of 77
 CONVOLUTIONS = ("conv1", "conv2", "proj_in", "proj_out")
 
@@ -58,6 +61,8 @@ class Tuning:
             )
         if not plan.base.is_dir():
             raise ModelFileError("training-no-base", folder=str(plan.base))
+        if (found := _find_class(plan.base)) not in (None, SDXL_CLASS):
+            raise ModelFileError("training-other-family", file=str(plan.base), found=str(found)[:80])
         with quiet_libraries():
             # SDXL's own VAE overflows in half precision.
             dtypes = {"default": self.dtype, "vae": torch.float32}
@@ -196,3 +201,12 @@ def find_disk_need(plan: Plan, tuning: Tuning) -> int:
     learned = sum(one.numel() for phase in Phase for one in tuning.learned(phase).values())
     latents = len(plan.pictures) * 2 * (plan.config.resolution // 8) ** 2 * 4 * 4
     return latents + 2 * 3 * 4 * learned + 4 * learned
+
+
+def _find_class(base: Path) -> object:
+    """Return diffusers' class of the model in a folder; None: the folder does not say."""
+    try:
+        index = msgspec.json.decode((base / "model_index.json").read_bytes(), type=dict[str, object])
+    except (OSError, msgspec.DecodeError):
+        return None  # the loader says what is wrong
+    return index.get("_class_name")

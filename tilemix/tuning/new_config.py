@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tilemix.errors import TrainingError
+from tilemix.modelfile.base_families import SDXL
 from tilemix.prompts.template import load_template
 from tilemix.system.atomic import write_atomically
 from tilemix.system.project import ROOT
@@ -62,7 +63,8 @@ def write_config(path: Path, name: str, pictures: Path, model: str, *, root: Pat
         root: the project's folder.
 
     Raises:
-        TrainingError: the name or a picture cannot be used, or the file is there or cannot be written.
+        TrainingError: the name, a picture or the model's family cannot be used, or the file is there or cannot be
+            written.
         ManifestError, TemplateError: the model cannot be used.
     """
     if not NAME.fullmatch(name):
@@ -70,6 +72,10 @@ def write_config(path: Path, name: str, pictures: Path, model: str, *, root: Pat
     if path.exists():
         raise TrainingError("training-config-there", file=str(path))
     manifest = load_manifest(model, root)
+    if manifest.base_family is not SDXL:
+        raise TrainingError(
+            "training-other-family", file=f"{model}.model.json", found=manifest.base_family.base
+        )
     base = root / "weights" / manifest.base.folder
     template = root / "prompt_templates" / f"{manifest.prompt_template}.json"
     tokens = load_template(template).placeholder_tokens
