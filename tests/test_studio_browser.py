@@ -13,6 +13,8 @@ import pytest
 from tests.cog_stand_in import run_cog_stand_in
 from tests.live_studio import CHROMIUM, run_chromium, run_live_studio, run_miniature
 from tests.slider_twin import PERCENT, WHOLE, Sliders
+from tests.test_pictures_record import PIXELS, make_record
+from tilemix.pictures.files import encode_image
 from tilemix.studio.settings import Secret
 
 pytest.importorskip("playwright", reason="playwright is not installed")
@@ -436,3 +438,30 @@ def test_a_person_logs_in_before_the_page_is_seen(open_page, browser, tmp_path):
         page.get_by_role("button", name="Log out").click()
         page.get_by_role("heading", name="Log in").wait_for()
         page.context.close()
+
+
+@pytest.mark.parametrize("is_dropped", [False, True])
+def test_a_picture_that_is_chosen_or_dropped_fills_the_form(open_page, tmp_path, is_dropped):
+    record = make_record(model="miniature", prompt="30% blue, 70% red", seed=77, num_inference_steps=9)
+    path = tmp_path / "tile.webp"
+    path.write_bytes(encode_image(PIXELS, record, output_format="webp"))
+    page = open_page()
+    if is_dropped:
+        page.evaluate(
+            """bytes => {
+                const files = new DataTransfer();
+                files.items.add(new File([new Uint8Array(bytes)], "tile.webp", { type: "image/webp" }));
+                const drop = { dataTransfer: files, bubbles: true, cancelable: true };
+                document.body.dispatchEvent(new DragEvent("drop", drop));
+            }""",
+            list(path.read_bytes()),
+        )
+    else:
+        page.locator(".from-picture summary").click()
+        page.set_input_files("#picture", path)
+    page.wait_for_url("**/from-picture")
+    assert page.input_value("#seed") == "77"
+    assert page.input_value("#num_inference_steps") == "9"
+    assert page.input_value("#prompt") == "30% blue, 70% red"
+    assert read_sliders(page) == {"blue": 300, "red": 700}
+    assert "The form holds what the picture says." in page.inner_text(".controls")

@@ -18,6 +18,7 @@ from sqlalchemy import select
 from tilemix.errors import ImageFileError, OutputError, SettingsError, StudioError
 from tilemix.pictures.metrics import NOT_ASKED, error_metrics, find_share_error, share_metric
 from tilemix.pictures.reading import read_record
+from tilemix.pictures.repeating import repeat_record
 from tilemix.studio.clock import SystemClock
 from tilemix.studio.outputs import keep_picture
 from tilemix.studio.predictions import SUCCEEDED
@@ -36,7 +37,6 @@ logger = logging.getLogger(__name__)
 PATH = re.compile(
     r"pictures/[0-9a-f]{2}/([0-9a-f]{32})\.(?:png|webp|jpg)"
 )  # as a catalogue names its pictures
-INPUTS = ("seed", "width", "height", "num_inference_steps", "guidance_scale", "lora_scale")
 
 
 class Imported(NamedTuple):
@@ -133,7 +133,7 @@ def _take(row: _Row, catalogue: Path, pictures: Path, database: Database, settin
         sent_prompt=record.sent_prompt,
         mix=record.mix,
         notes=[],
-        inputs={"prompt": record.prompt} | {name: getattr(record, name) for name in INPUTS},
+        inputs=repeat_record(record),
         created_at=now,
         started_at=now,
         completed_at=now,
