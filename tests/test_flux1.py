@@ -1,8 +1,11 @@
 """Flux.1 in particular: its LoRA formats, drafts, edits, emphasis, and the model without guidance."""
 
+import shutil
+
 import pytest
 import torch
 from diffusers import FluxImg2ImgPipeline, FluxPipeline
+from safetensors.torch import save_file
 
 from tests import tiny_flux
 from tests.adapter_crafts import Workbench
@@ -10,11 +13,16 @@ from tests.flux_formats import FLUX_FORMATS
 from tests.quick import first_quick
 from tests.test_families import SIDE, TEXT, draw, encode
 from tests.test_lora_formats import SCALES, named
+from tilemix.adapters.fit import read_shapes
 from tilemix.errors import AdapterError, ManifestError
+from tilemix.modelfile.base_families import FLUX1
 from tilemix.pipelines.flux1 import pack, unpack
 from tilemix.pipelines.loading import load_pipeline
 from tilemix.pipelines.noise import mix_noise, vary_added_noise
+from tilemix.render import Renderer
+from tilemix.request import GenerationRequest
 from tilemix.weights import find_model, locate_model
+from tilemix.weights.add import add
 
 CPU = torch.device("cpu")
 
@@ -213,3 +221,56 @@ def test_a_scheduler_of_other_families_is_refused(root, tmp_path):
     (tmp_path / "prompt_templates").symlink_to(root / "prompt_templates")
     with pytest.raises(ManifestError, match="^unknown scheduler 'ddim'; known: euler$"):
         load_pipeline(locate_model("tiny", tmp_path), CPU, torch.float32)
+
+
+def test_adapters_are_proved_added_and_drawn_with(root, tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "tiny").symlink_to(root / "weights" / "tiny")
+    (tmp_path / "prompt_templates").symlink_to(root / "prompt_templates")
+    shutil.copy(root / "weights" / "tiny.model.json", tmp_path / "weights")
+    name = "transformer.single_transformer_blocks.0.attn.to_q"
+    save_file(
+        {f"{name}.lora_A.weight": torch.ones(4, 32), f"{name}.lora_B.weight": torch.ones(32, 4)},
+        tmp_path / "face.safetensors",
+    )
+    save_file({"clip_l": torch.ones(2, 32)}, tmp_path / "tokens.safetensors")
+    save_file({"clip_l": torch.ones(2, 32), "clip_g": torch.ones(2, 48)}, tmp_path / "sdxl.safetensors")
+    for file in ("face.safetensors", "tokens.safetensors"):
+        add(str(tmp_path / file), "tiny", root=tmp_path)
+    with pytest.raises(AdapterError, match="^sdxl.safetensors: made for SDXL, expected Flux.1$"):
+        add(str(tmp_path / "sdxl.safetensors"), "tiny", root=tmp_path)
+    renderer = Renderer(load_pipeline(find_model("tiny", tmp_path), CPU, torch.float32))
+    assert renderer.placeholder_tokens == ["<s0>", "<s1>"]
+    request = GenerationRequest(prompt="50% red, 50% black", seed=3, strength=0.5, num_inference_steps=4)
+    steps = []
+    drawn = renderer.render(request, on_step=lambda *done: steps.append(done))
+    assert steps == [(1, 2), (2, 2)]
+    assert drawn.record.lora_scales == {"face.safetensors": 0.7}
+    assert drawn.record.draft.strength == 0.5
+
+
+def test_a_lora_of_the_published_size_is_proved_before_the_base_is_here(tmp_path):
+    shapes = read_shapes(tmp_path, "black-forest-labs/FLUX.1-dev", FLUX1)
+    tensors = {}
+    for name, rows, columns in (
+        ("double_blocks_18_img_attn_qkv", 3 * 3072, 3072),
+        ("double_blocks_0_txt_mlp_0", 12288, 3072),
+        ("single_blocks_37_linear1", 3 * 3072 + 12288, 3072),
+        ("single_blocks_0_linear2", 3072, 3072 + 12288),
+        ("guidance_in_in_layer", 3072, 256),
+    ):
+        tensors[f"lora_unet_{name}.lora_down.weight"] = torch.zeros(1, columns)
+        tensors[f"lora_unet_{name}.lora_up.weight"] = torch.zeros(rows, 1)
+    save_file(tensors, tmp_path / "x.safetensors")
+    shapes.prove_lora(tmp_path / "x.safetensors", 0)
+    save_file(
+        {"lora_unet_double_blocks_19_img_mod_lin.lora_down.weight": torch.zeros(1, 3072)},
+        tmp_path / "x.safetensors",
+    )
+    with pytest.raises(AdapterError, match="no place in this model for 1 of its tensors"):
+        shapes.prove_lora(tmp_path / "x.safetensors", 0)
+
+
+def test_the_end_of_a_prompt_that_is_not_read_is_told(ready, caplog):
+    encode(ready, "z" * 600)
+    assert "the prompt has 602 tokens; Flux.1 does not read the last 90" in caplog.text

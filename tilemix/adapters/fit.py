@@ -22,11 +22,13 @@ from tilemix.system.quiet import quiet_libraries
 if TYPE_CHECKING:
     from tilemix.adapters.names import ModuleKey, Target
 
+DATA = Path(__file__).parents[1] / "data"
 # The published configurations, for a base that is not here yet.
-PUBLISHED = {"stabilityai/stable-diffusion-xl-base-1.0": Path(__file__).parents[1] / "data" / "sdxl"}
-SAME_IN_ALL = {
-    SD1.name: Path(__file__).parents[1] / "data" / "sd1"
-}  # every model of the family has these sizes
+PUBLISHED = {
+    "stabilityai/stable-diffusion-xl-base-1.0": DATA / "sdxl",
+    "black-forest-labs/FLUX.1-dev": DATA / "flux1",
+}
+SAME_IN_ALL = {SD1.name: DATA / "sd1"}  # every model of the family has these sizes
 LIBRARIES = ("diffusers", "transformers")  # whose classes a base may name
 
 

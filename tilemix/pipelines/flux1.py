@@ -9,6 +9,7 @@ Emphasis moves the states of T5's tokens away from those of an empty text, or to
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self, cast
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from tilemix.pipelines.family import Denoising
     from tilemix.pipelines.parts import Drawn, Scheduler
     from tilemix.weights import LocalModel
+
+logger = logging.getLogger(__name__)
 
 CLIP_TOKENS = 77  # with begin and end
 # That T5 reads, with the end. Source: the model cards of FLUX.1 [dev] and FLUX.1 [schnell].
@@ -155,6 +158,10 @@ class Flux1:
         """Return T5's states (1, 512 or 256, 4096) and CLIP's pooled vector (1, 768); BREAK is a space."""
         words = [word for part in parts for word in (SPACE, *part)][1:]
         text = "".join(word.text for word in words)
+        count = len(self.pipeline.tokenizer_2(text, verbose=False).input_ids)
+        if count > self._t5_tokens:
+            cut = count - self._t5_tokens
+            logger.warning("the prompt has %d tokens; %s does not read the last %d", count, FLUX1.base, cut)
         with torch.inference_mode():
             states = self._encode_t5(text)
             if any(word.weight != 1 for word in words):
