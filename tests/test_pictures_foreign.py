@@ -283,6 +283,20 @@ def test_values_beyond_the_limits_and_missing_ones_are_named():
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "digits"),
+    [(OLD, "925997e9"), (HYPERNET, "2700c435"), (NEW, "19bbe9faa4")],
+    ids=["old", "hypernet", "new"],
+)
+def test_a_model_is_known_by_either_kind_of_hash_and_sd1_by_its_own_settings(text, digits):
+    here = Here("old", "euler_a", ["yagamitaichi-200000.safetensors"], hashes={digits}, heeds_clip_skip=True)
+    inputs, notes = repeat_infotext(parse_infotext(text), here)
+    assert not any("Model" in str(note) for note in notes)
+    assert any("Model" in str(note) for note in repeat_infotext(parse_infotext(text), HERE).notes)
+    assert inputs.get("clip_skip") == (2 if "Clip skip" in text else None)
+    assert inputs["prompt"].endswith("<hypernet:yagamitaichi-200000:0.7>") == ("Hypernet: " in text)
+
+
 @pytest.mark.parametrize("draft", [None, DraftRecord(strength=0.55, granule_size="large", colors={})])
 def test_a_picture_of_ours_that_has_lost_its_record_is_repeated_by_its_infotext(draft):
     changes = {} if draft is None else {"draft": draft}

@@ -1,5 +1,7 @@
 """SD 1.x from one file in the original layout: bit for bit what diffusers draws, and refused in one line otherwise."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,12 +13,14 @@ from tests.test_lora_formats import SCALES, named
 from tilemix.adapters.embedding_file import read_embedding
 from tilemix.errors import AdapterError, ManifestError, ModelFileError, RequestError
 from tilemix.modelfile.base_families import SD1
+from tilemix.modelfile.hashes import compute_hashes
 from tilemix.modelfile.ldm_config import read_ldm_config
 from tilemix.pipelines.conditioning import PromptEncoder
 from tilemix.pipelines.family import Denoising
 from tilemix.pipelines.loading import load_pipeline
 from tilemix.pipelines.schedulers import make_scheduler
-from tilemix.weights import find_model
+from tilemix.weights import find_model, load_manifest
+from tilemix.weights.prompting import make_here
 
 CPU = torch.device("cpu")
 ROUNDED = 0.501 / 255  # a pixel to its nearest of 256, and the last digits of fp32
@@ -251,3 +255,12 @@ def test_a_yaml_that_is_no_configuration_is_one_line(own, text, code):
 
 def test_a_yaml_is_read_as_data(root):
     assert read_ldm_config(root / "weights/old/final.yaml")["scale_factor"] == 0.18215
+
+
+def test_web_uis_know_a_converted_checkpoint_by_old_and_new_hashes(own):
+    path = own / "weights/old/final.safetensors"
+    origin = {"converted_from": {"autov1": "925997E9", "autov2": "89D59C3DDE"}}
+    path.resolve().with_name("final.safetensors.metadata.json").write_text(json.dumps(origin))
+    here = make_here("old", load_manifest("old", own), own)
+    assert here.hashes == {"925997e9", "89d59c3dde", compute_hashes(path).autov1.lower()}
+    assert here.heeds_clip_skip

@@ -28,6 +28,9 @@ class BaseFamily:
     is_flow: bool = False  # trained by flow matching, https://arxiv.org/abs/2210.02747
     size_step: int = 8  # pixels; width and height are multiples of it
     takes_hypernetworks: bool = False
+    web_uis_skip: bool = (
+        False  # whether web UIs heed "Clip skip"; where not, they take the states of its training
+    )
     gpu_dtype: str = "float16"  # of the networks that draw on a GPU
 
     @property
@@ -55,6 +58,7 @@ SD1 = BaseFamily(
     encoders=("text_encoder",),
     embeddings=((KOHYA_ROWS,),),
     takes_hypernetworks=True,
+    web_uis_skip=True,
 )
 FLUX1 = BaseFamily(
     name="flux1",

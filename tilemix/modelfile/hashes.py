@@ -119,6 +119,22 @@ class _Crc32:
         return self.value.to_bytes(4, "little").hex().upper()
 
 
+def compute_autov1(path: Path) -> str | None:
+    """Return a file's AutoV1 alone, which reads 64 KiB of it; None where the file is too short.
+
+    Raises:
+        ModelFileError: the file cannot be read.
+    """
+    begin, end = AUTOV1_WINDOW
+    try:
+        with path.open("rb") as file:
+            file.seek(begin)
+            window = file.read(end - begin)
+    except OSError as error:
+        raise ModelFileError("file-unreadable", file=str(path), reason=str(error.strerror)) from error
+    return hashlib.sha256(window).hexdigest()[:8].upper() if len(window) == end - begin else None
+
+
 def compute_hashes(
     path: Path, *, every: bool = False, on_bytes: Callable[[int], object] | None = None
 ) -> Hashes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +24,10 @@ ADAPTER_TAGS = ("lora", "lyco", "hypernet")
 NO_DRAFT = 1.0  # the strength of a picture from noise
 MOST_SHOWN = 300  # characters of a list in a message
 # What has no part in the pixels, or is compared by itself.
-NOT_SETTINGS = {"Hashes", "Lora hashes", "Model hash", "Schedule type", "User", "VAE hash", "Version"}
+NOT_SETTINGS = {
+    "Hashes", "Hypernet", "Hypernet hash", "Hypernet strength", "Lora hashes", "Model hash", "Schedule type", "User",
+    "VAE hash", "Version",
+}  # fmt: skip
 NUMBERS = {
     "Steps": "num_inference_steps",
     "CFG scale": "guidance_scale",
@@ -34,7 +37,8 @@ NUMBERS = {
     LORA_SCALE: "lora_scale",
 }
 # Elsewhere of another picture, or of another base.
-OURS = {"Denoising strength": "strength", GRANULE_SIZE: "granule_size", "Clip skip": "clip_skip"}
+CLIP_SKIP = "Clip skip"
+OURS = {"Denoising strength": "strength", GRANULE_SIZE: "granule_size", CLIP_SKIP: "clip_skip"}
 IGNORED_CLIP_SKIPS = {"1", "2"}  # by web UIs, where the base is SDXL
 # Of a record: what says the same as other fields do, or is not an input.
 NOT_COMPARED = {
@@ -61,6 +65,9 @@ class Here:
     model: str
     scheduler: str
     adapters: Sequence[str]  # the files of its LoRAs and hypernetworks
+    # What web UIs know its checkpoint by, in lower case: 8 digits until January 2023 (AutoV1), 10 since then (AutoV2).
+    hashes: Collection[str] = ()
+    heeds_clip_skip: bool = False  # whether web UIs heed the setting for its base
 
 
 def repeat_origin(origin: Record | Infotext, here: Here) -> Repeat:
@@ -118,7 +125,7 @@ def repeat_infotext(infotext: Infotext, here: Here) -> Repeat:
     The same goes for a picture of ours that has lost its record.
     """
     is_ours = infotext.parameters.get("Version", "").startswith(VERSION)
-    prompt, missing = _drop_tags(infotext.prompt, here.adapters)
+    prompt, missing = _drop_tags(_name_hypernetwork(infotext), here.adapters)
     negative_prompt, not_read = _drop_tags(
         infotext.negative_prompt, ()
     )  # only the prompt's are read, there and here
@@ -126,6 +133,8 @@ def repeat_infotext(infotext: Infotext, here: Here) -> Repeat:
     settings = infotext.parameters
     impossible = [*missing, *not_read]
     taken = NUMBERS | OURS if is_ours else NUMBERS
+    if here.heeds_clip_skip:
+        taken = {**taken, CLIP_SKIP: OURS[CLIP_SKIP]}
     for key, value in _list_numbers(settings, taken):
         row = load_inputs()[taken.get(key, key)]
         try:
@@ -138,8 +147,8 @@ def repeat_infotext(infotext: Infotext, here: Here) -> Repeat:
     if is_ours:
         inputs.setdefault("strength", NO_DRAFT)
     elsewhere = {*taken, *NOT_SETTINGS, "Size", "Sampler", "Model", "TI hashes" if is_ours else ""}
-    if settings.get("Clip skip") in IGNORED_CLIP_SKIPS:
-        elsewhere.add("Clip skip")
+    if settings.get(CLIP_SKIP) in IGNORED_CLIP_SKIPS:
+        elsewhere.add(CLIP_SKIP)
     impossible += [f"{key}: {value}" for key, value in settings.items() if key not in elsewhere]
     notes = list(_compare_model(settings, here))
     unknown = [
@@ -172,14 +181,24 @@ def _compare_model(settings: Mapping[str, str], here: Here) -> Iterator[Message]
     if sampler and names.isdisjoint({sampler, sampler.removesuffix(" Automatic")}):
         expected = here.scheduler if own is None else own.title
         yield Message("repeat-differs", {"name": "Sampler", "found": _show(sampler), "expected": expected})
-    model = settings.get("Model") or settings.get("Model hash")
-    if model is not None:
+    digits = settings.get("Model hash", "").lower()
+    model = settings.get("Model") or digits
+    if model and digits not in here.hashes:
         yield from _compare_names(model, here)
 
 
 def _compare_names(model: str, here: Here) -> Iterator[Message]:
     if model != here.model:
         yield Message("repeat-differs", {"name": "Model", "found": _show(model), "expected": here.model})
+
+
+def _name_hypernetwork(infotext: Infotext) -> str:
+    """Return the prompt with the hypernetwork that web UIs of 2022 wrote among the parameters."""
+    name = infotext.parameters.get("Hypernet")
+    if name is None:
+        return infotext.prompt
+    strength = infotext.parameters.get("Hypernet strength", "1")
+    return f"{infotext.prompt} <hypernet:{name}:{strength}>"
 
 
 def _drop_tags(text: str, adapters: Sequence[str]) -> tuple[str, list[str]]:
