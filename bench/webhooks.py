@@ -4,13 +4,16 @@ Signed deliveries of 4 kB, shaped like Replicate's, go over HTTP to a studio in 
 is due, whether or not the earlier ones have been answered. Prints the times from due to answered, and counts the
 rows: every accepted delivery must be stored once.
 
-    python -m bench.webhooks [--seconds 30] [--rate 200]
+With `--slow`, so many other clients each hold a connection meanwhile on which they have sent half a head.
+
+    python -m bench.webhooks [--seconds 30] [--rate 200] [--slow 300]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -42,15 +45,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Load the webhook inbox.")
     parser.add_argument("--seconds", type=int, default=30)
     parser.add_argument("--rate", type=int, default=200, help="deliveries a second")
+    parser.add_argument("--slow", type=int, default=0, help="connections with half a head")
     options = parser.parse_args()
-    measured = measure_both(rate=options.rate, seconds=options.seconds)
+    measured = measure_both(rate=options.rate, seconds=options.seconds, slow=options.slow)
     for kind, load in measured.items():
         sys.stdout.write(
             f"{kind}: {load.sent} sent, {load.taken} taken, {load.lost} lost; "
             f"p50 {load.p50_ms:.1f} ms, p99 {load.p99_ms:.1f} ms, longest {load.longest_ms:.1f} ms; "
-            f"{load.processor_ms:.1f} ms of processor each\n"
+            f"{load.processor_ms:.1f} ms of processor each; {load.slow} slow connections\n"
         )
     return int(not all(load.is_whole for load in measured.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is sent."""
+
+    rate: int  # deliveries a second
+    seconds: int
+    slow: int  # connections with half a head
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +77,7 @@ class Load:
     p99_ms: float
     longest_ms: float
     processor_ms: float  # the studio's, per delivery, including its start
+    slow: int  # other connections, held at the end
 
     @property
     def is_whole(self) -> bool:
@@ -71,21 +85,22 @@ class Load:
         return self.sent == self.taken and self.lost == 0
 
 
-def measure_both(*, rate: int, seconds: int) -> dict[str, Load]:
+def measure_both(*, rate: int, seconds: int, slow: int = 0) -> dict[str, Load]:
     """Load a studio on SQLite, then one on PostgreSQL with fsync on."""
     programs = find_programs()
     if programs is None:
         sys.exit("PostgreSQL's initdb and postgres were not found: apt-get install postgresql")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sqlite = measure(f"sqlite:///{folder / 'studio.sqlite3'}", folder / "a", rate=rate, seconds=seconds)
+        plan = Plan(rate, seconds, slow)
+        sqlite = measure(f"sqlite:///{folder / 'studio.sqlite3'}", folder / "a", plan)
         with run_server(programs, fsync=True) as server:
             url = make_database(server, "load")
-            postgresql = measure(url, folder / "b", rate=rate, seconds=seconds)
+            postgresql = measure(url, folder / "b", plan)
     return {"SQLite": sqlite, "PostgreSQL": postgresql}
 
 
-def measure(url: str, folder: Path, *, rate: int, seconds: int) -> Load:
+def measure(url: str, folder: Path, plan: Plan) -> Load:
     """Load one studio."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -102,7 +117,7 @@ def measure(url: str, folder: Path, *, rate: int, seconds: int) -> Load:
     try:
         base = f"http://127.0.0.1:{port}"
         wait_until_up(base)
-        answers = asyncio.run(send_all(port, rate, seconds))
+        answers, held = asyncio.run(send_all(port, plan))
     finally:
         studio.send_signal(signal.SIGINT)
         studio.wait(START_SECONDS)
@@ -115,7 +130,7 @@ def measure(url: str, folder: Path, *, rate: int, seconds: int) -> Load:
     milliseconds = sorted(1000 * seconds for seconds in taken)
     p50, p99 = (milliseconds[int(len(milliseconds) * part)] for part in (0.5, 0.99))
     lost = len(taken) - (stored or 0)
-    return Load(len(answers), len(taken), lost, p50, p99, milliseconds[-1], 1000 * used / len(answers))
+    return Load(len(answers), len(taken), lost, p50, p99, milliseconds[-1], 1000 * used / len(answers), held)
 
 
 def processor_seconds() -> float:
@@ -124,12 +139,35 @@ def processor_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-async def send_all(port: int, rate: int, seconds: int) -> list[tuple[int, float]]:
-    """Send every delivery when it is due; return the status and the seconds of each.
+async def hold_slow(port: int, number: int, held: set[int]) -> None:
+    """Hold a connection that has sent half a head, from an address of its own; open another when it is closed.
+
+    Args:
+        port: the studio's.
+        number: tells the connections apart.
+        held: the numbers of those that are open.
+    """
+    place = (f"127.0.{1 + number // 250}.{1 + number % 250}", 0)
+    while True:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=place)
+        writer.write(b"POST /webhooks/replicate HTTP/1.1\r\nHost: ")
+        held.add(number)
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        held.discard(number)
+        writer.close()
+        await asyncio.sleep(0.1)
+
+
+async def send_all(port: int, plan: Plan) -> tuple[list[tuple[int, float]], int]:
+    """Send every delivery when it is due; return the status and the seconds of each, and how many slow ones were held.
 
     This uses bare connections, since an HTTP client's pool takes more processor time than the studio.
     """
-    requests = [make_request(number) for number in range(rate * seconds)]
+    held: set[int] = set()
+    slow = [asyncio.create_task(hold_slow(port, number, held)) for number in range(plan.slow)]
+    await asyncio.sleep(0.5 + plan.slow / 200)
+    requests = [make_request(number) for number in range(plan.rate * plan.seconds)]
     start = time.perf_counter() + 0.5
     numbers = iter(range(len(requests)))
     answers: list[tuple[int, float]] = []
@@ -137,7 +175,7 @@ async def send_all(port: int, rate: int, seconds: int) -> list[tuple[int, float]
     async def send() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for number in numbers:  # shared by all connections: a free one takes the next
-            due = start + number / rate
+            due = start + number / plan.rate
             await asyncio.sleep(due - time.perf_counter())
             writer.write(requests[number])
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -146,7 +184,11 @@ async def send_all(port: int, rate: int, seconds: int) -> list[tuple[int, float]
         writer.close()
 
     await asyncio.gather(*(send() for _ in range(CONNECTIONS)))
-    return answers
+    count = len(held)
+    for task in slow:
+        task.cancel()
+    await asyncio.gather(*slow, return_exceptions=True)
+    return answers, count
 
 
 def make_request(number: int) -> bytes:

@@ -43,6 +43,7 @@ LONG = {
     "examples": 100,  # runs of the inbox's machine; requests of each kind to each operation
     "inbox_steps": 50,
     "rate": 200,
+    "slow": 300,  # connections that hold up nobody
     "seconds": 30,
     "faults": 12,  # of each kind on each database: 216 in all
     "sessions": 4,  # of each kind, of a catalogue on Ray
@@ -64,7 +65,7 @@ Rows = dict[str, dict[str, Any]]  # a row's name -> column -> figure
 
 def run_webhooks(extent: Extent, _: Path) -> Rows:
     """Load a studio on each database."""
-    loads = measure_both(rate=extent["rate"], seconds=extent["seconds"])
+    loads = measure_both(rate=extent["rate"], seconds=extent["seconds"], slow=extent["slow"])
     for kind, load in loads.items():
         assert load.is_whole, f"{kind}: {load}"
     return {kind: asdict(load) for kind, load in loads.items()}
