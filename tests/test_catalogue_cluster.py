@@ -1,10 +1,11 @@
-"""What `catalogue --ray` says where Ray cannot be used."""
+"""Catalogues on real Ray: what is said where it cannot be used, and that what is killed costs no row."""
 
 import sys
 
 import pytest
 
 from tests.catalogue_parts import load_stand_in
+from tests.soak_catalogue import ROWS, Campaign
 from tilemix.catalogue.cluster import RayEngine
 from tilemix.cli import main
 from tilemix.errors import TilemixError
@@ -28,3 +29,17 @@ def test_an_address_that_does_not_answer_is_refused_in_one_line(address):
     pytest.importorskip("ray", reason=NO_RAY)
     with pytest.raises(TilemixError, match=f"^Ray at '{address}' does not answer: "):
         RayEngine(load_stand_in, address=address)
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory):
+    """A sample of `python -m tests.soak_catalogue`; Ray runs in processes of its own, which it ends when it fails."""
+    pytest.importorskip("ray", reason=NO_RAY)
+    return Campaign(tmp_path_factory.mktemp("campaign"), model="stand-in", prompts=ROWS[:6])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["actor", "driver", "raylet"])
+def test_after_a_kill_every_row_is_there_once_with_the_bytes_of_a_run_without_ray(campaign, kind):
+    found = campaign.run_session(kind, actor_kills=1)
+    assert (found.kills, found.lost, found.doubled) == (1, 0, 0), found.said
