@@ -550,6 +550,22 @@ def test_back_to_the_form_fills_it_again(client):
     assert client.get("/", params={"from": "nothing"}).status_code == 200
 
 
+def test_more_pictures_are_asked_for_at_once_each_with_its_own_seed(client):
+    first = ask(client, "30% red, 70% black", height="640")
+    page = Tags(finish(client, first).text)
+    fields = {a["name"]: a["value"] for a in page.all("input", type="hidden")}
+    (button,) = page.all("button", name="more")
+    assert "8 more" in page.text
+    answer = client.post("/", data=fields | {"more": button["value"]}, follow_redirects=False)
+    assert answer.status_code == 303
+    found = client.get("/api/predictions", params={"limit": "20"}).json()["predictions"]
+    asked = [each for each in found if f"/results/{each['id']}" != first]
+    assert len(asked) == 8
+    assert len({each["input"]["seed"] for each in asked}) == 8
+    assert {each["input"]["height"] for each in asked} == {640}
+    assert answer.headers["location"] == f"/results/{asked[-1]['id']}"
+
+
 # --- The table of colors
 
 

@@ -33,7 +33,7 @@ from tilemix.studio.web.mix_form import (
     write_table,
 )
 from tilemix.studio.web.palette import chart_for_script, find_swatch, load_swatches, send_presets, write_mix
-from tilemix.studio.web.views import find_result, stack_bar, tell_state
+from tilemix.studio.web.views import MORE_PICTURES, find_result, stack_bar, tell_state
 from tilemix.weights.prompting import make_here
 
 if TYPE_CHECKING:
@@ -97,17 +97,21 @@ class MixerPage:
         return self._form(request, form, is_given=is_given, view=shown, state=state)
 
     async def generate(self, request: Request) -> Response:
-        """Receive the form from a browser without JavaScript; redirect to the result."""
+        """Receive the form from a browser without JavaScript; redirect to the result.
+
+        With `more`, several pictures are asked for; without a seed each has its own.
+        """
         words = self._renderer.words(request)
         async with open_form(request, fields=MAX_FIELDS, field_bytes=MAX_FIELD_BYTES) as data:
             form, wanted = read_page_form(data, words.code, self._studio.palette)
+            count = MORE_PICTURES if data.get("more") else 1
         if wanted is not None:
             try:
-                identity = await run_in_threadpool(self._studio.ask_for, wanted)
+                asked = [await run_in_threadpool(self._studio.ask_for, wanted) for _ in range(count)]
             except InputError as error:
                 form.blame(error)
             else:
-                return RedirectResponse(f"/results/{identity}", 303)
+                return RedirectResponse(f"/results/{asked[0]}", 303)
         return self._form(request, form, is_given=True, status=422)
 
     async def take_picture(self, request: Request) -> Response:

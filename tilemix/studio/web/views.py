@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tilemix.studio.service import Studio
     from tilemix.studio.web.words import Words
 
+MORE_PICTURES = 8  # that one button asks for
 FAULT_SHOWN_AFTER = 1.0  # second: the queue looks four times a second
 TITLE_CHARACTERS = 80
 # Delta E 2000 of a color's granules to the palette's: hardly seen, seen side by side.
@@ -100,6 +101,11 @@ class ResultView:
         self.seed = self.inputs.get("seed")
         self.error = found["error"] and explain_data(found["error"], words)
         self.seconds = _percent(metrics.get("predict_time"))
+
+    @property
+    def more_pictures(self) -> int:
+        """How many pictures like this one a button asks for."""
+        return MORE_PICTURES
 
     @property
     def is_measured(self) -> bool:

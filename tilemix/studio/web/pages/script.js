@@ -569,7 +569,8 @@ class Mixer {
 
   /** "Another one" below a picture: the same inputs with a fresh seed. */
   async again(event) {
-    if (!event.target.matches("[data-again]")) return;
+    // Several pictures are asked for without the script, which shows one at a time.
+    if (!event.target.matches("[data-again]") || event.submitter?.name === "more") return;
     event.preventDefault();
     const entries = [...new FormData(event.target)].map(([name, value]) => [name, this.readInput(name, value)]);
     await this.generate(Object.fromEntries(entries), { isChecked: true });
