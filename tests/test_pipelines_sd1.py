@@ -1,6 +1,7 @@
 """SD 1.x from one file in the original layout: bit for bit what diffusers draws, and refused in one line otherwise."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -264,3 +265,35 @@ def test_web_uis_know_a_converted_checkpoint_by_old_and_new_hashes(own):
     here = make_here("old", load_manifest("old", own), own)
     assert here.hashes == {"925997e9", "89d59c3dde", compute_hashes(path).autov1.lower()}
     assert here.heeds_clip_skip
+
+
+def test_a_folder_in_diffusers_layout_draws_the_same(own, ready):
+    folder = own / "weights/folder"
+    tiny_sd1.build_pipeline().save_pretrained(folder)
+    files = [{"path": str(path.relative_to(folder))} for path in sorted(folder.rglob("*")) if path.is_file()]
+    tiny_sd1.write_manifest(own, base={"folder": "folder", "files": files})
+    from_folder = load(own)
+    assert torch.equal(draw(from_folder), draw(ready))
+    from_folder.loras.apply({})  # which opens the components' own files
+
+
+@pytest.mark.parametrize(("base", "is_file"), [("folder", False), ("old", False), ("old", True)])
+def test_the_manifests_vae_takes_the_place_of_the_bases(own, base, is_file):
+    for name, part in (("folder", tiny_sd1.build_pipeline()), ("vae", other := tiny_sd1.build_vae())):
+        part.save_pretrained(own / "weights" / name)
+    if is_file:
+        shutil.rmtree(own / "weights/vae")
+        (own / "weights/vae").mkdir()
+        save_file(tiny_sd1.name_vae(other), own / "weights/vae/x.safetensors")
+
+    def source(name):
+        paths = sorted(path for path in (own / "weights" / name).rglob("*") if path.is_file())
+        return {
+            "folder": name,
+            "files": [{"path": str(p.relative_to(own / "weights" / name))} for p in paths],
+        }
+
+    changes = {"base": source(base)} if base == "folder" else {}
+    tiny_sd1.write_manifest(own, vae=source("vae"), **changes)
+    found = load(own).base.pipeline.vae.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in other.state_dict().items())
