@@ -1,5 +1,6 @@
 """Tasks, and the loaded models that they are drawn with."""
 
+import contextlib
 import gc
 import importlib
 import io
@@ -18,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from starlette.testclient import TestClient
 
+from tests import tiny_flux
 from tests.studio_parts import data_uri
 from tests.test_pipelines_loading import QUERY, base_of
 from tests.test_predict import LEFT_OUT
@@ -37,6 +39,7 @@ from tilemix.studio.settings import Secret
 from tilemix.studio.settings import Settings as StudioSettings
 from tilemix.system.project import ROOT
 from tilemix.weights import find_model
+from tilemix.weights.add import add
 from tilemix.weights.tasks import find_task, load_tasks
 
 MIX = "60% red, 40% black"
@@ -421,10 +424,15 @@ class PredictorBackend:
         pass
 
 
-@pytest.mark.slow
-def test_the_studios_form_draws_a_task_of_the_served_models(root, models, tmp_path, monkeypatch, caplog):
-    """curl -F prompt=... -F use_model_manager=true -F task=host_face -F width=1024 -F height=1024"""
-    caplog.set_level(logging.INFO)
+# curl -F prompt=... -F use_model_manager=true -F task=host_face -F width=1024 -F height=1024
+SIZES = {"width": "1024", "height": "1024"}
+ASKED = {"prompt": "a man at a desk", "use_model_manager": "true", "task": "host_face", **SIZES}
+FORM = {name: (None, value) for name, value in ASKED.items()}
+
+
+@contextlib.contextmanager
+def run_studio(root, models, tmp_path, monkeypatch):
+    """Run the studio over predict() with these models; give a client."""
     monkeypatch.syspath_prepend(ROOT)
     module = importlib.import_module("predict")
     predictor = module.Predictor()
@@ -436,18 +444,52 @@ def test_the_studios_form_draws_a_task_of_the_served_models(root, models, tmp_pa
         deadline_seconds=300,
         port=9,
     )
-    sizes = {"width": "1024", "height": "1024"}
-    asked = {"prompt": "a man at a desk", "use_model_manager": "true", "task": "host_face", **sizes}
     with (
         Studio(settings, backend=PredictorBackend(predictor), root=root) as studio,
         TestClient(create_app(studio), base_url="http://127.0.0.1:8000") as client,
     ):
-        files = {name: (None, value) for name, value in asked.items()}
-        answer = client.post("/api/generate-image", files=files, headers={"Accept": "image/png"})
-        assert answer.status_code == 200, answer.text
-        with Image.open(io.BytesIO(answer.content)) as picture:
-            record = json.loads(picture.text["tilemix"])
-            assert picture.size == (1024, 1024)
+        yield client
+
+
+def read_answer(answer) -> dict:
+    """Return the record of a picture that the form answered with."""
+    assert answer.status_code == 200, answer.text
+    with Image.open(io.BytesIO(answer.content)) as picture:
+        assert picture.size == (1024, 1024)
+        return json.loads(picture.text["tilemix"])
+
+
+@pytest.mark.slow
+def test_the_studios_form_draws_a_task_with_flux_beside_the_served_sdxl(
+    tiny_project, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO)
+    root = tiny_flux.write_project(tmp_path / "project")
+    (root / "weights" / "tiny.model.json").rename(root / "weights" / "flux1-dev.model.json")
+    (root / "weights" / "sdxl").symlink_to(tiny_project / "weights" / "tiny")
+    write_manifest(root, base=base_of(tiny_project) | {"folder": "sdxl"})
+    module = "transformer.transformer_blocks.0.attn.to_q"
+    lora = {f"{module}.lora_A.weight": torch.ones(4, 32), f"{module}.lora_B.weight": torch.ones(32, 4)}
+    save_file(lora, tmp_path / "host_person.safetensors")
+    add(str(tmp_path / "host_person.safetensors"), "flux1-dev", root=root)
+    write_tasks(
+        root, {"host_face": {"model": "flux1-dev", "adapters": {"host_person": 0.7}}, "rubber_tile": {}}
+    )
+    with run_studio(root, manage(root), tmp_path, monkeypatch) as client:
+        record = read_answer(client.post("/api/generate-image", files=FORM, headers={"Accept": "image/png"}))
+        assert (record["task"], record["model"]) == ("host_face", "flux1-dev")
+        assert record["lora_scales"] == {"host_person.safetensors": 0.7}
+        assert "Loaded LoRA: host_person.safetensors (scale=0.7)" in caplog.messages
+        tile = FORM | {"task": (None, "rubber_tile"), "prompt": (None, MIX)}
+        record = read_answer(client.post("/api/generate-image", files=tile, headers={"Accept": "image/png"}))
+        assert (record["task"], record["model"]) == ("rubber_tile", "tiny")
+
+
+@pytest.mark.slow
+def test_the_studios_form_draws_a_task_of_the_served_models(root, models, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    with run_studio(root, models, tmp_path, monkeypatch) as client:
+        record = read_answer(client.post("/api/generate-image", files=FORM, headers={"Accept": "image/png"}))
         assert (record["task"], record["model"]) == ("host_face", "tiny")
         assert record["lora_scales"] == {"host_person.safetensors": 0.5}
         assert "Loaded LoRA: host_person.safetensors (scale=0.5)" in caplog.messages
@@ -460,7 +502,7 @@ def test_the_studios_form_draws_a_task_of_the_served_models(root, models, tmp_pa
         assert refused.status_code == 422
         assert refused.json()["error"]["values"] == {"typed": "host", "known": ", ".join(TASKS)}
         write_tasks(root, {"host_face": {"model": "flux1-dev"}})
-        broken = client.post("/api/generate-image", files=files)
+        broken = client.post("/api/generate-image", files=FORM)
         write_tasks(root, TASKS)
         assert (broken.status_code, broken.json()["error"]["message"]) == (
             422,
