@@ -14,11 +14,12 @@ from PIL.PngImagePlugin import PngInfo
 from tests.pace import assert_quick
 from tilemix.__main__ import main as command
 from tilemix.cli import main, make_parser
+from tilemix.errors import ManifestError
 from tilemix.pictures.files import write_image
 from tilemix.pictures.record import Record
 from tilemix.request import GenerationRequest
 from tilemix.system.project import ROOT
-from tilemix.weights import list_models
+from tilemix.weights import list_models, load_manifest
 
 LORA = "rubber-tile-miniature_sdxl_lora.safetensors"
 EXAMPLE = (
@@ -312,6 +313,20 @@ def test_weights_lists_and_verifies_the_miniature(capsys):
     assert ["miniature", "ready"] in rows
     assert main(["weights", "verify", "miniature"]) == 0
     assert capsys.readouterr().out.endswith("files verified, 0 not locked\n")
+
+
+def test_a_manifest_that_cannot_be_read_does_not_hide_the_others(monkeypatch, capsys):
+    def load(name):
+        if name == "miniature":
+            raise ManifestError("manifest-name", name="broken", known="-")
+        return load_manifest(name)
+
+    monkeypatch.setattr("tilemix.weights.load_manifest", load)
+    assert main(["weights", "list"]) == 1
+    printed = capsys.readouterr()
+    assert [line.split("\t")[0] for line in printed.out.splitlines()] == list_models()
+    assert "miniature\tunusable\t-\n" in printed.out
+    assert "broken" in printed.err
 
 
 def test_predicts_options_are_the_requests_fields():

@@ -172,7 +172,11 @@ def test_schedulers_are_an_axis(tmp_path):
             "'red' is not a part of the prompt; the first value of the axis 'prompt'",
         ),
         (["--x", "seed=1", "--set", "width=512,640"], "width: 'width=512,640', expected 1 to 1"),
-        (["--x", "seed=1", "--models", "old,new"], "models: 'old,new', expected 1 to 1"),
+        (
+            ["--x", "seed=1", "--models", "old,new"],
+            "at one LoRA scale, not with 2 (old,new); a list goes into",
+        ),
+        (["--set", "width=256", "--lora-scale", "0,own"], "not with 2 (0,own); a list goes into an axis"),
     ],
 )
 def test_an_axis_that_cannot_be_used_is_named(options, message, tmp_path, capsys):

@@ -221,6 +221,9 @@ def test_a_picture_of_comfyui_is_read_along_its_graph(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Model] = f"prompt:{json.dumps(GRAPH)}"
     assert read_origin(save(tmp_path / "a.webp", exif=exif)) == comfy_reading()
+    changed = json.loads(json.dumps(GRAPH))
+    next(iter(changed.values()))["is_changed"] = [float("nan")]  # as ComfyUI writes it
+    assert read_origin(save(tmp_path / "b.png", pnginfo=texts(prompt=json.dumps(changed)))) == comfy_reading()
 
 
 @pytest.mark.parametrize(
@@ -274,11 +277,16 @@ def test_what_can_be_repeated_of_another_programs_picture_and_what_cannot():
 
 
 def test_values_beyond_the_limits_and_missing_ones_are_named():
+    _, notes = repeat_infotext(
+        parse_infotext("a tile\nSteps: 10, Sampler: DPM++ 2M Karras, Size: 512x512"), HERE
+    )
+    assert [str(note) for note in notes] == [
+        "the picture does not say seed, guidance_scale; the model's own values are taken"
+    ]
     text = "a tile <hypernet:x:1>\nSteps: 150, Sampler: DPM++ 2M Karras, Seed: 9999999999, Size: 100x1001, CFG scale: 7"
     inputs, notes = repeat_infotext(parse_infotext(text), HERE)
     assert inputs == {"prompt": "a tile", "negative_prompt": "", "guidance_scale": 7.0}
     assert [str(note) for note in notes] == [
-        "the picture does not say seed, width, height, num_inference_steps; the model's own values are taken",
         "cannot be repeated here: hypernet x, Steps: 150, Seed: 9999999999, width: 100, height: 1001",
     ]
 

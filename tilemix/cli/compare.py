@@ -104,8 +104,9 @@ def _compare(options: argparse.Namespace) -> None:
 
         column, *others = columns
         if others:
-            typed = options.models or options.task or options.lora_scale
-            raise InputError("compare-list", field="models", typed=typed[:80], most=1)
+            given = [options.models, options.task, options.lora_scale if options.lora_scale != OWN else None]
+            typed = "; ".join(filter(None, given))
+            raise InputError("compare-one-model", count=len(columns), typed=typed[:80])
         own = {"task": column.task, "lora_scale": column.lora_scale}
         fixed = [f"{name}={value}" for name, value in own.items() if value is not None]
         sheet, answer = draw_axes(

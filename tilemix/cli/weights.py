@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tilemix.cli.terminal import write
 from tilemix.cli.verbs import add_model
-from tilemix.errors import TilemixError
+from tilemix.errors import TilemixError, WeightsError
 from tilemix.inputs import NumberInput, find_input
 from tilemix.request import DEFAULT_SCALE
 
@@ -85,8 +85,31 @@ def add_weights(verbs: Verbs) -> None:
         )
 
 
-def _weights(options: argparse.Namespace) -> None:
+def _list() -> None:
+    """Print the packaged models; one whose manifest cannot be read does not hide the others.
+
+    Raises:
+        WeightsError: the fault of the first such manifest, once the others are printed.
+    """
     from tilemix.weights import find_missing, list_models, load_manifest
+
+    faults: list[WeightsError] = []
+    for name in list_models():
+        try:
+            manifest = load_manifest(name)
+        except WeightsError as error:
+            write(f"{name}\tunusable\t-\n")
+            faults.append(error)
+            continue
+        missing = len(find_missing(manifest))
+        write(f"{name}\t{'ready' if not missing else f'{missing} files missing'}\t{manifest.license}\n")
+    for fault in faults[1:]:
+        logger.error("%s", fault)
+    if faults:
+        raise faults[0]
+
+
+def _weights(options: argparse.Namespace) -> None:
     from tilemix.weights.add import add, remove, split_tokens
     from tilemix.weights.entry import Wish
     from tilemix.weights.fetch import fetch
@@ -94,10 +117,7 @@ def _weights(options: argparse.Namespace) -> None:
     from tilemix.weights.web import make_web
 
     if options.action == "list":
-        for name in list_models():
-            manifest = load_manifest(name)
-            missing = len(find_missing(manifest))
-            write(f"{name}\t{'ready' if not missing else f'{missing} files missing'}\t{manifest.license}\n")
+        _list()
     elif options.action == "fetch":
         web = make_web(os.environ, options.allow_host)
         for path in fetch(options.model, web=web):

@@ -11,12 +11,12 @@ Of a graph, what leads to its sampler is read. Everything here is from outside: 
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from PIL import ExifTags
 
 from tilemix.pictures.infotext import PARAMETERS_KEY, Infotext, parse_infotext
@@ -91,8 +91,8 @@ def _decode_json(text: object) -> Any:
     if not isinstance(text, str) or len(text) > MAX_TEXT:
         return None
     try:
-        return msgspec.json.decode(text.encode("utf-8", "replace"))
-    except (msgspec.DecodeError, RecursionError):
+        return json.loads(text)  # ComfyUI writes NaN, which is not JSON
+    except (ValueError, RecursionError):
         return None
 
 

@@ -131,7 +131,7 @@ def repeat_infotext(infotext: Infotext, here: Here) -> Repeat:
     )  # only the prompt's are read, there and here
     inputs: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt}
     settings = infotext.parameters
-    impossible = [*missing, *not_read]
+    impossible, refused = [*missing, *not_read], []
     taken = NUMBERS | OURS if is_ours else NUMBERS
     if here.heeds_clip_skip:
         taken = {**taken, CLIP_SKIP: OURS[CLIP_SKIP]}
@@ -141,6 +141,7 @@ def repeat_infotext(infotext: Infotext, here: Here) -> Repeat:
             read = row.read(value)
             row.check(read)
         except InputError:
+            refused.append(row.name)
             impossible.append(f"{key}: {value}")
         else:
             inputs[row.name] = read
@@ -154,7 +155,7 @@ def repeat_infotext(infotext: Infotext, here: Here) -> Repeat:
     unknown = [
         name
         for name in ("seed", "width", "height", "num_inference_steps", "guidance_scale")
-        if name not in inputs
+        if name not in inputs and name not in refused
     ]
     if unknown:
         notes.append(Message("repeat-unknown", {"names": _join(unknown)}))
@@ -220,6 +221,8 @@ def _flatten(record: Record) -> Iterator[tuple[str, object]]:
     for name, value in msgspec.to_builtins(record).items():
         if name in NOT_COMPARED:
             continue
+        if isinstance(value, dict) and "tone" in value:
+            value["tone"] = "yes"  # how far the colors were moved is known after the drawing
         if isinstance(value, dict):
             yield from ((f"{name}/{key}", entry) for key, entry in value.items())
         else:
