@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import sys
 import zipfile
@@ -14,7 +15,7 @@ from torch import nn
 
 from tilemix.cli import main
 from tilemix.conversion.child import Job, convert_file
-from tilemix.conversion.contents import find_contents
+from tilemix.conversion.contents import DTYPES, find_contents
 from tilemix.conversion.convert import convert
 from tilemix.conversion.pickled import read_pickled
 from tilemix.errors import ModelFileError
@@ -135,6 +136,53 @@ def test_shared_and_strided_tensors_are_stored_one_by_one(tmp_path, legacy):
     assert same(found, {name: tensor.detach() for name, tensor in tensors.items()})
 
 
+def test_single_numbers_of_every_dtype_stay_exact(tmp_path):
+    tensors = {f"{dtype}.alpha": torch.tensor(1.5).to(dtype) for dtype in DTYPES}
+    torch.save(tensors, tmp_path / "x.pt")
+    _, found = run(tmp_path / "x.pt")
+    assert same(found, tensors)
+    assert all(tensor.shape == () for tensor in found.values())
+
+
+@pytest.mark.parametrize("name", ["model", "module", "model_state_dict", "params", "params_ema", "ema"])
+def test_a_training_file_gives_the_one_set_of_tensors_beside_its_optimizer(tmp_path, name):
+    held = {name: LAST, "optimizer": {"state": {0: torch.zeros(50)}}, "epoch": 1, "loss": torch.tensor(0.5)}
+    torch.save(held, tmp_path / "x.pt")
+    done, found = run(tmp_path / "x.pt")
+    assert same(found, LAST)
+    assert done.container == name
+    assert [(part.name, part.tensors) for part in done.dropped] == [
+        ("optimizer", 1),
+        ("epoch", 0),
+        ("loss", 1),
+    ]
+
+
+def test_an_error_names_the_sets_of_tensors_found_and_known():
+    with pytest.raises(
+        ModelFileError, match=r"x: holds tensors under model, ema, .* one of state_dict, model_state"
+    ):
+        find_contents("x", {"ema": LAST, "model": LAST, "optimizer": {}})
+    with pytest.raises(
+        ModelFileError, match=r"x: holds no tensors by name, but theirs, epoch; .* one of state_dict"
+    ):
+        find_contents("x", {"theirs": LAST, "epoch": 1})
+
+
+def test_the_content_counts_not_the_name(tmp_path, caplog, capsys):
+    path = tmp_path / "x.safetensors"
+    torch.save({"model": LAST}, path)
+    before = path.read_bytes()
+    caplog.set_level("INFO")
+    assert main(["weights", "convert", str(path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'x.converted.safetensors'}\n"
+    assert "taken from: model" in [record.getMessage() for record in caplog.records]
+    assert same(load_file(tmp_path / "x.converted.safetensors"), LAST)
+    assert path.read_bytes() == before
+    with pytest.raises(ModelFileError, match="is there already"):
+        convert(path, path)
+
+
 @pytest.mark.parametrize("table", [dict, nn.ParameterDict])
 def test_an_embedding_of_the_web_ui(tmp_path, table):
     rows = torch.randn(3, 768)
@@ -226,6 +274,29 @@ def test_a_global_is_refused_and_never_called(tmp_path, module, name, shown, is_
     assert "\n" not in str(caught.value)
 
 
+class Attack:
+    """Would run a command when it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, ("touch /tmp/owned",)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_an_attack_is_told_in_the_same_line_whatever_its_pickle_is_like(tmp_path, protocol, is_zip):
+    path = tmp_path / "evil.ckpt"
+    pickled = pickle.dumps({"name": "floor", "a": [Attack(), Attack()]}, protocol)
+    if is_zip:
+        zipped(path, pickled)
+    else:
+        path.write_bytes(pickled)
+    name = f"{os.system.__module__}.system"
+    with pytest.raises(ModelFileError) as caught:
+        read_pickled(path)
+    told = f"evil.ckpt: names '{name}', which no model file needs; refused, and nothing of it was run"
+    assert str(caught.value) == told
+
+
 def nested():
     """A list of lists of lists ..., each of which holds the one before twice: 2**60 leaves in 60 lists."""
     held = [1]
@@ -245,7 +316,7 @@ BROKEN = {
     "no pickle": (lambda p: zipped(p, b"", name="x/byteorder"), "pickle-none"),
     "half an archive": (lambda p: p.write_bytes(b"PK\x03\x04" + bytes(60)), "pickle-unreadable"),
     "an unknown opcode": (lambda p: zipped(p, b"\x80\x04\x95."), "pickle-unreadable"),
-    "an old class": (lambda p: zipped(p, b"(ios\nsystem\n."), "pickle-unreadable"),
+    "an old class": (lambda p: zipped(p, b"(ios\nsystem\n."), "pickle-global"),
     "no end": (lambda p: zipped(p, b"\x80\x02}"), "pickle-unreadable"),
     "a huge text": (lambda p: zipped(p, b"\x80\x02X\xff\xff\xff\x7fab."), "pickle-unreadable"),
     "a storage that is not there": (lambda p: zipped(p, tensor_of(4, (4,), (1,))), "pickle-unreadable"),
@@ -261,6 +332,9 @@ BROKEN = {
         lambda p: zipped(p, tensor_of(4, (10**12,), (0,)), data={"0": bytes(16)}),
         "pickle-growth",
     ),
+    "nothing": (lambda p: torch.save({}, p), "pickle-empty"),
+    "two sets of tensors": (lambda p: torch.save({"params": LAST, "params_ema": LAST}, p), "pickle-containers"),
+    "a newer protocol": (lambda p: torch.save(LAST, p, pickle_protocol=4), "pickle-unreadable"),
     "no table": (lambda p: torch.save([torch.zeros(2)], p), "pickle-no-tensors"),
     "no tensors": (lambda p: torch.save({"a": {"b": torch.zeros(2)}}, p), "pickle-no-tensors"),
     "lists without end": (lambda p: torch.save({"a": nested()}, p), "pickle-no-tensors"),
@@ -314,3 +388,19 @@ def test_what_is_not_pickled_is_told_by_name(tmp_path):
     (tmp_path / "y.ckpt").write_bytes(b"<!DOCTYPE html>" + bytes(60))
     with pytest.raises(ModelFileError, match="an HTML page"):
         convert(tmp_path / "y.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "0 bytes"),
+        (b"a text, not a model", "starts with b'a text, '"),
+        (b'{"error": 404}', "a JSON text (perhaps a server's error message)"),
+        (b"GGUF" + bytes(60), "a GGUF file"),
+    ],
+)
+def test_what_torch_did_not_save_is_told_what_is_expected(tmp_path, content, found):
+    (tmp_path / "x.ckpt").write_bytes(content)
+    with pytest.raises(ModelFileError) as caught:
+        convert(tmp_path / "x.ckpt")
+    assert str(caught.value) == f"x.ckpt: {found}; expected a file saved by torch"

@@ -66,7 +66,7 @@ def add_weights(verbs: Verbs) -> None:
     add_model(remove)
     convert = actions.add_parser("convert", help="convert a pickled model file to safetensors")
     convert.add_argument(
-        "file", metavar="FILE", help="a .ckpt, .pt or .bin file; nothing that it holds is run"
+        "file", metavar="FILE", help="a file that torch saved, whatever its name; nothing in it is run"
     )
     convert.add_argument("-o", "--out", metavar="OUT", help="the new file (default: beside FILE)")
     convert.add_argument(
@@ -161,6 +161,8 @@ def _convert(options: argparse.Namespace) -> None:
     before, after = made.sizes
     which = {None: "", "ema": ", the EMA weights", "last": ", the last weights"}[made.done.weights]
     logger.info("kept: %s, %d tensors%s", made.done.kind, made.done.tensors, which)
+    if made.done.container is not None:
+        logger.info("taken from: %s", made.done.container)
     for part in made.done.dropped:
         amount = f": {part.tensors} tensors, {format_size(part.size)}" if part.tensors else ""
         logger.info("left out: %s%s", part.name, amount)

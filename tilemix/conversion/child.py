@@ -52,6 +52,7 @@ class Done(msgspec.Struct, frozen=True, tag=True):
     tensors: int
     weights: Literal["ema", "last"] | None = None  # which were kept, where the file has both
     dropped: tuple[Part, ...] = ()
+    container: str | None = None  # the key that the tensors were under
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
@@ -104,6 +105,7 @@ def convert_file(job: Job) -> Done:
         len(contents.tensors),
         contents.weights,
         tuple(Part(part.name, part.tensors, part.size) for part in contents.dropped),
+        contents.container,
     )
 
 
@@ -133,7 +135,9 @@ def _write(file: str, contents: Contents, target: Path, dtype: str | None) -> No
         target.chmod(stat.S_IMODE(mode))  # the library puts a file of its own there, which only we may read
     with safe_open(target, framework="pt") as written:
         for name, tensor in tensors.items():
-            if not torch.equal(written.get_tensor(name).view(torch.uint8), tensor.view(torch.uint8)):
+            found = written.get_tensor(name)
+            # A single number, such as a LoRA's alpha, has no dimension to view its bytes along.
+            if not torch.equal(found.flatten().view(torch.uint8), tensor.flatten().view(torch.uint8)):
                 raise ModelFileError("file-changed", file=str(target))
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 from tilemix.conversion.pickled import ParameterTable
-from tilemix.errors import ModelFileError
+from tilemix.errors import LIST_SEPARATOR, ModelFileError
 from tilemix.modelfile.embedding_names import KOHYA_ROWS
 from tilemix.modelfile.header import MAX_NAME, MAX_TENSORS
 
@@ -27,6 +27,11 @@ Keep = Literal["ema", "last"]
 EMA = "model_ema."
 EMA_NUMBERS = ("model_ema.decay", "model_ema.num_updates")
 TRAINED_MODEL = "model."  # the part of a checkpoint that has EMA weights; a VAE's have no such prefix
+# Where training files keep the weights of the model, each as tensors by name.
+CONTAINERS = (
+    "state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "params_ema", "ema",
+    "ema_model", "ema_state_dict", "model_ema",
+)  # fmt: skip
 LOSS = "loss."  # of a VAE's training
 MAX_LAYER_NAME = 500  # characters, of a hypernetwork
 MAX_SETTING = 10_000  # characters of one setting of a hypernetwork
@@ -56,6 +61,7 @@ class Contents:
     metadata: dict[str, str] = field(default_factory=dict)
     dropped: list[Dropped] = field(default_factory=list)
     weights: Keep | None = None  # where the file has both
+    container: str | None = None  # the key that the tensors were under
 
 
 def find_contents(file: str, held: object, keep: Keep | None = None) -> Contents:
@@ -70,7 +76,9 @@ def find_contents(file: str, held: object, keep: Keep | None = None) -> Contents
         ModelFileError: there are no tensors by name, or some that safetensors cannot hold, or no EMA weights to keep.
     """
     if not isinstance(held, Mapping):
-        raise ModelFileError("pickle-no-tensors", file=file, found=type(held).__name__)
+        raise _refuse_empty(file, [type(held).__name__])
+    if not held:
+        raise ModelFileError("pickle-empty", file=file)
     if "string_to_param" in held:
         contents = _find_embedding(file, held)
     elif any(_is_hypernetwork_layer(key, value) for key, value in held.items()):
@@ -89,12 +97,14 @@ def find_contents(file: str, held: object, keep: Keep | None = None) -> Contents
 
 
 def _find_checkpoint(file: str, held: Mapping[object, object], keep: Keep | None) -> Contents:
-    state = held.get("state_dict")
+    container = _find_container(file, held)
     dropped: list[Dropped] = []
-    if isinstance(state, Mapping):
-        dropped += [_measure(str(key), value) for key, value in held.items() if key != "state_dict"]
-    else:
-        state = held
+    state = held
+    if container is not None:
+        inner = held[container]
+        assert isinstance(inner, Mapping), "a container is one"
+        state = inner
+        dropped += [_measure(str(key), value) for key, value in held.items() if key != container]
     tensors: dict[str, torch.Tensor] = {}
     for key, value in state.items():
         if isinstance(value, torch.Tensor):
@@ -111,7 +121,7 @@ def _find_checkpoint(file: str, held: Mapping[object, object], keep: Keep | None
     if loss:
         dropped.append(_count("the loss of its training", loss))
     if not averaged:
-        return Contents("checkpoint", kept, {"format": "pt"}, dropped)
+        return Contents("checkpoint", kept, {"format": "pt"}, dropped, container=container)
     short = {name: EMA + name.removeprefix(TRAINED_MODEL).replace(".", "") for name in kept}
     replaced = {name: averaged[short[name]] for name in kept if short[name] in averaged}
     homeless = averaged.keys() - {*EMA_NUMBERS, *(short[name] for name in replaced)}
@@ -123,7 +133,26 @@ def _find_checkpoint(file: str, held: Mapping[object, object], keep: Keep | None
         kept |= replaced
     else:
         dropped.append(_count("EMA weights", averaged.values()))
-    return Contents("checkpoint", kept, {"format": "pt"}, dropped, keep or "last")
+    return Contents("checkpoint", kept, {"format": "pt"}, dropped, keep or "last", container)
+
+
+def _find_container(file: str, held: Mapping[object, object]) -> str | None:
+    """Return the key of the model's tensors; None where the file has them at its top."""
+    if isinstance(held.get("state_dict"), Mapping):
+        return "state_dict"  # the common one; what stands beside it is known to be less
+    found = [name for name in CONTAINERS if _holds_tensors(held.get(name))]
+    if len(found) > 1:
+        raise ModelFileError(
+            "pickle-containers",
+            file=file,
+            found=LIST_SEPARATOR.join(found),
+            known=LIST_SEPARATOR.join(CONTAINERS),
+        )
+    return found[0] if found else None
+
+
+def _holds_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(one, torch.Tensor) for one in value.values())
 
 
 def _find_embedding(file: str, held: Mapping[object, object]) -> Contents:
@@ -225,9 +254,11 @@ def _count(name: str, tensors: Iterable[torch.Tensor]) -> Dropped:
     return dropped
 
 
-def _refuse_empty(file: str, held: Mapping[object, object]) -> ModelFileError:
-    found = ", ".join(map(str, list(held)[:5])) or "-"
-    return ModelFileError("pickle-no-tensors", file=file, found=found[:80])
+def _refuse_empty(file: str, held: Iterable[object]) -> ModelFileError:
+    found = LIST_SEPARATOR.join(map(str, list(held)[:5])) or "-"
+    return ModelFileError(
+        "pickle-no-tensors", file=file, found=found[:80], known=LIST_SEPARATOR.join(CONTAINERS)
+    )
 
 
 def _refuse_name(file: str, name: object, most: int) -> ModelFileError:

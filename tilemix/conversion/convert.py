@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 
 # What the header's reader says of files that may be converted.
 PICKLED = ("file-is-zip", "file-is-pickle", "file-is-hypernetwork", "file-is-pickled-embedding")
+# What it says of files that are neither safetensors nor pickled -> what they are.
+FOREIGN = {
+    "file-is-foreign": "a {format} file",
+    "file-is-html": "an HTML page",
+    "file-is-json": "a JSON text (perhaps a server's error message)",
+    "file-is-lfs-pointer": "a git-lfs pointer, not the file itself",
+    "file-is-picture": "a picture",
+    "file-is-tar": "a tar archive",
+    "file-is-unknown": "starts with {start}",
+    "file-too-short": "{size} bytes",
+}
 WAITING = 10  # times the seconds of a core that it may take: the disk may be slow, the cores busy
 ENDED_BY = {signal.SIGXCPU: "pickle-time", signal.SIGKILL: "pickle-killed"}
 
@@ -63,6 +74,9 @@ def convert(
     try:
         read_header(source)
     except ModelFileError as error:
+        if error.code in FOREIGN:
+            found = FOREIGN[error.code].format(**error.values)
+            raise ModelFileError("pickle-expected", file=source.name, found=found) from error
         if error.code not in PICKLED:
             raise
     else:

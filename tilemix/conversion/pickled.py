@@ -11,21 +11,22 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import shorten
 
 import torch
 
 from tilemix.conversion.archive import ZIP_START, check_archive
+from tilemix.conversion.names import find_foreign_name
 from tilemix.errors import ModelFileError
 from tilemix.system.regular import open_regular
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 # What torch's messages call a global that it does not allow.
 GLOBAL = re.compile(
     r"\bGLOBAL ([\w.<>-]{1,200})|unrecognized function (.{1,80})|but got <class '([\w.]{1,200})'>"
 )
+INNER = re.compile(r"WeightsUnpickler error:\s*(\S.*)")  # the reason, after torch's advice
 NO_MEMORY = re.compile(r"allocate memory|bad_alloc|Cannot allocate|unable to mmap", re.IGNORECASE)
 
 
@@ -86,8 +87,15 @@ def read_pickled(path: Path) -> object:
         raise ModelFileError("file-unreadable", file=str(path), reason=str(error.strerror)) from error
     try:
         # Some of torch's warnings concern legacy storage classes, which old files name.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(STAND_INS)):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with (
+            warnings.catch_warnings(action="ignore"),
+            torch.serialization.safe_globals(list(STAND_INS)),
+            TemporaryDirectory() as folder,
+        ):
+            # torch goes by the name: it takes whatever ends in .safetensors for such a file.
+            link = Path(folder, "pickled")
+            link.symlink_to(path.absolute())
+            return torch.load(link, map_location="cpu", weights_only=True, mmap=is_zip)
     except MemoryError:
         raise
     except Exception as error:  # a hostile file makes torch raise anything
@@ -97,5 +105,12 @@ def read_pickled(path: Path) -> object:
         if found := GLOBAL.search(text):
             name = next(group for group in found.groups() if group)
             raise ModelFileError("pickle-global", file=path.name, name=name) from error
-        line = next(iter(text.splitlines()), "") or type(error).__name__
-        raise ModelFileError("pickle-unreadable", file=path.name, reason=line[:120]) from error
+        # torch stops at the first instruction that it does not know, which may stand before the name.
+        if (
+            foreign := find_foreign_name(path, is_zip=is_zip, known={name for _, name in STAND_INS})
+        ) is not None:
+            raise ModelFileError("pickle-global", file=path.name, name=foreign) from error
+        inner = INNER.search(text)
+        line = inner[1] if inner else next(iter(text.splitlines()), "") or type(error).__name__
+        reason = shorten(line, 120, placeholder=" ...")
+        raise ModelFileError("pickle-unreadable", file=path.name, reason=reason) from error

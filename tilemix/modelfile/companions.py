@@ -32,8 +32,12 @@ MAX_NAMES_BYTES = 64 * 2**10
 
 
 def name_converted(source: Path) -> Path:
-    """Return the path that a pickled file is converted to: `x.vae.pt` -> `x.vae.safetensors`."""
-    return source.with_suffix(".safetensors")
+    """Return the path that a pickled file is converted to: `x.vae.pt` -> `x.vae.safetensors`.
+
+    A pickle that is called `x.safetensors` becomes `x.converted.safetensors`.
+    """
+    ending = ".converted.safetensors" if source.suffix == ".safetensors" else ".safetensors"
+    return source.with_suffix(ending)
 
 
 def reads_peft_config(name: str, header: Header) -> bool:

@@ -316,7 +316,7 @@ def _name_file(stem: str) -> str:
 
 def _explain(path: Path, error: ModelFileError) -> Message:
     converted = name_converted(path)
-    if error.code in PICKLED and converted != path and converted.is_file():
+    if error.code in PICKLED and converted.is_file():
         return _say("webui-converted", converted=converted.name)
     if error.code in PICKLED:
         return _say("webui-pickled", command=f"tilemix weights convert {shlex.quote(str(path))}")
