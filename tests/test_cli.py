@@ -389,6 +389,22 @@ def test_an_interrupt_in_the_middle_ends_in_one_line_and_leaves_no_file(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "options", "last_steps", "why"),
+    [
+        ("50% red, 50% black, [wet:dry:0.4]", [], [2, 5], "over a draft of the mix, strength 0.2"),
+        ("red tile, [wet:dry:0.4]", [], [10, 25], "no mix"),
+        ("50% red, 50% black, [wet:dry:0.4]", ["--steps", "20"], [8, 20], "as given"),
+    ],
+)
+def test_rewrite_counts_the_steps_that_predict_draws(text, options, last_steps, why, capsys):
+    assert main(["rewrite", text, "--explain", "--json", *options]) == 0
+    explained = json.loads(capsys.readouterr().out)
+    assert [version["last_step"] for version in explained["encoded"]["prompt"]] == last_steps
+    assert explained["steps"]["count"] == last_steps[-1]
+    assert why in explained["steps"]["reason"]
+
+
 def test_rewrite_explains_what_the_text_encoders_get(capsys):
     text = "(50% red:1.3), 50% {black|white} BREAK [wet:dry:0.5], <foo>"
     options = ["--explain", "--steps", "10", "--seed", "3"]

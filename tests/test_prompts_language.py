@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.pace import assert_quick, processor_seconds
 from tilemix.colors.palette import PALETTES, load_palette
 from tilemix.errors import PromptError
-from tilemix.prompts.language import parse, refuse_other_notations
+from tilemix.prompts.language import note_left_over, parse, refuse_other_notations
 from tilemix.prompts.language.choices import MOST_CHOICES, choose
 from tilemix.prompts.language.traced import Traced
 from tilemix.prompts.language.wildcards import FOLDER, MOST_BYTES, Wildcards
@@ -166,6 +166,57 @@ def test_brackets_that_are_never_closed_are_noted():
 
 
 @pytest.mark.parametrize(
+    ("text", "typed"),
+    [
+        ("red [shiny:matt:nan]", ["[shiny:matt:nan]"]),
+        ("[wet:dry:5:6]", ["[wet:dry:5:6]"]),
+        ("[[a:b]:c:3] (d [e:f])", ["[a:b]", "[e:f]"]),
+        ("(wet:1,5) (a (b):fast)", ["(wet:1,5)", "(a (b):fast)"]),
+        ("wet) matt] f/1.8:1.5)", [")", "]", ")"]),
+        (")" * 1000, [")"] * 5),
+    ],
+)
+def test_brackets_that_are_not_understood_are_noted(text, typed):
+    notes = read(text).notes
+    assert {note.code for note in notes} == {"prompt-not-understood"}
+    assert [note.values["typed"] for note in notes] == typed
+    assert all(text.startswith(note.values["typed"], note.values["position"] - 1) for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "typed"),
+    [
+        ("wet} {a}", ["}"]),
+        ("red, __surface, wet", ["__surface"]),
+        ("red AND wet :2", ["AND"]),
+        ("}" * 1000, ["}"] * 5),
+    ],
+)
+def test_other_syntax_that_is_left_over_is_noted(text, typed):
+    notes = note_left_over(Traced.begin(text), field="prompt")
+    assert [note.values["typed"] for note in notes] == typed
+    assert notes[0].values["position"] == text.index(typed[0]) + 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(text for text, _ in MIXES),
+        "(red: 50%, black: 50%)",
+        "(red:black 3:1)",
+        "size: large, red > black, wet :2",
+        "50% RED AND 50% BLACK",
+        "a__b c",
+        r"\(x\) \} \[a:b\]",
+        "[wet:3] [a|b] (x:1.5) <lora:x:1>",
+    ],
+)
+def test_mixes_prose_and_what_is_understood_bring_no_note(text):
+    assert read(text).notes == ()
+    assert note_left_over(Traced.begin(text), field="prompt") == []
+
+
+@pytest.mark.parametrize(
     ("text", "left", "tags"),
     [
         ("red, <lora:wet:0.4>, black", "red, black", [("wet", 0.4, 0.4, 6)]),
@@ -219,6 +270,7 @@ def test_what_looks_like_syntax_and_is_none_is_refused(text, message):
         ('("a", "b").and()', ".and(", "BREAK"),
         ("a cat.swap(dog)", ".swap(", "[x:y:0.5]"),
         ("red withLora(a,0.5)", "withLora(", "<lora:x:0.5>"),
+        ("red (wet)^1.2", ")^1.2", "(x:1.3)"),
     ],
 )
 def test_the_grammar_of_earlier_versions_is_refused_with_the_right_one(text, typed, right):

@@ -62,6 +62,17 @@ def test_the_words_go_into_the_template_and_are_never_a_template(text, middle):
     assert positive == TILE.text.replace("$prompt", middle, 1)
 
 
+def test_left_over_syntax_is_noted_in_either_prompt():
+    prompt = rewrite("50% red, 50% black, __surface (wet:fast)", TILE, negative_prompt="toys} (a:b)")
+    noted = [(note.field, note.values["typed"]) for note in prompt.notes]
+    assert noted == [
+        ("prompt", "__surface"),
+        ("prompt", "(wet:fast)"),
+        ("negative_prompt", "}"),
+        ("negative_prompt", "(a:b)"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("negative_prompt", "negative"), [(None, TILE.negative_prompt), ("", ""), ("  ", "  "), ("toys", "toys")]
 )

@@ -29,6 +29,7 @@ from tilemix import __version__
 from tilemix.adapters.merging import PartScales, Scale
 from tilemix.colors.palette import chart_palette, find_color
 from tilemix.drafts.draft import draft_mix
+from tilemix.drafts.steps import limit_strength, settle_steps
 from tilemix.drafts.tone import tone
 from tilemix.errors import ManifestError, RequestError
 from tilemix.inputs import IntegerInput, find_input
@@ -48,7 +49,7 @@ from tilemix.samplers import find_sampler
 from tilemix.system.machine import keep_freed_memory
 from tilemix.system.project import ROOT
 from tilemix.weights import check_files, locate_model
-from tilemix.weights.calibration import load_calibration
+from tilemix.weights.calibration import load_calibration, resolve_strength
 from tilemix.weights.manifest import Scheduler
 from tilemix.weights.prompting import make_context
 
@@ -67,9 +68,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LEAST_STEPS = (
-    1.5  # of a draft, rounded down; half a step more than one, so that rounding errors do not matter
-)
 SHORT_HASH = 12  # digits
 RECORDED_LIBRARIES = ("diffusers", "transformers", "compel", "safetensors")
 
@@ -269,16 +267,13 @@ class Renderer:
         return self._make_record(resolved, prompt, draft)
 
     def _read(self, request: ResolvedRequest) -> tuple[Prompt, Draft | None, int]:
-        """Return the prompt of a request, the draft to draw from, and the number of steps that are drawn.
-
-        When an edit changes the prompt depends on the steps, and whether there is a draft on the prompt.
-        """
-        steps = int(request.num_inference_steps * _strength(request))
-        prompt = self._rewrite(request, steps)
-        draft = self._lay_out(request, prompt)
-        if draft is None and steps < request.num_inference_steps:
-            steps = request.num_inference_steps
-            prompt = self._rewrite(request, steps) if prompt.is_timed else prompt
+        """Return the prompt of a request, the draft to draw from, and the number of steps that are drawn."""
+        prompt, draft, steps = settle_steps(
+            lambda drawn: self._rewrite(request, drawn),
+            lambda mix: self._lay_out(request, mix),
+            steps=request.num_inference_steps,
+            strength=request.strength,
+        )
         return self._spell_out(prompt), draft, steps
 
     def _rewrite(self, request: ResolvedRequest, steps: int) -> Prompt:
@@ -314,8 +309,7 @@ class Renderer:
 
     def resolve_strength(self) -> float:
         """Return the strength of a request that leaves it out: the calibration's, or else the manifest's."""
-        calibration = self.calibration
-        return self.ready.model.manifest.defaults.strength if calibration is None else calibration.strength
+        return resolve_strength(self.ready.model.manifest, self.calibration)
 
     def _resolve_lora_scales(self) -> Mapping[str, float]:
         """Return the scales of a request that leaves them out, by file: the calibration's, or else each LoRA's own."""
@@ -363,12 +357,10 @@ class Renderer:
             logger.warning("lora_scale %g has no effect: the %s has no LoRA", request.lora_scale, subject)
         return resolved
 
-    def _lay_out(self, request: ResolvedRequest, prompt: Prompt) -> Draft | None:
-        """Return the draft to draw from; None: from noise, as asked for or for want of a mix or of a swatch."""
-        if request.strength == 1 or request.num_inference_steps == 1 or prompt.sent is None:
-            return None  # a single step starts from pure noise
+    def _lay_out(self, request: ResolvedRequest, mix: ColorMix) -> Draft | None:
+        """Return the draft to draw from; None: from noise, for want of a swatch."""
         draft = draft_mix(
-            prompt.sent,
+            mix,
             self._palette,
             request.width,
             request.height,
@@ -397,7 +389,7 @@ class Renderer:
         hypernetworks: Sequence[NamedHypernetwork],
     ) -> torch.Tensor:
         base, steps = self.ready.base, request.num_inference_steps
-        strength = 1.0 if draft is None else _strength(request)
+        strength = 1.0 if draft is None else limit_strength(request.strength, steps)
         total = int(steps * strength)
 
         def after_step(done: int) -> None:
@@ -517,11 +509,6 @@ def _log_language(prompt: Prompt, guidances: Sequence[Guidance]) -> None:
     if len(guidances) > 1:
         lasts = ", ".join(str(guidance.last_step) for guidance in guidances[:-1])
         logger.info("Prompt changes after step %s of %d", lasts, guidances[-1].last_step)
-
-
-def _strength(request: ResolvedRequest) -> float:
-    """Return the strength over a draft, with which at least two steps are drawn."""
-    return min(max(request.strength, LEAST_STEPS / request.num_inference_steps), 1.0)
 
 
 @cache

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
     from tilemix.prompts.mix import ColorMix
     from tilemix.prompts.rewrite import Prompt
+    from tilemix.prompts.template import PromptTemplate
     from tilemix.weights.manifest import ModelManifest
 
 
@@ -35,28 +36,22 @@ def add_rewrite(verbs: Verbs) -> None:
     )
     rewrite.add_argument("--negative-prompt", metavar="TEXT", help="default: the template's")
     rewrite.add_argument("--seed", type=int, default=0, metavar="N", help="makes the choices; default: 0")
-    rewrite.add_argument("--steps", type=int, metavar="N", help="that edits count; default: the model's")
+    rewrite.add_argument(
+        "--steps", type=int, metavar="N", help="that edits count; default: those that predict draws"
+    )
 
 
 def _rewrite(options: argparse.Namespace) -> None:
-    from tilemix.prompts.rewrite import log_notes, rewrite
+    from tilemix.prompts.rewrite import log_notes
     from tilemix.prompts.template import find_template
     from tilemix.weights import load_manifest
-    from tilemix.weights.prompting import make_context
 
     manifest = load_manifest(options.model)
     template = find_template(options.template or manifest.prompt_template)
-    steps = manifest.defaults.num_inference_steps if options.steps is None else options.steps
-    find_input("num_inference_steps", IntegerInput).check(steps)
-    prompt = rewrite(
-        options.text,
-        template,
-        manifest.load_palette(),
-        negative_prompt=options.negative_prompt,
-        context=make_context(manifest, seed=options.seed, steps=steps),
-    )
+    prompt, steps, reason = _read(options, manifest, template)
     log_notes(prompt)
-    explained = _explain(prompt, manifest, steps) if options.explain else {}
+    drawn = {"steps": {"count": steps, "reason": reason}}
+    explained = _explain(prompt, manifest, steps) | drawn if options.explain else {}
     if options.explain and not options.json:
         for span in prompt.spans:
             typed = options.text[span.start : span.end]
@@ -65,6 +60,7 @@ def _rewrite(options: argparse.Namespace) -> None:
 
         for line in list_lines(explained):
             write(f"{line}\n")
+        write(f"{steps} steps: {reason}\n")
         return
     if not options.json:
         write(f"{prompt.positive}\n")
@@ -87,6 +83,49 @@ def _rewrite(options: argparse.Namespace) -> None:
         ],
     }
     write_json(answer | explained)
+
+
+def _read(
+    options: argparse.Namespace, manifest: ModelManifest, template: PromptTemplate
+) -> tuple[Prompt, int, str]:
+    """Return the prompt, the number of steps that its edits count, and why it is that number."""
+    from tilemix.drafts.draft import draft_mix
+    from tilemix.drafts.steps import settle_steps
+    from tilemix.prompts.rewrite import rewrite
+    from tilemix.weights.calibration import read_calibration, resolve_strength
+    from tilemix.weights.local import list_hashes, locate_calibration
+    from tilemix.weights.prompting import make_context
+
+    palette, defaults = manifest.load_palette(), manifest.defaults
+
+    def read(steps: int) -> Prompt:
+        return rewrite(
+            options.text,
+            template,
+            palette,
+            negative_prompt=options.negative_prompt,
+            context=make_context(manifest, seed=options.seed, steps=steps),
+        )
+
+    if options.steps is not None:
+        find_input("num_inference_steps", IntegerInput).check(options.steps)
+        return read(options.steps), options.steps, "as given"
+    calibration = read_calibration(options.model, locate_calibration(options.model), list_hashes(manifest))
+    strength, steps = resolve_strength(manifest, calibration), defaults.num_inference_steps
+    prompt, draft, drawn = settle_steps(
+        read,
+        lambda mix: draft_mix(mix, palette, defaults.width, defaults.height, seed=options.seed),
+        steps=steps,
+        strength=strength,
+    )
+    source = "manifest" if calibration is None else "calibration"
+    if draft is not None:
+        return prompt, drawn, f"of {steps} over a draft of the mix, strength {strength:g} of the {source}"
+    if prompt.sent is None:
+        return prompt, drawn, "from noise, there is no mix to lay out"
+    if strength == 1 or steps == 1:
+        return prompt, drawn, f"from noise, strength {strength:g} of the {source}"
+    return prompt, drawn, "from noise, a color of the mix has no swatch"
 
 
 def _explain(prompt: Prompt, manifest: ModelManifest, steps: int) -> dict[str, Any]:

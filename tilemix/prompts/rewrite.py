@@ -20,7 +20,15 @@ from tilemix.errors import Message, MixError, PromptError
 from tilemix.prompts.checks import MAX_PROMPT_CHARACTERS, check_prompt, check_text
 from tilemix.prompts.context import NamedHypernetwork, NamedLora, PromptContext
 from tilemix.prompts.emphasized_mix import carry_emphasis, list_parts
-from tilemix.prompts.language import Fragment, Script, Traced, Version, parse, refuse_other_notations
+from tilemix.prompts.language import (
+    Fragment,
+    Script,
+    Traced,
+    Version,
+    note_left_over,
+    parse,
+    refuse_other_notations,
+)
 from tilemix.prompts.language.choices import Choice, choose
 from tilemix.prompts.language.writing import write_versions
 from tilemix.prompts.mix import ColorMix, Span, find_trade_codes
@@ -201,6 +209,7 @@ class _Reader:
         self.choices += chosen.choices
         self.notes += chosen.notes
         refuse_other_notations(chosen.text, field=field_name)
+        self.notes += note_left_over(chosen.text, field=field_name)
         script = parse(chosen.text, steps=self._context.steps, field=field_name)
         self.notes += script.notes
         self.is_timed |= script.is_timed

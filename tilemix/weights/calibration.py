@@ -13,7 +13,11 @@ import msgspec
 from tilemix.errors import ManifestError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from tilemix.weights.local import LocalModel
+    from tilemix.weights.manifest import ModelManifest
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +64,15 @@ def load_calibration(model: LocalModel) -> Calibration | None:
     Raises:
         ManifestError: the file is there and cannot be read.
     """
-    path = model.calibration
+    return read_calibration(model.name, model.calibration, model.hashes)
+
+
+def read_calibration(model: str, path: Path, hashes: Mapping[str, str | None]) -> Calibration | None:
+    """Return the calibration of the model `model` in the file `path`; `hashes`: see list_hashes.
+
+    Raises:
+        ManifestError: the file is there and cannot be read.
+    """
     try:
         calibration = msgspec.json.decode(path.read_bytes(), type=Calibration)
     except FileNotFoundError:
@@ -69,15 +81,20 @@ def load_calibration(model: LocalModel) -> Calibration | None:
         raise ManifestError("file-json", file=path.name, reason=str(error)) from error
     changed = sorted(
         name
-        for name in calibration.files.keys() | model.hashes.keys()
-        if calibration.files.get(name, "") != model.hashes.get(name, "")
+        for name in calibration.files.keys() | hashes.keys()
+        if calibration.files.get(name, "") != hashes.get(name, "")
     )
     if changed:
         logger.warning(
             "%s is ignored: %s is not the file that it was made with; run `tilemix calibrate %s` again",
             path.name,
             changed[0],
-            model.name,
+            model,
         )
         return None
     return calibration
+
+
+def resolve_strength(manifest: ModelManifest, calibration: Calibration | None) -> float:
+    """Return the strength of a request that leaves it out: the calibration's, or else the manifest's."""
+    return manifest.defaults.strength if calibration is None else calibration.strength

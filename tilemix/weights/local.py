@@ -96,12 +96,6 @@ def locate_model(name: str, root: Path = ROOT) -> LocalModel:
     template = root / "prompt_templates" / f"{manifest.prompt_template}.json"
     if not template.is_file():
         raise ManifestError("manifest-no-template", file=f"{name}.model.json", template=str(template))
-    hashes: dict[str, str | None] = {file.path: file.sha256 for file in manifest.base.files}
-    if manifest.vae is not None:
-        hashes |= {f"vae/{file.path}": file.sha256 for file in manifest.vae.files}
-    for adapter in manifest.adapters:
-        hashes[adapter.file] = adapter.sha256
-        hashes |= {str(Path(adapter.file).with_name(file.path)): file.sha256 for file in adapter.beside}
     return LocalModel(
         name=name,
         manifest=manifest,
@@ -110,9 +104,25 @@ def locate_model(name: str, root: Path = ROOT) -> LocalModel:
         vae=root / "weights" / manifest.vae.folder if manifest.vae else None,
         adapters=tuple(find_adapter(adapter, root) for adapter in manifest.adapters),
         template=template,
-        calibration=root / "weights" / f"{name}.calibration.json",
-        hashes=hashes,
+        calibration=locate_calibration(name, root),
+        hashes=list_hashes(manifest),
     )
+
+
+def locate_calibration(name: str, root: Path = ROOT) -> Path:
+    """Return where the calibration of the model `name` belongs; the file may be missing."""
+    return root / "weights" / f"{name}.calibration.json"
+
+
+def list_hashes(manifest: ModelManifest) -> dict[str, str | None]:
+    """Return the sha256 of each file by its path in the manifest; None where not locked."""
+    hashes: dict[str, str | None] = {file.path: file.sha256 for file in manifest.base.files}
+    if manifest.vae is not None:
+        hashes |= {f"vae/{file.path}": file.sha256 for file in manifest.vae.files}
+    for adapter in manifest.adapters:
+        hashes[adapter.file] = adapter.sha256
+        hashes |= {str(Path(adapter.file).with_name(file.path)): file.sha256 for file in adapter.beside}
+    return hashes
 
 
 def check_files(model: LocalModel) -> None:

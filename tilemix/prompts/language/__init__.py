@@ -20,17 +20,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from tilemix.errors import PromptError
+from tilemix.errors import Message, PromptError
 from tilemix.prompts.language.choices import SIGNS
 from tilemix.prompts.language.editing import read_editing
-from tilemix.prompts.language.emphasis import Emphasized, Fragment, list_parts, read_emphasis
+from tilemix.prompts.language.emphasis import MOST_NOTES, Emphasized, Fragment, list_parts, read_emphasis
 from tilemix.prompts.language.tags import LoraTag, take_tags
 from tilemix.prompts.language.traced import Traced
-
-if TYPE_CHECKING:
-    from tilemix.errors import Message
 
 __all__ = ["Fragment", "LoraTag", "Script", "Traced", "Version", "parse"]
 
@@ -40,10 +36,15 @@ MANY_STEPS = 100  # so that an edit shows
 OTHER_NOTATIONS = (
     (re.compile(r"(?<![.\d])\s?\)\d\.\d+(?![\w%:/]|[.,]\d)"), "(x:1.3)"),
     (re.compile(r"(?<=\w)(?:\+{2,}|-{2,})(?![^\s,.;])"), "(x:1.2)"),
+    (re.compile(r"\)\s?\^\s?\d[\d.]*"), "(x:1.3)"),
     (re.compile(r"\.(?:and|blend)\("), "BREAK"),
     (re.compile(r"\.swap\("), "[x:y:0.5]"),
     (re.compile(r"\b(?:with|use)Lora\("), "<lora:x:0.5>"),
 )
+# What other grammars, or this one in a slip, would read: a brace without its other half, a wildcard that is not closed,
+# prompts that are joined by AND. "RED AND BLACK" is a text in capitals.
+BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
+LEFT_OVER = re.compile(r"(?<![\w\\])__(?=[ \t]?[^\W_])[^\s,;_]*|\bAND\b(?=[\s\d%.,]+[^\W\d_]*[a-z])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,21 @@ def refuse_other_notations(text: Traced, *, field: str) -> None:
             raise PromptError(
                 "prompt-other-notation", field=field, typed=typed, position=position, right=right
             )
+
+
+def note_left_over(text: Traced, *, field: str) -> list[Message]:
+    """Return notes of what looks like syntax in a text whose choices have been made, and goes to the model as words."""
+    found = [(match.start(), match[0]) for match in LEFT_OVER.finditer(text.text)]
+    depth = 0
+    for match in BRACES.finditer(text.text):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth < 0:
+            depth = 0
+            found.append((match.start(), match[0]))
+    return [
+        Message("prompt-not-understood", {"typed": typed[:SHOWN], "position": text.position(start)}, field)
+        for start, typed in sorted(found)[:MOST_NOTES]
+    ]
 
 
 def is_plain(text: str) -> bool:

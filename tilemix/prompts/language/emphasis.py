@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 STRONGER = 1.1  # a round bracket; a square one divides by it
 MOST_WEIGHT = 10.0  # up or down
+MOST_NOTES = 5  # of what is not understood; a thousand would tell no more
+SHOWN_BRACKET = 40  # characters of a bracket in a message
 EXACT = 12  # decimals of a product, so that 1.1 / 1.1 is 1
 SHOWN = 20  # characters of a weight in a message
 BREAK = "BREAK"
@@ -38,6 +40,7 @@ TOKEN = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 COUNT = re.compile(r"(?:^|[\s,;(])\d{1,4}\s*$")  # "red and black 3", before ":1)"
+SHARE = re.compile(r"\s*\d+(?:[.,]\d+)?\s*%")  # "(red: 50%, black: 50%)"
 RAL = re.compile(r"(?:RAL|РАЛ)[\s-]*\d+\s*$", re.IGNORECASE)
 LONGEST_COUNT = 12  # characters that these two look at
 BREAKS = re.compile(rf"\b{BREAK}\b")
@@ -66,6 +69,7 @@ class _Group:
     start: int  # its first run
     end: int | None = None  # the run after its last; None: never closed
     factor: float = 1.0
+    colon: int | None = None  # the last one in it, that no weight follows
 
 
 def read_emphasis(text: Traced, *, field: str) -> Emphasized:
@@ -93,6 +97,7 @@ class _Reader:
         self._breaks: set[int] = set()  # runs that are a BREAK
         self._groups: dict[str, list[_Group]] = {"(": [], "[": []}  # in the order of their opening
         self._open: dict[str, list[_Group]] = {"(": [], "[": []}
+        self._notes: list[Message] = []
 
     def take(self, match: re.Match[str]) -> int:
         """Take a token and return where the next one begins."""
@@ -111,18 +116,34 @@ class _Reader:
             if self._is_ratio(match):
                 end -= 1
                 self._runs.append((start, end))
+                self._open["("][-1].colon = None
             else:
                 self._close("(", self._read_weight(match))
         elif kind == "close" and self._open["(" if match[0] == ")" else "["]:
-            self._close("(" if match[0] == ")" else "[")
+            group = self._close("(" if match[0] == ")" else "[")
+            if group.colon is not None and not SHARE.match(match.string, group.colon + 1):
+                self._note(group.place, end)
         else:
+            if kind in ("close", "weight"):
+                self._note(end - 1, end)
+            elif match[0] == ":" and (around := [groups[-1] for groups in self._open.values() if groups]):
+                max(around, key=lambda group: group.place).colon = start
             self._add_words(start, end)
         return end
 
-    def _close(self, bracket: str, factor: float | None = None) -> None:
+    def _note(self, start: int, end: int) -> None:
+        if len(self._notes) == MOST_NOTES:
+            return
+        typed, position = self._text.text[start:end][:SHOWN_BRACKET], self._text.position(start)
+        self._notes.append(
+            Message("prompt-not-understood", {"typed": typed, "position": position}, self._field)
+        )
+
+    def _close(self, bracket: str, factor: float | None = None) -> _Group:
         group = self._open[bracket].pop()
         group.end = len(self._runs)
         group.factor = group.factor if factor is None else factor
+        return group
 
     def _is_ratio(self, match: re.Match[str]) -> bool:
         """Return whether what looks like a weight is the end of a ratio: "(red and black 3:1)"."""
@@ -174,7 +195,7 @@ class _Reader:
         if self._breaks:
             letters = zip(plain.text, weights, strict=True)
             plain = Traced("".join("\n" if weight is None else one for one, weight in letters), plain.origins)
-        return Emphasized(plain, weights, tuple(self._note_unclosed()))
+        return Emphasized(plain, weights, (*self._notes, *self._note_unclosed()))
 
     def _multiply(self, bracket: str) -> list[float]:
         """Return for each run the product of the brackets of one kind around it."""
