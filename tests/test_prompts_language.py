@@ -160,6 +160,21 @@ def test_an_edit_that_never_begins_is_noted():
     )
 
 
+@pytest.mark.parametrize(
+    ("text", "steps", "codes"),
+    [
+        ("[black:blue:0.5]", 1, ["prompt-edit-cut-short"]),
+        ("[black:blue:0.5]", 2, []),
+        ("[black::0]", 10, ["prompt-edit-cut-short"]),
+        ("[a|b|c]", 2, ["prompt-edit-cut-short"]),
+        ("[a|b|c] [fe|||]male", 3, []),
+        ("[wet:0.5]", 1, []),
+    ],
+)
+def test_words_of_an_edit_that_no_step_draws_are_noted(text, steps, codes):
+    assert [note.code for note in read(text, steps).notes] == codes
+
+
 def test_brackets_that_are_never_closed_are_noted():
     (note,) = read("a ((b").notes
     assert str(note) == "prompt: 2 '(' never closed, the first at character 3; read to the end"

@@ -69,6 +69,14 @@ class _Edit:
             return self.options[(step - 1) % len(self.options)]
         return self.options[0] if step <= self.when else self.options[1]
 
+    def find_fault(self, steps: int) -> str | None:
+        """Return the code of the note if some of its words stand at no step; None: all of them stand."""
+        if self.when is None:
+            return "prompt-edit-cut-short" if any(self.options[steps:]) else None
+        if self.when >= steps:
+            return "prompt-edit-without-effect"
+        return "prompt-edit-cut-short" if self.when == 0 and self.options[0] else None
+
 
 def read_editing(text: Traced, steps: int, *, field: str) -> tuple[list[Version], tuple[Message, ...], bool]:
     """Return the versions of a text over `steps` steps, notes of edits that change nothing, and whether it has edits.
@@ -96,7 +104,7 @@ def read_editing(text: Traced, steps: int, *, field: str) -> tuple[list[Version]
         found.append(Version(last, different[ranges]))
     notes = tuple(
         Message(
-            "prompt-edit-without-effect",
+            code,
             {
                 "typed": text.text[edit.start : edit.end][:SHOWN],
                 "position": text.position(edit.start),
@@ -105,7 +113,7 @@ def read_editing(text: Traced, steps: int, *, field: str) -> tuple[list[Version]
             field,
         )
         for edit in reader.edits
-        if edit.when is not None and edit.when >= steps
+        if (code := edit.find_fault(steps)) is not None
     )
     groups = groupby(found, key=lambda version: version.text.text)
     return [list(group)[-1] for _, group in groups], notes, True
