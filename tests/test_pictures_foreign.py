@@ -19,6 +19,9 @@ from tilemix.pictures.infotext import Infotext, parse_infotext, write_infotext
 from tilemix.pictures.reading import decode_picture, read_origin
 from tilemix.pictures.record import DraftRecord, VariationRecord, parameters_text
 from tilemix.pictures.repeating import Here, repeat_infotext
+from tilemix.prompts.context import PromptContext
+from tilemix.prompts.rewrite import rewrite
+from tilemix.prompts.template import find_template
 
 HERE = Here("miniature", "dpm++_2m_karras", ["rubber-tile_lora.safetensors"])
 # Three texts from the web UI's own pictures, of 2022 and of its version 1.9.4, shortened.
@@ -224,6 +227,18 @@ def test_a_picture_of_comfyui_is_read_along_its_graph(tmp_path):
     changed = json.loads(json.dumps(GRAPH))
     next(iter(changed.values()))["is_changed"] = [float("nan")]  # as ComfyUI writes it
     assert read_origin(save(tmp_path / "b.png", pnginfo=texts(prompt=json.dumps(changed)))) == comfy_reading()
+
+
+def test_an_embedding_in_a_graph_is_found_under_its_own_name(tmp_path):
+    graph = GRAPH | {
+        "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "embedding:bad, (embedding:Bad:1.2)"}}
+    }
+    found = read_origin(save(tmp_path / "a.png", pnginfo=texts(prompt=json.dumps(graph))))
+    context = PromptContext(embeddings={"files/bad.safetensors": "<b0>"})
+    prompt = rewrite(
+        found.prompt, find_template("rubber_tile"), negative_prompt=found.negative_prompt, context=context
+    )
+    assert prompt.negative == "<b0>, (<b0>:1.2)"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from compel import Compel, ReturnedEmbeddingsType
 from compel.prompt_parser import Conjunction, FlattenedPrompt
 
 from tilemix.errors import PromptError, RequestError
-from tilemix.pipelines.chunks import CHUNK_TOKENS, cut_into_chunks
+from tilemix.pipelines.chunks import CHUNK_TOKENS, MOST_CHUNKS, cut_into_chunks
 from tilemix.pipelines.clip_text import OWN_CLIP_SKIP
 from tilemix.pipelines.conditioning import KEPT_TEXTS, EncodedText, PromptEncoder, list_versions
 from tilemix.pipelines.loading import load_pipeline
@@ -241,6 +241,19 @@ def test_only_the_last_texts_are_kept():
         ask(f"other {number}")
     ask("first")
     assert asked.count("first") == 2
+
+
+def test_more_than_20_chunks_are_refused():
+    def count_tokens(texts):
+        return [len(text.split()) for text in texts]
+
+    part = [Fragment("wet", 1.0)]
+    assert len(cut_into_chunks([part] * MOST_CHUNKS, count_tokens)) == MOST_CHUNKS
+    for parts in ([part] * 191, [[Fragment("wet " * 75 * 191, 1.0)]]):
+        with pytest.raises(
+            PromptError, match="^the text makes 191 chunks of 75 tokens, expected 20 at most$"
+        ):
+            cut_into_chunks(parts, count_tokens)
 
 
 def test_a_refused_prompt_is_refused_again(pipeline):

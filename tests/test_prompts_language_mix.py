@@ -153,3 +153,28 @@ def test_the_template_is_not_touched_by_brackets_left_open():
     prompt = read("50% red, 50% black, ((wet")
     assert middle(prompt) == "50% red, 50% black, (wet:1.21)"
     assert [note.code for note in prompt.notes] == ["prompt-unclosed"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [
+        ("100% red, embedding:bad-granules", "<b0><b1>"),
+        ("100% red, (embedding:Bad-Granules.pt:1.2)", "(<b0><b1>:1.2)"),
+        (r"100% red, (embedding:neg\bad-granules)", "(<b0><b1>:1.1)"),
+        ("100% red, [embedding:bad-granules:wet:5]", "[<b0><b1>:wet:5]"),
+    ],
+)
+def test_the_prefix_of_comfyui_is_taken_off_an_embedding(typed, sent):
+    prompt = read(typed, typed.removeprefix("100% red, "))
+    assert middle(prompt) == f"100% red, {sent}"
+    assert "<b0><b1>" in prompt.negative
+    assert "embedding" not in prompt.negative
+    assert prompt.notes == ()
+
+
+def test_an_unknown_embedding_is_noted():
+    prompt = read("100% red, wet embedding:bad-hands, x")
+    assert middle(prompt) == "100% red, wet embedding:bad-hands, x"
+    assert [str(note) for note in prompt.notes] == [
+        "prompt: the model has no embedding 'bad-hands', at character 15; known: bad-granules; read as words"
+    ]

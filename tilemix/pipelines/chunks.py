@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from tilemix.errors import PromptError
 from tilemix.prompts.language import Fragment
 
 CHUNK_TOKENS = 75
+MOST_CHUNKS = 20  # three times what 2,000 characters of English need; every step attends to each of them
 BACKTRACK = 20  # tokens
 WORD = re.compile(r"\s*\S+\s*$|\s*\S+")
 LEARNED = re.compile(r"<[^<>\s]*>")
@@ -34,8 +36,14 @@ def cut_into_chunks(parts: Sequence[Sequence[Fragment]], count_tokens: CountToke
     Args:
         parts: the prompt, cut at each BREAK.
         count_tokens: counts the tokens of texts without begin and end; the most, if there are several tokenizers.
+
+    Raises:
+        PromptError: there are more than 20.
     """
-    return [chunk for part in parts for chunk in _cut_part(part, count_tokens)] or [[]]
+    chunks = [chunk for part in parts for chunk in _cut_part(part, count_tokens)] or [[]]
+    if len(chunks) > MOST_CHUNKS:
+        raise PromptError("prompt-too-many-chunks", count=len(chunks), tokens=CHUNK_TOKENS, most=MOST_CHUNKS)
+    return chunks
 
 
 def _cut_part(part: Sequence[Fragment], count_tokens: CountTokens) -> Iterator[Chunk]:

@@ -7,15 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from tilemix.errors import LIST_SEPARATOR, PromptError
-from tilemix.prompts.language import LoraTag
+from tilemix.errors import LIST_SEPARATOR, Message, PromptError
+from tilemix.prompts.language import LoraTag, Traced
 from tilemix.prompts.language.tags import HYPERNETWORK
 from tilemix.prompts.language.wildcards import Wildcards
 
+if TYPE_CHECKING:
+    from tilemix.errors import Value
+
 MOST_NAMES = 4  # in a message
 SHOWN = 40  # characters of a name in a message
+EXTENSION = r"(?:\.(?:safetensors|pt|bin))?"
+PREFIX = re.compile(r"(?<![\w<-])embedding:(?:[\w.-]++[/\\])*+", re.IGNORECASE)  # folders and all
+NAME = re.compile(r"[^\s,;:()\[\]{}|<>]+")
 
 
 class NamedLora(NamedTuple):
@@ -78,11 +84,33 @@ class PromptContext:
             if tag.kind == HYPERNETWORK
         )
 
+    def take_prefixes(self, text: Traced, *, field: str) -> tuple[Traced, list[Message]]:
+        """Return a text without ComfyUI's `embedding:` before the names of embeddings, and notes of unknown ones."""
+        stems = sorted((PurePosixPath(file).stem for file in self.embeddings), key=len, reverse=True)
+        known = re.compile(rf"(?:{'|'.join(map(re.escape, stems))}){EXTENSION}(?![\w-])", re.IGNORECASE)
+        kept: list[tuple[int, int]] = []
+        notes: list[Message] = []
+        place = 0
+        for match in PREFIX.finditer(text.text):
+            name = known.match(text.text, match.end()) if stems else None
+            if name is not None:
+                kept.append((place, match.start()))
+                place = match.end()
+            elif self.loras is not None and len(notes) < MOST_NAMES:
+                typed = NAME.match(text.text, match.end())
+                values: dict[str, Value] = {
+                    "typed": typed[0][:SHOWN] if typed else "",
+                    "position": text.position(match.start()),
+                    "known": LIST_SEPARATOR.join(sorted(stems)[:MOST_NAMES]) or "none",
+                }
+                notes.append(Message("prompt-unknown-embedding", values, field))
+        return (text.pick([*kept, (place, len(text.text))]) if kept else text), notes
+
     def put_tokens(self, text: str) -> str:
         """Return a text in which the name of each embedding is replaced by its tokens, in any case of letters."""
         for file, tokens in self.embeddings.items():
             name = re.escape(PurePosixPath(file).stem)
-            named = re.compile(rf"(?<![\w<-]){name}(?:\.safetensors)?(?![\w>-])", re.IGNORECASE)
+            named = re.compile(rf"(?<![\w<-]){name}{EXTENSION}(?![\w>-])", re.IGNORECASE)
             text = named.sub(tokens, text)  # a token holds no backslash
         return text
 

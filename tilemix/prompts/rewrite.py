@@ -208,9 +208,11 @@ class _Reader:
         chosen = choose(text, self._context.seed, self._context.wildcards, field=field_name)
         self.choices += chosen.choices
         self.notes += chosen.notes
-        refuse_other_notations(chosen.text, field=field_name)
-        self.notes += note_left_over(chosen.text, field=field_name)
-        script = parse(chosen.text, steps=self._context.steps, field=field_name)
+        words, notes = self._context.take_prefixes(chosen.text, field=field_name)
+        self.notes += notes
+        refuse_other_notations(words, field=field_name)
+        self.notes += note_left_over(words, field=field_name)
+        script = parse(words, steps=self._context.steps, field=field_name)
         self.notes += script.notes
         self.is_timed |= script.is_timed
         return script, chosen.text.text if chosen.choices else None
