@@ -277,6 +277,7 @@ def test_a_process_that_cannot_begin_is_not_started_again_and_again(supervise):
     assert report.parts[0].reason == "the process ended with 1: no CUDA device here"
 
 
+@pytest.mark.slow
 def test_a_run_without_time_names_everything_as_skipped(tmp_path, capsys):
     assert (
         command.main(["--minutes", "0.1", "--out", str(tmp_path), "--tiny", "--parts", "lora,requests"]) == 0

@@ -78,6 +78,7 @@ def same(found, expected):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("lightning")
 def test_a_training_checkpoint_keeps_the_last_weights_and_says_what_is_left_out(tmp_path, caplog, capsys):
     path = tmp_path / "final.ckpt"

@@ -117,6 +117,7 @@ def model(own, tmp_path):  # noqa: F811
     return own, first, second
 
 
+@pytest.mark.slow
 def test_a_picture_is_the_one_drawn_by_hand(model, theirs):  # noqa: F811
     folder, first, second = model
     ready = load_pipeline(find_model("old", folder), CPU, torch.float32)

@@ -217,6 +217,7 @@ def test_a_decoder_stage_that_was_killed_ends_as_one_that_was_not(tmp_path, reci
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_the_decoder_stage_moves_the_decoder_and_nothing_before_the_latents(recipe, state):
     vae, trained = (load_vae(recipe, state) for _ in range(2))
     assert load_decoder(trained, state) == recipe.decoder.steps
@@ -466,6 +467,7 @@ def test_the_command_says_in_one_line_what_is_missing(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_stage_whose_time_is_over_goes_on_after_its_state_was_carried(tmp_path, recipe, state, tokenizers):
     """Out in files of limited size and in again, rounded: what it ends with is near that of a run without a stop."""
     begun, gone_on, carried = (tmp_path / name for name in ("begun", "gone_on", "carried"))

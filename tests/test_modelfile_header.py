@@ -287,6 +287,7 @@ def test_every_valid_file_is_read_as_the_library_reads_it(tmp_path_factory, file
             assert theirs.get_slice(name).get_dtype() == tensor.dtype
 
 
+@pytest.mark.slow
 @given(file=valid_files(), cut=st.integers(1, 40))
 def test_no_truncated_file_is_read(tmp_path_factory, file, cut):
     path = tmp_path_factory.getbasetemp() / "cut"

@@ -125,6 +125,7 @@ def models(root):
     return made
 
 
+@pytest.mark.slow
 def test_each_task_draws_with_its_loras_and_template_and_leaves_nothing_behind(models, caplog):
     caplog.set_level(logging.INFO)
     before = models.render(ask())
@@ -353,6 +354,7 @@ class Canceled(BaseException):
     """As Cog's is not an `Exception`."""
 
 
+@pytest.mark.slow
 def test_a_cancellation_in_the_middle_of_a_switch_leaves_a_usable_manager(root, models, monkeypatch):
     tight = manage(root, memory=models.loaded["tiny"])
     before = tight.render(ask())

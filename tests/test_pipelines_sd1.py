@@ -277,6 +277,7 @@ def test_a_folder_in_diffusers_layout_draws_the_same(own, ready):
     from_folder.loras.apply({})  # which opens the components' own files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base", "is_file"), [("folder", False), ("old", False), ("old", True)])
 def test_the_manifests_vae_takes_the_place_of_the_bases(own, base, is_file):
     for name, part in (("folder", tiny_sd1.build_pipeline()), ("vae", other := tiny_sd1.build_vae())):

@@ -408,6 +408,7 @@ def test_an_edit_at_the_last_step_changes_nothing(renderer):
     assert np.array_equal(plain, draw(renderer, "<s0><s1> red tile").pixels)
 
 
+@pytest.mark.slow
 def test_a_named_adapter_is_added_to_the_models_own(renderer):
     named = draw(renderer, "red <lora:lora:0.3>")
     assert np.array_equal(named.pixels, draw(renderer, "red", lora_scale=1.0).pixels)

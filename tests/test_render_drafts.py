@@ -12,6 +12,7 @@ from tilemix.colors.palette import chart_palette
 from tilemix.drafts.draft import draft_mix
 from tilemix.drafts.tone import tone
 from tilemix.pictures.record import DraftRecord, parameters_text, parse_record, record_json
+from tilemix.pictures.repeating import compare_records
 from tilemix.pipelines import decoding
 from tilemix.pipelines.clip_text import OWN_CLIP_SKIP
 from tilemix.pipelines.conditioning import PromptEncoder
@@ -182,6 +183,8 @@ def test_the_last_step_moves_the_colors_and_is_recorded(renderer, draft, monkeyp
     named = [share.color for share in draft.mix.shares]
     assert toned.record.draft.tone == {named[number]: round(size, 1) for number, size in sizes.items()}
     assert renderer.plan(ask()).draft.tone == {}
+    assert compare_records(toned.record, renderer.plan(ask())) == []
+    assert [note.values["name"] for note in compare_records(plain.record, toned.record)] == ["draft/tone"]
     assert '"tone"' not in record_json(plain.record)
     assert parse_record(record_json(toned.record).encode(), source="here") == toned.record
     assert "tone" in toned.seconds

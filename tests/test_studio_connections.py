@@ -105,6 +105,7 @@ def head(length) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
+@pytest.mark.slow
 def test_half_sent_bodies_share_a_bounded_memory(studio, monkeypatch):
     """200 of 3.9 MB took 591 MB."""
     monkeypatch.setattr(bodies, "MOST_BYTES", 2_000_000)

@@ -119,6 +119,7 @@ def test_a_database_whose_disk_is_full_is_a_503_and_takes_the_picture_later(clie
     assert len(cog.asked) == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_of_the_pictures_delays_them(client, cog, monkeypatch):
     write, refused = outputs.write_atomically, threading.Event()
 

@@ -102,6 +102,7 @@ def frozen(model: Tuning) -> dict[str, torch.Tensor]:
     return tensors
 
 
+@pytest.mark.slow
 def test_only_the_new_rows_and_the_lora_move(trained):
     plan, outcome, _ = trained
     fresh = Tuning(plan, CPU)
@@ -420,6 +421,7 @@ def test_the_command_prints_the_files(config, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_the_dry_run_says_what_spoils_a_training(config, capsys, caplog):
     """Small pictures were silent, and cut captions were told only in the real run."""
     (config.parent / "pictures" / "0.txt").write_text("50% red, 50% black" + ", very shiny" * 30)

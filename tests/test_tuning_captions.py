@@ -63,6 +63,7 @@ def test_a_corrected_caption_lies_beside_the_old_one(pictures):
     assert "dark green" in color.path.read_text()
 
 
+@pytest.mark.slow
 def test_the_verb_lists_and_corrects_them(pictures, tmp_path, capsys):
     config = tmp_path / "tile.json"
     template = str(ROOT / "prompt_templates" / "rubber_tile.json")
@@ -102,6 +103,7 @@ def test_a_mix_is_replaced_where_it_stood():
     assert replace_palette_mix("a, 60% red, 40% blue, b", {"pink": 100}) == "a, 100% pink, b"
 
 
+@pytest.mark.slow
 def test_the_makers_wrong_captions_are_found():
     """All 20 mixes with "dark green", 8 of them with their shares swapped, and none of the other 39 pictures."""
     if not MAKER.is_dir():

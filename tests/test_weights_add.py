@@ -852,6 +852,7 @@ def test_the_command_line_adds_to_the_model_that_every_verb_means(monkeypatch, t
     ]
 
 
+@pytest.mark.slow
 def test_the_command_line_says_what_was_done(monkeypatch, project, lora, capsys, caplog):
     real = add
 

@@ -170,6 +170,7 @@ def test_a_changed_configuration_is_refused_before_loading(project, folder):
     assert_merged(load(project), truth, 0.7)
 
 
+@pytest.mark.slow
 def test_another_configuration_does_not_replace_the_one_here(project, folder):
     path, _ = folder
     added = add(str(path), "tiny", root=project)
@@ -284,6 +285,7 @@ def test_a_manifest_with_another_place_beside_an_adapter_is_refused(tmp_path, na
         load_manifest("tiny", tmp_path)
 
 
+@pytest.mark.slow
 def test_the_names_beside_embeddings_are_under_the_lock_too(project, bench):
     weights = project / "weights"
     tensors = load_file(training_rows(bench))
