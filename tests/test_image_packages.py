@@ -50,6 +50,7 @@ def test_a_picture_is_drawn_measured_and_read_with_it(packages, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_every_hash_is_computed_and_a_server_is_asked_with_it(packages, tmp_path):
     """Both import a package of their own when they run."""
     file = "weights/miniature/rubber-tile-miniature_sdxl_embeddings.safetensors"

@@ -258,6 +258,7 @@ def test_every_other_format_is_refused_by_name_and_the_pipeline_stays_usable(rea
     assert_pristine(ready.base.pipeline, pristine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", first_quick(named(EMBEDDING_FORMATS, "exact")))
 def test_an_embedding_of_every_format_answers_like_diffusers_own_tokens(ready, pristine, bench, form):
     path, _ = form.craft(bench)

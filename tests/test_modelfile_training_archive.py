@@ -136,6 +136,7 @@ REFUSED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_an_archive_that_is_no_trainings_is_refused_by_its_fault(tmp_path, case):
     members, message = REFUSED[case]

@@ -257,6 +257,7 @@ def test_a_graph_that_leads_nowhere_is_no_reason_to_fail(graph):
     assert read_infotext(picture) in (None, Infotext(""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["Steps: 1, " * 20_000, "a" * 200_000, " " * 200_000, 'aa:"' * 50_000, "Hashes: {" * 20_000]
 )

@@ -95,6 +95,7 @@ def draw_theirs(theirs, **options):
     ).images  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_skip", [None, 2])
 def test_one_file_draws_what_diffusers_draws(ready, theirs, clip_skip):
     options = {"prompt": PROMPT, "negative_prompt": NEGATIVE}

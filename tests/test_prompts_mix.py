@@ -465,6 +465,7 @@ FRAGMENTS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(
     st.one_of(
         st.text(st.characters(), max_size=200),

@@ -67,6 +67,7 @@ def test_who_sends_half_a_head_shuts_out_nobody(studio):
         assert count_open(held) <= MOST // 2
 
 
+@pytest.mark.slow
 def test_a_head_must_come_in_time_and_so_must_the_next_one(studio, monkeypatch):
     monkeypatch.setattr(serving, "HEAD_SECONDS", 0.3)
     whole = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"

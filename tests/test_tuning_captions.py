@@ -54,6 +54,7 @@ def test_captions_that_lie_are_found_with_what_is_seen(pictures):
     assert str(color).startswith("color.txt: says 60% red, 40% dark green; shows ")
 
 
+@pytest.mark.slow
 def test_a_corrected_caption_lies_beside_the_old_one(pictures):
     _, color = check_captions(pictures, RUBBER)
     path = color.write_corrected()

@@ -137,6 +137,7 @@ def test_a_lora_is_copied_locked_and_then_part_of_the_model(project, lora):
     assert files(project) == ["my-lora.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", LORA_KEYS)
 def test_a_lora_is_known_in_every_spelling(project, tmp_path, spelling):
     added = add(str(write_lora(tmp_path / "x", spelling=spelling)), "tiny", root=project)
@@ -164,6 +165,7 @@ def test_an_embeddings_tokens_come_from_the_wish_or_from_the_training(project, t
     assert refusal(other, project).startswith("special_params.json: Expected `object`, got `array`")
 
 
+@pytest.mark.slow
 def test_the_same_file_again_changes_nothing(project, lora):
     add(str(lora), "tiny", Wish(scale=0.9), root=project)
     manifest = project / "weights" / "tiny.model.json"
@@ -595,6 +597,7 @@ def test_a_file_by_its_address_comes_with_its_sidecar(project, server, remote):
     find_model("tiny", project)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page",
     [
