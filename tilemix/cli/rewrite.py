@@ -89,7 +89,7 @@ def _read(
     options: argparse.Namespace, manifest: ModelManifest, template: PromptTemplate
 ) -> tuple[Prompt, int, str]:
     """Return the prompt, the number of steps that its edits count, and why it is that number."""
-    from tilemix.drafts.draft import draft_mix
+    from tilemix.colors.palette import find_swatches
     from tilemix.drafts.steps import settle_steps
     from tilemix.prompts.rewrite import rewrite
     from tilemix.weights.calibration import read_calibration, resolve_strength
@@ -114,7 +114,7 @@ def _read(
     strength, steps = resolve_strength(manifest, calibration), defaults.num_inference_steps
     prompt, draft, drawn = settle_steps(
         read,
-        lambda mix: draft_mix(mix, palette, defaults.width, defaults.height, seed=options.seed),
+        lambda mix: find_swatches(palette, (share.color for share in mix.shares)),
         steps=steps,
         strength=strength,
     )

@@ -21,6 +21,8 @@ from tilemix.colors.look import NODE_COUNT, Appearance
 from tilemix.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -166,6 +168,13 @@ def chart_palette() -> Palette:
 def find_color(palette: Palette, name: str) -> PaletteColor | None:
     """Return a color of `palette`, or else of the chart, modeled around its swatch; None: neither has it."""
     return palette.find(name) or (_from_chart(name) if get_color(name) is not None else None)
+
+
+def find_swatches(palette: Palette | None, names: Iterable[str]) -> tuple[str, ...] | None:
+    """Return "#RRGGBB" of each color, from `palette` or else the chart; None: one of them has no swatch."""
+    found = [find_color(palette or chart_palette(), name) for name in names]
+    swatches = tuple(color.as_seen for color in found if color is not None)
+    return swatches if len(swatches) == len(found) else None
 
 
 @cache

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tilemix.colors.hex import parse_hex
-from tilemix.colors.palette import DEFAULT_GRANULES, chart_palette, find_color
+from tilemix.colors.palette import DEFAULT_GRANULES, find_swatches
 from tilemix.drafts.layout import Layout, lay_out
 
 if TYPE_CHECKING:
@@ -93,9 +93,8 @@ def draft_mix(
         seed: another one gives another layout.
         granule_size: a key of `tilemix.drafts.layout.SCALES`.
     """
-    found = [find_color(palette or chart_palette(), share.color) for share in mix.shares]
-    swatches = tuple(color.as_seen for color in found if color is not None)
-    if len(swatches) < len(found):
+    swatches = find_swatches(palette, (share.color for share in mix.shares))
+    if swatches is None:
         return None
     granules = palette.granules if palette is not None else DEFAULT_GRANULES
     return Draft(mix, swatches, granules, width, height, seed, granule_size)
