@@ -2,7 +2,7 @@
 
 import json
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.tiny_sdxl import COMPONENTS
+from tilemix.pipelines.loading import ReadyPipeline
 
 # Modules in diffusers' names and the same ones as the original checkpoint names them, with underscores.
 # The names on the right are written by hand after the released SDXL checkpoint, not made by the code.
@@ -494,10 +495,30 @@ def find_differing(found: Mapping[str, torch.Tensor], expected: Mapping[str, tor
     ]
 
 
-def read_weights(pipeline: object) -> Tensors:
+def assert_merged_by_hand(
+    ready: ReadyPipeline, path: Path, truth: Truth, pristine: Tensors, scales: Iterable[float]
+) -> None:
+    """Hold a LoRA at each scale to the weights computed by hand; the last one stays in force."""
+    ready.loras.load("x", path)
+    for scale in scales:
+        ready.loras.apply({"x": scale})
+        found = read_weights(ready.base.pipeline, ready.base.components)
+        for name, weight in truth(scale).items():
+            torch.testing.assert_close(found.pop(name), weight.float(), rtol=1e-5, atol=1e-5)
+        assert all(torch.equal(found[name], pristine[name]) for name in found)
+
+
+def assert_taken_away(ready: ReadyPipeline, pristine: Tensors) -> None:
+    """Take every LoRA away, and hold the weights to those before, bit for bit."""
+    ready.loras.apply({})
+    found = read_weights(ready.base.pipeline, ready.base.components)
+    assert all(torch.equal(weight, pristine[name]) for name, weight in found.items())
+
+
+def read_weights(pipeline: object, components: Iterable[str] = COMPONENTS) -> Tensors:
     """Return copies of all weights of the components that adapters change, by "component.name"."""
     return {
         f"{component}.{name}": tensor.clone()
-        for component in COMPONENTS
+        for component in components
         for name, tensor in getattr(pipeline, component).state_dict().items()
     }

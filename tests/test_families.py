@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 
 from tests import tiny_flux, tiny_sd1, tiny_sdxl
+from tests.adapter_crafts import read_weights
 from tilemix.adapters.embedding_file import read_embedding
 from tilemix.errors import AdapterError, ManifestError, RenderError, RequestError
 from tilemix.modelfile.base_families import BASE_FAMILIES
@@ -167,11 +168,7 @@ def draw_with_diffusers(ready, pipeline, **options):
 
 
 def snapshot(ready):
-    return {
-        (component, name): tensor.clone()
-        for component, network in ready.base.components.items()
-        for name, tensor in network.state_dict().items()
-    }
+    return read_weights(ready.base.pipeline, ready.base.components)
 
 
 def write_lora(path, ready, module, scale=1.0):
@@ -200,12 +197,11 @@ def test_a_lora_is_merged_as_by_hand_and_taken_away_bit_for_bit(case, ready, tmp
     pristine, plain = snapshot(ready), draw(ready)
     change = write_lora(tmp_path / "x.safetensors", ready, case.lora)
     ready.loras.load("x", tmp_path / "x.safetensors")
-    component, _, module = case.lora.partition(".")
     for scale in (0.35, 1.0):
         ready.loras.apply({"x": scale})
         found = snapshot(ready)
         changed = [key for key, weight in pristine.items() if not torch.equal(weight, found[key])]
-        assert changed == [(component, f"{module}.weight")]
+        assert changed == [f"{case.lora}.weight"]
         torch.testing.assert_close(
             found[changed[0]], pristine[changed[0]] + scale * change, rtol=1e-5, atol=1e-5
         )

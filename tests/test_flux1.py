@@ -8,7 +8,7 @@ from diffusers import FluxImg2ImgPipeline, FluxPipeline
 from safetensors.torch import save_file
 
 from tests import tiny_flux
-from tests.adapter_crafts import Workbench
+from tests.adapter_crafts import Workbench, assert_merged_by_hand, assert_taken_away, read_weights
 from tests.flux_formats import FLUX_FORMATS
 from tests.quick import first_quick
 from tests.test_families import SIDE, TEXT, draw, encode
@@ -50,20 +50,12 @@ def twin(root):
 
 @pytest.fixture(scope="module")
 def pristine(ready):
-    return read_weights(ready)
+    return read_weights(ready.base.pipeline, ready.base.components)
 
 
 @pytest.fixture
 def bench(pristine, tmp_path):
     return Workbench(pristine, tmp_path)
-
-
-def read_weights(ready):
-    return {
-        f"{component}.{name}": tensor.clone()
-        for component, network in ready.base.components.items()
-        for name, tensor in network.state_dict().items()
-    }
 
 
 def run(pipeline):
@@ -92,18 +84,11 @@ def assert_close(found, expected):
 def test_a_lora_of_every_format_is_merged_as_by_hand(ready, pristine, bench, form):
     path, truth = form.craft(bench)
     plain = run(ready.base.pipeline)
-    ready.loras.load("x", path)
-    for scale in SCALES:
-        ready.loras.apply({"x": scale})
-        found = read_weights(ready)
-        for name, weight in truth(scale).items():
-            torch.testing.assert_close(found.pop(name), weight.float(), rtol=1e-5, atol=1e-5)
-        assert all(torch.equal(found[name], pristine[name]) for name in found)
+    assert_merged_by_hand(ready, path, truth, pristine, SCALES)
     assert any(
         not torch.equal(one, other) for one, other in zip(run(ready.base.pipeline), plain, strict=True)
     )
-    ready.loras.apply({})
-    assert all(torch.equal(weight, pristine[name]) for name, weight in read_weights(ready).items())
+    assert_taken_away(ready, pristine)
 
 
 @pytest.mark.slow

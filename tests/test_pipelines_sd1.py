@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import tiny_sd1
-from tests.adapter_crafts import Workbench
+from tests.adapter_crafts import Workbench, assert_merged_by_hand, assert_taken_away, read_weights
 from tests.sd1_formats import SD1_EMBEDDINGS, SD1_FORMATS
 from tests.test_lora_formats import SCALES, named
 from tilemix.adapters.embedding_file import read_embedding
@@ -128,31 +128,16 @@ def test_clip_skip_has_the_encoders_layers_for_its_limit(ready):
         guide(ready, clip_skip=3)
 
 
-def read_weights(ready):
-    return {
-        f"{component}.{name}": tensor.clone()
-        for component, network in ready.base.components.items()
-        for name, tensor in network.state_dict().items()
-    }
-
-
 @pytest.fixture
 def bench(ready, tmp_path):
-    return Workbench(read_weights(ready), tmp_path)
+    return Workbench(read_weights(ready.base.pipeline, ready.base.components), tmp_path)
 
 
 @pytest.mark.parametrize("form", named(SD1_FORMATS, "exact"))
 def test_a_lora_of_every_format_is_merged_as_by_hand(ready, bench, form):
     path, truth = form.craft(bench)
-    ready.loras.load("x", path)
-    for scale in SCALES:
-        ready.loras.apply({"x": scale})
-        found = read_weights(ready)
-        for name, weight in truth(scale).items():
-            torch.testing.assert_close(found.pop(name), weight.float(), rtol=1e-5, atol=1e-5)
-        assert all(torch.equal(found[name], bench.weights[name]) for name in found)
-    ready.loras.apply({})
-    assert all(torch.equal(weight, bench.weights[name]) for name, weight in read_weights(ready).items())
+    assert_merged_by_hand(ready, path, truth, bench.weights, SCALES)
+    assert_taken_away(ready, bench.weights)
 
 
 @pytest.mark.parametrize("form", named(SD1_FORMATS, "refused"))

@@ -49,17 +49,22 @@ def error_metrics(
     }
 
 
+def read_number(metric: object) -> float | None:
+    """Return a metric's value; None: it is not a number. What another program may have written is not trusted."""
+    return float(metric) if isinstance(metric, int | float) and not isinstance(metric, bool) else None
+
+
 def find_share_error(asked: Mapping[str, float], metrics: Mapping[str, Any]) -> float | None:
     """Return how far the measured shares are from those asked for, in points, in the mean; None: not measured.
 
     Args:
         asked: color -> percent.
-        metrics: of the prediction. What another program may have written there is not trusted.
+        metrics: of the prediction.
     """
     errors = []
     for color, percent in asked.items():
-        measured = metrics.get(share_metric(color))
-        if isinstance(measured, bool) or not isinstance(measured, int | float):
+        measured = read_number(metrics.get(share_metric(color)))
+        if measured is None:
             return None
-        errors.append(abs(float(measured) - percent))
+        errors.append(abs(measured - percent))
     return sum(errors) / len(errors) if errors else None

@@ -12,6 +12,7 @@ from tilemix.pictures.metrics import (
     color_error_metric,
     find_share_error,
     lightness_error_metric,
+    read_number,
     share_metric,
 )
 from tilemix.studio.gallery import GONE
@@ -87,20 +88,20 @@ class ResultView:
             ShareView(
                 find_swatch(color, words.code, palette),
                 asked,
-                _percent(metrics.get(share_metric(color))),
+                read_number(metrics.get(share_metric(color))),
                 _tell_color(
-                    _percent(metrics.get(color_error_metric(color))),
-                    _percent(metrics.get(lightness_error_metric(color))),
+                    read_number(metrics.get(color_error_metric(color))),
+                    read_number(metrics.get(lightness_error_metric(color))),
                     words,
                 ),
             )
             for color, asked in found["sent"].items()
         ]
         self.share_error = find_share_error(found["sent"], metrics)
-        self.not_asked = _percent(metrics.get(share_metric(NOT_ASKED)))
+        self.not_asked = read_number(metrics.get(share_metric(NOT_ASKED)))
         self.seed = self.inputs.get("seed")
         self.error = found["error"] and explain_data(found["error"], words)
-        self.seconds = _percent(metrics.get("predict_time"))
+        self.seconds = read_number(metrics.get("predict_time"))
 
     @property
     def more_pictures(self) -> int:
@@ -224,7 +225,3 @@ def _tell_color(error: float | None, lightness: float | None, words: Words) -> s
     if lightness is not None and abs(lightness) >= MOSTLY_LIGHTNESS * error:
         kind = "lighter" if lightness > 0 else "darker"
     return words("color_" + (f"slightly_{kind}" if error < LIKE_COLOR else kind))
-
-
-def _percent(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
