@@ -206,11 +206,24 @@ def test_a_picture_comes_back_for_a_task_and_a_scale(models, caplog):
             "tasks.json: task 'a': model 'tiny' has no LoRA 'tokens'; the nearest: tile, host_person",
         ),
         ({"a": {"adapters": {"tile": 1.6}}}, "a", "'tile' has the scale 1.6, expected 0 to 1.5"),
-        ({"a": {"adapters": {"tile": "1"}}}, "a", "Expected `float`, got `str`"),
-        ({"a": {"adaptors": {}}}, "a", "unknown field `adaptors`"),
-        ({"a": {"model": "../tiny"}}, "a", "task 'a': '../tiny' is not a name"),
-        ({"a": {"template": "/etc/passwd"}}, "a", "task 'a': '/etc/passwd' is not a name"),
-        ({"A b": {}}, "A b", "task 'A b': 'A b' is not a name"),
+        (
+            {"a": {"adapters": {"tile": "1"}}},
+            "a",
+            "task 'a': 'adapters.tile' is \"1\", expected a JSON number",
+        ),
+        ({"a": {"adapters": {"tile": True}}}, "a", "'adapters.tile' is true, expected a JSON number"),
+        ({"a": {"adapters": ["tile"]}}, "a", "'adapters' is [\"tile\"], expected a JSON object"),
+        (
+            {"tile": {}, "a": {"model": 5}},
+            "tile",
+            "tasks.json: task 'a': 'model' is 5, expected a JSON string",
+        ),
+        ({"a": "tiny"}, "a", "tasks.json: task 'a': 'value' is \"tiny\", expected a JSON object"),
+        ({"a": {"adaptors": {}}}, "a", "task 'a': unknown key 'adaptors'; known: model, adapters, template"),
+        ({"a": {"model": "../tiny"}}, "a", "task 'a': model '../tiny' is not a name"),
+        ({"a": {"model": ""}}, "a", "task 'a': model '' is not a name"),
+        ({"a": {"template": "/etc/passwd"}}, "a", "task 'a': template '/etc/passwd' is not a name"),
+        ({"A b": {}}, "A b", "task 'A b': key 'A b' is not a name"),
         ([], "a", "Expected `object`, got `array`"),
     ],
 )
@@ -221,6 +234,25 @@ def test_a_task_that_cannot_be_done_is_one_line(tasks, asked, message, root, tmp
     write_tasks(tmp_path, tasks)
     with pytest.raises((RequestError, ManifestError)) as caught:
         find_task(asked, served="tiny", root=tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": {"model": "x", "model": "y"}}', "tasks.json: the key 'a.model' stands twice, expected once"),
+        ('{"a": {}, "a": {}}', "tasks.json: the key 'a' stands twice, expected once"),
+        ("\ufeff{}", "tasks.json: begins with a byte order mark, expected UTF-8 without one"),
+        ('{"a": {"adapters": {"tile": 1e999}}}', "tasks.json: "),
+        ("[" * 100_000, "tasks.json: "),
+    ],
+)
+def test_a_file_of_tasks_that_is_not_plain_json_is_one_line(text, message, tmp_path):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "tasks.json").write_text(text, "utf-8")
+    with pytest.raises(ManifestError) as caught:
+        load_tasks(tmp_path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

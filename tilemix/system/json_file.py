@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 import stat
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from tilemix.errors import TilemixError
 
 Kind = TypeVar("Kind")
+SHOWN = 120  # characters of a path in a message
 
 
 def read_json(path: Path, kind: type[Kind], *, most: int, refuse: type[TilemixError]) -> Kind:
@@ -20,7 +23,7 @@ def read_json(path: Path, kind: type[Kind], *, most: int, refuse: type[TilemixEr
 
     Raises:
         TilemixError: of the type `refuse`, if the file cannot be read, is not a regular file (a pipe may wait
-            forever), is larger, or holds something else.
+            forever), is larger, or see `decode_json`.
     """
     file = str(path)
     try:
@@ -32,7 +35,38 @@ def read_json(path: Path, kind: type[Kind], *, most: int, refuse: type[TilemixEr
         raise refuse("file-unreadable", file=file, reason=str(error.strerror)) from error
     if len(data) > most:
         raise refuse("file-exceeds", file=file, most=most)
+    return decode_json(data, kind, file=file, refuse=refuse)
+
+
+def decode_json(data: bytes, kind: type[Kind], *, file: str, refuse: type[TilemixError]) -> Kind:
+    """Decode JSON as `kind`; `file` names it in messages.
+
+    Raises:
+        TilemixError: of the type `refuse`, if it begins with a byte order mark, a key stands twice in an object, or it
+            holds something else.
+    """
+    if data.startswith(codecs.BOM_UTF8):
+        raise refuse("file-json-mark", file=file)
     try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        decoded = msgspec.json.decode(data, type=kind)
+        key = _find_repeated(json.loads(data, object_pairs_hook=tuple))
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise refuse("file-json", file=file, reason=str(error)) from error
+    if key is not None:
+        raise refuse("file-json-repeated", file=file, key=key[:SHOWN])
+    return decoded
+
+
+def _find_repeated(value: object, place: str = "") -> str | None:
+    """Return the path of a key that stands twice in its object; objects are tuples of pairs here, arrays lists."""
+    if isinstance(value, tuple):
+        seen: set[str] = set()
+        for key, child in value:
+            if key in seen:
+                return f"{place}{key}"
+            seen.add(key)
+            if (found := _find_repeated(child, f"{place}{key}.")) is not None:
+                return found
+    elif isinstance(value, list):
+        return next(filter(None, (_find_repeated(child, place) for child in value)), None)
+    return None

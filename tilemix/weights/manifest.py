@@ -31,6 +31,7 @@ from tilemix.modelfile.base_families import BASE_FAMILIES, SDXL, BaseFamily
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN
 from tilemix.request import Defaults
 from tilemix.system.atomic import locked, write_atomically
+from tilemix.system.json_file import decode_json
 from tilemix.system.project import ROOT
 from tilemix.weights.address import find_fault
 
@@ -140,10 +141,7 @@ def load_manifest(name: str, root: Path = ROOT) -> ModelManifest:
         raise ManifestError("manifest-unknown", name=name, known=known) from None
     except OSError as error:
         raise ManifestError("file-unreadable", file=str(path), reason=str(error.strerror)) from error
-    try:
-        manifest = msgspec.json.decode(raw, type=ModelManifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ManifestError("file-json", file=path.name, reason=str(error)) from error
+    manifest = decode_json(raw, ModelManifest, file=path.name, refuse=ManifestError)
     check_manifest(path.name, manifest)
     return manifest
 

@@ -14,11 +14,12 @@ error.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -66,11 +67,12 @@ def load_tasks(root: Path = ROOT) -> dict[str, TaskEntry]:
     path = root / "weights" / FILE
     if not path.exists():
         return {}
-    tasks = read_json(path, dict[str, TaskEntry], most=MAX_FILE_BYTES, refuse=ManifestError)
+    read = read_json(path, dict[str, object], most=MAX_FILE_BYTES, refuse=ManifestError)
+    tasks = {name: _read_entry(name[:SHOWN], entry) for name, entry in read.items()}
     for name, task in tasks.items():
-        for text in filter(None, (name, task.model, task.template)):
-            if not MODEL_NAME.fullmatch(text):
-                raise ManifestError("task-name", file=FILE, task=name[:SHOWN], found=text[:SHOWN])
+        for key, text in (("key", name), ("model", task.model), ("template", task.template)):
+            if text is not None and not MODEL_NAME.fullmatch(text):
+                raise ManifestError("task-name", file=FILE, task=name[:SHOWN], key=key, found=text[:SHOWN])
         for adapter, scale in (task.adapters or {}).items():
             if not 0 <= scale <= MAX_SCALE:
                 raise ManifestError(
@@ -120,6 +122,36 @@ def find_task(name: str, *, served: str, root: Path = ROOT) -> Task:
                 )
             scales[file] = scale
     return Task(name, model, entry.template or manifest.prompt_template, scales)
+
+
+def _read_entry(task: str, found: object) -> TaskEntry:
+    """Return a task's entry, its keys and types checked.
+
+    Raises:
+        ManifestError: a key is unknown, or a value is of another type.
+    """
+
+    def need(key: str, value: object, expected: str, *kinds: type) -> None:
+        if type(value) not in kinds:  # a bool is not a number
+            shown = json.dumps(value, ensure_ascii=False)[:SHOWN]
+            raise ManifestError(
+                "task-value", file=FILE, task=task, key=key[:SHOWN], found=shown, expected=expected
+            )
+
+    need("value", found, "object", dict)
+    entry = cast("dict[str, object]", found)
+    known = TaskEntry.__struct_fields__
+    for key in entry:
+        if key not in known:
+            raise ManifestError(
+                "task-unknown-key", file=FILE, task=task, key=key[:SHOWN], known=LIST_SEPARATOR.join(known)
+            )
+    for key in ("model", "template"):
+        need(key, entry.get(key), "string", str, type(None))
+    need("adapters", adapters := entry.get("adapters"), "object", dict, type(None))
+    for adapter, scale in cast("dict[str, object]", adapters or {}).items():
+        need(f"adapters.{adapter}", scale, "number", int, float)
+    return msgspec.convert(entry, TaskEntry)
 
 
 def _find_near(name: str, known: Iterable[str]) -> str:
