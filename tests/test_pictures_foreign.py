@@ -1,6 +1,7 @@
 """Other programs' pictures, crafted by what is known of their layouts, and the infotext's grammar."""
 
 import json
+import re
 import struct
 
 import numpy as np
@@ -150,7 +151,7 @@ def test_a_picture_of_novelai_is_read(tmp_path):
     }
     info = texts(Software="NovelAI", Description=" a {red} tile ", Comment=json.dumps(comment))
     assert read_origin(save(tmp_path / "a.png", pnginfo=info)) == Infotext(
-        "a {red} tile",
+        "a (red:1.05) tile",
         "lowres",
         {
             "Steps": "28",
@@ -163,6 +164,30 @@ def test_a_picture_of_novelai_is_read(tmp_path):
             "ENSD": "31337",
         },
     )
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("{{red}}, [blue]", "(red:1.1025), (blue:0.9524)"),
+        ("{{{wet}}} floor", "(wet:1.1576) floor"),
+        ("{a {b} c}", "(a :1.05)(b:1.1025)( c:1.05)"),
+        ("{[x]}", "x"),
+        ("{red", "{red"),
+        ("red]] {{b}", "red]] {(b:1.05)"),
+        ("{a [b} c]", "{a (b} c:0.9524)"),
+        ("a tile (matte)", r"a tile \(matte\)"),
+        ("{}", ""),
+        ("{" * 20_000 + "x" + "}" * 20_000, "(x:9.906)"),
+        ("[" * 48 + "x" + "]" * 48, "(x:0.1009)"),
+    ],
+)
+def test_emphasis_of_novelai_becomes_that_of_this_language(typed, read, tmp_path):
+    info = texts(Software="NovelAI", Description="x", Comment=json.dumps({"uc": typed}))
+    origin = read_origin(save(tmp_path / "a.png", pnginfo=info))
+    assert origin.negative_prompt == read
+    noted = [(note.code, note.field) for note in repeat_infotext(origin, HERE).notes if note.field]
+    assert noted == ([("repeat-emphasis", "negative_prompt")] if re.sub(r"\\", "", read) != typed else [])
 
 
 GRAPH = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from tilemix.cli.terminal import write, write_json
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
+
+logger = logging.getLogger(__name__)
 
 
 def add_record(verbs: Verbs) -> None:
@@ -28,10 +31,17 @@ def _record(options: argparse.Namespace) -> None:
     from tilemix.pictures.record import Record, parameters_text
 
     origin = read_origin(options.file)
-    if not options.parameters:
-        write_json(origin, indent=2)
-    elif isinstance(origin, Record):
-        write(parameters_text(origin) + "\n")
-    else:
+    if isinstance(origin, Record):
+        if options.parameters:
+            write(parameters_text(origin) + "\n")
+        else:
+            write_json(origin, indent=2)
+        return
+    for note in origin.notes:
+        logger.warning("%s", note)
+    if options.parameters:
         text = write_infotext(origin.prompt, origin.negative_prompt, origin.parameters.items())
         write(text + "\n")
+    else:
+        told = ("prompt", "negative_prompt", "parameters")
+        write_json({name: getattr(origin, name) for name in told}, indent=2)

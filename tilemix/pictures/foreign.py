@@ -6,12 +6,15 @@ NovelAI                             a PNG's text chunks `Description` and `Comme
 ComfyUI                             a PNG's text chunk `prompt`, or "prompt:..." in a WebP's EXIF: the graph
 ==================================  ========================================================================
 
-Of a graph, what leads to its sampler is read. Everything here is from outside: what cannot be read is left out.
+Of a graph, what leads to its sampler is read. NovelAI's emphasis, `{red}` and `[red]`, becomes `(red:1.05)` and
+`(red:0.9524)`, and its round brackets, which mean nothing there, the characters themselves. Everything here is from
+outside: what cannot be read is left out.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import PureWindowsPath
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import ExifTags
 
+from tilemix.errors import Message
 from tilemix.pictures.infotext import PARAMETERS_KEY, Infotext, parse_infotext
 
 if TYPE_CHECKING:
@@ -44,6 +48,12 @@ SAMPLERS = {
     "uni_pc": "UniPC",
 }
 NOVELAI_FIXED = {"Clip skip": "2", "ENSD": "31337"}  # what its pictures are made with
+NOVELAI_STEP = 1.05  # a brace multiplies by it, a square bracket divides
+NOVELAI_MOST = 47  # steps: 9.9, where 10 is the most that the prompt language takes
+NOVELAI_SIGNS = {"{": 1, "}": -1, "[": -1, "]": 1}  # steps up or down from there on
+NOVELAI_OPENING = {"}": "{", "]": "["}
+NOVELAI_SIGN = re.compile(r"[{}\[\]]")
+NOVELAI_TEXT = re.compile(r"(?<!\\)[()]")
 TEXTS = ("text", "text_g", "string", "value", "text_l")  # inputs of nodes that hold a prompt
 MOST_NODES = 10_000
 
@@ -110,7 +120,36 @@ def _read_novelai(picture: Image.Image) -> Infotext | None:
         "Size": f"{_show(width)}x{_show(height)}",
         "Denoising strength": comment.get("strength"),
     }
-    return Infotext(prompt.strip(), _show(comment["uc"]).strip(), _keep_known(parameters) | NOVELAI_FIXED)
+    prompt, is_changed = _convert_emphasis(prompt.strip())
+    negative_prompt, is_other_changed = _convert_emphasis(_show(comment["uc"]).strip())
+    changed = {"prompt": is_changed, "negative_prompt": is_other_changed}
+    notes = tuple(Message("repeat-emphasis", {}, field) for field in changed if changed[field])
+    return Infotext(prompt, negative_prompt, _keep_known(parameters) | NOVELAI_FIXED, notes)
+
+
+def _convert_emphasis(text: str) -> tuple[str, bool]:
+    """Return a prompt of NovelAI in the prompt language, and whether it holds emphasis.
+
+    Source: NovelAI's documentation, "Strengthening and weakening vectors", https://docs.novelai.net
+    """
+    waiting: list[re.Match[str]] = []
+    paired: list[re.Match[str]] = []
+    for sign in NOVELAI_SIGN.finditer(text):
+        if sign[0] not in NOVELAI_OPENING:
+            waiting.append(sign)
+        elif waiting and waiting[-1][0] == NOVELAI_OPENING[sign[0]]:
+            paired += (waiting.pop(), sign)
+    written, place, steps = [], 0, 0
+    for sign in sorted(paired, key=re.Match.start):
+        written.append(_weigh(text[place : sign.start()], steps))
+        place, steps = sign.end(), steps + NOVELAI_SIGNS[sign[0]]
+    return "".join([*written, _weigh(text[place:], 0)]), bool(paired)
+
+
+def _weigh(text: str, steps: int) -> str:
+    escaped = NOVELAI_TEXT.sub(r"\\\g<0>", text)
+    weight = NOVELAI_STEP ** max(min(steps, NOVELAI_MOST), -NOVELAI_MOST)
+    return f"({escaped}:{round(weight, 4):g})" if steps and text else escaped
 
 
 class _Graph:

@@ -16,6 +16,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tilemix.errors import Message
 
 PARAMETERS_KEY = "parameters"  # of the text in a picture
 NEGATIVE = "Negative prompt:"
@@ -35,6 +39,7 @@ class Infotext:
     prompt: str
     negative_prompt: str = ""
     parameters: Mapping[str, str] = field(default_factory=dict)  # in the order of the text
+    notes: tuple[Message, ...] = field(default=(), compare=False)  # what is written here in another way
 
 
 def write_infotext(prompt: str, negative_prompt: str, parameters: Iterable[tuple[str, str]]) -> str:

@@ -151,7 +151,7 @@ def repeat_infotext(infotext: Infotext, here: Here) -> Repeat:
     if settings.get(CLIP_SKIP) in IGNORED_CLIP_SKIPS:
         elsewhere.add(CLIP_SKIP)
     impossible += [f"{key}: {value}" for key, value in settings.items() if key not in elsewhere]
-    notes = list(_compare_model(settings, here))
+    notes = [*infotext.notes, *_compare_model(settings, here)]
     unknown = [
         name
         for name in ("seed", "width", "height", "num_inference_steps", "guidance_scale")
