@@ -84,6 +84,24 @@ def test_a_fault_in_a_mix_is_placed_where_it_was_typed():
     assert (span.start, span.end) == (5, 8)
 
 
+@pytest.mark.parametrize(
+    ("text", "listed"),
+    [
+        (
+            "a floor BREAK (50% red:1.2) BREAK, 50% (__color__:1.3) wet",
+            "text 'a floor', break 'BREAK', share '50%', color 'red', break 'BREAK', separator ',', share '50%',"
+            " color '__color__', text 'wet'",
+        ),
+        ("__surface__ {BREAK|BREAK} __color__", "text '__surface__', break 'BREAK', text '__color__'"),
+        ("100% red __ BREAKS", "share '100%', color 'red', text '__ BREAKS'"),
+    ],
+)
+def test_a_wildcard_and_a_break_are_listed_whole(text, listed):
+    """A wildcard was listed as its first `_`, a BREAK as `B` of a separator."""
+    spans = read(text).spans
+    assert ", ".join(f"{span.role} {text[span.start : span.end]!r}" for span in spans) == listed
+
+
 def test_adapters_are_found_by_name_and_added():
     prompt = read("red, <lora:wet-look:0.4>, <lora:MATT.safetensors:0.2:0.6> <lora:matt:0.1>")
     assert middle(prompt) == "100% red"

@@ -12,8 +12,10 @@ Loads no torch.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from tilemix.errors import Message, MixError, PromptError
@@ -29,7 +31,8 @@ from tilemix.prompts.language import (
     parse,
     refuse_other_notations,
 )
-from tilemix.prompts.language.choices import Choice, choose
+from tilemix.prompts.language.choices import WILDCARD, Choice, choose
+from tilemix.prompts.language.emphasis import BREAK, Emphasized
 from tilemix.prompts.language.writing import write_versions
 from tilemix.prompts.mix import ColorMix, Span, find_trade_codes
 from tilemix.prompts.mix.records import read_record
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+AS_ONE = re.compile(rf"{WILDCARD}|\b{BREAK}\b")  # stands for what was read there
 NAMED = frozenset({"color", "base"})  # roles of colors
 NO_MIX = Message("mix-not-found", {}, "prompt")
 MOST_SENT = 6000  # characters of a prompt with its edits
@@ -160,7 +164,7 @@ class _Reader:
             read = self._read_complete(script.versions[-1].emphasized.plain)
             mix, sent = (None, None) if read is None else (read.mix, read.sent)
             return Prompt(text, self._context.put_tokens(typed), "", mix, sent, (), chosen=chosen)
-        readings = [_read_version(version, self._palette) for version in script.versions]
+        readings = [_read_version(text, version, self._palette) for version in script.versions]
         mix, sent = next(
             ((reading.mix, reading.sent) for reading in reversed(readings) if reading.mix is not None),
             (None, None),
@@ -230,8 +234,8 @@ class _Reading:
     spans: tuple[Span, ...]
 
 
-def _read_version(version: Version, palette: Palette | None) -> _Reading:
-    """Read the mix in a version; what is said of it points to the typed text.
+def _read_version(text: str, version: Version, palette: Palette | None) -> _Reading:
+    """Read the mix in a version of a text; what is said of it points to the text.
 
     Raises:
         MixError: it is not clear, or the palette has no color near one of it.
@@ -250,11 +254,21 @@ def _read_version(version: Version, palette: Palette | None) -> _Reading:
         raise MixError(error.code, field=error.field, **point(error.values)) from error
     pieces = carry_emphasis(version.emphasized, read)
     notes = tuple(Message(note.code, point(note.values), note.field) for note in read.notes)
-    spans = tuple(
-        span._replace(start=plain.position(span.start) - 1, end=plain.position(max(span.end - 1, 0)))
-        for span in read.spans
-    )
+    spans = tuple(_place_spans(text, read.spans, version.emphasized))
     return _Reading(version.last_step, list_parts(pieces), read.mix, read.sent, notes, spans)
+
+
+def _place_spans(text: str, spans: Iterable[Span], read: Emphasized) -> Iterator[Span]:
+    """Yield spans of what was read where they stand in the text; a BREAK is a span of its own."""
+    for span in spans:
+        for is_break, group in groupby(
+            range(span.start, span.end), lambda place: read.weights[place] is None
+        ):
+            places = [read.plain.position(place) - 1 for place in group]
+            start, end = places[0], places[-1]
+            whole = AS_ONE.match(text, end)
+            placed = span._replace(start=start, end=end + 1 if whole is None else whole.end())
+            yield placed._replace(role="break", value="") if is_break else placed
 
 
 def _note_other_words(text: Traced, colors: Iterable[Span], palette: Palette | None) -> list[Message]:

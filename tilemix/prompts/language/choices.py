@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 MOST_CHOICES = 200
 SHOWN = 40  # characters of a choice in a message
 SIGNS = re.compile("[{]|__")
-TOKEN = re.compile(
-    r"__(?=[^\s_])(?P<name>(?:[^\s_]|_(?!_))++)__|(?P<sign>[{|}])|(?:\\.|[^\\{|}_]++|.)", re.DOTALL
-)
+WILDCARD = r"__(?=[^\s_])(?P<name>(?:[^\s_]|_(?!_))++)__"
+TOKEN = re.compile(WILDCARD + r"|(?P<sign>[{|}])|(?:\\.|[^\\{|}_]++|.)", re.DOTALL)
 COUNTED = re.compile(r"\s*(?:[\d-]+\$\$|\d*\.?\d+::)")  # other tools' "2$$a|b" and "0.5::a|1::b"
 
 

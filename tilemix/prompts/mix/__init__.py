@@ -45,7 +45,8 @@ class Span(NamedTuple):
 
     start: int
     end: int
-    # share, color, shade, base, unknown, noun, filler, link, separator, with, each, equal, record, ignored or text
+    # share, color, shade, base, unknown, noun, filler, link, separator, with, each, equal, record, ignored or text;
+    # break, where the prompt language was read
     role: str
     value: str = ""  # the color's trade name, the number
 

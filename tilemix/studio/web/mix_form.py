@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tilemix.prompts.mix import Span
 
 MAX_ROWS = 12
-KEPT = frozenset({"text", "unknown", "ignored"})  # roles of what is no part of the mix
+KEPT = frozenset({"text", "unknown", "ignored", "break"})  # roles of what is no part of the mix
 HUNDRED = Decimal(100)
 WORD = re.compile(r"[^\s,;，；、+]{1,40}")
 SHOWN_BEFORE = 24  # characters before an error
