@@ -105,6 +105,24 @@ def test_a_manifest_that_is_there_stays_and_copies_are_files(folder, root):
     assert not (root / "weights/files/final_pruned_v2/final_pruned_v2.yaml").is_symlink()
 
 
+def test_names_are_spelled_readably_and_none_is_given_twice(tmp_path, root):
+    models = tmp_path / "ui/models"
+    for folder in ("Stable-diffusion", "Lora/a", "Lora/b"):
+        (models / folder).mkdir(parents=True)
+    for name in ("Größe", "grosse", "Été №2", "床"):
+        write_model(models / "Stable-diffusion" / f"{name}.safetensors", CHECKPOINT)
+    for name in ("a/Ölfleck", "b/olfleck"):
+        write_model(models / "Lora" / f"{name}.safetensors", SD1_LORA)
+    made = import_folder(models, root=root)
+    names = [path.name.removesuffix(".model.json") for path in made.manifests]
+    assert names == ["grosse", "grosse_2", "ete_no2", "model"]
+    for name, stem in zip(names, ("Größe", "grosse", "Été №2", "床"), strict=True):
+        placed = root / "weights/files" / name / f"{name}.safetensors"
+        assert placed.resolve() == models / "Stable-diffusion" / f"{stem}.safetensors"
+    adapters = load_manifest("grosse", root).adapters
+    assert [one.file for one in adapters] == ["webui/Olfleck.safetensors", "webui/olfleck_2.safetensors"]
+
+
 def test_a_hostile_yaml_leaves_its_checkpoint_out(folder, root):
     yaml = folder / "models/Stable-diffusion/anime/Final pruned (v2).yaml"
     yaml.write_text("model: !!python/name:os.system")

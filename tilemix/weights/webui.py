@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,7 @@ FOLDERS = {
 ENDINGS = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
 PICKLED = frozenset({"file-is-zip", "file-is-pickle", "file-is-hypernetwork", "file-is-pickled-embedding"})
 MAX_FILES = 10_000
+MOST_MODEL, MOST_FILE = 64, 100  # characters of a name
 # The families that load a checkpoint from one file, and what their pictures are like.
 SINGLE_FILES = {"sd1": Defaults(width=512, height=512, num_inference_steps=25, guidance_scale=7.0)}
 TEMPLATE = "plain"
@@ -114,8 +116,9 @@ def import_folder(
         if one not in checkpoints + adapters + vaes:
             result.unused.append(Unused(one.path, _say("webui-kind", found=one.facts.kind)))
     fitting = _find_fitting(adapters, {f.name for f in _families_of(checkpoints)}, result, root)
+    taken: set[str] = set()
     for one in checkpoints:
-        _write(one, vaes, fitting, result, root, copies=copies, replaces=replaces)
+        _write(one, taken, vaes, fitting, result, root, copies=copies, replaces=replaces)
     result.unused += [
         Unused(one.path, _say("webui-vae-alone")) for one in vaes if one.path not in result.used
     ]
@@ -192,7 +195,7 @@ def _find_fitting(
                 reason = error.message
                 continue
             fitting[name].append((one, entry))
-            names.add(entry.file)
+            names.add(Path(entry.file).stem.casefold())
             result.used.append(one.path)
             break
         else:
@@ -201,10 +204,8 @@ def _find_fitting(
 
 
 def _make_adapter(one: _Found, taken: set[str]) -> Adapter:
-    name = _name_file(one.path.stem)
-    file, number = f"webui/{name}.safetensors", 2
-    while file in taken:
-        file, number = f"webui/{name}_{number}.safetensors", number + 1
+    name = _make_unique(_name_file(one.path.stem), taken, MOST_FILE)
+    file = f"webui/{name}.safetensors"
     if one.facts.kind == "lora":
         return Adapter(file, "lora", 0.0, one.facts.tokens, size=one.facts.size)
     if one.facts.kind == "hypernetwork":
@@ -216,6 +217,7 @@ def _make_adapter(one: _Found, taken: set[str]) -> Adapter:
 
 def _write(
     one: _Found,
+    taken: set[str],
     vaes: list[_Found],
     fitting: dict[str, list[tuple[_Found, Adapter]]],
     result: Imported,
@@ -224,13 +226,14 @@ def _write(
     copies: bool,
     replaces: bool,
 ) -> None:
-    """Write the manifest of a checkpoint, or say why there is none."""
+    """Write the manifest of a checkpoint, or say why there is none; `taken` are the names of the others."""
     family = _family_of(one)
     if family is None:
         what = " ".join(filter(None, (one.facts.base_model, one.facts.variant))) or "-"
         result.unused.append(Unused(one.path, _say("webui-checkpoint", base=what)))
         return
-    name = _name_model(one.path.stem)
+    name = _make_unique(_name_model(one.path.stem), taken, MOST_MODEL)
+    taken.add(name)
     manifest_path = root / "weights" / f"{name}.model.json"
     if manifest_path.exists() and not replaces:
         result.unused.append(Unused(one.path, _say("webui-manifest-exists", manifest=manifest_path.name)))
@@ -307,11 +310,26 @@ def _without_defaults(manifest: ModelManifest) -> object:
 
 def _name_model(stem: str) -> str:
     """Return a file's name as a model's: lower case, digits, `-` and `_`."""
-    return re.sub(r"[^a-z0-9_-]+", "_", stem.lower()).strip("_-")[:64] or "model"
+    return re.sub(r"[^a-z0-9_-]+", "_", _spell(stem).lower()).strip("_-")[:MOST_MODEL] or "model"
 
 
 def _name_file(stem: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._-")[:100] or "file"
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", _spell(stem)).strip("._-")[:MOST_FILE] or "file"
+
+
+def _spell(name: str) -> str:
+    """Return a name without the marks on its letters: "Größe" as "Grosse"."""
+    letters = unicodedata.normalize("NFKD", name.replace("ß", "ss").replace("ẞ", "SS"))
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
+
+
+def _make_unique(name: str, taken: set[str], most: int) -> str:
+    """Return a name of at most `most` characters that is not taken, whatever the case of its letters."""
+    unique, number = name, 2
+    while unique.casefold() in taken:
+        end = f"_{number}"
+        unique, number = f"{name[: most - len(end)]}{end}", number + 1
+    return unique
 
 
 def _explain(path: Path, error: ModelFileError) -> Message:
