@@ -27,6 +27,8 @@ from tests.tiny_sdxl import TEMPLATE, write_manifest
 from tilemix import cli
 from tilemix.errors import ManifestError, RequestError, WeightsError
 from tilemix.models import ModelManager
+from tilemix.pictures.foreign import read_infotext
+from tilemix.pictures.reading import open_picture, read_record
 from tilemix.pictures.record import parameters_text
 from tilemix.pipelines.footprint import estimate_bytes, find_free_bytes
 from tilemix.pipelines.settings import Settings
@@ -164,7 +166,7 @@ def parameters_json(rendered) -> str:
     return record_json(rendered.record)
 
 
-def test_a_picture_comes_back_for_a_task_and_a_scale(models, caplog):
+def test_a_picture_comes_back_for_a_task_and_a_scale(models, caplog, tmp_path):
     caplog.set_level(logging.INFO)
     inputs = {"seed": 7, "num_inference_steps": 1, "width": 256, "height": 264}
     picture = models.generate(MIX, task="host_face", lora_alpha=0, **inputs)
@@ -173,6 +175,11 @@ def test_a_picture_comes_back_for_a_task_and_a_scale(models, caplog):
     full = models.generate(MIX, task="host_face", lora_alpha=1, **inputs)
     assert "Loaded LoRA: host_person.safetensors (scale=1)" in caplog.messages
     assert full.tobytes() != picture.tobytes()
+    for name in ("full.png", "full.webp", "full.jpg"):
+        full.save(tmp_path / name)
+        record = read_record(tmp_path / name)
+        assert (record.prompt, record.task, record.lora_scale, record.seed) == (MIX, "host_face", 1, 7)
+        assert read_infotext(open_picture(tmp_path / name)).parameters["Seed"] == "7"
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 
 from tilemix.errors import WeightsError
+from tilemix.pictures.files import make_picture
 from tilemix.pipelines.footprint import estimate_bytes, find_free_bytes
 from tilemix.pipelines.settings import Settings
 from tilemix.render import Renderer
@@ -31,6 +31,8 @@ from tilemix.weights.tasks import find_task
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from PIL import Image
 
     from tilemix.render import Rendered
     from tilemix.weights import LocalModel
@@ -109,7 +111,7 @@ class ModelManager:
     def generate(
         self, prompt: str, *, task: str | None = None, lora_alpha: float | None = None, **inputs: Any
     ) -> Image.Image:
-        """Draw a picture, RGB.
+        """Draw a picture, RGB; its `save` writes the record into the file, a PNG, WebP or JPEG.
 
         Args:
             prompt: as `predict()` takes it.
@@ -121,7 +123,8 @@ class ModelManager:
             PromptError, RequestError, RenderError, WeightsError, TemplateError, TilemixError: see `render`.
         """
         request = GenerationRequest(prompt=prompt, task=task, lora_scale=lora_alpha, **inputs)
-        return Image.fromarray(self.render(request).pixels)
+        rendered = self.render(request)
+        return make_picture(rendered.pixels, rendered.record)
 
     def is_healthy(self) -> bool:
         """Return whether the device still computes; see `Renderer.is_healthy`."""

@@ -69,6 +69,20 @@ def encode_image(pixels: NDArray[np.uint8], record: Record, *, output_format: st
         raise ImageFileError("picture-not-encoded", format=output_format, reason=str(error)) from error
 
 
+def make_picture(pixels: NDArray[np.uint8], record: Record) -> Image.Image:
+    """Return `pixels` (h, w, 3), sRGB, as a picture whose `save` writes the record into a PNG, WebP or JPEG.
+
+    A copy that is cropped or resized is another picture, and carries none.
+    """
+    picture = Image.fromarray(pixels)
+    picture.encoderinfo = {
+        "pnginfo": png_chunks(record),
+        "exif": exif_segment(record),
+        "xmp": xmp_segment(record),
+    }
+    return picture
+
+
 def read_pixels(path: Path) -> NDArray[np.uint8]:
     """Return the pixels of any PNG, WebP or JPEG file as a person sees them, uint8 (h, w, 3); see `to_srgb`.
 
