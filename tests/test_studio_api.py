@@ -30,6 +30,7 @@ from tilemix.studio.service import Studio
 from tilemix.studio.settings import Secret, Settings
 from tilemix.studio.store.schema import Delivery
 from tilemix.studio.web.api_inputs import FORM_INPUTS
+from tilemix.system.project import ROOT
 
 MIX = "50% red, 50% black"
 BASE = "http://127.0.0.1:8000"
@@ -56,9 +57,9 @@ def run(folder, cog, **changes):
         port=9,
     )
     rate_limit = changes.pop("rate_limit", None)
-    backend = changes.pop("studio_backend", None)
+    backend, root = changes.pop("studio_backend", None), changes.pop("root", ROOT)
     with (
-        Studio(dataclasses.replace(settings, **changes), backend=backend) as studio,
+        Studio(dataclasses.replace(settings, **changes), backend=backend, root=root) as studio,
         TestClient(
             create_app(studio, rate_limit=rate_limit), base_url=BASE, raise_server_exceptions=False
         ) as client,

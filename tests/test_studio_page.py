@@ -1012,3 +1012,47 @@ def test_a_dropped_picture_has_a_limit_and_other_forms_keep_theirs(shared):
     assert drop(shared, b"x" * MAX_PICTURE_BYTES).status_code == 413
     assert shared.post("/", data={"prompt": "x" * 2**18}).status_code == 413
     assert shared.post("/from-picture", data={"picture": "text"}).status_code == 422
+
+
+def test_the_form_shows_the_prompt_colors_and_defaults_of_the_task_that_is_chosen(tmp_path, cog):
+    """The preview was the served model's, whatever the task."""
+    root = tmp_path / "root"
+    (root / "weights").mkdir(parents=True)
+    for name in ("miniature", "rubber-tile"):
+        (root / f"weights/{name}.model.json").symlink_to(ROOT / f"weights/{name}.model.json")
+    (root / "prompt_templates").symlink_to(ROOT / "prompt_templates")
+    tasks = {
+        "maker": {"model": "rubber-tile", "template": "plain", "adapters": {}},
+        "own": {},
+        "gone": {"model": "x"},
+    }
+    (root / "weights/tasks.json").write_text(json.dumps(tasks))
+    palette = load_palette("rubber-tile")
+    with run(tmp_path, cog, rate_limit=NoLimit(), root=root) as client:
+        client.headers.update(HTML)
+
+        def preview(**values):
+            return client.get("/preview", params={"prompt": "50% violet, 50% khaki"} | values).json()
+
+        made = preview(task="maker")
+        assert made["sent_prompt"] == "50% violet, 50% khaki"
+        assert [row["color"] for row in made["mix"]] == ["violet", "khaki"]
+        assert {color["color"] for color in made["colors"]} == {color.word for color in palette.colors}
+        assert (made["placeholders"]["width"], made["placeholders"]["lora_scale"]) == (1024, "")
+        assert preview(task="own") == preview()
+        assert preview()["sent_prompt"].startswith("ohwx_rubber_tile <s0><s1>, 50% purple, ")
+        line = "tasks.json: task 'gone': there is no model 'x'; the nearest: "
+        assert preview(task="gone")["error"].startswith(line)
+        assert preview(task="nothing")["error_field"] == "task"
+        draft = {"prompt": "50% violet, 50% khaki"}
+        drawn = [
+            client.get("/draft", params=draft | task) for task in ({"task": "maker"}, {"task": "own"}, {})
+        ]
+        assert drawn[0].content != drawn[1].content == drawn[2].content
+        page = client.get("/", params=draft | {"task": "maker"}).text
+        data = json.loads(Tags(page).all("form", id="mixer")[0]["data-studio"])
+        assert data["preview"]["sent_prompt"] == made["sent_prompt"]
+        assert data["colors"] == made["colors"]
+        refused = client.post("/", data=draft | {"task": "nothing"})
+        assert refused.status_code == 422
+        assert "nothing" in refused.text

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import msgspec
 
 from tilemix.errors import RequestError, SettingsError, TemplateError, WeightsError
 from tilemix.prompts.rewrite import Prompt, log_notes, rewrite
@@ -28,21 +30,39 @@ from tilemix.weights.prompting import make_context
 from tilemix.weights.tasks import find_task, load_tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from concurrent.futures import Future
     from pathlib import Path
 
+    from tilemix.colors.palette import Palette
+    from tilemix.prompts.template import PromptTemplate
     from tilemix.request import GenerationRequest
     from tilemix.studio.backends import Backend
     from tilemix.studio.clock import Clock
     from tilemix.studio.fetcher import Fetcher
     from tilemix.studio.settings import BackendName, Settings
+    from tilemix.weights.manifest import ModelManifest
 
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 1.0
 PURGE_SECONDS = 3600
 STOP_SECONDS = 15
+
+
+class TaskModel(NamedTuple):
+    """The model that draws a task, and how its prompts are written."""
+
+    manifest: ModelManifest
+    template: PromptTemplate
+    palette: Palette | None  # None: the chart serves
+    task_scales: Mapping[str, float] | None = None  # the task's LoRAs; None: as the manifest says
+
+    def list_defaults(self) -> dict[str, float | None]:
+        """Return what a request gets for the inputs that it leaves out; None: nothing."""
+        own = [adapter.scale for adapter in self.manifest.adapters if adapter.kind == "lora"]
+        scales = own if self.task_scales is None else [*self.task_scales.values()]
+        return {**msgspec.structs.asdict(self.manifest.defaults), "lora_scale": next(iter(scales), None)}
 
 
 class Studio:
@@ -150,23 +170,34 @@ class Studio:
             PromptError: as `tilemix.prompts.rewrite.rewrite`.
             RequestError: the task is unknown, or names what is not here.
         """
-        manifest, template, palette = self.manifest, self.template, self.palette
-        if task is not None:
-            try:
-                found = find_task(task, served=self.settings.model, root=self.root)
-                manifest = load_manifest(found.model, self.root)
-                template, palette = find_template(found.template, self.root), manifest.load_palette()
-            except (WeightsError, TemplateError) as error:
-                raise RequestError(error.code, field="task", **error.values) from error
+        asked = self.find_model(task)
         context = make_context(
-            manifest,
+            asked.manifest,
             seed=seed or 0,
-            steps=steps or manifest.defaults.num_inference_steps,
+            steps=steps or asked.manifest.defaults.num_inference_steps,
             templates=self.root / "prompt_templates",
         )
-        prompt = rewrite(text, template, palette, negative_prompt=negative_prompt, context=context)
+        prompt = rewrite(
+            text, asked.template, asked.palette, negative_prompt=negative_prompt, context=context
+        )
         log_notes(prompt)
         return prompt
+
+    def find_model(self, task: str | None) -> TaskModel:
+        """Return the model that draws a task; None: the served one.
+
+        Raises:
+            RequestError: the task is unknown, or names what is not here.
+        """
+        if task is None:
+            return TaskModel(self.manifest, self.template, self.palette)
+        try:
+            found = find_task(task, served=self.settings.model, root=self.root)
+            manifest = load_manifest(found.model, self.root)
+            template, palette = find_template(found.template, self.root), manifest.load_palette()
+        except (WeightsError, TemplateError) as error:
+            raise RequestError(error.code, field="task", **error.values) from error
+        return TaskModel(manifest, template, palette, found.lora_scales)
 
     def list_tasks(self) -> list[str]:
         """Return the names of the tasks; none, if their file is broken."""

@@ -32,16 +32,18 @@ from tilemix.studio.web.mix_form import (
     split_text,
     write_table,
 )
-from tilemix.studio.web.palette import chart_for_script, find_swatch, load_swatches, send_presets, write_mix
+from tilemix.studio.web.palette import find_swatch, load_swatches, send_presets, write_mix
 from tilemix.studio.web.views import MORE_PICTURES, find_result, stack_bar, tell_state
 from tilemix.weights.prompting import make_here
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from starlette.requests import Request
 
     from tilemix.pictures.repeating import Repeat
     from tilemix.studio.gallery import Gallery
-    from tilemix.studio.service import Studio
+    from tilemix.studio.service import Studio, TaskModel
     from tilemix.studio.web.rendering import PageRenderer
     from tilemix.studio.web.views import ResultView
     from tilemix.studio.web.words import Words
@@ -51,7 +53,7 @@ MAX_FIELD_BYTES = 16 * 2**10
 MAX_NAME = 80  # characters of a picture's name in a message
 SEED = re.compile("[0-9]{1,10}")
 DRAFT_SIDE = 512  # pixels of the page's draft
-DRAFT_INPUTS = ("seed", "granule_size")  # that decide it, beside the prompt
+DRAFT_INPUTS = ("seed", "granule_size", "task")  # that decide it, beside the prompt
 FIRST_PRESET = 0  # shown in an empty form
 
 
@@ -62,12 +64,6 @@ class MixerPage:
         self._studio = studio
         self._gallery = gallery
         self._renderer = renderer
-        manifest = studio.manifest
-        scales = [adapter.scale for adapter in manifest.adapters if adapter.kind == "lora"]
-        self._defaults = {
-            **msgspec.structs.asdict(manifest.defaults),
-            "lora_scale": scales[0] if scales else None,
-        }
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -103,7 +99,8 @@ class MixerPage:
         """
         words = self._renderer.words(request)
         async with open_form(request, fields=MAX_FIELDS, field_bytes=MAX_FIELD_BYTES) as data:
-            form, wanted = read_page_form(data, words.code, self._studio.palette)
+            palette = self._find_model(str(data.get("task", ""))).palette
+            form, wanted = read_page_form(data, words.code, palette)
             count = MORE_PICTURES if data.get("more") else 1
         if wanted is not None:
             try:
@@ -138,10 +135,14 @@ class MixerPage:
         return repeat_origin(origin, make_here(self._studio.settings.model, self._studio.manifest))
 
     async def preview(self, request: Request) -> Response:
-        """Return how a text is read: its mix and the prompt to be sent, or what is wrong with it. Always 200."""
-        text, seed = (request.query_params.get(name, "") for name in ("prompt", "seed"))
-        words = self._renderer.words(request)
-        return JSONResponse(await run_in_threadpool(self._preview, text, seed, words))
+        """Return how a text is read for the model of a task, or what is wrong with it. Always 200."""
+        values, words = dict(request.query_params), self._renderer.words(request)
+
+        def read() -> dict[str, Any]:
+            model = self._find_model(values.get("task", ""))
+            return self._preview(values, words) | self._describe_model(model, words)
+
+        return JSONResponse(await run_in_threadpool(read))
 
     async def draft(self, request: Request) -> Response:
         """Return the draft of a text's mix as a PNG; 404 where there is no mix, or no swatch of a color."""
@@ -156,12 +157,12 @@ class MixerPage:
             name: load_inputs()[name].read(query[name]) for name in DRAFT_INPUTS if query.get(name)
         }
         asked = GenerationRequest(prompt=query.get("prompt", ""), **given)
-        mix = self._studio.rewrite(asked.prompt, seed=asked.seed).sent
+        mix = self._studio.rewrite(asked.prompt, seed=asked.seed, task=asked.task).sent
         if mix is None:
             return None
         draft = draft_mix(
             mix,
-            self._studio.palette,
+            self._studio.find_model(asked.task).palette,
             DRAFT_SIDE,
             DRAFT_SIDE,
             seed=asked.seed or 0,
@@ -180,15 +181,17 @@ class MixerPage:
         picture_notes: list[str] | None = None,
         status: int = 200,
     ) -> Response:
-        words, palette = self._renderer.words(request), self._studio.palette
-        preview = self._preview(form.values.get("prompt", ""), form.values.get("seed", ""), words)
+        words, model = self._renderer.words(request), self._find_model(form.values.get("task", ""))
+        palette, described = model.palette, self._describe_model(model, words)
+        preview = self._preview(form.values, words)
         if form.error is not None:
             error, error_field = explain(form.error, words), form.error.field
         else:
-            error, error_field = preview["error"], preview["error"] and "prompt"
+            error, error_field = preview["error"], preview["error_field"]
         mix = {share["color"]: share["percent"] for share in preview["mix"]}
         script = {
-            **chart_for_script(words.code, palette),
+            **described,
+            "presets": [preset.mix for preset in send_presets(palette)],
             "words": words.for_script(),
             "is_given": is_given,
             "preview": preview,
@@ -222,16 +225,30 @@ class MixerPage:
             ],
             inputs=load_inputs(),
             tasks=self._studio.list_tasks(),
-            placeholders={
-                name: words.number(value, 2) if isinstance(value, float) else value
-                for name, value in self._defaults.items()
-                if value is not None
-            },
+            placeholders=described["placeholders"],
             row_count=min(max(len(mix) + 2, 5), MAX_ROWS),
             script_data=json.dumps(script, ensure_ascii=False),
         )
 
-    def _preview(self, text: str, seed: str, words: Words) -> dict[str, Any]:
+    def _find_model(self, task: str) -> TaskModel:
+        """Return the model that draws a task; the served one, if the task cannot be done."""
+        try:
+            return self._studio.find_model(task or None)
+        except RequestError:
+            return self._studio.find_model(None)
+
+    def _describe_model(self, model: TaskModel, words: Words) -> dict[str, Any]:
+        """Return a model's colors and its defaults, as the page shows them."""
+        return {
+            "colors": msgspec.to_builtins(list(load_swatches(words.code, model.palette).values())),
+            "placeholders": {
+                name: words.number(value, 2) if isinstance(value, float) else "" if value is None else value
+                for name, value in model.list_defaults().items()
+            },
+        }
+
+    def _preview(self, values: Mapping[str, str], words: Words) -> dict[str, Any]:
+        text, seed, task = (values.get(name, "") for name in ("prompt", "seed", "task"))
         empty: dict[str, Any] = {
             "mix": [],
             "head": "",
@@ -242,19 +259,20 @@ class MixerPage:
         }
         try:
             # A seed that is not a number yet makes no choice; what is sent is checked.
-            prompt = self._studio.rewrite(text, seed=int(seed) if SEED.fullmatch(seed) else None)
-            mix, head, tail = (
-                split_text(text, self._studio.palette) if prompt.mix is not None else ({}, "", f", {text}")
-            )
-        except PromptError as error:
+            palette = self._studio.find_model(task or None).palette
+            number = int(seed) if SEED.fullmatch(seed) else None
+            prompt = self._studio.rewrite(text, seed=number, task=task or None)
+            mix, head, tail = split_text(text, palette) if prompt.mix is not None else ({}, "", f", {text}")
+        except (PromptError, RequestError) as error:
             position = error.position if isinstance(error, MixError) else None
             before, marked = mark_position(text, position)
-            return {**empty, "error": explain(error.message, words), "before": before, "marked": marked}
+            told = {"error": explain(error.message, words), "error_field": error.field}
+            return {**empty, **told, "before": before, "marked": marked}
         shares = [
             {
                 "color": color,
                 "percent": share,
-                "word": find_swatch(color, words.code, self._studio.palette).word,
+                "word": find_swatch(color, words.code, palette).word,
             }
             for color, share in mix.items()
         ]
@@ -268,6 +286,7 @@ class MixerPage:
             ],
             "reading": mark_reading(text, prompt.spans),
             "error": None,
+            "error_field": None,
             "before": "",
             "marked": "",
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -81,14 +81,6 @@ def find_swatch(name: str, language: str, palette: Palette | None = None) -> Swa
 def write_mix(mix: Mapping[str, float], language: str) -> str:
     """Return a mix as a reader would type it: "50% rot, 50% schwarz"."""
     return ", ".join(f"{share:g}% {find_swatch(color, language).word}" for color, share in mix.items())
-
-
-def chart_for_script(language: str, palette: Palette | None) -> dict[str, Any]:
-    """Return the colors and the presets for the script."""
-    return {
-        "colors": msgspec.to_builtins(list(load_swatches(language, palette).values())),
-        "presets": [preset.mix for preset in send_presets(palette)],
-    }
 
 
 def _name(color: PaletteColor) -> str:

@@ -210,9 +210,10 @@ class Mixer {
     const { lang } = document.documentElement;
     this.percents = new Intl.NumberFormat(lang, { style: "percent", maximumFractionDigits: 1 });
     this.numbers = new Intl.NumberFormat(lang, { maximumFractionDigits: 1 });
-    this.colors = new Map(this.data.colors.map((color) => [color.color, color]));
+    this.takeModel(this.data);
     this.prompt = find("#prompt");
     this.seed = find("#seed");
+    this.task = find("#task"); // null where there is one task at most
     this.seedLock = find("#lock-seed");
     this.rows = find("#shares");
     this.result = new Result(find("#result"), (id, box) => this.finished(box));
@@ -224,7 +225,7 @@ class Mixer {
     else this.forgetQuery();
     this.drawRows();
     this.show();
-    if (!this.read.error) this.askPreview();
+    if (!this.read.error) this.askPreview({ moveSliders: Boolean(this.task?.value) }); // it may have other colors
     this.result.resume();
     this.hideDraft();
   }
@@ -247,6 +248,7 @@ class Mixer {
     this.form.addEventListener("invalid", () => (find(".more").open = true), true); // a closed field takes no focus
     this.form.addEventListener("change", () => this.store());
     find("#granule_size").addEventListener("change", () => this.showDraft(this.read));
+    this.task?.addEventListener("change", () => this.askPreview({ moveSliders: true }));
     this.seed.addEventListener("change", () => this.askPreview()); // it may make choices in the text
     this.takePictures();
     find("#draft").addEventListener("error", (event) => (event.target.hidden = true)); // a color without a swatch
@@ -291,6 +293,13 @@ class Mixer {
   /** A share as the language writes it: "12.5%", "12,5 %". */
   percent(tenths) {
     return this.percents.format(tenths / WHOLE);
+  }
+
+  /** Show the colors and the defaults of the model that draws. */
+  takeModel({ colors, placeholders }) {
+    this.palette = colors;
+    this.colors = new Map(colors.map((color) => [color.color, color]));
+    for (const [name, value] of Object.entries(placeholders)) find(`#${name}`).placeholder = value;
   }
 
   // The rows.
@@ -383,7 +392,7 @@ class Mixer {
     const hadFocus = chart.contains(document.activeElement);
     if (isOpen) {
       const used = new Set(this.shares.list.map((share) => share.color));
-      chart.replaceChildren(...this.data.colors.filter((color) => !used.has(color.color)).map((color) => this.makeChoice(color)));
+      chart.replaceChildren(...this.palette.filter((color) => !used.has(color.color)).map((color) => this.makeChoice(color)));
     }
     chart.hidden = !isOpen;
     add.setAttribute("aria-expanded", String(isOpen));
@@ -465,14 +474,20 @@ class Mixer {
 
   // The text.
 
+  /** What decides how the text is read. */
+  get query() {
+    return new URLSearchParams({ prompt: this.prompt.value, seed: this.seed.value, task: this.task?.value ?? "" });
+  }
+
   /** Ask the server how it reads the text; `moveSliders`: the text was typed, the sliders follow. */
   async askPreview({ moveSliders = false } = {}) {
     const turn = ++this.asked;
     try {
-      const answer = await fetch(`/preview?${new URLSearchParams({ prompt: this.prompt.value, seed: this.seed.value })}`);
+      const answer = await fetch(`/preview?${this.query}`);
       if (turn !== this.asked || !answer.ok) return this.read;
       const read = await answer.json();
       if (turn !== this.asked) return this.read;
+      this.takeModel(read);
       this.showPreview(read);
       this.showDraft(read);
       if (!read.error) {
@@ -500,8 +515,7 @@ class Mixer {
     if (read.error) return;
     draft.hidden = find("#draft-note").hidden = !read.mix.length;
     if (draft.hidden) return;
-    const { value: size } = find("#granule_size");
-    draft.src = `/draft?${new URLSearchParams({ prompt: this.prompt.value, seed: this.seed.value, granule_size: size })}`;
+    draft.src = `/draft?${this.query}&granule_size=${find("#granule_size").value}`;
   }
 
   showPreview(read) {
