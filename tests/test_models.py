@@ -230,6 +230,16 @@ def test_a_picture_comes_back_for_a_task_and_a_scale(models, caplog, tmp_path):
         ({"a": {"model": "../tiny"}}, "a", "task 'a': model '../tiny' is not a name"),
         ({"a": {"model": ""}}, "a", "task 'a': model '' is not a name"),
         ({"a": {"template": "/etc/passwd"}}, "a", "task 'a': template '/etc/passwd' is not a name"),
+        (
+            {"a": {"template": "plane"}},
+            "a",
+            "tasks.json: task 'a': there is no prompt template 'plane'; the nearest: none",
+        ),
+        (
+            {"a": {"adapters": {"tile": 1, "Tile.safetensors": 0.5}}},
+            "a",
+            "tasks.json: the key 'a.adapters.Tile.safetensors' stands twice, expected once",
+        ),
         ({"A b": {}}, "A b", "task 'A b': key 'A b' is not a name"),
         ([], "a", "Expected `object`, got `array`"),
     ],

@@ -60,13 +60,18 @@ class PromptTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return None
 
 
+def list_templates(root: Path = ROOT) -> list[str]:
+    """Return the names of the prompt templates, sorted."""
+    return sorted(path.stem for path in (root / "prompt_templates").glob("*.json"))
+
+
 def find_template(name: str, root: Path = ROOT) -> PromptTemplate:
     """Read and check `prompt_templates/NAME.json`.
 
     Raises:
         TemplateError: there is no such template, or it is not correct.
     """
-    known = sorted(path.stem for path in (root / "prompt_templates").glob("*.json"))
+    known = list_templates(root)
     if name not in known:
         raise TemplateError("template-unknown", name=name[:80], known=", ".join(known) or "none")
     return load_template(root / "prompt_templates" / f"{name}.json")

@@ -25,6 +25,7 @@ import msgspec
 
 from tilemix.errors import LIST_SEPARATOR, ManifestError, RequestError
 from tilemix.prompts.context import name_adapter
+from tilemix.prompts.template import list_templates
 from tilemix.system.json_file import read_json
 from tilemix.system.project import ROOT
 from tilemix.weights.manifest import MAX_SCALE, MODEL_NAME, list_models, load_manifest
@@ -91,7 +92,8 @@ def find_task(name: str, *, served: str, root: Path = ROOT) -> Task:
 
     Raises:
         RequestError: there is no such task.
-        ManifestError: the file is wrong, or the task names a model or an adapter that is not there.
+        ManifestError: the file is wrong, or the task names a model, a template or an adapter that is not there, or an
+            adapter twice.
     """
     tasks = load_tasks(root)
     entry = tasks.get(name)
@@ -102,6 +104,10 @@ def find_task(name: str, *, served: str, root: Path = ROOT) -> Task:
     if entry.model is not None and model not in (models := list_models(root)):
         near = _find_near(model, models)
         raise ManifestError("task-unknown-model", file=FILE, task=name, model=model, near=near)
+    template = entry.template
+    if template is not None and template not in (templates := list_templates(root)):
+        near = _find_near(template, templates)
+        raise ManifestError("task-unknown-template", file=FILE, task=name, template=template, near=near)
     manifest = load_manifest(model, root)
     scales = None
     if entry.adapters is not None:
@@ -120,8 +126,10 @@ def find_task(name: str, *, served: str, root: Path = ROOT) -> Task:
                     model=model,
                     near=near,
                 )
+            if file in scales:  # in another spelling
+                raise ManifestError("file-json-repeated", file=FILE, key=f"{name}.adapters.{adapter[:SHOWN]}")
             scales[file] = scale
-    return Task(name, model, entry.template or manifest.prompt_template, scales)
+    return Task(name, model, template or manifest.prompt_template, scales)
 
 
 def _read_entry(task: str, found: object) -> TaskEntry:
