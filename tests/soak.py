@@ -1,5 +1,5 @@
 """The long runs behind docs/RELIABILITY.md: kills, faults, the inbox against its model, the API,
-load, catalogues on Ray.
+load, catalogues on Ray, switches between models.
 
     python -m tests.soak [--only PART ...] [--examples N] [--small]
 
@@ -47,6 +47,7 @@ LONG = {
     "seconds": 30,
     "faults": 12,  # of each kind on each database: 216 in all
     "sessions": 4,  # of each kind, of a catalogue on Ray
+    "switches": 1000,
 }
 SMALL = LONG | {
     "every": 30,
@@ -56,6 +57,7 @@ SMALL = LONG | {
     "seconds": 2,
     "faults": 1,
     "sessions": 1,
+    "switches": 60,
 }
 FSYNCS = 200
 
@@ -123,6 +125,15 @@ def run_catalogue(extent: Extent, _: Path) -> Rows:
     return rows
 
 
+def run_switches(extent: Extent, _: Path) -> Rows:
+    """Switch between models, in a process of its own; raises where a model's tensors stayed."""
+    command = [sys.executable, "-m", "tests.soak_switches", f"--switches={extent['switches']}"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    row = json.loads(done.stdout)
+    assert row["tensors_more"] == 0, row
+    return {"two tiny models": row}
+
+
 PARTS: dict[str, Callable[[Extent, Path], Rows]] = {
     "webhooks": run_webhooks,
     "api": run_api,
@@ -130,6 +141,7 @@ PARTS: dict[str, Callable[[Extent, Path], Rows]] = {
     "inbox": run_inbox,
     "faults": run_faults,
     "catalogue": run_catalogue,
+    "switches": run_switches,
 }
 
 

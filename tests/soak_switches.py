@@ -2,10 +2,12 @@
 
     python -m tests.soak_switches [--switches 1000]
 
-A tiny random model draws; see tests/tiny_sdxl.py.
+A tiny random model draws; see tests/tiny_sdxl.py. Two figures tell a leak from freed memory that the process keeps, as
+`keep_freed_memory` has it: what is allocated grows by a leak alone, what the process has in memory by both.
 """
 
 import argparse
+import ctypes
 import gc
 import json
 import logging
@@ -37,6 +39,34 @@ TURN = (
 WARM_UP = 40  # switches before memory is compared; whole turns
 
 
+class _MallocInfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc 2.33. Source: man 3 mallinfo."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",  # bytes in mappings of their own
+            "usmblks",
+            "fsmblks",
+            "uordblks",  # bytes allocated in the heaps
+            "fordblks",
+            "keepcost",
+        )
+    ]
+
+
+def measure_allocated() -> float:
+    """Return what was allocated through malloc and not freed, in MB; of Python's objects only those over 512 bytes."""
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _MallocInfo
+    info = mallinfo()
+    return (info.uordblks + info.hblkhd) / 1e6
+
+
 def measure_memory() -> float:
     """Return what this process has in memory, in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -54,13 +84,14 @@ def switch(switches: int, root: Path) -> dict[str, Any]:
     """Draw task after task, and return how many models were loaded and what memory grew by.
 
     Args:
-        switches: pictures, each of another task than the one before; whole turns.
+        switches: pictures, each of another task than the one before; whole turns, and more than `WARM_UP`.
         root: a project of `write_models`.
     """
     models = manage(root, memory=estimate_bytes(find_model("tiny", root), torch.device("cpu"), torch.float32))
     pictures: dict[str | None, bytes] = {}
     loads, loaded = 0, ""
-    memory, tensors = 0.0, 0
+    tensors = blocks = 0
+    allocated, memory, halfway = 0.0, 0.0, 0.0
     for number in range(switches):
         task = TURN[number % len(TURN)]
         pixels = models.render(ask(task)).pixels.tobytes()
@@ -68,13 +99,20 @@ def switch(switches: int, root: Path) -> dict[str, Any]:
         (now,) = models.loaded
         loads, loaded = loads + (now != loaded), now
         if number + 1 == WARM_UP:
-            tensors, memory = count_tensors(), measure_memory()
+            tensors, blocks = count_tensors(), sys.getallocatedblocks()
+            allocated, memory = measure_allocated(), measure_memory()
+        if number + 1 == (WARM_UP + switches) // 2:
+            halfway = measure_memory()
     return {
         "switches": switches,
         "models_loaded": loads,
         "tensors_more": count_tensors() - tensors,
+        "small_blocks_more": sys.getallocatedblocks() - blocks,
+        "allocated_mb": allocated,
+        "allocated_mb_more": measure_allocated() - allocated,
         "memory_mb": memory,
-        "memory_grew_mb": measure_memory() - memory,
+        "first_half_mb_more": halfway - memory,
+        "second_half_mb_more": measure_memory() - halfway,
     }
 
 

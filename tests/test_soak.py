@@ -28,6 +28,13 @@ def test_nothing_was_lost_in_any_run():
         assert all(row["lost"] == row["doubled"] == 0 for row in figures[part]["rows"].values())
 
 
+def test_a_thousand_switches_left_nothing_that_a_model_would_leave():
+    (row,) = json.loads(FIGURES.read_text())["switches"]["rows"].values()
+    assert (row["switches"], row["tensors_more"]) == (1000, 0)
+    assert row["allocated_mb_more"] / row["models_loaded"] < 0.01
+    assert row["second_half_mb_more"] < row["first_half_mb_more"], "it grows on and on"
+
+
 def test_a_table_without_its_place_is_an_error():
     assert fill("<!-- a -->\nold\n<!-- end -->\n", "a", "new") == "<!-- a -->\nnew\n<!-- end -->\n"
     with pytest.raises(AssertionError, match="0 places for the table b"):
