@@ -16,8 +16,8 @@ from tests.mosaics import GROUND, Look, Mosaic, draw_mosaic, measured_shades, sw
 from tilemix.colors.appearance import seen_color
 from tilemix.colors.cielab import delta_e_2000, srgb_to_lab
 from tilemix.colors.hex import parse_hex
-from tilemix.colors.palette import Palette, PaletteColor, load_palette
-from tilemix.pictures.measure import NEAREST_OTHER, Measurement, measure_shares
+from tilemix.colors.palette import Palette, PaletteColor, chart_palette, load_palette
+from tilemix.pictures.measure import NEAREST_OTHER, Measurement, find_share_errors, measure_shares
 from tilemix.pictures.photographed import measure_color
 from tilemix.prompts.mix import ColorMix, ColorShare
 
@@ -201,16 +201,15 @@ def test_granules_in_the_light_are_not_glints_of_black(word):
     measured = measure_shares(draw_color(RUBBER.find(word), 1), mix_of(["black"]), RUBBER)
     assert measured.shares["black"] < 5
     white = np.full((64, 64, 3), 250, np.uint8)
-    measured = measure_shares(white, mix_of(["black"]), load_palette("miniature"))
+    measured = measure_shares(white, mix_of(["black"]), chart_palette())
     assert measured.shares["black"] < 3
     assert next(iter(measured.others)) == "white"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rubber-tile", "miniature"])
-def test_two_colors_come_out_right_or_are_called_uncertain(name):
+def test_two_colors_come_out_right_or_are_called_uncertain():
     """Sampled from all pairs. Of half of them, in both shares, 914 were certain, and 0.9 points off on average."""
-    palette = load_palette(name)
+    palette = RUBBER
     random = np.random.default_rng(11)
     errors = []
     for seed in range(24):
@@ -235,6 +234,18 @@ def test_colors_whose_granules_overlap_are_called_alike(words, uncertain):
     mosaic = draw_mosaic(tables, [0.5, 0.5], 128, Look("shards", 14), seed=1)
     doubts = measure_shares(mosaic.pixels, mix_of(words), RUBBER).uncertain
     assert any("look alike" in doubt for doubt in doubts) is uncertain
+
+
+def test_colors_that_look_alike_are_counted_together():
+    asked = {"white": 80, "pearl": 10, "red": 10}
+    mix = ColorMix(tuple(ColorShare(word, Decimal(percent)) for word, percent in asked.items()))
+    measured = Measurement(
+        shares={"white": 44.0, "pearl": 40.0, "red": 16.0}, others={}, not_asked=0.0, mean_delta_e=0.0
+    )
+
+    errors = find_share_errors(measured, mix, RUBBER)
+
+    assert errors == pytest.approx({"white": 6, "pearl": 6, "red": 6})
 
 
 def test_what_cannot_be_measured_is_called_uncertain():

@@ -23,7 +23,7 @@ from tilemix.calibration.texture import describe_texture, find_texture_distance
 from tilemix.colors.cielab import srgb_to_lab
 from tilemix.drafts.draft import draft_mix
 from tilemix.drafts.tone import find_seen
-from tilemix.pictures.measure import measure_shares
+from tilemix.pictures.measure import find_share_errors, measure_shares
 from tilemix.prompts.mix import ColorMix, ColorShare
 from tilemix.request import GenerationRequest
 from tilemix.weights.calibration import Calibration, DraftColor, Figures
@@ -239,9 +239,8 @@ class Trials:
         not_asked: list[float] = []
         for mix, pixels in zip(self.mixes, pictures, strict=True):
             measured = measure_shares(pixels, mix, self._palette)
-            for share in mix.shares:
-                error = abs(measured.shares[share.color] - float(share.percent))
-                shares.setdefault(share.color, []).append(error)
+            for word, error in find_share_errors(measured, mix, self._palette).items():
+                shares.setdefault(word, []).append(error)
             color_errors += measured.color_errors.values()
             not_asked.append(measured.not_asked)
         texture = 0.0

@@ -156,6 +156,25 @@ def measure_shares(pixels: Bytes, mix: ColorMix, palette: Palette | None = None)
     )
 
 
+def find_share_errors(
+    measured: Measurement, mix: ColorMix, palette: Palette | None = None
+) -> dict[str, float]:
+    """Return by how many points each measured share is off.
+
+    Colors that look too much alike to be told apart are counted together: each has the error of their sum.
+    """
+    found = _find_asked(mix, palette or chart_palette())
+    asked = {share.color: float(share.percent) for share in mix.shares}
+    alike = {name: {name} for name in found}
+    for name, other, *_ in _find_alike(found):
+        alike[name].add(other)
+        alike[other].add(name)
+    return {
+        name: abs(sum(measured.shares[one] - asked[one] for one in together))
+        for name, together in alike.items()
+    }
+
+
 def draw_labels(pixels: Bytes, mix: ColorMix, palette: Palette | None = None) -> Bytes:
     """Return what the ruler saw, sRGB (h, w, 3), h and w at most 512: each sample in its color of the palette.
 
@@ -247,12 +266,20 @@ def _find_doubts(pixels: Bytes, found: dict[str, PaletteColor], read: _Reading, 
         colored = [name for name, color in found.items() if np.hypot(*color.lab[1:]) > COLORED]
         if colored:
             doubts.append(f"the picture is black and white, which shows nothing of {', '.join(colored)}")
+    for name, other, apart, overlap in _find_alike(found):
+        doubts.append(f"{name} and {other} look alike: delta E {apart:.1f}, overlap {overlap:.0%}")
+    return doubts
+
+
+def _find_alike(found: dict[str, PaletteColor]) -> list[tuple[str, str, float, float]]:
+    """Return the pairs that cannot be told apart, with their delta E 2000 and overlap (0..1)."""
+    pairs = []
     for (name, one), (other, two) in combinations(found.items(), 2):
         apart = float(delta_e_2000(one.lab, two.lab))
         overlap = measure_overlap(one.look(), two.look())
         if apart < ALIKE or overlap > OVERLAP:
-            doubts.append(f"{name} and {other} look alike: delta E {apart:.1f}, overlap {overlap:.0%}")
-    return doubts
+            pairs.append((name, other, apart, overlap))
+    return pairs
 
 
 def _measure_smoothness(pixels: Bytes, chord: float) -> float:
