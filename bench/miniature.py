@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,17 +25,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bench.tiles import SEED, Colors, draw_basic_mix, find_gap_share, find_repeat
+from bench.sharpness import find_spectrum_error, measure_sharpness, tell_apart
+from bench.tiles import PALETTE, SEED, Colors, draw_basic_mix, find_repeat
 from miniature.dataset import UNSEEN, describe, draw_example
 from miniature.photographs import MATERIALS, draw_photograph
 from miniature.recipe import load_recipe
 from miniature.stages.vae import find_psnr, measure_psnr, to_tensor
 from tilemix.calibration.texture import describe_texture, find_texture_distance
+from tilemix.colors.appearance import NODES
 from tilemix.colors.chart import basic_colors
+from tilemix.colors.cielab import srgb_to_lab
+from tilemix.colors.look import STEP
 from tilemix.pipelines.loading import choose_device, load_pipeline
 from tilemix.pipelines.sdxl import Sdxl
 from tilemix.pipelines.settings import parse_speed
-from tilemix.prompts.mix import parse_mix
+from tilemix.prompts.mix import ColorMix, ColorShare, parse_mix
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
 from tilemix.system.machine import keep_freed_memory
@@ -42,9 +47,11 @@ from tilemix.system.project import ROOT
 from tilemix.weights import find_model
 
 if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from numpy.typing import NDArray
 
     from bench.tiles import Pixels
+    from tilemix.colors.palette import PaletteColor
 
     Floats = NDArray[np.float64]
 
@@ -52,7 +59,7 @@ SIDE = 512
 TILE = "rubber tile"
 # Light colors, which show the dark gaps between granules.
 LIGHT_MIXES = (
-    "50% pearl, 50% green",
+    "50% pearl, 50% grass green",
     "60% yellow, 40% gray",
     "100% beige",
     "50% orange, 30% white, 20% gray",
@@ -61,10 +68,14 @@ LIGHT_MIXES = (
 )
 STRENGTHS = (0.0, 0.35, 0.7, 1.0)
 NOISE, PHOTOGRAPHS = "from noise", "photographs"
-DRAFTED = "0.7, from a draft as served"
+DRAFTED = "from a draft as served"
 HALF = 0.5  # strength, of half the steps
 REFERENCES = 12  # mixes that are drawn from noise twice, for the spread of the texture
 SHOWN = 12  # mixes on the sheet
+README_MIX = "50% red, 30% black, 20% pearl"
+DETAIL = 360  # pixels: a side of what docs/miniature.md shows of it
+SINGLE = 20  # colors of the palette that are drawn alone
+PERCENTILES = (5, 25, 50, 75, 95)
 
 
 class Bench:
@@ -76,6 +87,10 @@ class Bench:
         speed = parse_speed(os.environ.get("TILEMIX_SPEED"))
         self.ready = load_pipeline(find_model("miniature"), *choose_device(speed), speed=speed)
         self.renderer = Renderer(self.ready)
+        # In fp32 on every machine; the VAE that draws may have another dtype.
+        base = load_pipeline(find_model("miniature"), torch.device("cpu"), torch.float32).base
+        assert isinstance(base, Sdxl)
+        self.base = base
         self.lines: list[str] = []
         self.pictures: dict[str, Pixels] = {}
 
@@ -103,10 +118,7 @@ class Bench:
 
     def report_vae(self) -> None:
         """PSNR on unseen photographs: of all materials, and of tiles alone."""
-        # In fp32 on every machine; the VAE that draws may have another dtype.
-        base = load_pipeline(find_model("miniature"), torch.device("cpu"), torch.float32).base
-        assert isinstance(base, Sdxl)
-        vae = base.pipeline.vae
+        vae = self.base.pipeline.vae
         everything = measure_psnr(vae, self.recipe, 64)
         numbers = [n for n in range(UNSEEN, UNSEEN + 200) if describe(self.recipe, n).material == TILE][:32]
         side = self.recipe.photographs.side
@@ -117,6 +129,63 @@ class Bench:
         self.say("| unseen photographs | PSNR | aim |\n|---|---|---|")
         self.say(f"| 64 of all materials | {everything:.1f} dB | 27 |")
         self.say(f"| {len(numbers)} tiles | {tiles:.1f} dB | 27 |")
+
+    def report_sharpness(self, mixes: int) -> None:
+        """Edges, spectrum and lightness of reconstructions and drawn pictures, beside the photographs'."""
+        vae = self.base.pipeline.vae
+        ways: dict[str, list[Pixels]] = {
+            name: [] for name in (PHOTOGRAPHS, "reconstructed", NOISE, "as served")
+        }
+        chosen = [
+            parse_mix(README_MIX).mix or draw_basic_mix(0),
+            *(draw_basic_mix(n) for n in range(1, mixes)),
+        ]
+        chosen += [ColorMix((ColorShare(color.word, Decimal(100)),)) for color in PALETTE.colors[:SINGLE]]
+        for number, mix in enumerate(chosen):
+            photograph = draw_photograph(mix, TILE, (SIDE, SIDE), SEED + 500 + number)
+            ways[PHOTOGRAPHS].append(photograph)
+            ways["reconstructed"].append(reconstruct(vae, photograph))
+            ways[NOISE].append(self.draw(str(mix), 500 + number, strength=1.0))
+            ways["as served"].append(self.draw(str(mix), 500 + number))
+        crops = [pictures[0][:DETAIL, :DETAIL] for pictures in ways.values()]
+        self.pictures["detail"] = np.concatenate(
+            [np.concatenate(pair, axis=1) for pair in (crops[:2], crops[2:])]
+        )
+        self.say("\n## Sharpness and light\n")
+        self.say(
+            f"{mixes} unseen mixes and {SINGLE} single colors, {SIDE}x{SIDE}. Sharpness: the mean difference of "
+            "neighboring pixels, as a part of that in photographs of the same mixes. Spectrum: the largest difference "
+            "to the maker's photographs between a cycle in 32 pixels and half of the Nyquist frequency. Lightness: "
+            "the mean difference of its percentiles 5, 25, 50, 75 and 95 to the maker's palette. Told apart: by a "
+            "critic trained on half of the pictures, on 64-pixel crops of the other half; 50 is guessing.\n"
+        )
+        self.say(f"| figure | {' | '.join(ways)} | aim |\n|---|{'---|' * (len(ways) + 1)}")
+        sharp = {name: [measure_sharpness(one) for one in pictures] for name, pictures in ways.items()}
+        parts = {name: np.divide(one, sharp[PHOTOGRAPHS]) for name, one in sharp.items()}
+        black = mixes + [color.word for color in PALETTE.colors].index("black")
+        self._say_row("sharpness, mean", [f"{one[:mixes].mean():.2f}" for one in parts.values()], "")
+        self._say_row(
+            "the lowest mix", [f"{one[:mixes].min():.2f}" for one in parts.values()], "0.85; VAE 0.90"
+        )
+        self._say_row("100% black", [f"{one[black]:.2f}" for one in parts.values()], "0.80")
+        spectra = {
+            name: [find_spectrum_error(one) for one in pictures[mixes:]] for name, pictures in ways.items()
+        }
+        self._say_row("spectrum, mean, dB", [f"{np.mean(one):.1f}" for one in spectra.values()], "")
+        within = [sum(error <= 3 for error in one) for one in spectra.values()]
+        self._say_row("colors within 3 dB", [f"{count} of {SINGLE}" for count in within], f"{SINGLE}")
+        light = [
+            np.mean(
+                [
+                    find_lightness_error(one, color)
+                    for one, color in zip(all_[mixes:], PALETTE.colors, strict=False)
+                ]
+            )
+            for all_ in ways.values()
+        ]
+        self._say_row("lightness", [f"{error:.1f}" for error in light], "4")
+        told = [100 * tell_apart(one, ways[PHOTOGRAPHS]) for name, one in ways.items() if name != PHOTOGRAPHS]
+        self._say_row("told apart, %", ["", *(f"{part:.0f}" for part in told)], "75")
 
     def report_colors(self, mixes: int) -> None:
         """Shares and colors in unseen mixes: from noise, from the draft, with the calibration, and photographs."""
@@ -192,15 +261,18 @@ class Bench:
             self.say(f"| {word} | {' | '.join(means)} |")
 
     def report_adapters(self) -> None:
-        """What the LoRA and the tokens change: the gaps at rising strength, and the colors."""
+        """What the LoRA and the tokens change: how near pictures come to tiles, and the colors."""
 
-        def measure(pictures: list[Pixels]) -> tuple[float, float]:
+        def measure(pictures: list[Pixels]) -> tuple[float, float, float]:
             colors = Colors()
             for text, picture in zip(LIGHT_MIXES, pictures, strict=True):
                 mix = parse_mix(text).mix
                 assert mix is not None
                 colors.add(mix, picture)
-            return float(np.mean([find_gap_share(picture) for picture in pictures])), colors.mean_error
+            spectra, sharp = zip(
+                *((find_spectrum_error(one), measure_sharpness(one)) for one in pictures), strict=True
+            )
+            return float(np.mean(spectra)), float(np.mean(sharp)), colors.mean_error
 
         def photographs(material: str) -> list[Pixels]:
             mixes = (parse_mix(text).mix for text in LIGHT_MIXES)
@@ -208,7 +280,6 @@ class Bench:
                 draw_photograph(mix, material, (SIDE, SIDE), SEED + n) for n, mix in enumerate(mixes) if mix
             ]
 
-        rows: dict[str, tuple[float, float]] = {}
         shown: dict[str, list[Pixels]] = {}
         bare = load_pipeline(find_model("miniature"), *choose_device())
         self.renderer = Renderer(bare)
@@ -224,25 +295,29 @@ class Bench:
         shown[DRAFTED] = [self.draw(text, n) for n, text in enumerate(LIGHT_MIXES)]
         rows = {name: measure(pictures) for name, pictures in shown.items()}
         aim = measure(photographs(TILE))
-        off = rows["off"][0]
+        off = rows["off"]
         self.say("\n## The LoRA and the tokens\n")
         self.say(
-            f"Gaps: the percentage of the picture that is a narrow gap, more than a third darker than the granules "
-            f"around it; mean over {len(LIGHT_MIXES)} mixes of light colors. The base has never seen a rubber tile.\n"
+            f"The base has never seen a rubber tile. Mean over {len(LIGHT_MIXES)} mixes of light colors: the largest "
+            "difference of the spectrum to the maker's photographs, and the difference of neighboring pixels.\n"
         )
         self.say(
-            "| LoRA | gaps, % | of the way to the photographs, % | mean error of a share |\n|---|---|---|---|"
+            "| LoRA | spectrum, dB | of the way, % | sharpness | of the way, % | mean error of a share |\n"
+            "|---|---|---|---|---|---|"
         )
-        for name, (gaps, error) in rows.items():
+        for name, (*looks, error) in rows.items():
             label = "off, tokens off" if name == "off" else name
-            self.say(f"| {label} | {gaps:.1f} | {100 * (gaps - off) / (aim[0] - off):.0f} | {error:.1f} |")
-        self.say(f"| photographs of tiles | {aim[0]:.1f} | 100 | {aim[1]:.1f} |")
+            ways = [100 * (off[n] - look) / (off[n] - aim[n]) for n, look in enumerate(looks)]
+            self.say(
+                f"| {label} | {looks[0]:.1f} | {ways[0]:.0f} | {looks[1]:.1f} | {ways[1]:.0f} | {error:.1f} |"
+            )
+        self.say(f"| photographs of tiles | {aim[0]:.1f} | 100 | {aim[1]:.1f} | 100 | {aim[2]:.1f} |")
         others = ", ".join(
             f"{material} {measure(photographs(material))[0]:.1f}"
             for material in MATERIALS
             if material != TILE
         )
-        self.say(f"\nGaps in photographs of the base's materials: {others}.")
+        self.say(f"\nThe spectra of the base's materials: {others} dB.")
         for name, pictures in shown.items():
             self.pictures[f"strength {name}"] = np.concatenate([p[:256, :256] for p in pictures[:4]], axis=1)
 
@@ -271,10 +346,27 @@ class Bench:
             ("mixes", np.concatenate(rows, axis=0)),
             ("strengths", np.concatenate(strengths, axis=0)),
             ("wide", self.pictures["768x512"]),
+            ("detail", self.pictures["detail"]),
         ):
             Image.fromarray(sheet).save(folder / f"{name}.webp", quality=82, method=6)
         head = (ROOT / "bench" / "miniature_report.md").read_text(encoding="utf-8")
         (folder / "REPORT.md").write_text(head + "\n".join(self.lines) + "\n", encoding="utf-8")
+
+
+def reconstruct(vae: AutoencoderKL, pixels: Pixels) -> Pixels:
+    """Return a picture (h, w, 3) after encoding and decoding."""
+    with torch.no_grad():
+        given = vae.decode(vae.encode(to_tensor(pixels[None])).latent_dist.mean).sample[0]
+    shown: Pixels = np.rint((given.permute(1, 2, 0).clamp(-1, 1).numpy() + 1) * 127.5).astype(np.uint8)
+    return shown
+
+
+def find_lightness_error(pixels: Pixels, color: PaletteColor) -> float:
+    """Return the mean difference of five percentiles of CIELAB L in a single color's picture to its palette's."""
+    look = color.look()
+    reached = np.cumsum(look.weight) / np.sum(look.weight)
+    wanted = np.interp(np.array(PERCENTILES) / 100, reached, NODES + STEP / 2)
+    return float(np.abs(np.percentile(srgb_to_lab(pixels)[..., 0], PERCENTILES) - wanted).mean())
 
 
 def main() -> None:
@@ -287,6 +379,7 @@ def main() -> None:
     options = parser.parse_args()
     bench = Bench()
     bench.report_vae()
+    bench.report_sharpness(40)
     bench.report_colors(options.mixes)
     bench.report_adapters()
     bench.report_sizes()

@@ -1,4 +1,4 @@
-"""Measures of tile pictures (shares of colors, gaps, repeats), and the mixes that the bench draws."""
+"""Measures of tile pictures (shares of colors, repeats), and the mixes that the bench draws."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from tilemix.colors.answers import find_answer
 from tilemix.colors.chart import basic_colors
 from tilemix.colors.palette import load_palette
-from tilemix.pictures.measure import measure_shares
+from tilemix.pictures.measure import find_share_errors, measure_shares
 from tilemix.prompts.mix import ColorMix, ColorShare
 
 Pixels: TypeAlias = NDArray[np.uint8]  # (height, width, 3), sRGB
 
+PALETTE = load_palette("rubber-tile")
 SEED = 4_000_000  # of the mixes; above the seed of every training photograph
 FROM, WITHIN = (
     15.0,
@@ -36,14 +38,14 @@ class Colors:
 
     def add(self, mix: ColorMix, pixels: Pixels) -> None:
         """Measure one picture."""
-        measured = measure_shares(pixels, mix, load_palette("miniature"))
+        measured = measure_shares(pixels, mix, PALETTE)
         self.color_errors += measured.color_errors.values()
         self.not_asked.append(measured.not_asked)
-        for share in mix.shares:
-            percent = float(share.percent)
-            self.errors[share.color].append(abs(measured.shares[share.color] - percent))
-            if percent >= FROM:
-                self.within.append(self.errors[share.color][-1] <= WITHIN)
+        percents = {share.color: float(share.percent) for share in mix.shares}
+        for word, error in find_share_errors(measured, mix, PALETTE).items():
+            self.errors[word].append(error)
+            if percents[word] >= FROM:
+                self.within.append(error <= WITHIN)
 
     @property
     def mean_error(self) -> float:
@@ -58,20 +60,15 @@ class Colors:
 
 
 def draw_basic_mix(number: int) -> ColorMix:
-    """Return unseen mix `number`: 1 to 4 basic colors, in multiples of 5 %."""
+    """Return unseen mix `number`: 1 to 4 of the palette's words for the basic colors, in multiples of 5 %."""
     random = np.random.default_rng([SEED, number])
     count = 1 + number % 4
-    names = random.choice([color.name for color in basic_colors()], count, replace=False)
+    answers = (find_answer(PALETTE, color.name) for color in basic_colors())
+    words = sorted({answer.color.word for answer in answers if answer is not None})
+    names = random.choice(words, count, replace=False)
     cuts = np.sort(random.choice(np.arange(1, 20), count - 1, replace=False)) * 5
     percents = np.diff(np.concatenate([[0], cuts, [100]]))
     return ColorMix(tuple(ColorShare(str(n), Decimal(int(p))) for n, p in zip(names, percents, strict=True)))
-
-
-def find_gap_share(pixels: Pixels) -> float:
-    """Return the percentage of gaps in a picture: more than a third darker than its closing over 9 pixels."""
-    lightness = pixels.max(axis=2).astype(np.float32)
-    closed = ndimage.grey_closing(lightness, size=(9, 9))
-    return float((lightness < closed * (2 / 3)).mean() * 100)
 
 
 def find_repeat(pixels: Pixels) -> float:

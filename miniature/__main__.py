@@ -2,6 +2,7 @@
 
 build    write an untrained model folder: every file is there, but it draws noise
 vae      train the VAE (checkpoints in build/miniature; resumes where it stopped)
+words    train an imported model's text encoders on the words of the palette
 base     train the text encoders and the UNet on that VAE's latents
 decoder  train the VAE's decoder further, on fixed latents
 export   write the model folder from the checkpoints
@@ -27,6 +28,7 @@ from miniature.stages.adapters import train_adapters, write_pictures
 from miniature.stages.base import import_model, load_base, train_base
 from miniature.stages.decoder import train_decoder
 from miniature.stages.vae import measure_psnr, train_vae
+from miniature.stages.words import train_words
 from tilemix.errors import TilemixError, TrainingStoppedError
 from tilemix.system.project import ROOT
 
@@ -40,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one stage and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m miniature", description="Train the miniature.")
     parser.add_argument(
-        "stage", choices=["build", "vae", "base", "decoder", "export", "import", "adapters", "pictures"]
+        "stage",
+        choices=["build", "vae", "words", "base", "decoder", "export", "import", "adapters", "pictures"],
     )
     parser.add_argument("--recipe", type=Path, default=RECIPE_FILE, help="the recipe's JSON file")
     parser.add_argument(
@@ -95,6 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
                 compiled=options.compile,
                 is_over=is_over,
             )
+        elif options.stage == "words":
+            model = build_miniature(recipe)
+            train_words(model, load_tokenizers(options.model), recipe, options.state, further=True)
         elif options.stage == "import":
             import_model(recipe, options.state, options.model)
         elif options.stage == "adapters":

@@ -93,6 +93,16 @@ def draw_smooth_noise(width: int, height: int, length: float, random: np.random.
     return mixed
 
 
+def draw_soft_light(width: int, height: int, random: np.random.Generator) -> Floats:
+    """Return a slow gradient of brightness around 1 over the whole picture, (h, w)."""
+    slope = random.uniform(-0.05, 0.05, 2)
+    level = random.uniform(0.97, 1.03)
+    x = np.linspace(-1, 1, width, dtype=np.float32)
+    y = np.linspace(-1, 1, height, dtype=np.float32)
+    lit: Floats = (level + slope[0] * x[None, :] + slope[1] * y[:, None]).astype(np.float32)
+    return lit
+
+
 def draw_tilt(cells: Cells, amount: float, random: np.random.Generator) -> Floats:
     """Return the light on tilted pieces, around 0: each has a plane of its own."""
     slopes = random.normal(0.0, amount, (cells.count, 2)).astype(np.float32)

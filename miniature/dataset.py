@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from miniature.photographs import draw_photograph
-from tilemix.colors.chart import Color, basic_colors, load_colors
+from miniature.tile import PALETTE
+from tilemix.colors.chart import basic_colors
 from tilemix.colors.palette import load_palette
 from tilemix.prompts.mix import ColorMix, ColorShare
 from tilemix.tuning.checkpoints import save_array
@@ -43,16 +44,11 @@ class Example:
     seed: int
 
 
-def taught_colors() -> list[Color]:
-    """Return the colors of the chart that the miniature learns, in the chart's order."""
-    taught = {color.word for color in load_palette("miniature").colors}
-    return [color for color in load_colors() if color.name in taught]
-
-
 def draw_mix(random: np.random.Generator) -> ColorMix:
-    """Return a mix of 1 to 4 colors; basic colors and multiples of 5 % are the most common."""
-    basic = [color.name for color in basic_colors()]
-    others = [color.name for color in taught_colors() if not color.basic]
+    """Return a mix of 1 to 4 colors of the palette; basic colors and multiples of 5 % are the most common."""
+    known = {color.name for color in basic_colors()}
+    words = [color.word for color in load_palette(PALETTE).colors]
+    basic, others = ([word for word in words if (word in known) is is_basic] for is_basic in (True, False))
     count = int(random.choice([1, 2, 3, 4], p=[0.16, 0.28, 0.32, 0.24]))
     names: list[str] = []
     while len(names) < count:

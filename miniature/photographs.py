@@ -1,11 +1,11 @@
 """Procedural photographs: a color mix as rubber tile, or as another material, seen from above.
 
-Each material describes its pieces (granules, chips, pebbles, tufts, bricks) as a `Layout`: which piece
-a pixel belongs to, how far it is from a gap, and how it is lit. One painter then gives each piece a
-color of the mix and its own brightness, and adds gaps, grain and light. Shares are exact in the number
-of visible pieces, by largest remainders.
+A rubber tile is a pile of shards, see `miniature.tile`. Every other material describes its pieces (chips,
+pebbles, tufts, bricks) as a `Layout`: which piece a pixel belongs to, how far it is from a gap, and how it is
+lit. One painter then gives each piece a color of the mix and its own brightness, and adds gaps, grain and
+light. Shares are exact in the number of visible pieces, by largest remainders.
 
-The same mix, material, size and seed give the same bytes. Colors are the swatches of `colors.json`.
+The same mix, material, size and seed give the same bytes. Colors are those of the maker's palette.
 """
 
 from __future__ import annotations
@@ -16,9 +16,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy import ndimage
 
-from miniature.cells import LIGHT, draw_smooth_noise, draw_tilt, find_cells, light_relief
-from tilemix.colors.chart import get_color
+from miniature.cells import (
+    LIGHT,
+    draw_smooth_noise,
+    draw_soft_light,
+    draw_tilt,
+    find_cells,
+    light_relief,
+)
+from miniature.tile import PALETTE, draw_tile
 from tilemix.colors.hex import parse_hex
+from tilemix.colors.palette import find_color, load_palette
 from tilemix.errors import MixError, RequestError
 
 if TYPE_CHECKING:
@@ -60,7 +68,9 @@ def draw_photograph(mix: ColorMix, material: str, size: tuple[int, int], seed: i
     if min(size) < LEAST_SIDE:
         raise RequestError("recipe-photograph-too-small", width=width, height=height, least=LEAST_SIDE)
     random = np.random.default_rng(seed)
-    layout = MATERIALS[material](width, height, random)
+    if material == TILE:
+        return draw_tile(mix, size, random).picture
+    layout = LAYOUTS[material](width, height, random)
     return _paint(layout, draw_piece_colors(mix, layout, random), random)
 
 
@@ -78,10 +88,10 @@ def draw_piece_colors(mix: ColorMix, layout: Layout, random: np.random.Generator
     """Return a color (sRGB 0..255) for each piece number, (n, 3)."""
     palette = []
     for share in mix.shares:
-        color = get_color(share.color)
+        color = find_color(load_palette(PALETTE), share.color)
         if color is None:
             raise MixError("recipe-color-not-in-chart", color=share.color)
-        palette.append(parse_hex(color.swatch))
+        palette.append(parse_hex(color.as_seen))
     seen = np.unique(layout.pieces)
     counts = count_pieces([float(share.percent) / 100 for share in mix.shares], len(seen))
     drawn = random.permutation(np.repeat(np.arange(len(palette)), counts))
@@ -96,7 +106,7 @@ def draw_piece_colors(mix: ColorMix, layout: Layout, random: np.random.Generator
 def _paint(layout: Layout, colors: Floats, random: np.random.Generator) -> NDArray[np.uint8]:
     """Return the picture: pieces with their shade, gaps, grain and soft light."""
     height, width = layout.pieces.shape
-    light = layout.shade * _soft_light(width, height, random)
+    light = layout.shade * draw_soft_light(width, height, random)
     picture = colors[layout.pieces]
     picture *= light[..., None]
     # Rubber has a faint sheen: light adds a constant to dark pieces as well as a factor.
@@ -121,38 +131,6 @@ def _blur(picture: Floats, axis: int) -> Floats:
     soft[-1] += 0.25 * picture[-1]
     blurred: Floats = np.moveaxis(soft, 0, axis)
     return blurred
-
-
-def _soft_light(width: int, height: int, random: np.random.Generator) -> Floats:
-    """Return a slow gradient of brightness around 1 over the whole picture, (h, w)."""
-    slope = random.uniform(-0.05, 0.05, 2)
-    level = random.uniform(0.97, 1.03)
-    x = np.linspace(-1, 1, width, dtype=np.float32)
-    y = np.linspace(-1, 1, height, dtype=np.float32)
-    lit: Floats = (level + slope[0] * x[None, :] + slope[1] * y[:, None]).astype(np.float32)
-    return lit
-
-
-def _lay_rubber_tile(width: int, height: int, random: np.random.Generator) -> Layout:
-    """Bound EPDM granules: angular, closely packed, with narrow dark gaps that are deeper where three meet."""
-    cell = float(random.uniform(18, 20))
-    cells = find_cells(width, height, (cell, cell), 0.46, random, warp=1.1)
-    # Binder fills some seams and leaves others open, so a gap's width varies along its length.
-    opening = 2.0 + 0.9 * draw_smooth_noise(width, height, 13, random)
-    inside = np.minimum(cells.depth, cells.junction * 0.55)
-    gap = np.clip(1.2 - inside / np.clip(opening, 0.5, 4.0), 0, 1)
-    rounded = 2.6 * (1 - np.exp(-cells.depth / 2.6))
-    # A crease near its middle cuts each granule into two facets.
-    angle = random.uniform(0, 2 * np.pi, cells.count)
-    crease = np.stack([np.cos(angle), np.sin(angle), random.uniform(-2.5, 2.5, cells.count)], axis=1)
-    crease *= random.uniform(0.02, 0.07, (cells.count, 1)) / 1.2
-    crease = crease.astype(np.float32)[cells.index]
-    facet = np.clip(cells.x * crease[..., 0] + cells.y * crease[..., 1] + crease[..., 2], -0.05, 0.05)
-    shade = 1.08 + draw_tilt(cells, 0.008, random) + light_relief(rounded, 0.17) + facet
-    shade += 0.012 * draw_smooth_noise(width, height, 2.2, random)
-    return Layout(
-        cells.index, (gap * 0.86).astype(np.float32), shade.astype(np.float32), (17, 16, 15), 0.055, 2.6
-    )
 
 
 def _lay_terrazzo(width: int, height: int, random: np.random.Generator) -> Layout:
@@ -261,8 +239,7 @@ def _lay_brick(width: int, height: int, random: np.random.Generator) -> Layout:
     return Layout(pieces, gap.astype(np.float32), shade.astype(np.float32), (150, 145, 137), 0.06, 3.5)
 
 
-MATERIALS: dict[str, Callable[[int, int, np.random.Generator], Layout]] = {
-    "rubber tile": _lay_rubber_tile,
+LAYOUTS: dict[str, Callable[[int, int, np.random.Generator], Layout]] = {
     "smooth terrazzo": _lay_terrazzo,
     "gravel": _lay_gravel,
     "woven carpet": _lay_carpet,
@@ -271,3 +248,5 @@ MATERIALS: dict[str, Callable[[int, int, np.random.Generator], Layout]] = {
     "crazy paving": _lay_paving,
     "cobblestone": _lay_cobbles,
 }
+TILE = "rubber tile"
+MATERIALS = (TILE, *LAYOUTS)

@@ -29,6 +29,7 @@ class VaeRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     photographs: int  # how many of the photographs it sees
     batch: int
     crop: int  # pixels, a multiple of 8
+    tiles: float  # fraction of crops that show the materials held back; the others show any
     learning_rate: float  # the peak; a cosine goes down to 0
     warmup: int  # steps
     square_weight: float  # of the mean square, against 1 for the L1; finds the colors early
@@ -51,10 +52,10 @@ class DecoderRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     square_weight: float
     hue_weight: float
     gradient_weight: float
-    # Of the strength of edges in each small area, wherever exactly they run. A latent of eight pixels cannot tell
-    # where a gap of two pixels is; without this weight the decoder blurs all possibilities together.
-    texture_weight: float
-    swatch_weight: float  # of each pixel being the right color; the mean of two colors is a third one
+    spectrum_weight: float  # of the power at each frequency being a photograph's
+    critic_weight: float  # of passing for a photograph with a critic of small patches, see `critic`
+    critic_learning_rate: float  # constant
+    tiles: float  # fraction of crops that show the materials held back; the others show any
     checkpoint_every: int
 
 
@@ -86,6 +87,7 @@ class BaseRecipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     large_from: float  # from this fraction of the steps on, every other step uses whole photographs
     large_batch: int  # whole photographs per step
     sizes: tuple[int, int]  # pixels: the range of sides told to the UNet as original and target size
+    drafted: float  # fraction of examples with the noise of a picture that is drawn from a draft
     checkpoint_every: int
 
 

@@ -8,8 +8,18 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bench import tiles
+from bench.sharpness import (
+    LOWEST,
+    NYQUIST,
+    RINGS,
+    find_spectrum_error,
+    measure_sharpness,
+    measure_spectrum,
+    tell_apart,
+)
 from miniature.photographs import MATERIALS, draw_photograph
 from tilemix.prompts.mix import ColorMix, ColorShare
 from tilemix.system.project import ROOT
@@ -18,25 +28,44 @@ PEARL = ColorMix((ColorShare("pearl", Decimal(60)), ColorShare("green", Decimal(
 
 
 @pytest.mark.slow
-def test_gaps_tell_bound_granules_from_what_is_laid_flat_or_in_light_joints():
-    """Gravel, cobbles and carpet have dark gaps, too: the base knows gaps, and not these granules."""
-    shares = {
+def test_the_spectrum_tells_tiles_from_what_the_base_knows():
+    errors = {
         material: np.mean(
-            [tiles.find_gap_share(draw_photograph(PEARL, material, (256, 256), n)) for n in range(3)]
+            [find_spectrum_error(draw_photograph(PEARL, material, (512, 512), n)) for n in range(2)]
         )
         for material in MATERIALS
     }
-    flat = ("smooth terrazzo", "mosaic", "brick", "crazy paving")
-    assert shares["rubber tile"] > 5 * max(shares[material] for material in flat), shares
+    others = [error for material, error in errors.items() if material != "rubber tile"]
+    assert errors["rubber tile"] < 3 < 5 < min(others), errors
 
 
-def test_narrow_dark_lines_are_gaps_and_wide_ones_are_not():
-    picture = np.full((120, 120, 3), 200, np.uint8)
-    assert tiles.find_gap_share(picture) == 0
-    picture[:, 20:23] = 40
-    assert tiles.find_gap_share(picture) == pytest.approx(100 * 3 / 120)
-    picture[:, 60:80] = 40
-    assert tiles.find_gap_share(picture) == pytest.approx(100 * 3 / 120)
+def test_noise_has_a_flat_spectrum_and_stripes_have_one_ring():
+    noise = np.random.default_rng(0).integers(60, 190, (256, 256, 1)).repeat(3, 2).astype(np.uint8)
+    flat = measure_spectrum(noise)
+    assert np.nanmax(np.abs(flat[8:])) < 0.15
+    columns = 128 + 60 * np.sin(2 * np.pi * np.arange(256) / 8)
+    stripes = np.broadcast_to(columns[None, :, None], (256, 256, 3)).astype(np.uint8)
+    edges = np.geomspace(LOWEST, NYQUIST, RINGS + 1)
+    assert (
+        edges[np.nanargmax(measure_spectrum(stripes))]
+        <= 1 / 8
+        < edges[np.nanargmax(measure_spectrum(stripes)) + 1]
+    )
+
+
+def test_sharpness_is_the_mean_difference_of_neighbors():
+    columns = np.tile([100, 110], 32).astype(np.uint8)
+    picture = np.broadcast_to(columns[None, :, None], (64, 64, 3))
+    assert measure_sharpness(picture) == pytest.approx((10 + 0) / 2)
+
+
+@pytest.mark.slow
+def test_a_critic_tells_blurred_pictures_and_none_of_a_kind():
+    photographs = [draw_photograph(PEARL, "rubber tile", (128, 128), n) for n in range(24)]
+    more = [draw_photograph(PEARL, "rubber tile", (128, 128), n) for n in range(24, 48)]
+    blurred = [ndimage.gaussian_filter(one, (2, 2, 0)) for one in more]
+    assert tell_apart(blurred, photographs) > 0.9
+    assert tell_apart(more, photographs) < 0.7
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from PIL import Image
 from tests.mosaics import Look, draw_mosaic, measured_shades
 from tilemix.cli import main
 from tilemix.colors.appearance import NODES, density, measure_appearance, model_appearance, seen_color
-from tilemix.colors.chart import basic_colors, get_color, list_palettes, load_colors
+from tilemix.colors.chart import basic_colors, get_color, list_palettes
 from tilemix.colors.cielab import delta_e_2000, srgb_to_lab
 from tilemix.colors.hex import parse_hex
 from tilemix.colors.palette import chart_palette, decode_palette, encode_palette, find_color, load_palette
@@ -26,17 +26,13 @@ def granules(word: str, size: int = 256, seed: int = 1) -> np.ndarray:
 
 
 def test_the_palettes_of_the_models_are_there():
-    assert list_palettes() == ["miniature", "rubber-tile"]
+    assert list_palettes() == ["rubber-tile"]
     assert len(RUBBER.colors) == 29
     assert (RUBBER.most_colors, RUBBER.step) == (4, 10)
-    assert [color.word for color in load_palette("miniature").colors] == sorted(
-        color.name for color in load_colors() if color.is_printed
-    )
 
 
-@pytest.mark.parametrize("name", ["miniature", "rubber-tile"])
-def test_a_palettes_colors_are_on_the_chart_where_they_say_so(name):
-    for color in load_palette(name).colors:
+def test_a_palettes_colors_are_on_the_chart_where_they_say_so():
+    for color in RUBBER.colors:
         assert all(get_color(known) is not None for known in color.chart)
         assert color.appearance is not None
         assert sum(color.appearance.weight) == pytest.approx(1, abs=0.01)
@@ -79,7 +75,7 @@ def test_a_file_that_is_not_a_palette_is_refused(change, code):
 
 
 def test_an_unknown_palette_is_refused_with_those_there_are():
-    with pytest.raises(InputError, match="'rubber': no such palette or file; known: miniature, rubber-tile"):
+    with pytest.raises(InputError, match="'rubber': no such palette or file; known: rubber-tile"):
         load_palette("rubber")
 
 

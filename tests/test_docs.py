@@ -274,7 +274,7 @@ def test_the_miniatures_figures_are_its_reports():
         for row in rows(section("README.md", "How fast, how good"))
         if row[0].startswith(("mean", "the", "colors"))
     ]
-    assert len(table) == 3
+    assert len(table) == 4
     assert all(row in report for row in table)
 
 

@@ -5,18 +5,30 @@ import sys
 from decimal import Decimal
 from xml.etree import ElementTree as ET
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from tilemix.cli import main
-from tilemix.colors.palette import Granules, load_palette
+from tilemix.colors.appearance import seen_color
+from tilemix.colors.cielab import delta_e_2000, srgb_to_lab
+from tilemix.colors.hex import parse_hex
+from tilemix.colors.palette import (
+    DEFAULT_GRANULES,
+    Granules,
+    chart_palette,
+    decode_palette,
+    encode_palette,
+    load_palette,
+)
 from tilemix.drafts.draft import draft_mix, encode_png, encode_svg
-from tilemix.drafts.layout import SCALES, lay_out
+from tilemix.drafts.layout import SCALES, Layout, lay_out
 from tilemix.drafts.pieces import SHAPES
+from tilemix.drafts.relief import light_facets
 from tilemix.prompts.mix import ColorMix, ColorShare, parse_mix
 
-CELLS, SHARDS = Granules("cells", 19, 0.15), Granules("shards", 24, 0.39)
+CELLS, SHARDS = Granules("cells", 19, 0.15), DEFAULT_GRANULES
 BOTH = pytest.mark.parametrize("granules", [CELLS, SHARDS], ids=["cells", "shards"])
 MIXES = ([100], [50, 30, 20], [97.5, 2.5], [99.5, 0.5], [1] * 12, [40, 30, 20, 10])
 
@@ -151,7 +163,7 @@ def test_every_piece_of_a_shape_is_numbered_and_no_pixel_is_left_out():
 
 
 def test_a_draft_shows_the_palettes_colors_with_faint_gaps():
-    palette = load_palette("miniature")
+    palette = load_palette("rubber-tile")
     draft = draft_mix(parse_mix("75% red, 25% white").mix, palette, 256, 256, seed=1)
     colors, counts = np.unique(draft.pixels.reshape(-1, 3), axis=0, return_counts=True)
     assert len(colors) == 4
@@ -215,6 +227,42 @@ def test_the_verb_says_why_there_is_no_draft(tmp_path, monkeypatch, capsys, argu
     assert not list(tmp_path.iterdir())
 
 
+def draw_lit(relief=1.0, seed=3):
+    palette = msgspec.structs.replace(
+        load_palette("rubber-tile"), granules=msgspec.structs.replace(SHARDS, relief=relief)
+    )
+    return draft_mix(parse_mix("60% red, 40% black").mix, palette, 512, 384, seed=seed)
+
+
+def test_facets_are_lit_around_the_color_of_their_granule():
+    draft = draw_lit()
+    lab = srgb_to_lab(draft.lit)
+    shown = draft.layout.colors[draft.layout.labels]
+    for number, swatch in enumerate(draft.swatches):
+        own = lab[shown == number]
+        flat = srgb_to_lab(np.array(parse_hex(swatch), np.uint8))
+        assert delta_e_2000(seen_color(own, np.ones(len(own))), flat) < 3
+        assert np.percentile(own[:, 0], 90) > flat[0] + 1
+        assert np.percentile(own[:, 0], 10) < flat[0] - 5
+
+
+def test_facets_repeat_and_without_relief_there_are_none():
+    assert np.array_equal(draw_lit().lit, draw_lit().lit)
+    assert not np.array_equal(draw_lit(seed=3).lit, draw_lit(seed=4).lit)
+    flat = draw_lit(relief=0)
+    assert np.array_equal(flat.lit, flat.pixels)
+
+
+def test_facets_of_a_granule_go_on_at_the_other_edge():
+    labels = np.zeros((32, 32), np.intp)
+    labels[12:20, :4] = labels[12:20, -4:] = 1
+    pixels = np.full((32, 32, 3), 120, np.uint8)
+    layout, moved = (Layout(one, np.zeros(2, np.intp)) for one in (labels, np.roll(labels, 9, axis=1)))
+    lit, there = (light_facets(pixels, one, 1.0, np.random.default_rng(5)) for one in (layout, moved))
+    assert np.array_equal(np.roll(lit, 9, axis=1)[moved.labels == 1], there[moved.labels == 1])
+
+
 def test_granules_of_a_palette_are_read():
-    assert load_palette("miniature").granules == CELLS
     assert load_palette("rubber-tile").granules == SHARDS
+    described = encode_palette(msgspec.structs.replace(chart_palette(), granules=CELLS))
+    assert decode_palette(described, source="here").granules == CELLS

@@ -26,12 +26,10 @@ from miniature.stages import decoder as decoder_stage
 from miniature.stages import vae as vae_stage
 from miniature.stages.adapters import draw_tile, train_adapters
 from miniature.stages.base import draw_batch, import_model, load_base, train_base
-from miniature.stages.decoder import load_decoder, swatch_loss, texture_loss, to_lab, train_decoder
+from miniature.stages.critic import PatchCritic, critic_loss, spectrum_loss
+from miniature.stages.decoder import load_decoder, train_decoder
 from miniature.stages.vae import load_vae, train_vae
 from miniature.stages.words import train_words
-from tilemix.colors.chart import get_color
-from tilemix.colors.cielab import srgb_to_lab
-from tilemix.colors.hex import parse_hex
 from tilemix.errors import (
     MissingFilesError,
     ModelFileError,
@@ -157,42 +155,30 @@ def test_a_compiled_base_goes_on_where_a_plain_one_stopped(tmp_path, recipe, sta
     assert apart < moved / 20, (apart, moved)  # bf16 rounds otherwise in another layout
 
 
-def test_texture_is_how_strong_edges_are_and_not_where():
-    random = np.random.default_rng(0)
-    cells = torch.from_numpy(random.random((1, 3, 16, 16), np.float32)).repeat_interleave(4, 2)
-    picture = cells.repeat_interleave(4, 3) * 2 - 1
-    moved, blurred = picture.roll((1, 1), (2, 3)), torch.nn.functional.avg_pool2d(picture, 5, 1, 2)
-    assert texture_loss(picture, picture) == 0
-    assert texture_loss(moved, picture) < texture_loss(blurred, picture) / 2
+def draw_blocks(count):
+    """Pictures of sharp squares, and the same blurred."""
+    cells = torch.from_numpy(np.random.default_rng(0).random((count, 3, 16, 16), np.float32))
+    pictures = cells.repeat_interleave(4, 2).repeat_interleave(4, 3) * 2 - 1
+    return pictures, torch.nn.functional.avg_pool2d(pictures, 5, 1, 2)
+
+
+def test_the_spectrum_is_how_strong_edges_are_and_not_where():
+    picture, blurred = draw_blocks(1)
+    moved = picture.roll((1, 1), (2, 3))
+    assert spectrum_loss(picture, picture) == 0
+    assert spectrum_loss(moved, picture) < spectrum_loss(blurred, picture) / 2
     assert (moved - picture).square().mean() > (blurred - picture).square().mean() / 2
 
 
-def paint(*names):
-    """One picture of 8x8 pixels for each name: the swatches' mean."""
-    swatches = [parse_hex(get_color(name).swatch) for name in names]
-    color = torch.tensor(swatches, dtype=torch.float32).mean(dim=0) / 127.5 - 1
-    return color[None, :, None, None].expand(1, 3, 8, 8)
-
-
-def test_the_mean_of_two_colors_passes_for_neither():
-    wanted = paint("red")
-    right, between, wrong = (
-        swatch_loss(one, wanted) for one in (wanted, paint("red", "black"), paint("black"))
-    )
-    assert right < 0.2 < 1 < between < wrong
-
-
-def test_the_swatch_loss_has_a_slope_at_every_color():
-    corners = torch.cartesian_prod(*[torch.tensor([-1.5, -1.0, 0.0, 1.0])] * 3).T.reshape(1, 3, 8, 8)
-    given = corners.clone().requires_grad_()
-    swatch_loss(given, paint("pearl")).backward()
-    assert given.grad.isfinite().all()
-
-
-def test_cielab_in_torch_is_cielab():
-    colors = np.random.default_rng(0).integers(0, 256, (200, 3))
-    ours = to_lab(torch.from_numpy(colors / 255).float()).numpy()
-    assert np.abs(ours - srgb_to_lab(colors)).max() < 1e-3
+def test_a_critic_learns_to_tell_blurred_pictures():
+    pictures, blurred = draw_blocks(8)
+    critic = PatchCritic(seed=0)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        critic_loss(critic, blurred, pictures).backward()
+        optimizer.step()
+    assert critic(pictures).mean() > critic(blurred).mean() + 0.5
 
 
 @pytest.mark.parametrize("multiplies", [True, False])

@@ -176,13 +176,12 @@ def draw_color(color: PaletteColor, seed: int, kind: str = "shards") -> np.ndarr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["rubber-tile", "miniature"])
-def test_a_tile_of_another_color_is_not_what_was_asked_for(name):
+def test_a_tile_of_another_color_is_not_what_was_asked_for():
     """White once passed for the glints of black, gray for black in the light. Sampled from all ordered pairs.
 
     Of all 2401 pairs tried, rounded and angular granules, five show less than 90 % and none less than 50 %.
     """
-    palette = load_palette(name)
+    palette = RUBBER
     random = np.random.default_rng(3)
     tried = 0
     while tried < 50:

@@ -11,13 +11,13 @@ from tilemix.cli import main
 from tilemix.colors.answers import FARTHEST, find_answer, rank_answers
 from tilemix.colors.chart import get_color, load_colors
 from tilemix.colors.languages import load_languages, load_trade_codes
-from tilemix.colors.palette import Palette, PaletteColor, load_palette
+from tilemix.colors.palette import Palette, PaletteColor, chart_palette, load_palette
 from tilemix.errors import MixError
 from tilemix.prompts.reading import read_mix
 from tilemix.prompts.rewrite import rewrite
 from tilemix.prompts.template import find_template
 
-RUBBER, MINIATURE = load_palette("rubber-tile"), load_palette("miniature")
+RUBBER, CHART = load_palette("rubber-tile"), chart_palette()
 TEMPLATE = find_template("rubber_tile")
 
 
@@ -95,8 +95,8 @@ def test_a_color_that_goes_by_another_word_is_told():
     assert [str(note) for note in read.notes] == [
         "bright green is sent as lime green, its word in this palette"
     ]
-    assert str(read_mix("100% терракота", MINIATURE).sent) == "100% red"
-    assert codes("100% терракота", MINIATURE) == ["mix-sent-by-its-word"]
+    assert str(read_mix("100% ярко-зеленый", RUBBER).sent) == "100% lime green"
+    assert codes("100% ярко-зеленый", RUBBER) == ["mix-sent-by-its-word"]
 
 
 def test_nothing_near_is_refused_with_the_three_nearest():
@@ -145,7 +145,7 @@ def test_a_mix_beyond_the_training_is_told_and_sent(typed, noted):
     read = read_mix(typed, RUBBER)
     assert [note.code for note in read.notes] == noted
     assert str(read.sent) == typed
-    assert codes(typed, MINIATURE) == []
+    assert codes(typed, CHART) == []
 
 
 def test_a_complete_prompt_stays_and_its_words_are_told():
@@ -188,8 +188,6 @@ def test_the_verb_reads_for_the_model(capsys, monkeypatch):
     assert first["sent"] == {"grass green": 50.0, "terracotta": 50.0}
     assert first["notes"] == ["green is not in this palette; sent as grass green, delta E 12"]
     assert first["prompt"].startswith("ohwx_rubber_tile <s0><s1>, 50% grass green, 50% terracotta, ")
-    assert main(["rewrite", "--json", "--model", "miniature", "50% green, 50% terracotta"]) == 0
-    assert json.loads(capsys.readouterr().out)["sent"] == {"green": 50.0, "red": 50.0}
 
 
 def test_a_model_without_a_palette_gets_the_charts_words():
@@ -198,7 +196,7 @@ def test_a_model_without_a_palette_gets_the_charts_words():
     assert read.notes == ()
 
 
-@pytest.mark.parametrize("palette", [RUBBER, MINIATURE], ids=["rubber-tile", "miniature"])
+@pytest.mark.parametrize("palette", [RUBBER, CHART], ids=["rubber-tile", "chart"])
 def test_the_value_of_a_swatch_is_its_color(palette):
     """By the chart alone the maker's orange is red, and his white light gray."""
     for color in palette.colors:

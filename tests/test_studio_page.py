@@ -206,9 +206,8 @@ def test_every_color_word_is_read_back_as_its_color(language):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("name", ["rubber-tile", "miniature"])
-def test_every_color_of_a_palette_is_read_back_as_its_word(language, name):
-    palette = load_palette(name)
+def test_every_color_of_a_palette_is_read_back_as_its_word(language):
+    palette = load_palette("rubber-tile")
     swatches = load_swatches(language, palette)
     assert {swatch.color: swatch.hex for swatch in swatches.values()} == {
         color.word: color.as_seen for color in palette.colors
@@ -291,8 +290,8 @@ def test_the_form_shows_a_first_mix_in_the_readers_words(shared):
     assert "ohwx_rubber_tile <s0><s1>, 50% red, 30% black, 20% pearl" in tags.text
     data = json.loads(tags.all("form", id="mixer")[0]["data-studio"])
     assert data["preview"]["mix"][0] == {"color": "red", "percent": 50, "word": "rot"}
-    assert [color["label"] for color in data["colors"]][:2] == ["Rot", "Leuchtend rot"]
-    assert {rect.get("fill") for rect in tags.all("rect")} >= {"#B6442B", "#1E1E1E", "#E4DFCB"}
+    assert [color["label"] for color in data["colors"]][:2] == ["Rot", "Terrakotta"]
+    assert {rect.get("fill") for rect in tags.all("rect")} >= {"#D25346", "#393939", "#D3CFC3"}
 
 
 def test_the_query_fills_the_form(shared):
@@ -349,7 +348,7 @@ def test_the_preview_says_what_is_wrong_and_where(shared):
 
 
 def test_the_page_shows_the_draft_that_the_model_draws_from(shared):
-    mix, palette = parse_mix("50% red, 50% black").mix, load_palette("miniature")
+    mix, palette = parse_mix("50% red, 50% black").mix, load_palette("rubber-tile")
     query = {"prompt": "50% red, 50% black", "seed": "3", "granule_size": "large"}
     answer = shared.get("/draft", params=query)
     assert answer.headers["content-type"] == "image/png"
@@ -488,18 +487,18 @@ def test_one_that_waits_says_what_for(client, cog):
 
 
 def test_measured_shares_stand_beside_the_asked_ones(client, cog):
-    metrics = {"share_red": 43.5, "share_bright_red": 20, "share_black": 24.5, "share_not_asked": 12}
-    metrics |= {"color_error_red": 4.0, "lightness_error_red": 3.9, "color_error_bright_red": 1.0}
+    metrics = {"share_red": 43.5, "share_orange": 20, "share_black": 24.5, "share_not_asked": 12}
+    metrics |= {"color_error_red": 4.0, "lightness_error_red": 3.9, "color_error_orange": 1.0}
     cog.outcome = {"status": "succeeded", "output": data_uri(picture()), "metrics": metrics}
-    address = ask(client, "50% red, 25% bright red, 25% black")
+    address = ask(client, "50% red, 25% orange, 25% black")
     page = Tags(finish(client, address).text)
-    assert "Red RAL 3016 50% 43.5% −6.5 slightly lighter" in page.text
-    assert "Bright red RAL 3020 25% 20.0% −5.0 exact" in page.text
+    assert "Red 50% 43.5% −6.5 slightly lighter" in page.text
+    assert "Orange 25% 20.0% −5.0 exact" in page.text
     assert "Other colors – 12.0%" in page.text
     (bar,) = [a["aria-label"] for a in page.all("svg", role="img") if a["aria-label"].startswith("Measured")]
-    assert bar == "Measured: Red 43.5%, Bright red 20%, Black 24.5%, Other colors 12%"
+    assert bar == "Measured: Red 43.5%, Orange 20%, Black 24.5%, Other colors 12%"
     german = Tags(client.get(address, headers={"Accept-Language": "de"}).text)
-    assert "Leuchtend rot RAL 3020 25 % 20,0 % −5,0 genau" in german.text
+    assert "Orange 25 % 20,0 % −5,0 genau" in german.text
     assert "43,5 %" in german.text
     assert "Farbe kann abweichen" in german.text
 
@@ -954,7 +953,7 @@ def test_the_page_knows_the_models_adapters_and_makes_the_choices_of_the_seed(sh
     assert "rubber-tile-miniature_sdxl_lora" in answer["error"]
     text = "60% {red|blue|green|white}, 40% black"
     context = make_context(load_manifest("miniature"), seed=11, steps=25)
-    expected = rewrite(text, find_template("miniature"), load_palette("miniature"), context=context)
+    expected = rewrite(text, find_template("miniature"), load_palette("rubber-tile"), context=context)
     preview = shared.get("/preview", params={"prompt": text, "seed": "11"}).json()
     assert preview["sent_prompt"] == expected.positive
     assert shared.get("/preview", params={"prompt": text, "seed": "1e9"}).json()["error"] is None
@@ -965,7 +964,7 @@ def test_choices_of_a_fresh_seed_are_those_that_are_drawn(client):
     given = client.get(f"/api/predictions/{identity}").json()
     context = make_context(load_manifest("miniature"), seed=given["input"]["seed"], steps=25)
     prompt = rewrite(
-        given["input"]["prompt"], find_template("miniature"), load_palette("miniature"), context=context
+        given["input"]["prompt"], find_template("miniature"), load_palette("rubber-tile"), context=context
     )
     assert given["sent_prompt"] == prompt.positive
 
@@ -1018,8 +1017,9 @@ def test_the_form_shows_the_prompt_colors_and_defaults_of_the_task_that_is_chose
     """The preview was the served model's, whatever the task."""
     root = tmp_path / "root"
     (root / "weights").mkdir(parents=True)
-    for name in ("miniature", "rubber-tile"):
-        (root / f"weights/{name}.model.json").symlink_to(ROOT / f"weights/{name}.model.json")
+    (root / "weights/rubber-tile.model.json").symlink_to(ROOT / "weights/rubber-tile.model.json")
+    served = json.loads((ROOT / "weights/miniature.model.json").read_text()) | {"palette": None}
+    (root / "weights/miniature.model.json").write_text(json.dumps(served))
     (root / "prompt_templates").symlink_to(ROOT / "prompt_templates")
     tasks = {
         "maker": {"model": "rubber-tile", "template": "plain", "adapters": {}},
@@ -1032,19 +1032,19 @@ def test_the_form_shows_the_prompt_colors_and_defaults_of_the_task_that_is_chose
         client.headers.update(HTML)
 
         def preview(**values):
-            return client.get("/preview", params={"prompt": "50% violet, 50% khaki"} | values).json()
+            return client.get("/preview", params={"prompt": "50% red, 50% khaki"} | values).json()
 
         made = preview(task="maker")
-        assert made["sent_prompt"] == "50% violet, 50% khaki"
-        assert [row["color"] for row in made["mix"]] == ["violet", "khaki"]
+        assert made["sent_prompt"] == "50% red, 50% khaki"
+        assert [row["color"] for row in made["mix"]] == ["red", "khaki"]
         assert {color["color"] for color in made["colors"]} == {color.word for color in palette.colors}
         assert (made["placeholders"]["width"], made["placeholders"]["lora_scale"]) == (1024, "")
         assert preview(task="own") == preview()
-        assert preview()["sent_prompt"].startswith("ohwx_rubber_tile <s0><s1>, 50% purple, ")
+        assert preview()["sent_prompt"].startswith("ohwx_rubber_tile <s0><s1>, 50% red, ")
         line = "tasks.json: task 'gone': there is no model 'x'; the nearest: "
         assert preview(task="gone")["error"].startswith(line)
         assert preview(task="nothing")["error_field"] == "task"
-        draft = {"prompt": "50% violet, 50% khaki"}
+        draft = {"prompt": "50% red, 50% khaki"}
         drawn = [
             client.get("/draft", params=draft | task) for task in ({"task": "maker"}, {"task": "own"}, {})
         ]

@@ -425,7 +425,7 @@ def test_the_command_prints_the_files(config, capsys):
 def test_the_dry_run_says_what_spoils_a_training(config, capsys, caplog):
     """Small pictures were silent, and cut captions were told only in the real run."""
     (config.parent / "pictures" / "0.txt").write_text("50% red, 50% black" + ", very shiny" * 30)
-    assert cli.main(["train", str(config), "--dry-run", "--palette", "miniature"]) == 0
+    assert cli.main(["train", str(config), "--dry-run", "--palette", "rubber-tile"]) == 0
     out = capsys.readouterr().out
     assert "pictures under 96 pixels, which are enlarged: 3\n  0.png\n" in out
     assert "captions over 75 tokens, which lose their ends: 1\n  0.png\n" in out

@@ -31,7 +31,7 @@ def plan(project, tmp_path_factory, tiny_project):
         project,
         base=json.loads((project / "weights" / "tiny.model.json").read_bytes())["base"],
         adapters=[{"file": "old.safetensors", "kind": "lora", "scale": 0.3}],
-        palette="miniature",
+        palette="rubber-tile",
     )
     assert manifest.adapters == ()
     return make_plan(config)
@@ -52,7 +52,7 @@ def test_a_training_ends_as_a_model_like_that_of_its_base(plan, project):
     assert path == project / "weights" / "my-tile.model.json"
     made, like = load_manifest("my-tile", project), load_manifest("tiny", project)
     assert (made.base, made.defaults, made.scheduler) == (like.base, like.defaults, like.scheduler)
-    assert (made.prompt_template, made.palette) == ("tiny", "miniature")
+    assert (made.prompt_template, made.palette) == ("tiny", "rubber-tile")
     lora, tokens = made.adapters
     assert (lora.file, lora.kind, lora.scale) == ("tiny-tile_sdxl_lora.safetensors", "lora", 0.7)
     assert (tokens.file, tokens.tokens) == ("tiny-tile_sdxl_embeddings.safetensors", ("<s0>", "<s1>"))
@@ -149,7 +149,7 @@ def test_a_new_configuration_fits_the_base_and_the_pictures(photographs, tmp_pat
     plan = make_plan(Path("my-tile.json"))
     assert plan.base.resolve() == ROOT / "weights" / "miniature"
     assert plan.output.resolve() == ROOT / "weights" / "files"
-    assert (plan.config.name, plan.config.palette) == ("my-tile", "miniature")
+    assert (plan.config.name, plan.config.palette) == ("my-tile", "rubber-tile")
     assert (plan.config.resolution, plan.config.crop) == (192, 128)  # the smallest picture's
     assert len(plan.pictures) == 3
     assert cli.main(["train", "--new", "my-tile", "photographs"]) == 1

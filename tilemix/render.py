@@ -400,9 +400,7 @@ class Renderer:
         shape = base.latent_shape(request.width, request.height)
         generator = torch.Generator("cpu").manual_seed(request.seed)
         scheduler = self.ready.make_scheduler()
-        start = (
-            torch.randn(shape, generator=generator) if draft is None else base.encode_picture(draft.pixels)
-        )
+        start = torch.randn(shape, generator=generator) if draft is None else base.encode_picture(draft.lit)
         if request.variation is not None:
             second = draw_noise(shape, request.variation.seed)
             if draft is None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from numpy.typing import NDArray
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
     from miniature.recipe import Recipe
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TRAINED = ("text_encoder", "text_encoder_2", "unet")
+DRAFTED = (0.1, 0.6)  # of the noise levels: drawing from a draft begins and ends there
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +202,7 @@ def draw_batch(latents: torch.Tensor, recipe: Recipe, step: int) -> BaseBatch:
     """Return the batch of a step; the same recipe and step give the same batch."""
     stage = recipe.base
     random = np.random.default_rng([recipe.seed, 3, step])
-    side = latents.shape[-1]
+    side, levels = latents.shape[-1], recipe.scheduler["num_train_timesteps"]
     is_large = step >= stage.large_from * stage.steps and step % 2 == 0
     count, crop = (stage.large_batch, side) if is_large else (stage.batch, stage.crop)
     crops, captions, time_ids = [], [], []
@@ -219,11 +221,19 @@ def draw_batch(latents: torch.Tensor, recipe: Recipe, step: int) -> BaseBatch:
         latents=stacked,
         captions=captions,
         time_ids=torch.tensor(np.array(time_ids), dtype=torch.float32),
-        timesteps=spread_timesteps(random, count, recipe.scheduler["num_train_timesteps"]),
+        timesteps=_favor_drafted(
+            spread_timesteps(random, count, levels), random.random(count) < stage.drafted, levels
+        ),
         noise=draw_noise(random, stacked),
         zeroed=torch.from_numpy(random.random(count) < stage.zero_captions),
         pooled_at=torch.from_numpy(random.random(count) * (random.random(count) < stage.early_pooled)),
     )
+
+
+def _favor_drafted(timesteps: torch.Tensor, moved: NDArray[np.bool_], levels: int) -> torch.Tensor:
+    """Return timesteps (n,) of which those `moved` (n,) lie in the range of a drawing from a draft."""
+    least, most = (levels * part for part in DRAFTED)
+    return torch.where(torch.from_numpy(moved), least + timesteps * (most - least) / levels, timesteps).long()
 
 
 def _draw_known(recipe: Recipe, photographs: int, random: np.random.Generator) -> int:

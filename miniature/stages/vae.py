@@ -41,7 +41,8 @@ def train_vae(
 ) -> AutoencoderKL:
     """Return the trained VAE, its latents whitened on unseen photographs.
 
-    Resumes from `state/vae.pt` if it is there. Step n always uses the same crops.
+    Resumes from `state/vae.pt` if it is there, and begins with an imported VAE if there is one. Step n always uses
+    the same crops.
 
     Raises:
         TrainingStoppedError: `is_over` said so, see `tilemix.tuning.loop.run_steps`.
@@ -59,6 +60,9 @@ def train_vae(
         optimizer.load_state_dict(checkpoint["optimizer"])
         first = checkpoint["step"]
         logger.info("VAE: resuming from step %d", first)
+    elif imported := load_checkpoint(state / "vae_finished.pt"):
+        vae.load_state_dict(imported["vae"])
+    tiles = find_tiles(recipe, stage.photographs)
 
     def save(done: int) -> None:
         tensors = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
@@ -68,7 +72,9 @@ def train_vae(
     run_steps(
         "VAE",
         optimizer,
-        lambda step: _vae_loss(vae, to_tensor(_draw_crops(shards, recipe, step)).to(device), recipe, step),
+        lambda step: _vae_loss(
+            vae, to_tensor(_draw_crops(shards, tiles, recipe, step)).to(device), recipe, step
+        ),
         first=first,
         steps=stage.steps,
         learning_rates=[stage.learning_rate],
@@ -188,15 +194,30 @@ def draw_unseen(vae: AutoencoderKL, recipe: Recipe, photographs: int) -> list[to
     return [to_tensor(pixels[None]).to(vae.device) for pixels in drawn]
 
 
-def _draw_crops(shards: list[NDArray[np.uint8]], recipe: Recipe, step: int) -> NDArray[np.uint8]:
+def find_tiles(recipe: Recipe, photographs: int) -> list[int]:
+    """Return the numbers of the first `photographs` photographs that show what only the adapters draw."""
+    held_back = recipe.photographs.held_back
+    return [number for number in range(photographs) if describe(recipe, number).material in held_back]
+
+
+def choose_photograph(random: np.random.Generator, count: int, tiles: list[int], part: float) -> int:
+    """Return the number of one of `count` photographs: of `tiles` with probability `part`, if there are any."""
+    is_tile = random.random() < part and tiles
+    return int(random.choice(tiles) if is_tile else random.integers(count))
+
+
+def _draw_crops(
+    shards: list[NDArray[np.uint8]], tiles: list[int], recipe: Recipe, step: int
+) -> NDArray[np.uint8]:
     """Return the crops of one step, (batch, crop, crop, 3), mirrored at random."""
     stage = recipe.vae
     random = np.random.default_rng([recipe.seed, 1, step])
     crops = []
     for _ in range(stage.batch):
-        shard = shards[int(random.integers(len(shards)))]
+        number = choose_photograph(random, stage.photographs, tiles, stage.tiles)
         top, left = random.integers(0, recipe.photographs.side - stage.crop + 1, 2)
-        crop = shard[int(random.integers(len(shard))), top : top + stage.crop, left : left + stage.crop]
+        photograph = shards[number // recipe.photographs.shard][number % recipe.photographs.shard]
+        crop = photograph[top : top + stage.crop, left : left + stage.crop]
         # Permuted channels show all hues equally often.
         crop = crop[:, :, random.permutation(3)] if random.random() < stage.swapped_channels else crop
         crops.append(crop[:, ::-1] if random.random() < 0.5 else crop)

@@ -17,7 +17,9 @@ from torch import nn
 
 from miniature.architecture import END_ID
 from miniature.captions import write_caption
-from miniature.dataset import Example, draw_mix, known_materials, taught_colors
+from miniature.dataset import Example, draw_mix, known_materials
+from miniature.tile import PALETTE
+from tilemix.colors.palette import load_palette
 from tilemix.tuning.checkpoints import load_checkpoint, save_checkpoint
 from tilemix.tuning.encoding import plain_attention, tokenize
 from tilemix.tuning.loop import REPORT_EVERY, run_steps
@@ -34,9 +36,16 @@ logger = logging.getLogger(__name__)
 
 
 def train_words(
-    model: Miniature, tokenizers: tuple[CLIPTokenizer, CLIPTokenizer], recipe: Recipe, state: Path
+    model: Miniature,
+    tokenizers: tuple[CLIPTokenizer, CLIPTokenizer],
+    recipe: Recipe,
+    state: Path,
+    *,
+    further: bool = False,
 ) -> None:
     """Train the model's two text encoders in place, or take them from `state/words.pt` if it is there.
+
+    `further` trains those on, by the same plan: an imported model learns the words of another palette.
 
     Raises:
         TrainingError: a loss is not finite, or the result cannot be written.
@@ -44,12 +53,13 @@ def train_words(
     if checkpoint := load_checkpoint(state / "words.pt"):
         model.text_encoder.load_state_dict(checkpoint["text_encoder"])
         model.text_encoder_2.load_state_dict(checkpoint["text_encoder_2"])
-        return
+        if not further:
+            return
     stage = recipe.words
     device = model.text_encoder.device
     encoders = (model.text_encoder, model.text_encoder_2)
     materials = known_materials(recipe)
-    heads = _build_heads(model, recipe, len(taught_colors()) + len(materials)).to(device)
+    heads = _build_heads(model, recipe, len(load_palette(PALETTE).colors) + len(materials)).to(device)
     parameters = [*encoders[0].parameters(), *encoders[1].parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(
         parameters, lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
@@ -108,7 +118,7 @@ def _build_heads(model: Miniature, recipe: Recipe, answers: int) -> nn.ModuleLis
 
 def _read_shares(examples: list[Example]) -> torch.Tensor:
     """Return the fraction of every color in each example's mix, (n, colors)."""
-    numbers = {color.name: index for index, color in enumerate(taught_colors())}
+    numbers = {color.word: index for index, color in enumerate(load_palette(PALETTE).colors)}
     shares = torch.zeros(len(examples), len(numbers))
     for row, example in enumerate(examples):
         for share in example.mix.shares:

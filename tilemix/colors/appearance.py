@@ -62,13 +62,22 @@ def measure_appearance(lab: Floats, counts: ArrayLike | None = None) -> Appearan
 def model_appearance(as_seen: Floats) -> Appearance:
     """Return the appearance of granules whose lit facets have the CIELAB `as_seen` (3,)."""
     lightness, a, b = (float(value) for value in as_seen)
-    reach = min(1.0, lightness / FULL_AT + 0.15)
-    percents = np.arange(0.5, 100)
-    values = np.clip(lightness + reach * np.interp(percents, PERCENTILES, DEVIATIONS), 0, 100)
+    values = np.clip(lightness + deviate_lightness(np.arange(0.5, 100) / 100, lightness), 0, 100)
     weight = _smooth(_over_nodes(values, np.ones(len(values))))
     variance = (SPREAD + SPREAD_OF_CHROMA * np.hypot(a, b)) ** 2
     flat = np.ones(len(NODES))
     return _pack(weight / weight.sum(), a * flat, b * flat, variance * flat, variance * flat, 0 * flat)
+
+
+def deviate_lightness(parts: Floats, lightness: float) -> Floats:
+    """Return how far facets lie from the lightness of their color's `as_seen`.
+
+    Args:
+        parts: of the color's facets that are darker, 0 to 1.
+        lightness: L* of `as_seen`.
+    """
+    reach = min(1.0, lightness / FULL_AT + 0.15)
+    return np.asarray(reach * np.interp(100 * parts, PERCENTILES, DEVIATIONS))
 
 
 def density(appearance: Appearance, lab: Floats, shift: ArrayLike = (0.0, 0.0, 0.0)) -> tuple[Floats, Floats]:

@@ -70,10 +70,11 @@ class Granules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     diameter: Annotated[float, msgspec.Meta(ge=4, le=400)]  # of a circle as large, pixels; in the median
     spread: Annotated[float, msgspec.Meta(ge=0, le=1)]  # standard deviation of the logarithm of the diameter
     gap: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.75  # brightness between two, as a part of theirs
+    relief: Annotated[float, msgspec.Meta(ge=0, le=2)] = 0.0  # how much facets differ; 1: as on photographs
 
 
 # The maker's tiles, at the scale at which SDXL draws them.
-DEFAULT_GRANULES = Granules("shards", diameter=24, spread=0.39)
+DEFAULT_GRANULES = Granules("shards", diameter=21, spread=0.39, relief=1.4)
 
 
 class Palette(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):

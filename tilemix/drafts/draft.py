@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tilemix.colors.hex import parse_hex
 from tilemix.colors.palette import DEFAULT_GRANULES, find_swatches
 from tilemix.drafts.layout import Layout, lay_out
+from tilemix.drafts.relief import light_facets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 LINE = 28  # pixels of the legend, a color
 FONT_SIZE = 18
+FACETS = 1  # of a draft's seed: which random numbers the facets have
 PAPER, INK = (255, 255, 255), (20, 20, 20)
 
 
@@ -55,6 +57,12 @@ class Draft:
     def paint(self, colors: NDArray[np.generic]) -> NDArray[np.uint8]:
         """Return the draft (h, w, 3) in other colors (m, 3), sRGB 0 to 255."""
         return self.layout.paint(colors, self.granules.gap)
+
+    @property
+    def lit(self) -> NDArray[np.uint8]:
+        """The draft (h, w, 3), sRGB, with the granules' facets in the light: what a model draws from."""
+        random = np.random.default_rng([self.seed, FACETS])
+        return light_facets(self.pixels, self.layout, self.granules.relief, random)
 
     @property
     def colors(self) -> dict[str, str]:
