@@ -720,6 +720,7 @@ def test_a_token_that_is_a_word_or_named_twice_is_refused_and_nothing_changes(re
     assert ready.base.pipeline.tokenizer is tokenizer
 
 
+@pytest.mark.slow
 def test_a_tokenizer_of_another_size_than_its_encoder_gets_no_tokens(tiny_project, tmp_path):
     base = load_pipeline(find_model("tiny", tiny_project), torch.device("cpu"), torch.float32).base
     pipeline = base.pipeline
@@ -740,6 +741,7 @@ def tokens_file(path, value, count=1):
     return read_embedding(write(path, rows), {"text_encoder": 32, "text_encoder_2": 48})
 
 
+@pytest.mark.slow
 def test_a_token_of_two_files_is_the_later_ones(ready, tmp_path, caplog):
     before = snapshot(ready.base.pipeline)
     first, second = (tokens_file(tmp_path / name, value, 2) for name, value in (("a", 1.0), ("b", 2.0)))

@@ -221,6 +221,7 @@ def test_a_process_that_dies_costs_its_part_alone(supervise, tmp_path):
     assert read_report(tmp_path / "out" / REPORT_FILE) == report
 
 
+@pytest.mark.slow
 def test_a_process_whose_time_is_over_is_killed_with_all_that_it_started(tmp_path):
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
     log = tmp_path / "log"

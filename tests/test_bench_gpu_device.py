@@ -23,6 +23,8 @@ from tilemix.pipelines.sdxl import Sdxl
 from tilemix.system.project import ROOT
 from tilemix.weights.manifest import load_manifest
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 
@@ -58,7 +60,6 @@ def test_the_networks_have_the_published_number_of_weights(real_parts):
     assert 0 < 334_643_238 - vae < 100_000
 
 
-@pytest.mark.slow
 def test_the_lora_has_the_products_layout_to_the_byte(real_parts):
     unet = real_parts["unet"]
     assert len(list_lora_modules(unet)) == 577
@@ -95,7 +96,6 @@ def shop(tmp_path_factory):
         yield shop
 
 
-@pytest.mark.slow
 def test_the_latents_are_those_that_tilemix_begins_with(shop, monkeypatch):
     begun = []
 
@@ -126,7 +126,6 @@ def picture(shop):
     return shop.ours.predict(shop.order(1, steps=1))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_lever_is_undone_also_when_it_fails(shop, picture, name):
     """Weights, layout, processors, forwards: the next picture has the same bytes."""
@@ -138,7 +137,6 @@ def test_a_lever_is_undone_also_when_it_fails(shop, picture, name):
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.slow
 def test_a_lever_changes_what_it_says(shop):
     unet, vae = shop.ours.pipeline.unet, shop.ours.pipeline.vae
     with changes.contiguous(shop.ours):
@@ -198,7 +196,6 @@ def test_the_stand_in_multiplies_as_torchs_own():
     torch.testing.assert_close(multiply(rows, scale, weight, weight_scale, torch.float32), own)
 
 
-@pytest.mark.slow
 def test_the_parts_of_a_picture_are_timed_and_no_hook_stays(shop):
     pipeline = shop.ours.pipeline
     hooks = len(pipeline.unet._forward_pre_hooks), len(pipeline.vae.decoder._forward_pre_hooks)
@@ -222,7 +219,6 @@ def test_events_stand_in_for_those_of_a_gpu():
     assert peak.growth is None
 
 
-@pytest.mark.slow
 def test_a_wrong_lora_would_be_seen(shop):
     """The controls of the checks: without the LoRA, and without the tokens, it is another picture."""
     order = shop.order(0)

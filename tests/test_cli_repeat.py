@@ -16,6 +16,7 @@ def drawn(renderer):  # noqa: F811
 
 
 @pytest.mark.parametrize("output_format", ["png", "jpeg"])
+@pytest.mark.slow
 def test_a_picture_comes_out_again(renderer, drawn, tmp_path, output_format):  # noqa: F811
     path = tmp_path / "a"
     write_image(path, drawn.pixels, drawn.record, output_format=output_format)

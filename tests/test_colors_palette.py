@@ -110,6 +110,7 @@ def test_a_measured_appearance_is_that_of_its_pixels():
 
 
 @pytest.mark.parametrize("ground", [255, 120, 30])
+@pytest.mark.slow
 def test_the_background_is_cut_away(ground):
     tile = granules("red", 320)
     picture = np.full((480, 640, 3), ground, np.uint8)
@@ -142,6 +143,7 @@ def save(folder, name, word, caption=None):
         (folder / name).with_suffix(".txt").write_text(caption)
 
 
+@pytest.mark.slow
 def test_the_verb_makes_a_palette_from_names_and_captions(tmp_path, capsys):
     folder, out = tmp_path / "tiles", tmp_path / "tiles.json"
     folder.mkdir()

@@ -170,6 +170,7 @@ def test_an_error_names_the_sets_of_tensors_found_and_known():
         find_contents("x", {"theirs": LAST, "epoch": 1})
 
 
+@pytest.mark.slow
 def test_the_content_counts_not_the_name(tmp_path, caplog, capsys):
     path = tmp_path / "x.safetensors"
     torch.save({"model": LAST}, path)

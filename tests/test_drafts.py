@@ -110,6 +110,7 @@ def test_a_layout_wraps(granules):
 
 @BOTH
 @pytest.mark.parametrize("shares", [[50, 50], [50, 30, 20], [90, 10], [25] * 4])
+@pytest.mark.slow
 def test_colors_are_well_mixed(granules, shares):
     """No clumps: granules of one color touch no more often than by chance; no rows of alternating colors either."""
     for seed in range(3):
@@ -220,6 +221,7 @@ def test_the_verb_writes_a_draft_with_its_legend(tmp_path, capsys, suffix):
         (["100% red", "--width", "250"], "width 250 is out of range; expected 256 to 1536, a multiple of 8"),
     ],
 )
+@pytest.mark.slow
 def test_the_verb_says_why_there_is_no_draft(tmp_path, monkeypatch, capsys, arguments, line):
     monkeypatch.chdir(tmp_path)
     assert main(["draft", *arguments]) == 1

@@ -5,6 +5,7 @@ import inspect
 import json
 import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from string import Formatter
 
@@ -42,13 +43,23 @@ OWN = {  # errors of one room alone
     for node in ast.walk(tree)
     if isinstance(node, ast.ClassDef) and any(getattr(base, "id", None) in ERRORS for base in node.bases)
 }
+RAISED = ERRORS | OWN
+
+
+def find_calls(node: ast.AST, function: ast.AST) -> Iterator[tuple[ast.Call, ast.AST]]:
+    """Each call below a node that makes an error or a message, and the innermost function around it."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Call) and getattr(child.func, "id", None) in RAISED and child.args:
+            yield child, function
+        yield from find_calls(
+            child, child if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) else function
+        )
+
+
 CALLS = {
-    f"{path.relative_to(ROOT)}:{node.lineno}": (node, function)  # the innermost function comes last
+    f"{path.relative_to(ROOT)}:{call.lineno}": (call, function)
     for path, tree in SOURCES
-    for function in ast.walk(tree)
-    if isinstance(function, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef)
-    for node in ast.walk(function)
-    if isinstance(node, ast.Call) and getattr(node.func, "id", None) in ERRORS | OWN and node.args
+    for call, function in find_calls(tree, tree)
 }
 
 

@@ -18,6 +18,8 @@ from tilemix.colors.cielab import srgb_to_lab
 from tilemix.colors.palette import load_palette
 from tilemix.prompts.mix import ColorMix, ColorShare
 
+pytestmark = pytest.mark.slow
+
 # Of L*, cycles per pixel and decades of power of a picture of unit variance; up to half the Nyquist frequency.
 FREQUENCIES = (0.0103, 0.017, 0.028, 0.0463, 0.0764, 0.1261, 0.208)
 POWER = (1.68, 1.71, 1.73, 1.57, 1.11, 0.53, -0.15)
@@ -65,7 +67,6 @@ def test_a_color_has_the_lightness_of_its_photograph(word):
     assert np.abs(np.percentile(lightness, (5, 25, 50, 75, 95)) - LIGHTNESS[word]).mean() < 4
 
 
-@pytest.mark.slow
 def test_the_power_at_each_frequency_is_within_3_db_of_the_photographs():
     power = np.mean(
         [_power(_tile(seed, **{word: 100}).picture) for seed, word in enumerate(LIGHTNESS)], axis=0
@@ -73,7 +74,6 @@ def test_the_power_at_each_frequency_is_within_3_db_of_the_photographs():
     assert power == pytest.approx(POWER, abs=0.3)
 
 
-@pytest.mark.slow
 def test_the_visible_granules_have_the_size_and_the_shape_of_the_photographed_ones():
     """Touching granules of one color count as one, as they do in a photograph; shadow is left out."""
     tile = _tile(8, 640, blue=80, green_apple=10, red=10)
@@ -98,7 +98,6 @@ def test_shards_are_no_larger_in_a_wide_picture():
     assert draw_tile(mix, (640, 64), np.random.default_rng(1)).picture.shape == (64, 640, 3)
 
 
-@pytest.mark.slow
 def test_every_color_of_the_palette_is_drawn_in_its_own_color():
     for color in load_palette(PALETTE).colors:
         lab = srgb_to_lab(_tile(9, 64, **{color.word: 100}).picture).reshape(-1, 3)

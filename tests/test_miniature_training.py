@@ -41,6 +41,8 @@ from tilemix.tuning.checkpoints import learning_rate_factor, load_checkpoint, sa
 from tilemix.tuning.encoding import tokenize
 from tilemix.tuning.loop import mixed_precision
 
+pytestmark = pytest.mark.slow
+
 MODEL = Path(__file__).parents[1] / "weights" / "miniature"
 CPU = torch.device("cpu")
 
@@ -103,7 +105,6 @@ def stop_after(monkeypatch, module, saves):
     monkeypatch.setattr(module, "save_checkpoint", save)
 
 
-@pytest.mark.slow
 def test_a_vae_stage_that_was_killed_ends_as_one_that_was_not(tmp_path, recipe, state, monkeypatch):
     (tmp_path / "photographs").symlink_to(state / "photographs")
     with monkeypatch.context() as patch:
@@ -116,7 +117,6 @@ def test_a_vae_stage_that_was_killed_ends_as_one_that_was_not(tmp_path, recipe, 
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-@pytest.mark.slow
 def test_a_base_stage_that_was_killed_ends_as_one_that_was_not(
     tmp_path, recipe, state, tokenizers, monkeypatch
 ):
@@ -134,7 +134,6 @@ def test_a_base_stage_that_was_killed_ends_as_one_that_was_not(
         assert all(torch.equal(whole[key][name], resumed[key][name]) for name in whole[key])
 
 
-@pytest.mark.slow
 def test_a_compiled_base_goes_on_where_a_plain_one_stopped(tmp_path, recipe, state, tokenizers, monkeypatch):
     """The compiler is left out, for it takes minutes; the memory layout that it needs is not."""
     for name in ("vae_finished.pt", "words.pt", "photographs"):
@@ -190,7 +189,6 @@ def test_training_computes_in_bf16_only_where_the_cpu_multiplies_it(monkeypatch,
     assert made.dtype == (torch.bfloat16 if multiplies else torch.float32)
 
 
-@pytest.mark.slow
 def test_a_decoder_stage_that_was_killed_ends_as_one_that_was_not(tmp_path, recipe, state, monkeypatch):
     for name in ("photographs", "vae_finished.pt"):
         (tmp_path / name).symlink_to(state / name)
@@ -203,7 +201,6 @@ def test_a_decoder_stage_that_was_killed_ends_as_one_that_was_not(tmp_path, reci
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-@pytest.mark.slow
 def test_the_decoder_stage_moves_the_decoder_and_nothing_before_the_latents(recipe, state):
     vae, trained = (load_vae(recipe, state) for _ in range(2))
     assert load_decoder(trained, state) == recipe.decoder.steps
@@ -255,7 +252,6 @@ def test_the_first_lesson_ends_at_a_loss_that_is_no_number(tmp_path, recipe, tok
     assert not (tmp_path / "words.pt").exists()
 
 
-@pytest.mark.slow
 def test_a_finished_model_can_be_trained_on(tmp_path, recipe, state, tokenizers):
     folder = tmp_path / "model"
     exported, _ = load_base(recipe, state)
@@ -275,7 +271,6 @@ def test_a_finished_model_can_be_trained_on(tmp_path, recipe, state, tokenizers)
         import_model(recipe, tmp_path / "other", MODEL)
 
 
-@pytest.mark.slow
 def test_an_imported_model_whose_decoder_alone_was_trained_on_is_exported(tmp_path, recipe, state):
     """It was refused for want of base.pt, so a better decoder could not come into the committed weights."""
     folders = [tmp_path / name for name in ("before", "after")]
@@ -300,7 +295,6 @@ def test_the_base_stage_refuses_an_unfinished_vae(tmp_path, recipe, tokenizers):
         train_base(recipe, tmp_path, tokenizers, workers=1, device=CPU)
 
 
-@pytest.mark.slow
 def test_an_exported_folder_loads_as_sdxl_without_a_warning(tmp_path, recipe, state):
     folder = tmp_path / "model"
     write_model(folder, build_miniature(recipe), recipe, MODEL)
@@ -329,7 +323,6 @@ def test_the_tokenizers_are_clips(tokenizers):
         assert ids == expected + [pad] * 70
 
 
-@pytest.mark.slow
 def test_photographs_are_the_same_whoever_draws_them(tmp_path, recipe):
     first = write_photographs(recipe, tmp_path / "a", 6, workers=1)
     kept = first[0].stat().st_mtime_ns
@@ -352,7 +345,6 @@ def test_the_base_never_hears_of_the_material_that_is_held_back(recipe):
     assert all(material in captions for material in shown - {"rubber tile"})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("multiplies", "precision"), [(True, "bf16"), (False, "fp32")])
 def test_the_adapters_stage_puts_the_pair_beside_the_base(
     tmp_path, recipe, state, monkeypatch, multiplies, precision
@@ -453,7 +445,6 @@ def test_the_command_says_in_one_line_what_is_missing(tmp_path, capsys):
     )
 
 
-@pytest.mark.slow
 def test_a_stage_whose_time_is_over_goes_on_after_its_state_was_carried(tmp_path, recipe, state, tokenizers):
     """Out in files of limited size and in again, rounded: what it ends with is near that of a run without a stop."""
     begun, gone_on, carried = (tmp_path / name for name in ("begun", "gone_on", "carried"))
@@ -551,7 +542,6 @@ def test_minutes_end_a_stage_with_its_checkpoint(tmp_path, recipe, state):
     assert not (folder / "vae_finished.pt").exists()
 
 
-@pytest.mark.slow
 def test_a_stage_is_trained_for_minutes_and_its_state_goes_out(tmp_path, recipe, state, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})  # the other cores have their own tests
     (tmp_path / "recipe.json").write_bytes(msgspec.json.encode(recipe))

@@ -42,6 +42,7 @@ def make_model(path, size):
 
 
 @pytest.mark.parametrize("size", SIZES)
+@pytest.mark.slow
 def test_every_hash_is_what_the_libraries_say(tmp_path, size):
     path = tmp_path / "model.safetensors"
     make_model(path, size)
@@ -198,6 +199,7 @@ def test_several_processes_lose_nothing_of_each_others(tmp_path):
     assert all(recall_hashes(tmp_path / str(i)) for i in range(6))
 
 
+@pytest.mark.slow
 def test_no_more_than_the_header_is_read_unless_a_hash_is_asked_for_or_missing(tmp_path):
     """The kernel counts the bytes: one process for each wish, of a file of 80 MB."""
     path = tmp_path / "big.safetensors"

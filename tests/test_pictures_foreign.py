@@ -182,6 +182,7 @@ def test_a_picture_of_novelai_is_read(tmp_path):
         ("[" * 48 + "x" + "]" * 48, "(x:0.1009)"),
     ],
 )
+@pytest.mark.slow
 def test_emphasis_of_novelai_becomes_that_of_this_language(typed, read, tmp_path):
     info = texts(Software="NovelAI", Description="x", Comment=json.dumps({"uc": typed}))
     origin = read_origin(save(tmp_path / "a.png", pnginfo=info))

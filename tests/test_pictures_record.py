@@ -285,6 +285,7 @@ def test_file_cut_off_anywhere_is_refused(tmp_path, output_format):
     "ignore:(Tag data larger|Corrupt EXIF data|Possibly corrupt EXIF|Truncated File|Metadata Warning|Invalid APNG).*"
 )  # Pillow's, in production too
 @pytest.mark.parametrize("output_format", FORMATS)
+@pytest.mark.slow
 def test_damaged_file_gives_a_record_or_our_error_and_nothing_else(tmp_path, output_format):
     data = encode_image(PIXELS, make_record(), output_format=output_format)
     random = np.random.default_rng(11)

@@ -46,6 +46,7 @@ def count_projections(unet, call) -> int:
     return len(counted)
 
 
+@pytest.mark.slow
 def test_every_step_is_bit_equal_to_diffusers_own(unets):
     theirs, ours, keys = unets
     sample, inputs = make_inputs(1)

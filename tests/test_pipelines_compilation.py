@@ -36,6 +36,7 @@ def renderers(adapted_project):
     return plain, compiled, traces
 
 
+@pytest.mark.slow
 def test_the_unet_and_the_decoder_are_compiled_whole_and_for_one_size(adapted_project, monkeypatch):
     handed = []
 

@@ -19,6 +19,7 @@ QUERY = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_a_lora_and_its_tokens_are_in_place_after_loading(project, caplog):
     plain = load_pipeline(find_model("tiny", project), CPU, torch.float32)
     halves = random_pairs(plain.base.pipeline, [QUERY])

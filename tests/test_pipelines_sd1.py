@@ -112,6 +112,7 @@ def test_one_file_draws_what_diffusers_draws(ready, theirs, clip_skip):
     )
 
 
+@pytest.mark.slow
 def test_a_draft_is_drawn_and_an_edit_changes_the_picture(ready):
     start = ready.base.encode_picture(torch.randint(256, (64, 64, 3), dtype=torch.uint8).numpy())
     assert start.shape == (1, 4, 8, 8)
@@ -253,6 +254,7 @@ def test_web_uis_know_a_converted_checkpoint_by_old_and_new_hashes(own):
     assert here.heeds_clip_skip
 
 
+@pytest.mark.slow
 def test_a_folder_in_diffusers_layout_draws_the_same(own, ready):
     folder = own / "weights/folder"
     tiny_sd1.build_pipeline().save_pretrained(folder)

@@ -415,6 +415,7 @@ def repeat(piece, size=2000):
         repeat("е\u0301\u200f"),
     ],
 )
+@pytest.mark.slow
 def test_two_thousand_characters_of_syntax_take_no_time(text, wildcards):
     def run():
         with suppress(PromptError):

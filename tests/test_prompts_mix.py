@@ -522,6 +522,7 @@ def test_the_time_grows_with_the_length_and_not_with_its_square(piece):
 @pytest.mark.parametrize(
     "piece", ["1% ", ",", "50% rad, ", "1% abcdefghijklmnopqrs, ", "RAL 3000 1%, ", "颗"]
 )
+@pytest.mark.slow
 def test_two_thousand_adversarial_characters_take_no_time(piece):
     text = (piece * MAX_PROMPT_CHARACTERS)[:MAX_PROMPT_CHARACTERS]
     seconds_for(text, times=1)  # the index of misspellings and numpy are loaded once

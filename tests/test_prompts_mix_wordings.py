@@ -284,6 +284,7 @@ def test_every_visible_character_has_a_role(text):
 @pytest.mark.parametrize(
     "typed", ["50% (", "red-black_", "3:1 ", "1/3 red ", "half ", '[{"a":', "je 5% rot ", "百分之", "light "]
 )
+@pytest.mark.slow
 def test_the_longest_text_takes_less_than_twenty_milliseconds(typed):
     text = (typed * MAX_PROMPT_CHARACTERS)[:MAX_PROMPT_CHARACTERS]
 

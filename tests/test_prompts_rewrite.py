@@ -224,6 +224,7 @@ def test_any_text_is_rewritten_or_refused(text, negative_prompt):
 
 
 @pytest.mark.parametrize("text", [EXAMPLE, "50 % красного, 30 % RAL 9005, 20 % #d6d1be, wet surface"])
+@pytest.mark.slow
 def test_a_normal_prompt_takes_less_than_a_millisecond(text):
     rewrite(text, TILE)
     assert_quick(lambda: min(processor_seconds(lambda: rewrite(text, TILE)) for _ in range(5)), 1e-3)

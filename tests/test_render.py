@@ -93,6 +93,7 @@ def test_the_record_is_known_before_the_picture_is_drawn(renderer, changes):
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
+@pytest.mark.slow
 def test_a_variation_mixes_in_the_noise_of_another_seed(renderer, strength):
     own = renderer.render(replace(strength=strength))
     same = renderer.render(replace(strength=strength, variation_seed=7, variation_strength=1.0))
@@ -130,6 +131,7 @@ def test_the_infotext_names_the_lora_by_the_hash_of_its_tensors(renderer):
     assert f'Lora hashes: "lora: {autov3.lower()}"' in parameters_text(record)
 
 
+@pytest.mark.slow
 def test_a_token_typed_as_its_trainer_named_it_is_all_of_its_rows(project, caplog):
     """`<my tile>` drew without the embedding, and nobody said so."""
     module = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -359,6 +361,7 @@ def draw(renderer, prompt, **changes):
     return renderer.render(request)
 
 
+@pytest.mark.slow
 def test_an_edit_changes_the_picture_from_its_step_on(renderer):
     """Against a pipeline whose prompt is replaced by hand after the step."""
     edited = draw(renderer, "<s0><s1> [red:black:2] tile")
@@ -402,6 +405,7 @@ def test_what_the_prompt_asks_for_besides_words_is_logged(renderer, caplog):
     assert "Prompt changes after step 1, 2, 3 of 4" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_edit_at_the_last_step_changes_nothing(renderer):
     plain = draw(renderer, "<s0><s1> red tile").pixels
     assert np.array_equal(plain, draw(renderer, "<s0><s1> [red:black:4] tile").pixels)

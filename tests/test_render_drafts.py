@@ -237,6 +237,7 @@ def test_what_is_drawn_from_noise_after_all_is_read_again_only_for_its_edits(ren
     assert "[wet:dry:4]" in edited.sent_prompt
 
 
+@pytest.mark.slow
 def test_an_edit_counts_the_steps_that_are_drawn(renderer):
     edited = renderer.render(ask(prompt=f"{TEXT}, [wet:dry:0.5]", num_inference_steps=8, strength=0.5))
     assert ", [wet:dry:2], " in edited.record.sent_prompt

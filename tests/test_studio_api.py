@@ -248,6 +248,7 @@ def test_use_model_manager_is_taken_and_means_nothing(shared, value):
         ("x" * 60_000, 422, None),
     ],
 )
+@pytest.mark.slow
 def test_a_task_is_passed_on_unless_it_is_the_served_model(shared, task, status, asked):
     answer = form(shared, prompt=MIX, task=task)
     assert answer.status_code == status
@@ -313,6 +314,7 @@ def test_what_was_asked_for_without_waiting_is_kept_while_the_back_end_is_away(c
     assert wait_for(client, identity)["status"] == "succeeded"
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_not_ready_in_time_is_a_202_with_the_place_to_ask(client, cog, monkeypatch):
     monkeypatch.setattr(api, "EXTRA_SECONDS", 0.5 - client.studio.settings.deadline_seconds)
     cog.gate.clear()
@@ -570,6 +572,7 @@ def test_a_rate_limit_keeps_no_more_addresses_than_it_may(monkeypatch):
     assert not limit.take("f")
 
 
+@pytest.mark.slow
 def test_health_says_what_works(client, cog):
     whole = {"status": "ok", "database": "ok", "backend": "cog: ready", "faults": {}}
     assert client.get("/health").json() == whole

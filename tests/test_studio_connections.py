@@ -83,6 +83,7 @@ def test_a_head_must_come_in_time_and_so_must_the_next_one(studio, monkeypatch):
                     pass
 
 
+@pytest.mark.slow
 def test_an_answer_that_nobody_takes_is_given_up(studio, monkeypatch):
     monkeypatch.setattr(serving, "WRITE_SECONDS", 0.3)
     many = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 1000

@@ -32,6 +32,7 @@ CLIENTS = 8
         ('a"b', True),
     ],
 )
+@pytest.mark.slow
 def test_a_text_is_found_anywhere_in_any_case(database, tmp_path, text, is_found):
     identity = add_prediction(database, prompt='100% red, Wet asphalt, Мокрый, a"b', sent_prompt="x")
     add_prediction(database, prompt="else", sent_prompt="x")

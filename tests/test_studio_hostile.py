@@ -218,6 +218,7 @@ def test_a_form_that_is_waited_for_is_refused_as_well(studio):
         assert answer.status_code in {400, 415, 422}
 
 
+@pytest.mark.slow
 def test_no_body_breaks_a_route(studio):
     bodies = [
         b"",

@@ -99,6 +99,7 @@ def test_the_record_in_the_picture_is_kept_beside_it(database, tmp_path):
         ("https://[::1/a", "the output's URL cannot be read"),
     ],
 )
+@pytest.mark.slow
 def test_what_is_no_picture_of_ours_is_refused_for_good(tmp_path, source, error):
     from tilemix.studio.settings import Secret
     from tilemix.studio.store.database import Database

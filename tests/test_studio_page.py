@@ -244,6 +244,7 @@ def test_presets_total_100_of_colors_in_the_chart_and_have_names_in_every_langua
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("path", ["/", "/gallery", "/models", "/compare", "/login", "/nothing"])
+@pytest.mark.slow
 def test_every_page_speaks_every_language_and_keeps_to_its_own_files(shared, path, language):
     answer = shared.get(path, headers={"Accept-Language": language})
     tags = Tags(answer.text)
@@ -776,6 +777,7 @@ def test_a_session_ends_at_logout_and_outlives_a_restart(tmp_path, cog):
         assert client.get("/api/predictions", headers=headers).status_code == 401
 
 
+@pytest.mark.slow
 def test_guesses_at_the_token_are_limited_for_each_address(tmp_path, cog):
     with run(tmp_path, cog, token=Secret(TOKEN), proxies=("127.0.0.0/8",), rate_limit=NoLimit()) as client:
         client.post("/login", data={"token": TOKEN})
@@ -1013,6 +1015,7 @@ def test_a_dropped_picture_has_a_limit_and_other_forms_keep_theirs(shared):
     assert shared.post("/from-picture", data={"picture": "text"}).status_code == 422
 
 
+@pytest.mark.slow
 def test_the_form_shows_the_prompt_colors_and_defaults_of_the_task_that_is_chosen(tmp_path, cog):
     """The preview was the served model's, whatever the task."""
     root = tmp_path / "root"

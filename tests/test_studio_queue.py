@@ -261,6 +261,7 @@ class Refusing:
 
 
 @pytest.mark.parametrize("fault", ["before", "after"])
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_kept_is_kept_later_and_the_queue_goes_on(database, cog, fault, monkeypatch):
     """The row stayed `starting` for ever, and the queue stood still until the studio was started again."""
     cog.gate.clear()

@@ -237,6 +237,7 @@ def test_the_pair_is_what_the_predictor_takes(trained, tiny_project, tmp_path):
     assert torch.allclose(merged, expected, atol=(expected - base).abs().max().item() / 50)
 
 
+@pytest.mark.slow
 def test_the_files_say_what_they_are(trained):
     _, _, (lora, embeddings, record) = trained
     assert [path.name for path in (lora, embeddings, record)] == [

@@ -43,6 +43,7 @@ def pictures(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_captions_that_lie_are_found_with_what_is_seen(pictures):
     swapped, color = check_captions(pictures, RUBBER)
     assert swapped.path.name == "swapped.txt"

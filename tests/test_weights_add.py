@@ -145,6 +145,7 @@ def test_a_lora_is_known_in_every_spelling(project, tmp_path, spelling):
 
 
 @pytest.mark.parametrize("names", [("clip_g", "clip_l"), ("text_encoders_1", "text_encoders_0")])
+@pytest.mark.slow
 def test_an_embedding_gets_a_token_for_each_row(project, tmp_path, names):
     path = write_tensors(tmp_path / "e.pti", {names[0]: (3, 1280), names[1]: (3, 768)})
     adapter = add(str(path), "tiny", root=project).adapter
@@ -178,6 +179,7 @@ def test_the_same_file_again_changes_nothing(project, lora):
     assert (scaled.change, scaled.adapter.scale) == ("updated", 0.0)
 
 
+@pytest.mark.slow
 def test_a_copy_that_the_disk_has_no_room_for_leaves_nothing(project, lora, monkeypatch):
     """What was copied stayed as a part that no other try goes on with, and kept the full disk full."""
     written = Part.write
@@ -291,6 +293,7 @@ def test_one_file_by_two_names_is_refused(project, lora):
     assert message == "again.safetensors: the model already has this file, as my-lora.safetensors"
 
 
+@pytest.mark.slow
 def test_an_embedding_does_not_slip_into_the_place_of_a_lora(project, tmp_path):
     write_manifest(project, adapters=[{"file": "x.safetensors", "kind": "lora", "scale": 0.5}])
     path = write_embedding(tmp_path / "x.safetensors")
@@ -368,6 +371,7 @@ def test_a_model_file_of_another_kind_is_not_added(project, tmp_path):
     ],
     ids=["another transformer", "called SDXL", "another width", "bundle of another base", "exchanged"],
 )
+@pytest.mark.slow
 def test_what_the_models_shapes_do_not_take_is_refused(project, tmp_path, shapes, message):
     """Its hash was written, and only the server's setup failed."""
     found = refusal(write_tensors(tmp_path / "x.safetensors", shapes), project)
@@ -382,6 +386,7 @@ def test_rows_that_are_not_finite_are_refused(project, tmp_path):
     assert "not finite" in refusal(tmp_path / "x.safetensors", project)
 
 
+@pytest.mark.slow
 def test_without_the_models_shapes_nothing_is_added(project, lora):
     (project / "weights" / "tiny").unlink()
     assert refusal(lora, project).startswith(f"{project}/weights/tiny: nothing here tells the model's shapes")
@@ -446,6 +451,7 @@ def test_a_manifest_keeps_its_order_and_its_layout(project, tmp_path, lora):
         remove("tiny", "x", root=project)
 
 
+@pytest.mark.slow
 def test_fifty_at_once_leave_fifty_entries(project, tmp_path):
     """Of six at once, three were lost, and all said "added"."""
     paths = [write_lora(tmp_path / f"l{place}.safetensors", seed=place) for place in range(50)]
@@ -489,6 +495,7 @@ def test_twenty_kills_at_random_leave_a_whole_manifest(project, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.slow
 def test_what_is_no_regular_file_is_refused_at_once(project, tmp_path, kind):
     """A pipe was read forever, /dev/zero until the memory was full."""
 
@@ -573,6 +580,7 @@ def sidecar(root, name):
     return json.loads((root / "weights" / "files" / f"{name}.metadata.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_file_by_its_address_comes_with_its_sidecar(project, server, remote):
     url = f"{server.url}/files/web-lora.safetensors"
     added = add(url, "tiny", root=project, web=server.web())

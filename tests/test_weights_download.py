@@ -160,6 +160,7 @@ def test_a_server_that_says_come_again_is_asked_again(server, target):
     ],
     ids=lambda value: value[:50] if isinstance(value, str) else None,
 )
+@pytest.mark.slow
 def test_an_answer_that_cannot_be_the_file_is_refused_in_one_line(server, target, route, options, message):
     server.routes["/a"] = route
     assert refusal(server, "/a", target, **options) == message.format(url=f"{server.url}/a")
