@@ -17,7 +17,7 @@ DESK = {"width": 1280, "height": 1250}
 DESK_WIDTH = 1000  # in the README
 PHONE = {"width": 390, "height": 844}
 FLAT_COLORS = 80
-MOST_BYTES = 250_000
+MOST_BYTES = 300_000
 PATIENCE = 300_000  # milliseconds
 STEPS = "25"
 

@@ -216,6 +216,9 @@ def test_the_whole_path_from_the_sliders_to_the_comparison(open_page):
     page.locator("[data-detail]", has_text=re.compile(r"about \d+ s left")).wait_for()
     assert 0 < float(page.get_attribute("[data-progress]", "value")) <= 1
     page.wait_for_selector("[data-picture]")
+    form, stage = (page.locator(name).bounding_box() for name in (".mixer", ".stage"))
+    assert stage["x"] > form["x"] + form["width"]  # side by side on a desk
+    assert stage["y"] < form["y"] + 100
     decoded = "image => image.decode().then(() => image.naturalWidth)"
     assert page.eval_on_selector("[data-picture]", decoded) == 256
     row = page.locator(".shares tbody tr", has_text="Red").inner_text().split()
