@@ -258,9 +258,9 @@ def test_facets_repeat_and_without_relief_there_are_none():
 def test_facets_of_a_granule_go_on_at_the_other_edge():
     labels = np.zeros((32, 32), np.intp)
     labels[12:20, :4] = labels[12:20, -4:] = 1
-    pixels = np.full((32, 32, 3), 120, np.uint8)
+    gray, shown = np.full((1, 3), 120, np.uint8), np.zeros((32, 32), np.uint8)
     layout, moved = (Layout(one, np.zeros(2, np.intp)) for one in (labels, np.roll(labels, 9, axis=1)))
-    lit, there = (light_facets(pixels, one, 1.0, np.random.default_rng(5)) for one in (layout, moved))
+    lit, there = (light_facets(gray, shown, one, 1.0, np.random.default_rng(5)) for one in (layout, moved))
     assert np.array_equal(np.roll(lit, 9, axis=1)[moved.labels == 1], there[moved.labels == 1])
 
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tilemix.colors.hex import parse_hex
 from tilemix.colors.palette import DEFAULT_GRANULES, find_swatches
-from tilemix.drafts.layout import Layout, lay_out
+from tilemix.drafts.layout import Layout, lay_out, list_colors
 from tilemix.drafts.relief import light_facets
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ class Draft:
     def lit(self) -> NDArray[np.uint8]:
         """The draft (h, w, 3), sRGB, with the granules' facets in the light: what a model draws from."""
         random = np.random.default_rng([self.seed, FACETS])
-        return light_facets(self.pixels, self.layout, self.granules.relief, random)
+        colors = list_colors([parse_hex(swatch) for swatch in self.swatches], self.granules.gap)
+        shown = self.layout.number_colors(len(self.swatches))
+        return light_facets(colors, shown, self.layout, self.granules.relief, random)
 
     @property
     def colors(self) -> dict[str, str]:

@@ -44,13 +44,21 @@ class Layout:
             swatches: the colors (m, 3), sRGB 0 to 255.
             gap: brightness of the line between two granules, as a part of theirs.
         """
-        lit = np.rint(np.asarray(swatches, np.float64)).clip(0, 255)
-        table = np.concatenate([lit, np.rint(lit * gap)]).astype(np.uint8)
+        return list_colors(swatches, gap)[self.number_colors(len(np.asarray(swatches)))]
+
+    def number_colors(self, count: int) -> NDArray[np.uint8]:
+        """Return the number of each pixel's color among `count` (h, w), plus `count` on a line between two granules."""
         is_edge = self.labels != np.roll(self.labels, 1, axis=0)
         is_edge |= self.labels != np.roll(self.labels, 1, axis=1)
         shown = self.colors.astype(np.uint8)[self.labels]
-        shown += is_edge.view(np.uint8) * np.uint8(len(lit))
-        return table[shown]
+        shown += is_edge.view(np.uint8) * np.uint8(count)
+        return shown
+
+
+def list_colors(swatches: ArrayLike, gap: float) -> NDArray[np.uint8]:
+    """Return the colors of a draft (2m, 3), sRGB: the swatches (m, 3), then those of the lines between granules."""
+    lit = np.rint(np.asarray(swatches, np.float64)).clip(0, 255)
+    return np.concatenate([lit, np.rint(lit * gap)]).astype(np.uint8)
 
 
 def lay_out(

@@ -24,7 +24,11 @@ LEVELS = 16  # of light
 
 
 def light_facets(
-    pixels: NDArray[np.uint8], layout: Layout, relief: float, random: np.random.Generator
+    colors: NDArray[np.uint8],
+    shown: NDArray[np.uint8],
+    layout: Layout,
+    relief: float,
+    random: np.random.Generator,
 ) -> NDArray[np.uint8]:
     """Return the draft (h, w, 3), sRGB, with its granules' facets in the light.
 
@@ -32,26 +36,24 @@ def light_facets(
     dark and bright ones, so that the color of the whole stays.
 
     Args:
-        pixels: the flat draft, (h, w, 3), of few colors.
-        layout: its layout.
+        colors: of the flat draft, (n, 3), sRGB.
+        shown: the number of each pixel's color, (h, w).
+        layout: of the granules.
         relief: factor on the spread; 0 leaves the draft flat.
         random: chooses the cuts and the light.
     """
     if relief == 0:
-        return pixels
+        return colors[shown]
     count = len(layout.colors)
     strata = np.argsort(random.random((count, SIDES)), axis=1)
     level = ((strata + random.random((count, SIDES))) * (LEVELS / SIDES)).astype(np.uint8)
     lit = level.ravel()[layout.labels * SIDES + _find_sides(layout, random)]
-    packed = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    colors, number = np.unique(packed, return_inverse=True)
-    flat = srgb_to_lab(np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=-1).astype(np.uint8))
-    table = np.repeat(flat[:, None], LEVELS, axis=1)
+    table = np.repeat(srgb_to_lab(colors)[:, None], LEVELS, axis=1)
     for lab in table:
         off = relief * deviate_lightness((np.arange(LEVELS) + 0.5) / LEVELS, lab[0, 0])
         lab[:, 0] = (lab[0, 0] + off).clip(0, 100)
     painted: NDArray[np.uint8] = np.rint(lab_to_srgb(table)).clip(0, 255).astype(np.uint8)
-    found: NDArray[np.uint8] = painted[number.reshape(lit.shape), lit]
+    found: NDArray[np.uint8] = painted[shown, lit]
     return found
 
 
