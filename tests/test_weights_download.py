@@ -86,6 +86,29 @@ def test_a_download_goes_on_in_another_process_where_the_first_gave_up(server, t
     assert leftovers(target.parent) == ["a.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("rules", "requests", "reason"),
+    [
+        (
+            {"slowest": 10**12, "pace_seconds": 0.0, "attempts": 2},
+            2,
+            "slower than 1000000000000 bytes a second",
+        ),
+        ({"most_seconds": 0.0}, 1, "it took too long"),
+    ],
+)
+def test_a_server_that_sends_a_drop_at_a_time_is_given_up(server, target, rules, requests, reason):
+    """One that sent a byte every 29 seconds was listened to for ever."""
+    server.routes["/a"] = serve(BODY)
+    with open_part(target) as part, pytest.raises(WeightsError) as caught:
+        download(f"{server.url}/a", part, server.web(**rules))
+    assert str(caught.value).endswith(f": {reason}")
+    assert len(server.requests) == requests
+    assert get(server, "/a", target) == SHA256
+    with pytest.raises(WeightsError, match=f"no answer: {reason}$"):
+        read_json(f"{server.url}/a", server.web(**rules), int)
+
+
 def test_a_file_that_changed_at_the_server_is_got_from_the_beginning(server, target):
     server.routes["/a"] = serve(BODY, drops=[100_000, 0])
     refusal(server, "/a", target, attempts=2)

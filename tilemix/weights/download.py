@@ -18,7 +18,16 @@ import msgspec
 from tilemix.errors import ModelFileError, WeightsError
 from tilemix.weights.address import describe
 from tilemix.weights.local import CHUNK_BYTES
-from tilemix.weights.web import BusyError, Web, asked_pause, check_status, explain, open_address, refuse_page
+from tilemix.weights.web import (
+    BusyError,
+    Web,
+    asked_pause,
+    check_status,
+    explain,
+    keep_pace,
+    open_address,
+    refuse_page,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -49,7 +58,8 @@ def download(
 ) -> str:
     """Complete `part` from `url` and return its sha256; the caller inspects and places it.
 
-    A connection that breaks is opened again. When it keeps breaking, the part stays for the next try.
+    A connection that breaks or is too slow is opened again. When that goes on, or the file takes too long, the part
+    stays for the next try.
 
     Args:
         url: where the file is; https and an allowed host, like everything that it redirects to.
@@ -66,15 +76,15 @@ def download(
     import httpx
 
     transfer = _Transfer(url, part, web, size, advance)
-    failures = 0
+    failures, until = 0, time.monotonic() + web.most_seconds
     while not transfer.is_complete:
         before = transfer.received
         advance(0)  # lets the caller stop even when no bytes arrive
         try:
-            transfer.go_on()
+            transfer.go_on(until)
         except (httpx.TransportError, BusyError) as error:
             failures = 1 if transfer.received - before >= WORTH_ANOTHER_TRY else failures + 1
-            if failures >= web.attempts:
+            if failures >= web.attempts or time.monotonic() > until:
                 raise transfer.make_error(explain(error)) from error
             time.sleep(max(web.pause_seconds * 2 ** (failures - 1), asked_pause(error)))
         except httpx.HTTPError as error:
@@ -123,8 +133,8 @@ class _Transfer:
                 self._restart()
             self.is_complete = self.notes is not None and self.done == self.notes.total
 
-    def go_on(self) -> None:
-        """Send one request and append what comes."""
+    def go_on(self, until: float) -> None:
+        """Send one request and append what comes, until a moment on the monotonic clock."""
         headers = {}
         if self.notes is not None and self.done:
             headers = {"Range": f"bytes={self.done}-", "If-Range": self.notes.validator}
@@ -135,7 +145,8 @@ class _Transfer:
             check_status(response, self.url, self.web)
             total = self._check_head(response)
             limit = total or self.size or self.web.max_bytes
-            for chunk in response.iter_raw():  # unbuffered: nothing is lost when the connection breaks
+            # Unbuffered: nothing is lost when the connection breaks.
+            for chunk in keep_pace(response.iter_raw(), self.web, until=until):
                 if self.done == 0 and chunk.lstrip()[:20].lower().startswith(PAGE_STARTS):
                     raise refuse_page(self.url, self.web)
                 if self.done + len(chunk) > limit:

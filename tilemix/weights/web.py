@@ -31,6 +31,7 @@ TOKEN_ADVICE = {
 MAX_REDIRECTS = 5
 MAX_PAUSE_SECONDS = 60.0
 MAX_JSON_BYTES = 8 * 2**20
+MAX_JSON_SECONDS = 60.0
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 Answer = TypeVar("Answer")
@@ -44,6 +45,9 @@ class Web:
     tokens: Mapping[str, str] = field(default_factory=dict, repr=False)  # host -> its bearer token
     max_bytes: int = 16 * 2**30  # of a file whose size is not known beforehand
     timeout_seconds: float = 30.0  # without a byte
+    slowest: int = 10_000  # bytes a second, on average over each `pace_seconds`
+    pace_seconds: float = 60.0
+    most_seconds: float = 24 * 3600.0  # for one file
     attempts: int = 4  # in a row that bring less than 1 MiB each
     pause_seconds: float = 1.0  # before the second attempt; doubles with each further one
     context: ssl.SSLContext | None = None  # trusted authorities; None: the usual ones
@@ -180,6 +184,32 @@ def ask(
         raise WeightsError("weights-server-silent", address=describe(url), reason=explain(error)) from error
 
 
+def keep_pace(chunks: Iterator[bytes], web: Web, *, until: float) -> Iterator[bytes]:
+    """Give an answer's bytes as they come.
+
+    Args:
+        chunks: the bytes.
+        web: the rules; they name the least rate.
+        until: when they must have come, on the monotonic clock.
+
+    Raises:
+        httpx.ReadTimeout: they come too slowly.
+    """
+    import httpx
+
+    began, count = time.monotonic(), 0
+    for chunk in chunks:
+        now = time.monotonic()
+        if now > until:
+            raise httpx.ReadTimeout("it took too long")
+        if now - began > web.pace_seconds:
+            if count < web.slowest * (now - began):
+                raise httpx.ReadTimeout(f"slower than {web.slowest} bytes a second")
+            began, count = now, 0
+        count += len(chunk)
+        yield chunk
+
+
 def read_small(url: str, web: Web, *, most: int = MAX_JSON_BYTES) -> bytes:
     """Return the JSON text at an address, at most `most` bytes, undecoded.
 
@@ -189,7 +219,8 @@ def read_small(url: str, web: Web, *, most: int = MAX_JSON_BYTES) -> bytes:
 
     def read(response: httpx.Response) -> bytes:
         raw = bytearray()
-        for chunk in response.iter_bytes():
+        until = time.monotonic() + min(MAX_JSON_SECONDS, web.most_seconds)
+        for chunk in keep_pace(response.iter_bytes(), web, until=until):
             raw += chunk
             if len(raw) > most:
                 raise WeightsError("weights-server-json-size", address=describe(url), most=most)
