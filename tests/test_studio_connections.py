@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import resource
 import socket
 import time
 
@@ -26,13 +27,15 @@ def studio(tmp_path, monkeypatch):
 
 
 @contextlib.contextmanager
-def hold(address, count, text):
-    """Connections that have sent a part of a request."""
+def hold(address, count, text, source="127.0.0.1"):
+    """Connections from an address that have sent a part of a request."""
     host, _, port = address.removeprefix("http://").partition(":")
     with contextlib.ExitStack() as opened:
         held = []
         for _ in range(count):
-            connection = opened.enter_context(socket.create_connection((host, int(port))))
+            connection = opened.enter_context(
+                socket.create_connection((host, int(port)), source_address=(source, 0))
+            )
             with contextlib.suppress(OSError):  # it may be ended at once
                 connection.sendall(text)
             held.append(connection)
@@ -65,6 +68,28 @@ def test_who_sends_half_a_head_shuts_out_nobody(studio):
     with hold(studio, 3 * MOST, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ") as held:
         assert_page_answers(studio)
         assert count_open(held) <= MOST // 2
+
+
+def test_who_comes_from_many_addresses_shuts_out_nobody(studio):
+    text = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: "
+    with contextlib.ExitStack() as opened:
+        held = []
+        for number in range(8):
+            held += opened.enter_context(hold(studio, MOST // 4, text, source=f"127.0.1.{number + 1}"))
+        assert_page_answers(studio)
+        assert MOST // 2 < count_open(held) <= MOST
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "most"),
+    [(1024, 1024, 724), (256, 256, 128), (256, 4096, 1000), (1024, resource.RLIM_INFINITY, 1000)],
+)
+def test_connections_leave_descriptors_for_the_rest(monkeypatch, soft, hard, most):
+    taken = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: taken.append(limits))
+    assert serving.count_connections() == most
+    assert all(limits[0] > most for limits in [(soft, hard), *taken][-1:])
 
 
 @pytest.mark.slow

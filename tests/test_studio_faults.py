@@ -5,10 +5,11 @@ import sqlite3
 import threading
 import time
 
+import psycopg
 import pytest
 from sqlalchemy import text
 
-from tests.studio_parts import body, data_uri, picture, sign
+from tests.studio_parts import body, data_uri, make_postgres_database, picture, sign
 from tests.test_studio_api import MIX, run, wait_for
 from tilemix.studio import outputs
 
@@ -62,6 +63,31 @@ def test_a_database_locked_while_a_picture_is_drawn_stops_nothing(client, cog, t
         assert wait_for(client, identity)["status"] == "succeeded"
     assert len(cog.asked) == 2
     assert wait_for_health(client, "ok").json()["faults"] == {}
+
+
+@pytest.mark.slow
+def test_a_server_of_databases_that_goes_away_while_a_picture_is_drawn_stops_nothing(
+    postgres_url, cog, tmp_path
+):
+    """After PostgreSQL had been restarted, the queue stood still until the studio was, too."""
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(make_postgres_database(postgres_url))
+        client = stack.enter_context(run(tmp_path, cog, database_url=url))
+        server = stack.enter_context(psycopg.connect(postgres_url.format(name="postgres"), autocommit=True))
+        name = url.rpartition("?")[0].rpartition("/")[2]
+        cog.gate.clear()
+        drawn, waiting = ask(client), ask(client)
+        assert cog.begun.wait(10)
+        server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        cog.gate.set()
+        assert "studio-database-away" in wait_for_health(client, "degraded").text
+        assert client.get("/gallery").status_code == 503
+        server.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        for identity in (drawn, waiting):
+            assert wait_for(client, identity)["status"] == "succeeded"
+        assert len(cog.asked) == 2
+        wait_for_health(client, "ok")
 
 
 @pytest.mark.slow

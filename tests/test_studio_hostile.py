@@ -172,6 +172,21 @@ def sample(choices, count):
     return random.Random(len(found)).sample(found, min(count, len(found)))
 
 
+def test_what_broke_a_route_has_its_own_answer(studio):
+    """All of these were a 500 with a traceback."""
+    form = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n50% r\xe9d\r\n--b--\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=b; charset=undefined"}
+    for status, method, path, more in (
+        (403, "POST", "/api/predictions", {"headers": {"Origin": "http://["}, "json": {"prompt": MIX}}),
+        (422, "GET", "/api/predictions", {"params": {"limit": DIGITS}}),
+        (422, "POST", "/api/generate-image", {"data": {"prompt": MIX, "seed": DIGITS}}),
+        (415, "POST", "/api/generate-image", {"headers": kind, "content": form}),
+        (404, "GET", "/api/predictions/%00", {}),
+        (404, "GET", "/results/%00", {}),
+    ):
+        assert send(studio, method, path, **more).status_code == status, (method, path)
+
+
 @pytest.mark.slow
 def test_no_header_breaks_a_route(studio):
     client = TestClient(studio.app, base_url="http://127.0.0.1:8000", client=("127.0.0.1", 1))

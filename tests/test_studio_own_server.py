@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +20,7 @@ from tilemix.studio.app import create_app
 from tilemix.studio.own_server import place_server, run_own_server
 from tilemix.studio.service import Studio
 from tilemix.studio.settings import Secret, Settings
+from tilemix.system.project import ROOT
 
 START_SECONDS = 60
 
@@ -95,6 +98,50 @@ def test_its_webhooks_come_and_a_stopped_worker_is_replaced_when_its_picture_is_
     assert {name for name in left if not name.startswith("studio.sqlite3")} == set()
 
 
+ENDS = ("returned", "failed", "terminated", "killed", "killed without a server")
+STUDIO = """
+import dataclasses, os, signal, sys, time
+from pathlib import Path
+from tilemix.studio import own_server
+from tilemix.studio.settings import Settings
+
+start = own_server.start_process
+own_server.start_process = lambda _, **options: start(["sleep", "60"], **options)
+settings = own_server.place_server(Settings.from_environment({}), is_chosen=False)
+
+def run(end):
+    with own_server.run_own_server(settings, is_drawing=lambda: False, folder=Path("/")) as keeper:
+        while keeper.process_id is None:
+            time.sleep(0.01)
+        if end == "failed":
+            raise SystemExit("it failed")
+        if end == "killed without a server":
+            keeper.stop()
+        if end != "returned":
+            os.kill(os.getpid(), signal.SIGTERM if end == "terminated" else signal.SIGKILL)
+
+studios = []
+for end in sys.argv[1:]:
+    studio = os.fork()
+    if studio == 0:
+        run(end)
+        os._exit(0)
+    studios.append(studio)
+for studio in studios:
+    os.waitpid(studio, 0)
+"""
+
+
+@pytest.mark.slow
+def test_twenty_ends_of_every_kind_leave_no_folder(tmp_path):
+    """Each left one; and so did a kill while the server was being started again."""
+    command = [sys.executable, "-c", STUDIO, *(4 * ENDS)]
+    subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)}, check=True, stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: not list(tmp_path.iterdir()), 10)
+
+
 def test_nothing_of_ours_is_told_to_the_server(tmp_path, monkeypatch):
     """It sends the inbox's token to any address that a local caller names."""
     for name in ("WEBHOOK_AUTH_TOKEN", "TILEMIX_STUDIO_TOKEN", "REPLICATE_API_TOKEN", "WEBHOOK_SECRET"):
@@ -111,6 +158,4 @@ def test_nothing_of_ours_is_told_to_the_server(tmp_path, monkeypatch):
 
 
 def real(_):
-    import subprocess
-
     return subprocess.Popen(["sleep", "60"], start_new_session=True)

@@ -27,6 +27,7 @@ from tilemix.studio.cog_backend import CogBackend, cog_client
 from tilemix.studio.server_keeper import ServerKeeper, start_process
 from tilemix.studio.settings import Secret
 from tilemix.studio.workers import Worker
+from tilemix.system.leash import own_folder
 from tilemix.system.project import ROOT
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def run_own_server(
     """
     parts = urlsplit(settings.cog_url)
     command = (sys.executable, "-m", "cog.server.http", "--host", parts.hostname or LOOPBACK)
-    with tempfile.TemporaryDirectory(prefix="tilemix-server-", ignore_cleanup_errors=True) as own:
+    with own_folder("tilemix-server-") as own:
         environment = {name: value for name, value in os.environ.items() if name not in NOT_FOR_IT} | {
             # The server starts its worker as `python`.
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
@@ -96,7 +97,7 @@ def run_own_server(
             "COG_PREDICT_TYPE_STUB": "predict.py:Predictor",
             "TILEMIX_MODEL": settings.model,
             # It makes two folders for every prediction and never removes them.
-            "TMPDIR": own,
+            "TMPDIR": str(own),
         }
         # What is compiled is kept, where it would be without a folder of its own.
         compiled = f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"
@@ -106,7 +107,7 @@ def run_own_server(
             CogBackend(cog_client(settings.cog_url)).health,
             longest_prediction_seconds=settings.deadline_seconds + EXTRA_BUSY_SECONDS,
             is_drawing=is_drawing,
-            leftovers=own,
+            leftovers=str(own),
         )
 
         def step() -> bool:

@@ -6,11 +6,16 @@ the shell goes on to its command.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import tempfile
 import weakref
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Leash:
@@ -37,9 +42,28 @@ def make_own_folder(prefix: str, *, owner: object) -> Path:
     Raises:
         OSError: there is no room for it.
     """
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
-    weakref.finalize(owner, _remove, folder, Leash('rm -rf -- "$1"', str(folder)))
+    folder, leash = _make_folder(prefix)
+    weakref.finalize(owner, _remove, folder, leash)
     return folder
+
+
+@contextlib.contextmanager
+def own_folder(prefix: str) -> Iterator[Path]:
+    """Give a new temporary folder that goes at the end of the context, and at the latest with this process.
+
+    Raises:
+        OSError: there is no room for it.
+    """
+    folder, leash = _make_folder(prefix)
+    try:
+        yield folder
+    finally:
+        _remove(folder, leash)
+
+
+def _make_folder(prefix: str) -> tuple[Path, Leash]:
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    return folder, Leash('rm -rf -- "$1"', str(folder))
 
 
 def _remove(folder: Path, leash: Leash) -> None:
