@@ -106,10 +106,11 @@ def run_cog_stand_in() -> Iterator[CogStandIn]:
             while stand_in.is_cut:
                 time.sleep(0.02)
             data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            with contextlib.suppress(ConnectionError):  # the caller may have hung up
+                self.send_response(status)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
 
         def log_message(self, *args):
             pass

@@ -222,7 +222,15 @@ def database_locked(campaign: Campaign) -> Iterator[None]:
         other.close()
         return
     with psycopg.connect(campaign.url) as connection:
-        connection.execute("LOCK TABLE predictions, deliveries IN ACCESS EXCLUSIVE MODE")
+        is_locked = False
+        while not is_locked:
+            try:
+                connection.execute("LOCK TABLE predictions, deliveries IN ACCESS EXCLUSIVE MODE")
+                is_locked = True
+            except (
+                psycopg.errors.DeadlockDetected
+            ):  # a transaction of the studio's has one table and wants the other
+                connection.rollback()
         yield
 
 

@@ -1,6 +1,7 @@
 """A real server before slow and hostile clients: half-sent heads and bodies, answers that nobody takes."""
 
 import contextlib
+import io
 import logging
 import resource
 import socket
@@ -14,7 +15,7 @@ from tests.live_studio import run_live_studio
 from tests.studio_parts import sign
 from tilemix.studio import bodies, serving
 from tilemix.studio.addresses import Proxies, group_address
-from tilemix.studio.log import MOST_ALIKE, BoundingFilter
+from tilemix.studio.log import MOST_ALIKE, MOST_CHARACTERS, BoundingFilter, log_to_stderr
 
 MOST = 40
 
@@ -159,6 +160,17 @@ def test_a_filter_lets_twenty_lines_of_a_kind_through(caplog):
         caplog.handler.removeFilter(chosen)
     assert len(caplog.messages) == MOST_ALIKE + 1
     assert caplog.messages[-2].endswith("19 (others like this are left out for 60 s)")
+
+
+def test_the_studios_log_is_bounded(monkeypatch):
+    handlers = []
+    monkeypatch.setattr(logging, "basicConfig", lambda **options: handlers.extend(options["handlers"]))
+    log_to_stderr()
+    (handler,) = handlers
+    handler.stream = io.StringIO()
+    for _ in range(1000):
+        handler.handle(logging.LogRecord("any", logging.ERROR, "file", 1, "x" * 100_000, (), None))
+    assert MOST_ALIKE < len(handler.stream.getvalue()) / MOST_CHARACTERS < MOST_ALIKE + 1
 
 
 @pytest.mark.parametrize(

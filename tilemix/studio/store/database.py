@@ -58,7 +58,7 @@ POSTGRESQL_OPTIONS = {
 }
 PASSING = (OperationalError, InterfaceError, InternalError, NoConnectionError)
 FULL = ("SQLITE_FULL", "53100", "53200")  # SQLite's name, PostgreSQL's codes: disk full, out of memory
-LOCKED = ("SQLITE_BUSY", "SQLITE_LOCKED", "57014", "55P03")
+LOCKED = ("SQLITE_BUSY", "SQLITE_LOCKED", "57014", "55P03", "40P01")
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -234,12 +234,6 @@ def _prepare_sqlite(connection: SqliteConnection, _record: object) -> None:
     connection.isolation_level = None  # the driver starts no transaction by itself
     for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {setting}")
-    # SQLite's own lower() knows ASCII only: a search for "мокрый" would not find "Мокрый".
-    connection.create_function("lower", 1, _lower, deterministic=True)
-
-
-def _lower(text: str | None) -> str | None:
-    return None if text is None else text.lower()
 
 
 def _begin_sqlite(connection: Connection) -> None:
