@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.soak import DOCUMENT, FIGURES, PARTS, fill, render
+from tests.soak_faults import KINDS, ONLY_POSTGRESQL, ONLY_SQLITE, PORTION
 
 
 def test_the_document_shows_the_figures_of_the_data_file():
@@ -26,6 +27,14 @@ def test_nothing_was_lost_in_any_run():
         assert (row["sent"], row["taken"], row["lost"]) == (6000, 6000, 0)
     for part in ("faults", "catalogue"):
         assert all(row["lost"] == row["doubled"] == 0 for row in figures[part]["rows"].values())
+
+
+def test_the_studio_went_on_within_ten_seconds_of_every_fault():
+    rows = json.loads(FIGURES.read_text())["faults"]["rows"]
+    assert len(rows) == 2 * len(KINDS) - len(ONLY_SQLITE | ONLY_POSTGRESQL)
+    for row in rows.values():
+        assert (row["faults"], row["answers_500"]) == (PORTION, 0)
+        assert row["longest_stall_s"] < 10
 
 
 def test_a_thousand_switches_left_nothing_that_a_model_would_leave():
