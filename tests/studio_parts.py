@@ -12,9 +12,10 @@ from io import BytesIO
 
 import psycopg
 from PIL import Image
+from sqlalchemy import insert
 from standardwebhooks import Webhook
 
-from tilemix.studio.store.schema import Prediction
+from tilemix.studio.store.schema import Output, Prediction, Share
 
 SECRET = "whsec_" + base64.b64encode(b"a key of thirty-two whole bytes!").decode()
 OTHER_SECRET = "whsec_" + base64.b64encode(b"another one, thirty-two bytes...").decode()
@@ -70,6 +71,48 @@ def add_prediction(database, **values) -> str:
         }
         session.add(Prediction(**row | values))
     return identity
+
+
+def add_pictures(database, count) -> list[str]:
+    """Add predictions with pictures, one in a hundred of a rare color; return the names of their files."""
+    rows, shares, outputs = [], [], []
+    for number in range(1, count + 1):
+        mix = {"red": 90, "orchid" if number % 100 == 0 else "black": 10}
+        text = ", ".join(f"{percent}% {color}" for color, percent in mix.items())
+        rows.append(
+            {
+                "number": number,
+                "id": f"{number:032x}",
+                "backend": "cog",
+                "status": "succeeded",
+                "prompt": f"{text}, lot {number}",
+                "sent_prompt": f"photorealistic rubber tile, {text}, high quality, detailed texture",
+                "mix": mix,
+                "inputs": {"prompt": "x", "seed": number},
+                "created_at": START,
+                "completed_at": START,
+                "seconds_left": 1,
+                "logs": "denoise " * 100,
+                "metrics": {},
+            }
+        )
+        shares += [
+            {"prediction": number, "place": place, "color": color, "percent": percent}
+            for place, (color, percent) in enumerate(mix.items())
+        ]
+        outputs.append(
+            {
+                "prediction": number,
+                "state": "taken",
+                "created_at": START,
+                "file": f"{number:032x}.png",
+                "media_type": "image/png",
+            }
+        )
+    with database.write() as session:
+        for table, its in ((Prediction, rows), (Share, shares), (Output, outputs)):
+            session.execute(insert(table), its)
+    return [row["file"] for row in outputs]
 
 
 def get_prediction(database, identity: str) -> Prediction:

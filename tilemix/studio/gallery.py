@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from sqlalchemy import Integer, and_, column, delete, func, or_, select, table
-from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import joinedload, selectinload
 
 from tilemix.errors import Message
 from tilemix.studio.predictions import ID, SUCCEEDED, TERMINAL
@@ -163,13 +164,24 @@ def _with_text(query: Select[Prediction], text: str, *, is_sqlite: bool, order: 
             found = found.order_by(None).order_by(TEXTS.c.rowid.desc())
         return found.where(TEXTS.c.predictions_text.op("MATCH")(quoted))
     special = str.maketrans({sign: LIKE_ESCAPE + sign for sign in ("%", "_", LIKE_ESCAPE)})
-    like = f"%{text.translate(special)}%"
+    likes = [f"%{each.translate(special)}%" for each in (_cases(text) if is_sqlite else [text])]
     return query.where(
         or_(
-            Prediction.prompt.ilike(like, escape=LIKE_ESCAPE),
-            Prediction.sent_prompt.ilike(like, escape=LIKE_ESCAPE),
+            *(
+                written.like(like, escape=LIKE_ESCAPE)
+                if is_sqlite
+                else written.ilike(like, escape=LIKE_ESCAPE)
+                for written in (Prediction.prompt, Prediction.sent_prompt)
+                for like in likes
+            )
         )
     )
+
+
+def _cases(text: str) -> list[str]:
+    """Return a short text in all cases of its letters but ASCII's, whose case SQLite's LIKE ignores."""
+    signs = [{sign} if sign.isascii() else {sign.lower(), sign.upper()} for sign in text]
+    return ["".join(each) for each in product(*signs)]
 
 
 def _is_settled(output: Output | None) -> bool:
@@ -177,7 +189,7 @@ def _is_settled(output: Output | None) -> bool:
 
 
 def _whole() -> Select[Prediction]:
-    return select(Prediction).options(selectinload(Prediction.shares), selectinload(Prediction.output))
+    return select(Prediction).options(selectinload(Prediction.shares), joinedload(Prediction.output))
 
 
 def _write_time(moment: datetime | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
@@ -118,7 +119,7 @@ class ResultView:
         """Whether the colors were compared with the palette's."""
         return any(share.color is not None for share in self.shares)
 
-    @property
+    @cached_property
     def title(self) -> str:
         """The mix in the reader's language, or the beginning of the prompt if it has no mix."""
         if not self.shares:

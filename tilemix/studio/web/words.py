@@ -5,7 +5,7 @@ Babel writes numbers, percentages, sizes and dates in each language's way.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
@@ -55,8 +55,7 @@ class Words:
 
     def percent(self, value: float, *, is_padded: bool = False) -> str:
         """Return a share, 0 to 100, as the language writes it: "12.5%", "12,5 %"."""
-        pattern = self._locale.percent_formats[None].pattern.replace("#,##0", _pattern(is_padded=is_padded))
-        return format_percent((round(value, 1) + 0.0) / 100, pattern, self._locale)
+        return _write_percent(self._locale, round(value, 1) + 0.0, is_padded=is_padded)
 
     def size(self, count: int) -> str:
         """Return a number of bytes: "12.5 MB", "12,5 МБ", "7 kB"."""
@@ -76,6 +75,12 @@ class Words:
             for key, text in self._texts.items()
             if key.startswith(SCRIPT_PREFIX)
         }
+
+
+@lru_cache(4096)  # a page of the gallery shows some two hundred, mostly the same ones
+def _write_percent(locale: Locale, value: float, *, is_padded: bool) -> str:
+    pattern = locale.percent_formats[None].pattern.replace("#,##0", _pattern(is_padded=is_padded))
+    return format_percent(value / 100, pattern, locale)
 
 
 def _pattern(digits: int = 1, *, is_padded: bool = False) -> str:
