@@ -1,7 +1,8 @@
 """Searches by text into a running studio: 8 clients over 10,000 pictures, on SQLite and on PostgreSQL.
 
-Each client asks over HTTP for the next text as soon as it has its answer: through the API, then on the gallery's page.
-The texts are rare and frequent ones, one that is not there, and ones of two letters. Prints the times to an answer.
+Each client asks over HTTP for the next text as soon as it has its answer: through the API, then on the gallery's page,
+then through the API for texts of two letters, which no index finds. The texts are rare and frequent ones, and ones
+that are not there. Prints the times to an answer.
 
     python -m bench.searches [--pictures 10000] [--clients 8] [--seconds 20]
 """
@@ -32,8 +33,9 @@ from tilemix.studio.settings import Secret
 from tilemix.studio.store.database import Database
 from tilemix.system.project import ROOT
 
-TEXTS = ("orchid", "lot 4242", "RUBBER tile", "nothing like this", "0% red", "qz", "мо")
-PATHS = {"API": "/api/predictions?limit=20&text=", "page": "/gallery?text="}
+TEXTS = ("orchid", "lot 4242", "RUBBER tile", "nothing like this", "0% red")
+API, PAGE = "/api/predictions?limit=20&text=", "/gallery?text="
+KINDS = {"API": (API, TEXTS), "page": (PAGE, TEXTS), "two letters": (API, ("or", "qz", "мо"))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Plan:
 
     pictures: int
     clients: int
-    seconds: int  # on each path
+    seconds: int  # of each kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +82,14 @@ def measure_both(plan: Plan) -> dict[str, Searches]:
     with tempfile.TemporaryDirectory() as name, run_server(programs, fsync=True) as server:
         urls = {"SQLite": f"sqlite:///{name}/studio.sqlite3", "PostgreSQL": make_database(server, "searches")}
         return {
-            f"{kind}, {path}": found
-            for kind, url in urls.items()
-            for path, found in measure(url, Path(name) / kind, plan).items()
+            f"{database}, {kind}": found
+            for database, url in urls.items()
+            for kind, found in measure(url, Path(name) / database, plan).items()
         }
 
 
 def measure(url: str, folder: Path, plan: Plan) -> dict[str, Searches]:
-    """Fill a studio's database and search it on each path."""
+    """Fill a studio's database and search it."""
     database = Database.open(Secret(url))
     names = add_pictures(database, plan.pictures)
     if database.engine.dialect.name == "postgresql":  # as its autovacuum does within a minute
@@ -111,16 +113,16 @@ def measure(url: str, folder: Path, plan: Plan) -> dict[str, Searches]:
     studio = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)  # noqa: S603  our own arguments, no shell
     try:
         wait_until_up(f"http://127.0.0.1:{port}")
-        return {name: measure_path(studio.pid, port, path, plan) for name, path in PATHS.items()}
+        return {kind: measure_kind(studio.pid, port, kind, plan) for kind in KINDS}
     finally:
         studio.send_signal(signal.SIGINT)
         studio.wait(START_SECONDS)
 
 
-def measure_path(studio: int, port: int, path: str, plan: Plan) -> Searches:
-    """Search on one path; `studio` is the process."""
+def measure_kind(studio: int, port: int, kind: str, plan: Plan) -> Searches:
+    """Make one kind of search; `studio` is the process."""
     used = processor_seconds(studio)
-    times = asyncio.run(search(port, path, plan))
+    times = asyncio.run(search(port, kind, plan))
     used = processor_seconds(studio) - used
     milliseconds = sorted(1000 * seconds for seconds in times)
     p50, p99 = (milliseconds[int(len(milliseconds) * part)] for part in (0.5, 0.99))
@@ -134,11 +136,12 @@ def processor_seconds(process: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-async def search(port: int, path: str, plan: Plan) -> list[float]:
+async def search(port: int, kind: str, plan: Plan) -> list[float]:
     """Let all clients search for the plan's seconds; return the seconds of each search.
 
     This uses bare connections, as `bench.webhooks` does.
     """
+    path, texts = KINDS[kind]
     times: list[float] = []
     numbers = count()
     end = time.perf_counter() + plan.seconds
@@ -146,7 +149,7 @@ async def search(port: int, path: str, plan: Plan) -> list[float]:
     async def ask() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         while time.perf_counter() < end:
-            text = TEXTS[next(numbers) % len(TEXTS)]
+            text = texts[next(numbers) % len(texts)]
             began = time.perf_counter()
             writer.write(f"GET {path}{quote(text)} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
             head = (await reader.readuntil(b"\r\n\r\n")).lower()

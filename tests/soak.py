@@ -1,5 +1,5 @@
 """The long runs behind docs/RELIABILITY.md: kills, faults, the inbox against its model, the API,
-load, catalogues on Ray, switches between models.
+load, searches, catalogues on Ray, switches between models.
 
     python -m tests.soak [--only PART ...] [--examples N] [--small]
 
@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench import searches
 from bench.webhooks import measure_both
 from tests import soak_catalogue
 from tests.postgres import find_programs, run_server
@@ -45,6 +46,9 @@ LONG = {
     "rate": 200,
     "slow": 300,  # connections that hold up nobody
     "seconds": 30,
+    "pictures": 10_000,
+    "clients": 8,
+    "search_seconds": 20,  # of each kind on each database
     "faults": 12,  # of each kind on each database: 216 in all
     "sessions": 4,  # of each kind, of a catalogue on Ray
     "switches": 1000,
@@ -55,6 +59,7 @@ SMALL = LONG | {
     "examples": 2,
     "inbox_steps": 20,
     "seconds": 2,
+    "search_seconds": 1,
     "faults": 1,
     "sessions": 1,
     "switches": 60,
@@ -71,6 +76,12 @@ def run_webhooks(extent: Extent, _: Path) -> Rows:
     for kind, load in loads.items():
         assert load.is_whole, f"{kind}: {load}"
     return {kind: asdict(load) for kind, load in loads.items()}
+
+
+def run_searches(extent: Extent, _: Path) -> Rows:
+    """Search a studio on each database by text."""
+    plan = searches.Plan(extent["pictures"], extent["clients"], extent["search_seconds"])
+    return {name: asdict(found) for name, found in searches.measure_both(plan).items()}
 
 
 def run_api(extent: Extent, _: Path) -> Rows:
@@ -136,6 +147,7 @@ def run_switches(extent: Extent, _: Path) -> Rows:
 
 PARTS: dict[str, Callable[[Extent, Path], Rows]] = {
     "webhooks": run_webhooks,
+    "searches": run_searches,
     "api": run_api,
     "kills": run_kills,
     "inbox": run_inbox,

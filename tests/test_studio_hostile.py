@@ -261,7 +261,7 @@ def test_no_body_breaks_a_route(studio):
 def test_a_database_that_is_away_is_a_503_everywhere(studio, monkeypatch):
     """POST and GET alike; pages that ask it nothing work on."""
 
-    def fail(*_):
+    def fail(*_, **__):
         raise StoreDownError("studio-database-away")
 
     data = body("a", "processing")

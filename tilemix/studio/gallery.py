@@ -67,7 +67,7 @@ class Gallery:
         query = _whole().order_by(number.desc()).limit(min(limit, MOST_ON_A_PAGE))
         if order == "error":
             query = query.order_by(None).order_by(error.desc(), number.desc()).where(error.is_not(None))
-        with self._database.read() as session:
+        with self._database.read(is_large=True) as session:
             if before is not None:
                 last = session.execute(select(number, error).where(Prediction.id == before)).first()
                 if last is None:
