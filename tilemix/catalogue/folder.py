@@ -9,6 +9,7 @@ OUT/results.jsonl, summary.json, index.html, index/    written from the ledger w
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from tilemix.catalogue.ledger import DONE, Entry, Ledger
@@ -43,9 +44,13 @@ class Folder:
             raise _unwritable(path, error) from error
         self.ledger = Ledger(path / "ledger.sqlite3")
         self._drawing = path / DRAWING
+        self._beside = ThreadPoolExecutor(
+            1
+        )  # writes thumbnails: two files synced at once cost hardly more than one
 
     def close(self) -> None:
         """Commit and close the ledger."""
+        self._beside.shutdown()
         self.ledger.close()
 
     def sweep(self) -> None:
@@ -62,8 +67,12 @@ class Folder:
         name = f"{plan.id[:PREFIX_DIGITS]}/{plan.id}"
         picture = f"{PICTURES}/{name}.{SUFFIXES[plan.request.output_format]}"
         try:
-            write_atomically(self.path / THUMBNAILS / f"{name}.webp", drawn.thumbnail)
-            write_atomically(self.path / picture, drawn.data)
+            thumbnail = self.path / THUMBNAILS / f"{name}.webp"
+            beside = self._beside.submit(write_atomically, thumbnail, drawn.thumbnail)
+            try:
+                write_atomically(self.path / picture, drawn.data)
+            finally:
+                beside.result()
         except OSError as error:
             raise _unwritable(self.path, error) from error
         return Entry(DONE, picture, hashlib.sha256(drawn.data).hexdigest())
