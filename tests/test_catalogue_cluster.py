@@ -1,6 +1,9 @@
 """Catalogues on real Ray: what is said where it cannot be used, and that what is killed costs no row."""
 
+import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,13 +25,44 @@ def test_without_ray_the_option_says_how_to_install_it(tmp_path, capsys, monkeyp
     assert capsys.readouterr().err.endswith(line)
 
 
+@pytest.fixture
+def imported(monkeypatch):
+    """What is imported of Ray before it is asked to connect; it need not be installed."""
+    names = ("RayActorError", "OutOfMemoryError", "WorkerCrashedError", "NodeDiedError")
+    exceptions = SimpleNamespace(**dict.fromkeys(names, OSError))
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(exceptions=exceptions))
+
+
 @pytest.mark.parametrize(
     "address", ["127.0.0.1:9", "ray://127.0.0.1:9", "no-host.invalid:6379", "127.0.0.1:x"]
 )
+@pytest.mark.usefixtures("imported")
 def test_an_address_that_does_not_answer_is_refused_in_one_line(address):
-    pytest.importorskip("ray", reason=NO_RAY)
     with pytest.raises(TilemixError, match=f"^Ray at '{address}' does not answer: "):
         RayEngine(load_stand_in, address=address)
+
+
+@pytest.mark.parametrize(
+    ("greeting", "reason"),
+    [(b"", "timed out"), (b"HTTP/1.0 400 Bad request\r\n\r\n", "something else than Ray listens there")],
+)
+@pytest.mark.usefixtures("imported")
+def test_an_address_where_something_else_listens_is_refused_in_one_line(greeting, reason, monkeypatch):
+    monkeypatch.setattr("tilemix.catalogue.greeting.ANSWER_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        answered = pool.submit(lambda: server.accept()[0])
+        answered.add_done_callback(lambda done: done.result().sendall(greeting))
+        with pytest.raises(TilemixError, match=f"^Ray at '{address}' does not answer: {reason}$"):
+            RayEngine(load_stand_in, address=address)
+        answered.result().close()
+
+
+@pytest.mark.parametrize("count", ["0", "-3", "many", "10001"])
+def test_a_number_of_workers_that_cannot_be_is_refused(count, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["catalogue", "list.csv", str(tmp_path / "out"), "--ray", f"--actors={count}"])
+    assert f"argument --actors: '{count}' is not a number from 1 to 10000" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tilemix.catalogue.folder import Folder
 from tilemix.catalogue.progress import Progress
 from tilemix.catalogue.results import write_results
 from tilemix.catalogue.rows import Row, RowFile
-from tilemix.catalogue.run import Stop, stop_on_signals
+from tilemix.catalogue.run import Stop, draw_catalogue, stop_on_signals
 from tilemix.catalogue.worker import Drawn, Plan, RendererWorker
 from tilemix.errors import Message, TilemixError
 from tilemix.system.project import ROOT
@@ -126,7 +126,11 @@ def test_every_row_is_drawn_once_and_listed_once(catalogue):
     counts = {name: catalogue.summary[name] for name in ("rows", "done", "failed", "open", "drawn_now")}
     assert counts == {"rows": 5, "done": 4, "failed": 1, "open": 0, "drawn_now": 3}
     assert catalogue.summary["faults"] == {rows[2]["error"]["code"]: 1}
-    assert json.loads((catalogue.out / "summary.json").read_text())["common"]["files"]
+    worst = [row["id"] for row in catalogue.summary["worst_color_errors"]]
+    assert sorted(worst) == sorted({row["id"] for row in rows if row["id"]})
+    common = json.loads((catalogue.out / "summary.json").read_text())["common"]
+    assert common["files"]
+    assert not {"prompt", "seed", "width"} & set(common)
     assert not list(catalogue.out.rglob("*.tmp"))
 
 
@@ -187,7 +191,7 @@ def test_a_manifest_that_changes_in_the_middle_ends_the_run(tmp_path):
 
 
 def test_a_full_disk_ends_the_run_in_one_line_and_the_next_one_goes_on(catalogue, monkeypatch):
-    """The third file that is synced, the second picture, no longer fits."""
+    """The second picture, or its thumbnail, no longer fits."""
     fsync, calls = os.fsync, []
 
     def refuse(file):
@@ -280,6 +284,54 @@ def test_a_row_that_kills_its_process_is_tried_three_times_and_costs_no_neighbor
     folder.close()
     again = subprocess.run([sys.executable, "-c", DRAW, tmp_path], cwd=ROOT, capture_output=True, check=False)
     assert again.returncode == -signal.SIGKILL
+
+
+class DyingEngine(LocalEngine):
+    """Dies of one picture a number of times."""
+
+    def __init__(self, worker, folder, text, deaths):
+        super().__init__(worker, folder)
+        self.text, self.deaths, self.taken = text, deaths, []
+
+    def draw(self, take, on_death):
+        while (plan := take()) is not None:
+            self.taken.append(plan.request.prompt)
+            if plan.request.prompt == self.text and self.deaths:
+                self.deaths -= 1
+                on_death(plan)
+            else:
+                yield plan, self._worker.draw(plan)
+
+
+@pytest.mark.parametrize(
+    ("deaths", "statuses"), [(2, ["done", "done", "done"]), (3, ["failed", "done", "done"])]
+)
+def test_a_row_that_a_worker_died_of_is_tried_again_after_all_others(tmp_path, deaths, statuses):
+    catalogue = Catalogue(tmp_path, "prompt\nred\nblue\ngreen\n")
+    rows, folder = RowFile(catalogue.list), Folder(catalogue.out)
+    engine = DyingEngine(RendererWorker(StandInRenderer()), folder, "red", deaths)
+    write_results(folder, draw(rows, folder, engine), None)
+    folder.close()
+    rows.close()
+    assert engine.taken == ["red", "blue", "green", "red", "red"]
+    assert [row["status"] for row in catalogue.results] == statuses
+
+
+def test_a_run_that_never_draws_keeps_the_listing_of_the_run_before(catalogue):
+    class AbsentEngine(LocalEngine):
+        def draw(self, take, on_death):
+            raise TilemixError("catalogue-ray-lost", reason="no head")
+
+    catalogue.run()
+    rows, folder = RowFile(catalogue.list), Folder(catalogue.out)
+    progress = Progress(rows.count)
+    engine = AbsentEngine(RendererWorker(StandInRenderer()), folder)
+    with pytest.raises(TilemixError, match="no head"):
+        draw_catalogue(rows, folder, engine, progress, Stop())
+    assert not progress.has_begun
+    assert list(folder.ledger.results()) == catalogue.results
+    folder.close()
+    rows.close()
 
 
 def test_progress_tells_rate_time_left_and_failures(caplog):

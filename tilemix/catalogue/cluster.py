@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-from collections import deque
+import time
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
 
 import msgspec
 
 from tilemix.catalogue import LOCAL
+from tilemix.catalogue.greeting import greet
 from tilemix.errors import TilemixError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tilemix.catalogue.rows import Row
     from tilemix.catalogue.worker import Drawn, PictureWorker, Plan
@@ -31,9 +30,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 5.0  # for a cluster's address; Ray itself tries for two minutes
 START_SECONDS = "300"  # for Ray's own processes on a busy machine; by default 60
-WAIT_SECONDS = 1.0  # between looks at signals
+WAIT_SECONDS = 1.0  # between looks at signals, and at the cluster's head
+SILENCE_SECONDS = 30.0  # of the head; after 60 Ray ends this process without a line of ours
 MOST_DEATHS = 3  # of actors in a row that never came to draw; of those asked for the same plans
 
 
@@ -102,6 +101,8 @@ class RayEngine:
         self._failed_loads = 0
         self._common: Record | None = None
         self._connect(address)
+        self._head = "" if address.startswith("ray://") else ray.get_runtime_context().gcs_address
+        self._head_answered_at = time.monotonic()
         try:
             kind, count = self._choose_actors(threads)
             self._kind = self._ray.remote(**kind)(Actor)
@@ -117,11 +118,8 @@ class RayEngine:
     def __exit__(self, *trace: object) -> None:
         self._ray.shutdown()
 
-    def describe(self) -> Record:
-        """Return what all its pictures have in common, as soon as one actor is ready."""
-        if self._common is None:
-            self._find_idle()
-        assert self._common is not None
+    def describe(self) -> Record | None:
+        """Return what all its pictures have in common; None while no actor is ready."""
         return self._common
 
     def load_all(self) -> None:
@@ -141,39 +139,35 @@ class RayEngine:
         raise TilemixError("catalogue-ray-lost", reason="workers die of reading the rows")
 
     def draw(
-        self, plans: Iterable[Plan], on_death: Callable[[Plan], bool]
+        self, take: Callable[[], Plan | None], on_death: Callable[[Plan], None]
     ) -> Iterator[tuple[Plan, Drawn | Message]]:
-        """Draw the plans on all actors; yield each when it is done, in any order."""
-        remaining = iter(plans)
-        again: deque[Plan] = deque()
+        """Draw plans on all actors until there are no more; yield each when it is done, in any order."""
         self._find_idle()
-        is_over = False
+        taken: Plan | None = None
         while True:
-            while self._idle and not (is_over and not again):
-                plan = again.popleft() if again else next(remaining, None)
-                if plan is None:
+            is_over = False
+            while self._idle and not is_over:
+                taken = taken or take()
+                if taken is None:
                     is_over = True
                 elif self._idle:  # planning may have lost the last one
                     actor = self._idle.pop()
-                    self._busy[actor.draw.remote(plan)] = (actor, plan)
-                else:
-                    again.append(plan)
-            if is_over and not again and all(plan is None for _, plan in self._busy.values()):
+                    self._busy[actor.draw.remote(taken)] = (actor, taken)
+                    taken = None
+            if is_over and all(plan is None for _, plan in self._busy.values()):
                 return
             plan, outcome = self._take_one(list(self._busy))
-            if plan is None:
-                continue
-            if outcome is not None:
+            if plan is not None and outcome is not None:
                 yield plan, outcome
-            elif on_death(plan):
-                again.append(plan)
+            elif plan is not None:
+                on_death(plan)
 
     def _connect(self, address: str) -> None:
         options = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address == LOCAL:
             options |= {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
         else:
-            _refuse_silent(address)
+            _refuse_other(address)
         try:
             self._ray.init(address=address, **options)
         except Exception as error:  # a bare one where a process of Ray's does not start
@@ -194,8 +188,10 @@ class RayEngine:
         """Start an actor; it is busy with loading its worker.
 
         Raises:
-            TilemixError: this machine's part of the cluster is gone.
+            TilemixError: the cluster is gone, or this machine's part of it.
         """
+        while not self._hear_head():  # Ray would wait for it without end
+            time.sleep(WAIT_SECONDS)
         own = self._ray.get_runtime_context().get_node_id()
         if not any(node["Alive"] for node in self._ray.nodes() if node["NodeID"] == own):
             raise TilemixError("catalogue-ray-lost", reason="this machine's raylet is gone")
@@ -217,6 +213,8 @@ class RayEngine:
         ready: list[Any] = []
         while not ready:
             ready, _ = self._ray.wait(among, num_returns=1, timeout=WAIT_SECONDS)
+            if not ready:
+                self._hear_head()
         actor, plan = self._busy.pop(ready[0])
         try:
             answer = self._get(ready[0])
@@ -234,6 +232,24 @@ class RayEngine:
             self._compare(answer)
             return None, None
         return plan, answer
+
+    def _hear_head(self) -> bool:
+        """Return whether the cluster's head answers.
+
+        Raises:
+            TilemixError: it has not done so for a while.
+        """
+        now = time.monotonic()
+        try:
+            if self._head:  # otherwise only the machine that this one is a client of reaches it
+                greet(self._head)
+        except (OSError, ValueError) as error:
+            if now - self._head_answered_at > SILENCE_SECONDS:
+                reason = f"its head at {self._head} does not answer"
+                raise TilemixError("catalogue-ray-lost", reason=reason) from error
+            return False
+        self._head_answered_at = now
+        return True
 
     def _compare(self, common: Record) -> None:
         """Refuse a worker whose pictures would differ from the others'.
@@ -263,18 +279,16 @@ class RayEngine:
             raise TilemixError("catalogue-ray-lost", reason=reason) from error
 
 
-def _refuse_silent(address: str) -> None:
-    """Refuse the address of a cluster where nothing listens.
+def _refuse_other(address: str) -> None:
+    """Refuse the address of a cluster where nothing listens, or something else than Ray, which Ray tries for minutes.
 
     Raises:
-        TilemixError: nothing does.
+        TilemixError: it is such a one.
     """
     if address == "auto":
         return
-    parts = urlsplit(address if "://" in address else f"//{address}")
     try:
-        port = parts.port or (10001 if parts.scheme == "ray" else 6379)
-        socket.create_connection((parts.hostname or "", port), ANSWER_SECONDS).close()
+        greet(address)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise TilemixError("catalogue-ray-unreachable", address=address[:80], reason=reason) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from tilemix.catalogue.folder import Folder
     from tilemix.catalogue.rows import Row
@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """One worker or many."""
 
-    def describe(self) -> Record:
-        """Return what all its pictures have in common."""
+    def describe(self) -> Record | None:
+        """Return what all its pictures have in common; None while that is not known."""
 
     def plan(self, rows: Sequence[Row]) -> list[Plan | Message]:
         """Return for each row what is to be drawn, or why it cannot be."""
 
     def draw(
-        self, plans: Iterable[Plan], on_death: Callable[[Plan], bool]
+        self, take: Callable[[], Plan | None], on_death: Callable[[Plan], None]
     ) -> Iterator[tuple[Plan, Drawn | Message]]:
-        """Draw the plans, taken one by one as workers become free; yield each when it is done, in any order.
+        """Draw plans, taken one by one as workers become free; yield each when it is done, in any order.
 
-        `on_death` is called when a worker died of a plan, and says whether to try once more.
+        `take` returns None when there is nothing to draw; it is asked again after a death. `on_death` is told of a
+        plan that a worker died of.
         """
 
 
@@ -49,11 +50,11 @@ class LocalEngine:
 
     def draw(
         self,
-        plans: Iterable[Plan],
-        on_death: Callable[[Plan], bool],  # noqa: ARG002  a death here is this process's own: the next run sees it
+        take: Callable[[], Plan | None],
+        on_death: Callable[[Plan], None],  # noqa: ARG002  a death here is this process's own: the next run sees it
     ) -> Iterator[tuple[Plan, Drawn | Message]]:
         """Draw the plans in their order."""
-        for plan in plans:
+        while (plan := take()) is not None:
             self._folder.begin_drawing(plan.id)
             try:
                 outcome = self._worker.draw(plan)

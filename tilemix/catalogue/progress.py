@@ -33,6 +33,7 @@ class Progress:
         stream = stream or sys.stderr
         self.total = total
         self.drawn = self.kept = self.failed = 0
+        self.has_begun = False
         self._clock = clock
         self._began = self._told_at = clock()
         self._is_bar = stream.isatty()
@@ -49,6 +50,11 @@ class Progress:
     def seconds(self) -> float:
         """Since the start."""
         return self._clock() - self._began
+
+    def begin(self) -> None:
+        """Count the time from now on: what draws is ready."""
+        self.has_begun = True
+        self._began = self._clock()
 
     def count_drawn(self) -> None:
         """Count a row whose picture was drawn now."""

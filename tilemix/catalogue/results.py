@@ -28,6 +28,18 @@ PAGE_FILE = Path(__file__).parent / "page.html"
 PAGE_DATA = '"DATA"'  # stands in the page for its data
 ROWS_IN_A_FILE = 5000  # of the page
 WORST = 10
+COMMON = (
+    "model",
+    "files",
+    "versions",
+    "device",
+    "dtype",
+    "speed",
+    "compiled",
+    "threads",
+    "scheduler",
+    "scheduler_config",
+)
 
 
 def write_results(folder: Folder, progress: Progress, common: Record | None) -> dict[str, Any]:
@@ -55,7 +67,8 @@ def write_results(folder: Folder, progress: Progress, common: Record | None) -> 
                 counts[row["status"]] += 1
                 if row["error"] is not None:
                     faults[row["error"]["code"]] += 1
-                if (error := color_error(row)) is not None:
+                error = color_error(row)
+                if error is not None and all(row["id"] != identity for _, _, identity in worst):
                     heapq.heappush(worst, (error, row["row"], row["id"]))
                     if len(worst) > WORST:
                         heapq.heappop(worst)
@@ -71,7 +84,7 @@ def write_results(folder: Folder, progress: Progress, common: Record | None) -> 
                 {"row": number, "id": identity, "color_error": error}
                 for error, number, identity in sorted(worst, reverse=True)
             ],
-            "common": None if common is None else msgspec.to_builtins(common),
+            "common": None if common is None else {name: getattr(common, name) for name in COMMON},
         }
         text = msgspec.json.format(msgspec.json.encode(summary), indent=2)
         write_atomically(folder.path / "summary.json", text + b"\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections import deque
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -53,7 +54,6 @@ def draw_catalogue(rows: RowFile, folder: Folder, engine: Engine, progress: Prog
     folder.sweep()
     if (identity := folder.end_drawing()) is not None:
         ledger.add_death(identity)
-    ledger.begin_listing()
 
     def keep(plan: Plan, outcome: Drawn | Message) -> None:
         if isinstance(outcome, Message):
@@ -62,15 +62,18 @@ def draw_catalogue(rows: RowFile, folder: Folder, engine: Engine, progress: Prog
         else:
             ledger.record(plan.id, folder.keep(plan, outcome), outcome.facts)
 
-    def may_try_again(plan: Plan) -> bool:
-        deaths = ledger.add_death(plan.id)
-        if deaths >= MOST_DEATHS:
+    suspects: deque[Plan] = deque()  # drawn last, so that a row that kills what draws it costs no neighbor
+
+    def judge(plan: Plan, deaths: int) -> None:
+        if deaths < MOST_DEATHS:
+            suspects.append(plan)
+        else:
             keep(plan, Message("catalogue-row-kills", {"times": deaths}))
             progress.count_failed()
-        return deaths < MOST_DEATHS and not stop.is_asked
 
     def find_missing() -> Iterator[Plan]:
-        suspects = []
+        progress.begin()
+        ledger.begin_listing()
         for row, plan in _plan_rows(rows, engine):
             if stop.is_asked:
                 return
@@ -82,18 +85,18 @@ def draw_catalogue(rows: RowFile, folder: Folder, engine: Engine, progress: Prog
             entry = ledger.find(plan.id)
             if not is_first or (entry is not None and entry.status == DONE and folder.holds(entry)):
                 progress.count_kept()
-            elif (deaths := ledger.count_deaths(plan.id)) >= MOST_DEATHS:
-                keep(plan, Message("catalogue-row-kills", {"times": deaths}))
-                progress.count_failed()
-            elif deaths:  # last, so that a row that kills this process costs no neighbor
-                suspects.append(plan)
+            elif deaths := ledger.count_deaths(plan.id):
+                judge(plan, deaths)
             else:
                 yield plan
-        for plan in suspects:
-            if not stop.is_asked:
-                yield plan
 
-    for plan, outcome in engine.draw(find_missing(), may_try_again):
+    missing = find_missing()
+
+    def take() -> Plan | None:
+        plan = next(missing, None) or (suspects.popleft() if suspects else None)
+        return None if stop.is_asked else plan
+
+    for plan, outcome in engine.draw(take, lambda plan: judge(plan, ledger.add_death(plan.id))):
         keep(plan, outcome)
         if isinstance(outcome, Message):
             progress.count_failed()

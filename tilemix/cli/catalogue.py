@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MOST_ACTORS = 10_000
+
 
 def add_catalogue(verbs: Verbs) -> None:
     """Add `catalogue`."""
@@ -45,7 +47,7 @@ def add_catalogue(verbs: Verbs) -> None:
         metavar="ADDRESS",
         help="draw on a Ray cluster, such as head:6379 or auto; without ADDRESS on one of this machine alone",
     )
-    catalogue.add_argument("--actors", type=int, metavar="N", help="workers on Ray; default: all that fit")
+    catalogue.add_argument("--actors", type=_count, metavar="N", help="workers on Ray; default: all that fit")
     catalogue.add_argument(
         "--threads",
         metavar="N",
@@ -58,6 +60,12 @@ def add_catalogue(verbs: Verbs) -> None:
     for row in load_inputs().values():  # of the rows that do not have their own
         if not row.required:
             add_input(catalogue, row)
+
+
+def _count(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= MOST_ACTORS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MOST_ACTORS}")
+    return int(text)
 
 
 def _catalogue(options: argparse.Namespace) -> None:
@@ -86,7 +94,8 @@ def _catalogue(options: argparse.Namespace) -> None:
             draw_catalogue(rows, folder, engine, progress, stop)
         finally:
             progress.close()
-            summary = write_results(folder, progress, engine.describe())
+            if progress.has_begun:  # otherwise the results of the run before stand
+                summary = write_results(folder, progress, engine.describe())
     write(f"{options.folder / 'index.html'}\n")
     logger.info("%d of %d rows done, %d of them drawn now", summary["done"], rows.count, progress.drawn)
     if stop.is_asked:
@@ -113,7 +122,7 @@ def _open_engine(options: argparse.Namespace, folder: Folder) -> Iterator[Engine
     model: str = options.model
     settings = read_settings(os.environ)
     # The same in every process, with Ray and without, because both decide bits; no trial may choose the format.
-    threads = parse_threads(options.threads) or settings.threads or len(os.sched_getaffinity(0))
+    threads = parse_threads(options.threads, "--threads") or settings.threads or len(os.sched_getaffinity(0))
     precision = settings.precision or Precision.FP32
     settings = replace(settings, threads=threads, precision=precision)
     load = partial(RendererWorker.load, model, settings, task=options.task)

@@ -47,8 +47,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     )
 
 
-def parse_threads(text: str | None) -> int | None:
-    """Return the number of CPU threads that TILEMIX_THREADS asks for; None if it is unset or empty.
+def parse_threads(text: str | None, name: str = "TILEMIX_THREADS") -> int | None:
+    """Return the number of CPU threads that a setting or an option asks for; None if it is unset or empty.
 
     Raises:
         TilemixError: it is not an integer from 1 to MOST_THREADS.
@@ -56,9 +56,7 @@ def parse_threads(text: str | None) -> int | None:
     if not text:
         return None
     if not (THREADS.fullmatch(text) and 1 <= int(text) <= MOST_THREADS):
-        raise TilemixError(
-            "settings-not-an-integer", name="TILEMIX_THREADS", typed=text[:40], low=1, high=MOST_THREADS
-        )
+        raise TilemixError("settings-not-an-integer", name=name, typed=text[:40], low=1, high=MOST_THREADS)
     return int(text)
 
 
