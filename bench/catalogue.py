@@ -4,21 +4,23 @@
 and resumed twice. Printed are the processor time of a row beside the drawing, of a row that is only found again, and
 the driver's peak memory.
 
-`ray`: the miniature draws N rows with two actors, and then with two processes of its own, half the rows each. Start-up
-is left out. Compared is the processor time of all processes, Ray's daemons included, because that depends least on
-what else the machine does.
+`ray`: the miniature draws N rows as it is served, in turns with two actors and with two processes of its own, half the
+rows each. Start-up is printed apart. Compared is the processor time of all processes, Ray's daemons included, because
+that depends least on what else the machine does.
 
 `batch`: a step of the miniature's UNet for 1, 2 and 4 pictures at once, and the VAE, in processor time a picture.
 
     python -m bench.catalogue rows [--count 1000000]
-    python -m bench.catalogue ray [--count 100] [--size 512] [--steps 4]
+    python -m bench.catalogue ray [--count 100] [--size 512] [--turns 2]
     python -m bench.catalogue batch [--sizes 256 512]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import resource
 import signal
 import statistics
@@ -29,6 +31,7 @@ import time
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -65,8 +68,18 @@ def write_mixes(path: Path, count: int) -> Path:
     return path
 
 
+class RunCost(NamedTuple):
+    """What a run with the stand-in took."""
+
+    drawn: int  # rows
+    kept: int  # rows
+    seconds: float  # of processor, until the last row was drawn
+    results_seconds: float  # of processor, for the results and the page
+    peak_mb: float  # of the process
+
+
 def draw_rows(listing: Path, out: Path) -> None:
-    """Draw a list with the stand-in, and print what it took."""
+    """Draw a list with the stand-in, and print what it took as JSON."""
     began = time.process_time()
     rows, folder = RowFile(listing), Folder(out)
     engine = LocalEngine(load_quick(), folder)
@@ -74,12 +87,9 @@ def draw_rows(listing: Path, out: Path) -> None:
     drawing = time.process_time() - began
     write_results(folder, progress, engine.describe())
     folder.close()
+    results = time.process_time() - began - drawing
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    sys.stdout.write(
-        f"{progress.drawn} drawn, {progress.kept} found again, {drawing:.1f} s of processor, "
-        f"{time.process_time() - began - drawing:.1f} s more for the results, peak {peak:.0f} MB\n"
-    )
-    sys.stdout.flush()
+    sys.stdout.write(json.dumps(RunCost(progress.drawn, progress.kept, drawing, results, peak)))
 
 
 def run_rows(count: int) -> None:
@@ -91,14 +101,39 @@ def run_rows(count: int) -> None:
             run = subprocess.Popen(command, cwd=ROOT)  # noqa: S603  our own module
             while run.poll() is None and count_pictures(out) < part * count // 3:
                 time.sleep(1)
+            peak = read_peak(run.pid)
             run.send_signal(signal.SIGKILL)
             run.wait()
-            sys.stdout.write(f"killed at {count_pictures(out)} pictures\n")
+            show(f"killed at {count_pictures(out)} pictures, peak {peak:.0f} MB")
+        resumed = []
         for _ in range(2):  # the rest, and then nothing
-            subprocess.run(command, cwd=ROOT, check=True)  # noqa: S603
+            done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE)  # noqa: S603  the same
+            cost = RunCost(*json.loads(done.stdout))
+            resumed.append(cost)
+            show(
+                f"resumed: {cost.drawn} drawn, {cost.kept} found again, {cost.seconds:.1f} s of processor, "
+                f"{cost.results_seconds:.1f} s more for the results, peak {cost.peak_mb:.0f} MB"
+            )
+        rest, nothing = resumed
+        again = nothing.seconds / nothing.kept
+        drawn = (rest.seconds - again * rest.kept) / rest.drawn - QuickWorker.SECONDS
+        show(
+            f"a drawn row costs {1000 * drawn:.2f} ms beside the drawing, one found again {1000 * again:.2f} ms"
+        )
         size = (out / "ledger.sqlite3").stat().st_size / 2**20
-        sys.stdout.write(f"{count_pictures(out)} pictures, a ledger of {size:.0f} MB\n")
-        sys.stdout.write(f"of each drawn row the stand-in itself takes {1000 * QuickWorker.SECONDS:.1f} ms\n")
+        show(f"{count_pictures(out)} pictures, a ledger of {size:.0f} MB")
+
+
+def show(line: str) -> None:
+    """Print a line at once, because the next one may take an hour."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def read_peak(process: int) -> float:
+    """Return the most memory that a running process has had, in MB; 0: it has ended."""
+    found = re.search(r"VmHWM:\s*([0-9]+) kB", Path(f"/proc/{process}/status").read_text())
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def count_pictures(out: Path) -> int:
@@ -108,51 +143,82 @@ def count_pictures(out: Path) -> int:
     return round(16 * sum(counts))
 
 
-def run_ray(count: int, inputs: dict[str, int]) -> None:
-    """Draw the same rows with two actors and with two processes."""
-    load = partial(RendererWorker.load, "miniature", Settings(threads=1, precision=Precision.FP32))
+class Turn(NamedTuple):
+    """What some rows took one of the two ways."""
+
+    start_seconds: float  # of processor
+    seconds: float  # of processor
+    wall: float  # seconds, without the start
+
+
+def run_ray(count: int, size: int, turns: int) -> None:
+    """Draw the same rows with two actors and with two processes, in turns."""
     with tempfile.TemporaryDirectory() as name:
-        folder_of = partial(Path, name)
-        listing = write_mixes(folder_of("all.csv"), count)
-        rows, folder = RowFile(listing, inputs), Folder(folder_of("ray"))
-        with RayEngine(load, threads=1, actors=ACTORS) as engine:
-            engine.load_all()
-            before, began = count_processor_seconds(os.getpid()), time.perf_counter()
-            draw(rows, folder, engine)
-            on_ray = count_processor_seconds(os.getpid()) - before
-            wall = time.perf_counter() - began
-        folder.close()
-        lines = listing.read_text().splitlines()
-        halves = [folder_of(f"{part}.csv") for part in range(ACTORS)]
-        for part, half in enumerate(halves):
-            half.write_text("\n".join([lines[0], *lines[1 + part :: ACTORS]]) + "\n")
-        command = [sys.executable, "-m", "bench.catalogue", "--half"]
-        options = [str(value) for value in inputs.values()]
-        began = time.perf_counter()
-        runs = [
-            subprocess.Popen(  # noqa: S603  our own module
-                [*command, str(half), str(half) + ".out", *options], cwd=ROOT, stdout=subprocess.PIPE
-            )
-            for half in halves
-        ]
-        parts = [float(run.communicate()[0]) for run in runs]
-        alone = sum(parts)
-        sys.stdout.write(
-            f"{count} rows: {on_ray:.1f} s of processor on Ray ({wall:.0f} s by the clock), {alone:.1f} s in "
-            f"{ACTORS} processes: {100 * (on_ray / alone - 1):+.1f}%\n"
+        lines = write_mixes(Path(name, "all.csv"), count).read_text().splitlines()
+        on_ray, alone = [], []
+        for number in range(turns):
+            folder = Path(name, f"turn-{number}")
+            folder.mkdir()
+            rows = lines[1 + number :: turns]
+            on_ray.append(draw_on_ray(write_list(folder / "ray.csv", lines[0], rows), folder / "ray", size))
+            alone.append(draw_alone(lines[0], rows, folder, size))
+            show_turns(f"turn {number + 1}, {len(rows)} rows", on_ray[-1:], alone[-1:])
+        show_turns(f"{count} rows of {size}x{size}", on_ray, alone)
+
+
+def show_turns(name: str, on_ray: list[Turn], alone: list[Turn]) -> None:
+    """Print what turns took, and what Ray adds to them."""
+    parts = []
+    for way, found in (("on Ray", on_ray), (f"in {ACTORS} processes", alone)):
+        start, seconds, wall = (sum(values) for values in zip(*found, strict=True))
+        parts.append(
+            f"{seconds:.1f} s of processor {way} ({wall:.0f} s by the clock, the start {start:.1f} s)"
         )
+    overhead = sum(turn.seconds for turn in on_ray) / sum(turn.seconds for turn in alone) - 1
+    show(f"{name}: {', '.join(parts)}: {100 * overhead:+.1f}%")
 
 
-def draw_half(listing: Path, out: Path, width: int, height: int, steps: int) -> None:
-    """Draw a list in this process; print the processor time without the start."""
-    rows = RowFile(listing, {"width": width, "height": height, "num_inference_steps": steps})
-    folder = Folder(out)
-    engine = LocalEngine(
-        RendererWorker.load("miniature", Settings(threads=1, precision=Precision.FP32)), folder
-    )
-    began = time.process_time()
-    draw(rows, folder, engine)
-    sys.stdout.write(f"{time.process_time() - began}\n")
+def write_list(path: Path, header: str, rows: list[str]) -> Path:
+    """Write a part of the list."""
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def draw_on_ray(listing: Path, out: Path, size: int) -> Turn:
+    """Draw a list with two actors."""
+    rows, folder = RowFile(listing, {"width": size, "height": size}), Folder(out)
+    load = partial(RendererWorker.load, "miniature", Settings(threads=1, precision=Precision.FP32))
+    started = count_processor_seconds(os.getpid())
+    with RayEngine(load, threads=1, actors=ACTORS) as engine:
+        engine.load_all()
+        before, began = count_processor_seconds(os.getpid()), time.perf_counter()
+        draw(rows, folder, engine)
+        wall = time.perf_counter() - began
+        seconds = count_processor_seconds(os.getpid()) - before
+    folder.close()
+    return Turn(before - started, seconds, wall)
+
+
+def draw_alone(header: str, rows: list[str], folder: Path, size: int) -> Turn:
+    """Draw a list in two processes."""
+    runs = []
+    for part in range(ACTORS):
+        half = write_list(folder / f"{part}.csv", header, rows[part::ACTORS])
+        command = [sys.executable, "-m", "bench.catalogue", "--half", str(half), f"{half}.out", str(size)]
+        runs.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE))  # noqa: S603  our own module
+    halves = [Turn(*json.loads(run.communicate()[0])) for run in runs]
+    start, seconds = (sum(values) for values in list(zip(*halves, strict=True))[:2])
+    return Turn(start, seconds, max(half.wall for half in halves))
+
+
+def draw_half(listing: Path, out: Path, size: int) -> None:
+    """Draw a list in this process; print the turn as JSON."""
+    rows, folder = RowFile(listing, {"width": size, "height": size}), Folder(out)
+    worker = RendererWorker.load("miniature", Settings(threads=1, precision=Precision.FP32))
+    started, began = time.process_time(), time.perf_counter()
+    draw(rows, folder, LocalEngine(worker, folder))
+    turn = Turn(started, time.process_time() - started, time.perf_counter() - began)
+    sys.stdout.write(json.dumps(turn))
     folder.close()
 
 
@@ -225,21 +291,20 @@ def main() -> int:
     parser.add_argument("part", nargs="?", choices=("rows", "ray", "batch"))
     parser.add_argument("--count", type=int, help="rows; default: 1000000, and 100 for ray")
     parser.add_argument("--size", type=int, default=512, help="pixels, for ray")
-    parser.add_argument("--steps", type=int, default=4, help="for ray")
+    parser.add_argument("--turns", type=int, default=2, help="for ray, which share the rows")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512], help="pixels, for batch")
     parser.add_argument("--draw", nargs=2, type=Path, metavar=("LIST", "OUT"), help=argparse.SUPPRESS)
-    parser.add_argument("--half", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--half", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.draw:
         draw_rows(*options.draw)
     elif options.half:
-        listing, out, *numbers = options.half
-        draw_half(Path(listing), Path(out), *map(int, numbers))
+        listing, out, size = options.half
+        draw_half(Path(listing), Path(out), int(size))
     elif options.part == "rows":
         run_rows(options.count or 1_000_000)
     elif options.part == "ray":
-        size = {"width": options.size, "height": options.size, "num_inference_steps": options.steps}
-        run_ray(options.count or 100, size)
+        run_ray(options.count or 100, options.size, options.turns)
     elif options.part == "batch":
         run_batch(options.sizes)
     else:

@@ -22,6 +22,18 @@ from tilemix.weights.manifest import load_manifest
 
 POISON = "poison"  # a prompt that holds this kills the process that draws it
 CRASH = "crash"  # and one with this crashes the renderer
+FACTS = {  # as many as a mix of three colors has
+    "prompt": "50% red, 30% black, 20% pearl",
+    "seed": 7,
+    "asked": {"red": 50.0, "black": 30.0, "pearl": 20.0},
+    "measured": {"red": 49.21, "black": 31.4, "pearl": 19.39},
+    "not_asked": 0.0,
+    "color_errors": {"red": 3.17, "black": 2.08, "pearl": 4.66},
+    "lightness_errors": {"red": -1.02, "black": 0.73, "pearl": -2.2},
+    "uncertain": [],
+    "seconds": 0.0,
+    "host": "stand-in",
+}
 
 
 class StandInRenderer:
@@ -86,7 +98,7 @@ class QuickWorker(RendererWorker):
     """Takes 0.1 ms for a picture, which is not one."""
 
     SECONDS = 0.0001
-    DRAWN = Drawn(data=b"picture", thumbnail=b"thumbnail", facts={"asked": {}, "prompt": ""})
+    DRAWN = Drawn(data=b"picture", thumbnail=b"thumbnail", facts=FACTS)
 
     def draw(self, plan):
         end = time.perf_counter() + self.SECONDS
