@@ -5,8 +5,8 @@ and resumed twice. Printed are the processor time of a row beside the drawing, o
 the driver's peak memory.
 
 `ray`: the miniature draws N rows as it is served, in turns with two actors and with two processes of its own, half the
-rows each. Start-up is printed apart. Compared is the processor time of all processes, Ray's daemons included, because
-that depends least on what else the machine does.
+rows each. Start-up is printed apart. Compared is processor time, because that depends least on what else the machine
+does. What Ray's own processes take is printed apart, because they take it by the clock: on a busy machine, more a row.
 
 `batch`: a step of the miniature's UNet for 1, 2 and 4 pictures at once, and the VAE, in processor time a picture.
 
@@ -147,7 +147,8 @@ class Turn(NamedTuple):
     """What some rows took one of the two ways."""
 
     start_seconds: float  # of processor
-    seconds: float  # of processor
+    seconds: float  # of processor, by what draws
+    ray_seconds: float  # of processor, by Ray's own processes
     wall: float  # seconds, without the start
 
 
@@ -170,12 +171,15 @@ def show_turns(name: str, on_ray: list[Turn], alone: list[Turn]) -> None:
     """Print what turns took, and what Ray adds to them."""
     parts = []
     for way, found in (("on Ray", on_ray), (f"in {ACTORS} processes", alone)):
-        start, seconds, wall = (sum(values) for values in zip(*found, strict=True))
+        start, seconds, ray, wall = (sum(values) for values in zip(*found, strict=True))
+        own = f", {ray:.1f} s more of Ray's own" if ray else ""
         parts.append(
-            f"{seconds:.1f} s of processor {way} ({wall:.0f} s by the clock, the start {start:.1f} s)"
+            f"{seconds:.1f} s of processor {way}{own} ({wall:.0f} s by the clock, the start {start:.1f} s)"
         )
-    overhead = sum(turn.seconds for turn in on_ray) / sum(turn.seconds for turn in alone) - 1
-    show(f"{name}: {', '.join(parts)}: {100 * overhead:+.1f}%")
+    base = sum(turn.seconds for turn in alone)
+    drawing = sum(turn.seconds for turn in on_ray) / base - 1
+    ray = sum(turn.ray_seconds for turn in on_ray) / base
+    show(f"{name}: {', '.join(parts)}: {100 * drawing:+.1f}%, and {100 * ray:.1f}% of Ray's own")
 
 
 def write_list(path: Path, header: str, rows: list[str]) -> Path:
@@ -194,9 +198,9 @@ def draw_on_ray(listing: Path, out: Path, size: int) -> Turn:
         before, began = count_processor_seconds(os.getpid()), time.perf_counter()
         draw(rows, folder, engine)
         wall = time.perf_counter() - began
-        seconds = count_processor_seconds(os.getpid()) - before
+        used = count_processor_seconds(os.getpid())
     folder.close()
-    return Turn(before - started, seconds, wall)
+    return Turn(sum(before) - sum(started), used.drawing - before.drawing, used.ray - before.ray, wall)
 
 
 def draw_alone(header: str, rows: list[str], folder: Path, size: int) -> Turn:
@@ -207,8 +211,8 @@ def draw_alone(header: str, rows: list[str], folder: Path, size: int) -> Turn:
         command = [sys.executable, "-m", "bench.catalogue", "--half", str(half), f"{half}.out", str(size)]
         runs.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE))  # noqa: S603  our own module
     halves = [Turn(*json.loads(run.communicate()[0])) for run in runs]
-    start, seconds = (sum(values) for values in list(zip(*halves, strict=True))[:2])
-    return Turn(start, seconds, max(half.wall for half in halves))
+    start, seconds, *_ = (sum(values) for values in zip(*halves, strict=True))
+    return Turn(start, seconds, 0.0, max(half.wall for half in halves))
 
 
 def draw_half(listing: Path, out: Path, size: int) -> None:
@@ -217,30 +221,42 @@ def draw_half(listing: Path, out: Path, size: int) -> None:
     worker = RendererWorker.load("miniature", Settings(threads=1, precision=Precision.FP32))
     started, began = time.process_time(), time.perf_counter()
     draw(rows, folder, LocalEngine(worker, folder))
-    turn = Turn(started, time.process_time() - started, time.perf_counter() - began)
+    turn = Turn(started, time.process_time() - started, 0.0, time.perf_counter() - began)
     sys.stdout.write(json.dumps(turn))
     folder.close()
 
 
-def count_processor_seconds(driver: int) -> float:
+class Used(NamedTuple):
+    """Processor time, in seconds."""
+
+    drawing: float  # by the driver and its workers
+    ray: float  # by Ray's own processes
+
+
+def count_processor_seconds(driver: int) -> Used:
     """Return the processor time of a process and of all that descend from it."""
     parents: dict[int, int] = {}
     times: dict[int, float] = {}
+    workers = {driver}
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
                 fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                if (folder / "cmdline").read_bytes().startswith(b"ray::"):
+                    workers.add(int(folder.name))
             except OSError:  # it has just ended
                 continue
             parents[int(folder.name)] = int(fields[1])
             times[int(folder.name)] = sum(map(int, fields[11:15])) / TICKS
-    total = 0.0
+    drawing = ray = 0.0
     for process, seconds in times.items():
         ancestor = process
         while ancestor in parents and ancestor != driver:
             ancestor = parents[ancestor]
-        total += seconds if ancestor == driver else 0.0
-    return total
+        if ancestor == driver:
+            drawing += seconds if process in workers else 0.0
+            ray += 0.0 if process in workers else seconds
+    return Used(drawing, ray)
 
 
 def run_batch(sizes: list[int]) -> None:
