@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 from tests.studio_parts import START
 from tests.test_studio_page import table
 from tilemix.colors.palette import load_palette
-from tilemix.errors import ManifestError, Message, MixError, PromptError, RequestError
+from tilemix.errors import ManifestError, Message, MixError, PromptError, RequestError, read_metrics
 from tilemix.prompts.mix import parse_mix
 from tilemix.prompts.rewrite import rewrite
 from tilemix.prompts.template import find_template
@@ -168,6 +168,11 @@ def test_an_error_that_cannot_be_said_falls_back_to_the_back_ends_text(metrics):
     prediction = Prediction(status="processing", logs="", metrics={})
     apply_report(Session(), prediction, report, now=START)
     assert prediction.error == Message("prediction-failed", {"reason": "it failed"}).describe()
+
+
+def test_a_truth_value_that_was_refused_comes_back_from_the_metrics():
+    message = Message("input-not-text", {"typed": True}, "negative_prompt")
+    assert read_metrics(message.to_metrics()) == message
 
 
 def test_an_error_that_a_database_kept_is_said_even_if_its_code_is_gone():

@@ -126,7 +126,7 @@ class Message:
 def read_metrics(metrics: Mapping[str, Any]) -> Message | None:
     """Return the message in a prediction's metrics; None if there is none, or none of this version's."""
     try:
-        values = msgspec.json.decode(metrics["error_values"], type=dict[str, str | int | float])
+        values = msgspec.json.decode(metrics["error_values"], type=dict[str, Value | bool])
         message = Message(
             metrics["error_code"], values, msgspec.convert(metrics.get("error_field"), str | None)
         )

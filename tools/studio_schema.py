@@ -35,7 +35,7 @@ def make_schemas() -> dict[str, Any]:
     table = load_inputs()
     required = [row.name for row in table.values() if row.required]
     form = {
-        field: OWN_FIELDS[field] if name is None else _make_schema(table[name])
+        field: OWN_FIELDS[field] if name is None else _allow_empty(_make_schema(table[name]))
         for field, name in FORM_INPUTS.items()
     }
     inputs = {
@@ -47,6 +47,7 @@ def make_schemas() -> dict[str, Any]:
             "type": "object",
             "required": required,
             "additionalProperties": False,
+            "description": "predict()'s inputs; an empty number counts as left out.",
             "properties": form,
         },
         "Inputs": {
@@ -80,6 +81,13 @@ def _make_schema(row: Input) -> dict[str, Any]:
             return {"type": "number", "minimum": row.minimum, "maximum": row.maximum, **text}
         case ChoiceInput():
             return {"type": "string", "enum": list(row.choices), **text}
+
+
+def _allow_empty(schema: dict[str, Any]) -> dict[str, Any]:
+    if schema["type"] == "string":
+        return schema
+    description = schema.pop("description")
+    return {"anyOf": [schema, {"const": ""}], "description": description}
 
 
 def _allow_null(schema: dict[str, Any]) -> dict[str, Any]:
