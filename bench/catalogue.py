@@ -196,8 +196,10 @@ def draw_on_ray(listing: Path, out: Path, size: int) -> Turn:
     with RayEngine(load, threads=1, actors=ACTORS) as engine:
         engine.load_all()
         before, began = count_processor_seconds(os.getpid()), time.perf_counter()
+        own = time.process_time()
         draw(rows, folder, engine)
         wall = time.perf_counter() - began
+        show(f"the driver took {1000 * (time.process_time() - own) / rows.count:.1f} ms of processor a row")
         used = count_processor_seconds(os.getpid())
     folder.close()
     return Turn(sum(before) - sum(started), used.drawing - before.drawing, used.ray - before.ray, wall)
