@@ -14,9 +14,8 @@ from scipy import ndimage
 
 from miniature.cells import draw_soft_light
 from miniature.shards import pile_shards
-from tilemix.colors.appearance import NODES
+from tilemix.colors.appearance import NODES, find_lightness
 from tilemix.colors.cielab import lab_to_srgb
-from tilemix.colors.look import STEP
 from tilemix.colors.palette import find_color, load_palette
 from tilemix.errors import MixError
 
@@ -102,8 +101,7 @@ def _paint(pile: Pile, labels: Integers, colors: list[PaletteColor], random: np.
     lab = np.empty((*labels.shape, 3), np.float32)
     for number, color in enumerate(colors):
         look, mine = color.look(), labels == number
-        reached = np.cumsum(look.weight) / np.sum(look.weight)
-        lightness = np.clip(np.interp(lit[mine], reached, NODES + STEP / 2) * dark[mine], 0, 100)
+        lightness = np.clip(find_lightness(look, lit[mine]) * dark[mine], 0, 100)
         lab[mine, 0] = lightness
         for axis, (mean, variance) in enumerate(((look.a, look.aa), (look.b, look.bb)), start=1):
             spread = np.sqrt(np.maximum(np.interp(lightness, NODES, variance) - 1, 0))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tilemix.cli import main
-from tilemix.colors.appearance import seen_color
+from tilemix.colors.appearance import find_lightness, model_appearance, seen_color
 from tilemix.colors.cielab import delta_e_2000, srgb_to_lab
 from tilemix.colors.hex import parse_hex
 from tilemix.colors.palette import (
@@ -229,11 +229,11 @@ def test_the_verb_says_why_there_is_no_draft(tmp_path, monkeypatch, capsys, argu
     assert not list(tmp_path.iterdir())
 
 
-def draw_lit(relief=1.0, seed=3):
+def draw_lit(relief=1.0, seed=3, mix="60% red, 40% black"):
     palette = msgspec.structs.replace(
         load_palette("rubber-tile"), granules=msgspec.structs.replace(SHARDS, relief=relief)
     )
-    return draft_mix(parse_mix("60% red, 40% black").mix, palette, 512, 384, seed=seed)
+    return draft_mix(parse_mix(mix).mix, palette, 512, 384, seed=seed)
 
 
 def test_facets_are_lit_around_the_color_of_their_granule():
@@ -248,6 +248,15 @@ def test_facets_are_lit_around_the_color_of_their_granule():
         assert np.percentile(own[:, 0], 10) < flat[0] - 5
 
 
+@pytest.mark.parametrize("word", ["black", "pearl", "red"])
+def test_facets_are_as_dark_and_as_bright_as_the_colors_granules(word):
+    draft = draw_lit(mix=f"100% {word}")
+    shown = srgb_to_lab(draft.lit)[..., 0][draft.layout.number_colors(1) == 0]
+    parts = np.array([10, 25, 50, 75, 90])
+    expected = find_lightness(load_palette("rubber-tile").find(word).look(), parts / 100)
+    assert np.abs(np.percentile(shown, parts) - expected).max() < 5
+
+
 def test_facets_repeat_and_without_relief_there_are_none():
     assert np.array_equal(draw_lit().lit, draw_lit().lit)
     assert not np.array_equal(draw_lit(seed=3).lit, draw_lit(seed=4).lit)
@@ -260,7 +269,10 @@ def test_facets_of_a_granule_go_on_at_the_other_edge():
     labels[12:20, :4] = labels[12:20, -4:] = 1
     gray, shown = np.full((1, 3), 120, np.uint8), np.zeros((32, 32), np.uint8)
     layout, moved = (Layout(one, np.zeros(2, np.intp)) for one in (labels, np.roll(labels, 9, axis=1)))
-    lit, there = (light_facets(gray, shown, one, 1.0, np.random.default_rng(5)) for one in (layout, moved))
+    looks = [model_appearance(srgb_to_lab(gray)[0])]
+    lit, there = (
+        light_facets(gray, looks, shown, one, 1.0, np.random.default_rng(5)) for one in (layout, moved)
+    )
     assert np.array_equal(np.roll(lit, 9, axis=1)[moved.labels == 1], there[moved.labels == 1])
 
 

@@ -7,6 +7,7 @@ from scipy import ndimage
 from tilemix.colors.cielab import delta_e_2000, lab_to_srgb, srgb_to_lab
 from tilemix.colors.palette import load_palette
 from tilemix.drafts.draft import draft_mix
+from tilemix.drafts.layout import Layout
 from tilemix.drafts.tone import MOST, find_seen, tone
 from tilemix.prompts.mix import parse_mix
 
@@ -60,7 +61,38 @@ def test_colors_that_are_right_and_colors_without_granules_stay(draft):
     toned, sizes = tone(pixels, draft.layout, [*seen.values(), np.array([50.0, 0, 0])])
     assert set(sizes) == {0, 1, 2}
     assert max(sizes.values()) == pytest.approx(0, abs=1e-6)
-    assert np.abs(toned.astype(int) - pixels).max() <= 1
+    assert np.abs(toned.astype(int) - pixels)[find_inside(draft)].max() <= 1
+    labels = np.zeros((64, 64), np.intp)
+    labels[30:34, 30:34] = 1  # without an inside
+    red = np.full((64, 64, 3), (180, 40, 40), np.uint8)
+    red[30:34, 30:34] = (40, 160, 40)
+    toned, sizes = tone(red, Layout(labels, np.array([0, 1])), TARGETS)
+    assert set(sizes) == {0}
+    assert np.abs(toned[31:33, 31:33].astype(int) - (40, 160, 40)).max() <= 6
+
+
+def find_inside(draft):
+    """Where all pixels around belong to the same granule."""
+    low, high = (
+        function(draft.layout.labels, 7, mode="wrap")
+        for function in (ndimage.minimum_filter, ndimage.maximum_filter)
+    )
+    return low == high
+
+
+def test_colors_that_ran_into_one_another_come_apart_and_the_light_stays(draft):
+    pixels = draw(draft, (0, 0, 0))
+    lab = srgb_to_lab(pixels)
+    lab[..., 1:] = ndimage.gaussian_filter(lab[..., 1:], (3, 3, 0), mode="wrap")
+    blurred = np.clip(np.rint(lab_to_srgb(lab)), 0, 255).astype(np.uint8)
+    toned, _ = tone(blurred, draft.layout, TARGETS)
+    colors = np.array(TARGETS)[draft.layout.colors[draft.layout.labels]]
+    before, after = (srgb_to_lab(one) for one in (blurred, toned))
+    off = [np.hypot(*np.moveaxis(one - colors, 2, 0)[1:]) for one in (before, after)]
+    assert off[0].mean() > 8
+    assert off[1].mean() < 0.5 * off[0].mean()
+    light = (after - before)[..., 0] - np.median((after - before)[..., 0])
+    assert np.abs(light).mean() < 2
 
 
 def test_what_is_on_the_other_side_counts_at_the_edge(draft):

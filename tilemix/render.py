@@ -27,7 +27,7 @@ from msgspec import UNSET, structs
 
 from tilemix import __version__
 from tilemix.adapters.merging import PartScales, Scale
-from tilemix.colors.palette import chart_palette, find_color
+from tilemix.colors.palette import find_colors
 from tilemix.drafts.draft import draft_mix
 from tilemix.drafts.steps import limit_strength, settle_steps
 from tilemix.drafts.tone import tone
@@ -435,8 +435,9 @@ class Renderer:
         self, pixels: NDArray[np.uint8], draft: Draft, record: Record
     ) -> tuple[NDArray[np.uint8], Record]:
         """Move the colors of a picture to the palette's; the record says by how much."""
-        found = [find_color(self._palette or chart_palette(), share.color) for share in draft.mix.shares]
-        toned, moved = tone(pixels, draft.layout, [color.lab for color in found if color is not None])
+        colors = find_colors(self._palette, (share.color for share in draft.mix.shares))
+        assert colors is not None  # there is a draft
+        toned, moved = tone(pixels, draft.layout, [color.lab for color in colors])
         sizes = {draft.mix.shares[number].color: round(size, 1) for number, size in moved.items()}
         assert record.draft is not UNSET
         return toned, structs.replace(record, draft=structs.replace(record.draft, tone=sizes))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NODES = np.arange(0, 101, STEP, dtype=np.float64)
 SHADOW = 0.6  # of the median lightness; what is darker is shadow
 LIT = 40  # percentile: `as_seen` is the median of what is lighter
+AS_SEEN = 0.7  # part of the granules that is darker than `as_seen`
 WIDEST = 1.0  # added to every variance: the width of a place in the table of colors
 # Percentiles of lightness minus that of `as_seen`, the mean over 29 colors of EPDM granules photographed by
 # the maker of the tiles; darker colors vary less, in proportion.
@@ -78,6 +79,12 @@ def deviate_lightness(parts: Floats, lightness: float) -> Floats:
     """
     reach = min(1.0, lightness / FULL_AT + 0.15)
     return np.asarray(reach * np.interp(100 * parts, PERCENTILES, DEVIATIONS))
+
+
+def find_lightness(appearance: Appearance, parts: ArrayLike) -> Floats:
+    """Return the L* below which these parts, 0 to 1, of the color's granules lie, in the shape of `parts`."""
+    reached = np.cumsum(appearance.weight) / np.sum(appearance.weight)
+    return np.asarray(np.interp(np.asarray(parts, np.float64), reached, NODES + STEP / 2))
 
 
 def density(appearance: Appearance, lab: Floats, shift: ArrayLike = (0.0, 0.0, 0.0)) -> tuple[Floats, Floats]:

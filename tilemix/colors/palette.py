@@ -74,7 +74,7 @@ class Granules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
 
 # The maker's tiles, at the scale at which SDXL draws them.
-DEFAULT_GRANULES = Granules("shards", diameter=21, spread=0.39, relief=1.4)
+DEFAULT_GRANULES = Granules("shards", diameter=21, spread=0.39, relief=1.6)
 
 
 class Palette(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -171,11 +171,17 @@ def find_color(palette: Palette, name: str) -> PaletteColor | None:
     return palette.find(name) or (_from_chart(name) if get_color(name) is not None else None)
 
 
+def find_colors(palette: Palette | None, names: Iterable[str]) -> tuple[PaletteColor, ...] | None:
+    """Return each color, from `palette` or else the chart; None: neither has one of them."""
+    found = [find_color(palette or chart_palette(), name) for name in names]
+    colors = tuple(color for color in found if color is not None)
+    return colors if len(colors) == len(found) else None
+
+
 def find_swatches(palette: Palette | None, names: Iterable[str]) -> tuple[str, ...] | None:
     """Return "#RRGGBB" of each color, from `palette` or else the chart; None: one of them has no swatch."""
-    found = [find_color(palette or chart_palette(), name) for name in names]
-    swatches = tuple(color.as_seen for color in found if color is not None)
-    return swatches if len(swatches) == len(found) else None
+    colors = find_colors(palette, names)
+    return None if colors is None else tuple(color.as_seen for color in colors)
 
 
 @cache

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tilemix.colors.hex import parse_hex
-from tilemix.colors.palette import DEFAULT_GRANULES, find_swatches
+from tilemix.colors.palette import DEFAULT_GRANULES, find_colors
 from tilemix.drafts.layout import Layout, lay_out, list_colors
 from tilemix.drafts.relief import light_facets
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tilemix.colors.look import Appearance
     from tilemix.colors.palette import Granules, Palette
     from tilemix.prompts.mix import ColorMix
 
@@ -42,6 +43,7 @@ class Draft:
     height: int  # pixels
     seed: int
     granule_size: str
+    looks: tuple[Appearance, ...]  # of each color of the mix
 
     @cached_property
     def layout(self) -> Layout:
@@ -64,7 +66,8 @@ class Draft:
         random = np.random.default_rng([self.seed, FACETS])
         colors = list_colors([parse_hex(swatch) for swatch in self.swatches], self.granules.gap)
         shown = self.layout.number_colors(len(self.swatches))
-        return light_facets(colors, shown, self.layout, self.granules.relief, random)
+        looks = (*self.looks, *self.looks)  # in the light, and in the gaps
+        return light_facets(colors, looks, shown, self.layout, self.granules.relief, random)
 
     @property
     def colors(self) -> dict[str, str]:
@@ -103,11 +106,12 @@ def draft_mix(
         seed: another one gives another layout.
         granule_size: a key of `tilemix.drafts.layout.SCALES`.
     """
-    swatches = find_swatches(palette, (share.color for share in mix.shares))
-    if swatches is None:
+    colors = find_colors(palette, (share.color for share in mix.shares))
+    if colors is None:
         return None
+    swatches, looks = tuple(color.as_seen for color in colors), tuple(color.look() for color in colors)
     granules = palette.granules if palette is not None else DEFAULT_GRANULES
-    return Draft(mix, swatches, granules, width, height, seed, granule_size)
+    return Draft(mix, swatches, granules, width, height, seed, granule_size, looks)
 
 
 def encode_png(draft: Draft) -> bytes:

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tilemix.colors.appearance import deviate_lightness
+from tilemix.colors.appearance import AS_SEEN, find_lightness
 from tilemix.colors.cielab import lab_to_srgb, srgb_to_lab
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
+    from tilemix.colors.look import Appearance
     from tilemix.drafts.layout import Layout
 
 SIDES = 4  # facets of a granule, between two cuts
@@ -25,6 +28,7 @@ LEVELS = 16  # of light
 
 def light_facets(
     colors: NDArray[np.uint8],
+    looks: Sequence[Appearance],
     shown: NDArray[np.uint8],
     layout: Layout,
     relief: float,
@@ -32,11 +36,12 @@ def light_facets(
 ) -> NDArray[np.uint8]:
     """Return the draft (h, w, 3), sRGB, with its granules' facets in the light.
 
-    The lightness of the facets is spread as that of photographed granules is around their color, and each granule has
-    dark and bright ones, so that the color of the whole stays.
+    The lightness of the facets is spread as that of the color's granules is, and each granule has dark and bright
+    ones, so that the color of the whole stays.
 
     Args:
         colors: of the flat draft, (n, 3), sRGB.
+        looks: how the granules of each of these look, n.
         shown: the number of each pixel's color, (h, w).
         layout: of the granules.
         relief: factor on the spread; 0 leaves the draft flat.
@@ -49,9 +54,10 @@ def light_facets(
     level = ((strata + random.random((count, SIDES))) * (LEVELS / SIDES)).astype(np.uint8)
     lit = level.ravel()[layout.labels * SIDES + _find_sides(layout, random)]
     table = np.repeat(srgb_to_lab(colors)[:, None], LEVELS, axis=1)
-    for lab in table:
-        off = relief * deviate_lightness((np.arange(LEVELS) + 0.5) / LEVELS, lab[0, 0])
-        lab[:, 0] = (lab[0, 0] + off).clip(0, 100)
+    for lab, look in zip(table, looks, strict=True):
+        lightness = find_lightness(look, [AS_SEEN, *((np.arange(LEVELS) + 0.5) / LEVELS)])
+        # In proportion, since what lies in a gap is darker than its color.
+        lab[:, 0] = (lab[0, 0] * (1 + relief * (lightness[1:] / lightness[0] - 1))).clip(0, 100)
     painted: NDArray[np.uint8] = np.rint(lab_to_srgb(table)).clip(0, 255).astype(np.uint8)
     found: NDArray[np.uint8] = painted[shown, lit]
     return found
