@@ -57,10 +57,10 @@ class FakeRenderer:
         if self.calibration is not None:
             draft = draft.recolored({word: color.draft for word, color in self.calibration.colors.items()})
         drift = self.drift * (0.4 if request.lora_scale == 0.8 else 1) * (0.5 if self.template is BARE else 1)
-        drifted = np.clip(lab_to_srgb(srgb_to_lab(draft.pixels) + drift), 0, 255)
+        drifted = np.clip(lab_to_srgb(srgb_to_lab(draft.lit) + drift), 0, 255)
         pixels = np.rint(drifted).astype(np.uint8)
         if self.calibration is not None and self.calibration.toned:
-            wanted = [PALETTE.find(share.color).lab for share in mix.shares]
+            wanted = [PALETTE.find(share.color) for share in mix.shares]
             pixels, _ = tone(pixels, draft.layout, wanted)
         return types.SimpleNamespace(pixels=pixels)
 

@@ -176,8 +176,8 @@ def test_the_last_step_moves_the_colors_and_is_recorded(renderer, draft, monkeyp
     plain = renderer.render(ask())
     calibration = Calibration(strength=0.5, colors={}, figures={}, files={}, toned=True)
     monkeypatch.setattr(renderer, "calibration", calibration)
-    targets = [chart_palette().find(share.color).lab for share in draft.mix.shares]
-    expected, sizes = tone(plain.pixels, draft.layout, targets)
+    colors = [chart_palette().find(share.color) for share in draft.mix.shares]
+    expected, sizes = tone(plain.pixels, draft.layout, colors)
     toned = renderer.render(ask())
     assert np.array_equal(toned.pixels, expected)
     named = [share.color for share in draft.mix.shares]

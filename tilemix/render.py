@@ -437,7 +437,7 @@ class Renderer:
         """Move the colors of a picture to the palette's; the record says by how much."""
         colors = find_colors(self._palette, (share.color for share in draft.mix.shares))
         assert colors is not None  # there is a draft
-        toned, moved = tone(pixels, draft.layout, [color.lab for color in colors])
+        toned, moved = tone(pixels, draft.layout, colors)
         sizes = {draft.mix.shares[number].color: round(size, 1) for number, size in moved.items()}
         assert record.draft is not UNSET
         return toned, structs.replace(record, draft=structs.replace(record.draft, tone=sizes))

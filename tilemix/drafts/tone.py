@@ -1,9 +1,10 @@
 """The last step of a picture from a draft: each color's granules are moved to the color they should have.
 
 The draft says which granule a pixel belongs to, so nothing is guessed. A color moves as a whole, by what the lit
-insides of its granules lack in the median. The move fades over the rim of a granule and in its shade, so no edge
-appears. Then a* and b* are held near the granule's color, since a VAE lets the colors of small granules run into one
-another. The lightness, and with it relief, light and grain, stays the model's.
+insides of its granules lack in the median, and its lightness by a curve, so that as much of it is dark and bright as of
+the color's granules. The moves fade over the rim of a granule and in its shade, so no edge appears. Then a* and b* are
+held near the granule's color, since a VAE lets the colors of small granules run into one another. Relief, light and
+grain stay where the model drew them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageFilter
 
-from tilemix.colors.appearance import seen_color
+from tilemix.colors.appearance import SHADOW, find_lightness, seen_color
 from tilemix.colors.cielab import delta_e_2000, lab_to_srgb, srgb_to_lab
 
 if TYPE_CHECKING:
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from tilemix.colors.look import Appearance
+    from tilemix.colors.palette import PaletteColor
     from tilemix.drafts.layout import Layout
 
     Floats = NDArray[np.float64]
 
 EDGE = 2  # pixels at the rim of a granule that are left out
-MOST = 8.0  # delta E 2000 that a color is moved by
+MOST = 8.0  # delta E 2000 that a color is moved by, and L*
+PARTS = (
+    np.array([5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95]) / 100
+)  # of a color's granules, between which a curve bends
 SPREAD = 3.5  # in a* and b*: the median of the maker's colors, which have 1.4 to 7.4
 SOFTNESS = 0.6  # pixels: the standard deviation of the rim
 REACH = 8  # pixels of what is on the other side, since layouts wrap
@@ -58,32 +64,47 @@ def find_seen(lab: Floats, layout: Layout, count: int) -> dict[int, Floats]:
 
 
 def tone(
-    pixels: NDArray[np.uint8], layout: Layout, targets: Sequence[Floats]
+    pixels: NDArray[np.uint8], layout: Layout, colors: Sequence[PaletteColor]
 ) -> tuple[NDArray[np.uint8], dict[int, float]]:
-    """Return the picture (h, w, 3) with its colors moved to `targets`, and by how much each was, in delta E 2000.
+    """Return the picture (h, w, 3) with its colors moved to those meant, and by how much each was, in delta E 2000.
 
-    No color moves by more than 8. After that no pixel's a* and b* are further than 3.5 from its color's. A color that
-    has no granule inside the picture stays, and is left out of the answer.
+    No color moves by more than 8, and no lightness. After that no pixel's a* and b* are further than 3.5 from its
+    color's. A color that has no granule inside the picture stays, and is left out of the answer.
 
     Args:
         pixels: drawn from a draft, sRGB.
         layout: the draft's.
-        targets: the CIELAB (3,) that lit granules should have, of each color of the layout.
+        colors: of the layout: the lit granules' color, and the lightness of all.
     """
     lab = srgb_to_lab(pixels)
     of_pixel = layout.colors[layout.labels]
     sizes: dict[int, float] = {}
-    masks, colors = [], []
-    moves = np.zeros_like(lab)
-    for number, seen in find_seen(lab, layout, len(targets)).items():
-        move, sizes[number] = _bound(seen, targets[number])
-        masks.append(_soften(of_pixel == number)[..., None])
-        colors.append(seen + move)
-        moves += masks[-1] * np.clip(lab[..., :1] / max(float(seen[0]), 1.0), 0, 1) * move
+    moves, far = np.zeros_like(lab), np.zeros((*of_pixel.shape, 2))
+    for number, seen in find_seen(lab, layout, len(colors)).items():
+        move, sizes[number] = _bound(seen, colors[number].lab)
+        is_own = of_pixel == number
+        mask = _soften(is_own)
+        moves[..., 0] += mask * _light(lab[..., 0], is_own, colors[number].look())
+        lit = np.clip(lab[..., 0] / max(float(seen[0]), 1.0), 0, 1)
+        moves[..., 1:] += (mask * lit)[..., None] * move[1:]
+        far += mask[..., None] * (lab[..., 1:] - (seen + move)[1:])
     lab += moves
-    far = sum(mask * (lab[..., 1:] - color[1:]) for mask, color in zip(masks, colors, strict=True))
+    far += moves[..., 1:]
     lab[..., 1:] += far / np.sqrt(1 + np.sum((far / SPREAD) ** 2, axis=2, keepdims=True)) - far
     return np.clip(np.rint(lab_to_srgb(lab)), 0, 255).astype(np.uint8), sizes
+
+
+def _light(lightness: Floats, is_own: NDArray[np.bool_], look: Appearance) -> Floats:
+    """Return what takes each lightness (h, w) to that of which as much of the color is darker, by a look.
+
+    What is darker than the color's shade, and what is brighter than all of it, moves less and less.
+    """
+    own = lightness[is_own]
+    found = np.quantile(own[own >= SHADOW * np.median(own)], PARTS)
+    moves = np.clip(find_lightness(look, PARTS) - found, -MOST, MOST)
+    nodes, number = np.unique(found, return_inverse=True)  # a flat color has one
+    moves = np.bincount(number, moves) / np.bincount(number)
+    return np.asarray(np.interp(lightness, [0, *nodes, 100], [0, *moves, 0]))
 
 
 def _bound(seen: Floats, target: Floats) -> tuple[Floats, float]:
