@@ -6,7 +6,7 @@ from tests.cog_stand_in import run_cog_stand_in
 from tests.live_studio import CHROMIUM, run_chromium, run_live_studio
 from tests.studio_parts import data_uri, picture
 
-PATIENCE = 60_000  # milliseconds
+PATIENCE = 180_000  # milliseconds
 PHONE, TABLET, DESK = (390, 844), (820, 1180), (1280, 800)  # pixels
 
 

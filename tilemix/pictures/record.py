@@ -21,10 +21,10 @@ program has removed the JSON; its parsers guess where a prompt ends, so a prompt
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape
 
 import msgspec
 from PIL import ExifTags, Image
@@ -190,7 +190,7 @@ def exif_segment(record: Record) -> bytes:
 def xmp_segment(record: Record) -> bytes:
     """Return the XMP packet of a JPEG or WebP: the digital source type and the record."""
     text = NOT_XML.sub(lambda match: f"\\u{ord(match[0]):04x}", record_json(record))
-    return (XMP_PACKET % f"<tilemix:record>{escape(text)}</tilemix:record>").encode()
+    return (XMP_PACKET % f"<tilemix:record>{html.escape(text, quote=False)}</tilemix:record>").encode()
 
 
 def _hash_model(record: Record) -> str | None:
