@@ -12,9 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,13 +22,12 @@ from urllib.parse import quote
 
 import sqlalchemy
 
-from bench.webhooks import START_SECONDS, wait_until_up
+from bench.webhooks import run_studio
 from tests.postgres import find_programs, run_server
 from tests.soak_crash import make_database
 from tests.studio_parts import add_pictures, picture
 from tilemix.studio.settings import Secret
 from tilemix.studio.store.database import Database
-from tilemix.system.project import ROOT
 
 TEXTS = ("orchid", "lot 4242", "RUBBER tile", "nothing like this", "0% red")
 API, PAGE = "/api/predictions?limit=20&text=", "/gallery?text="
@@ -101,22 +97,8 @@ def measure(url: str, folder: Path, plan: Plan) -> dict[str, Searches]:
     (folder / "one").write_bytes(picture())
     for name in names:
         (pictures / name).hardlink_to(folder / "one")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "TILEMIX_STUDIO_FOLDER": str(folder),
-        "TILEMIX_STUDIO_DATABASE": url,
-        "TILEMIX_STUDIO_PORT": str(port),
-    }
-    command = [sys.executable, "-m", "tilemix.studio"]
-    studio = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)  # noqa: S603  our own arguments, no shell
-    try:
-        wait_until_up(f"http://127.0.0.1:{port}")
-        return {kind: measure_kind(studio.pid, port, kind, plan) for kind in KINDS}
-    finally:
-        studio.send_signal(signal.SIGINT)
-        studio.wait(START_SECONDS)
+    with run_studio(url, folder) as (process, port):
+        return {kind: measure_kind(process, port, kind, plan) for kind in KINDS}
 
 
 def measure_kind(studio: int, port: int, kind: str, plan: Plan) -> Searches:

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,25 +103,9 @@ def measure_both(*, rate: int, seconds: int, slow: int = 0) -> dict[str, Load]:
 
 def measure(url: str, folder: Path, plan: Plan) -> Load:
     """Load one studio."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "TILEMIX_STUDIO_FOLDER": str(folder),
-        "TILEMIX_STUDIO_DATABASE": url,
-        "TILEMIX_STUDIO_PORT": str(port),
-        "WEBHOOK_SECRET": SECRET,
-    }
     used = processor_seconds()
-    command = [sys.executable, "-m", "tilemix.studio"]
-    studio = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)  # noqa: S603  our own arguments, no shell
-    try:
-        base = f"http://127.0.0.1:{port}"
-        wait_until_up(base)
+    with run_studio(url, folder, WEBHOOK_SECRET=SECRET) as (_, port):
         answers, held = asyncio.run(send_all(port, plan))
-    finally:
-        studio.send_signal(signal.SIGINT)
-        studio.wait(START_SECONDS)
     used = processor_seconds() - used
     database = Database.open(Secret(url))
     with database.read() as session:
@@ -197,6 +182,28 @@ def make_request(number: int) -> bytes:
     headers = {"Host": "127.0.0.1", "Content-Length": len(data), **sign(data, webhook_id=f"m{number}")}
     lines = ["POST /webhooks/replicate HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode() + data
+
+
+@contextlib.contextmanager
+def run_studio(url: str, folder: Path, **settings: str) -> Iterator[tuple[int, int]]:
+    """Run a studio on a database and a folder; give its process and its port, and end it as Ctrl-C does."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    environment = os.environ | {
+        "TILEMIX_STUDIO_FOLDER": str(folder),
+        "TILEMIX_STUDIO_DATABASE": url,
+        "TILEMIX_STUDIO_PORT": str(port),
+        **settings,
+    }
+    command = [sys.executable, "-m", "tilemix.studio"]
+    studio = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)  # noqa: S603  our own arguments, no shell
+    try:
+        wait_until_up(f"http://127.0.0.1:{port}")
+        yield studio.pid, port
+    finally:
+        studio.send_signal(signal.SIGINT)
+        studio.wait(START_SECONDS)
 
 
 def wait_until_up(base: str) -> None:

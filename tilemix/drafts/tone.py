@@ -68,8 +68,8 @@ def tone(
 ) -> tuple[NDArray[np.uint8], dict[int, float]]:
     """Return the picture (h, w, 3) with its colors moved to those meant, and by how much each was, in delta E 2000.
 
-    No color moves by more than 8, and no lightness. After that no pixel's a* and b* are further than 3.5 from its
-    color's. A color that has no granule inside the picture stays, and is left out of the answer.
+    No color moves by more than 8, and no lightness by more than 8. After that no pixel's a* and b* are further than
+    3.5 from its color's. A color that has no granule inside the picture stays, and is left out of the answer.
 
     Args:
         pixels: drawn from a draft, sRGB.
