@@ -1,6 +1,5 @@
 """The studio's database, on SQLite and on PostgreSQL."""
 
-import contextlib
 import subprocess
 import sys
 import time
@@ -11,12 +10,12 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import select, text, update
+from sqlalchemy import delete, select, text, update
 
 from tests.studio_parts import START, add_prediction, get_prediction
-from tilemix.errors import SettingsError, StoreDownError
+from tilemix.errors import SettingsError
+from tilemix.studio.gallery import Gallery
 from tilemix.studio.settings import Secret
-from tilemix.studio.store import database as store
 from tilemix.studio.store.database import MIGRATIONS, Database
 from tilemix.studio.store.schema import Base, Prediction, Share
 
@@ -31,7 +30,15 @@ def test_the_migrations_make_exactly_the_tables_of_the_schema(database):
 
 def is_of_the_schema(name, kind, _) -> bool:
     """The index of texts and its tables are the database's own."""
-    return not (name or "").startswith("predictions_text")
+    return not (name or "").startswith(("predictions_text", "predictions_letters"))
+
+
+def downgrade(connection, revision) -> None:
+    """Make the tables those of an earlier studio."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.downgrade(config, revision)
 
 
 def test_opening_it_again_keeps_what_it_holds(database_url):
@@ -48,16 +55,39 @@ def test_an_error_of_an_earlier_studio_becomes_data(database_url):
     identity = add_prediction(database)
     line = "out of memory; 'quoted'"
     with database.engine.begin() as connection:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0001")
+        downgrade(connection, "0001")
         connection.execute(text("UPDATE predictions SET error = :line"), {"line": line})
     database.close()
     again = Database.open(Secret(database_url))
     error = {"code": "prediction-failed", "field": None, "message": line, "values": {"reason": line}}
     assert get_prediction(again, identity).error == error
     again.close()
+
+
+def test_texts_of_an_earlier_studio_are_found_to_their_last_letter(tmp_path):
+    """SQLite's index had only threes of letters, and shorter texts were looked for in every row."""
+    url = Secret(f"sqlite:///{tmp_path / 'studio.sqlite3'}")
+    earlier = Database.open(url)
+    with earlier.engine.begin() as connection:
+        downgrade(connection, "0007")
+    for prompt in ("50% red", "50% Blau", "sand"):
+        add_prediction(earlier, prompt=prompt, sent_prompt="x")
+    earlier.close()
+    database = Database.open(url)
+    gallery = Gallery(database, tmp_path)
+    assert find_prompts(gallery, "d") == ["sand", "50% red"]
+    assert find_prompts(gallery, "AU") == ["50% Blau"]
+    assert find_prompts(gallery, "50% r") == ["50% red"]
+    assert find_prompts(gallery, "") == ["sand", "50% Blau", "50% red"]
+    with database.write() as session:
+        session.execute(delete(Prediction).where(Prediction.prompt == "sand"))
+    assert find_prompts(gallery, "d") == ["50% red"]
+    assert find_prompts(gallery, "sand") == []
+    database.close()
+
+
+def find_prompts(gallery, text) -> list[str]:
+    return [found["prompt"] for found in gallery.find_page(limit=10, text=text)]
 
 
 def test_the_errors_of_earlier_pictures_are_found(database_url):
@@ -67,10 +97,7 @@ def test_the_errors_of_earlier_pictures_are_found(database_url):
     metrics = {"share_red": 63.0, "share_light_gray": 35, "share_not_asked": 2}
     measured, other = add_prediction(database, metrics=metrics, shares=shares), add_prediction(database)
     with database.engine.begin() as connection:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        config.attributes["connection"] = connection
-        command.downgrade(config, "0006")
+        downgrade(connection, "0006")
     database.close()
     again = Database.open(Secret(database_url))
     assert get_prediction(again, measured).share_error == pytest.approx(4)
@@ -194,17 +221,3 @@ def test_a_password_is_not_in_the_message_when_the_server_is_not_there():
     with pytest.raises(SettingsError) as caught:
         Database.open(Secret("postgresql://studio:secret-word@127.0.0.1:1/name"))
     assert "secret-word" not in str(caught.value)
-
-
-def test_large_reads_take_turns_and_hold_up_no_other(database, monkeypatch):
-    """Eight searches at once took nearly twice the processor time of eight in turn."""
-    monkeypatch.setattr(store, "BUSY_SECONDS", 0.01)
-    with contextlib.ExitStack() as opened:
-        for _ in range(store.LARGE_READS[database.engine.dialect.name]):
-            opened.enter_context(database.read(is_large=True))
-        with pytest.raises(StoreDownError), database.read(is_large=True):
-            pass
-        with database.read() as session:
-            assert session.scalar(select(1)) == 1
-    with database.read(is_large=True) as session:
-        assert session.scalar(select(1)) == 1

@@ -1,5 +1,7 @@
 """What is found by text, and a picture whose file is gone."""
 
+import asyncio
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +10,8 @@ import pytest
 from tests.cog_stand_in import run_cog_stand_in
 from tests.studio_parts import add_pictures, add_prediction
 from tests.test_studio_api import MIX, run, wait_for
-from tilemix.studio.gallery import Gallery
+from tilemix.errors import RefusalError
+from tilemix.studio.gallery import SEARCHES, Gallery
 from tilemix.studio.settings import Secret
 from tilemix.studio.store.database import Database
 
@@ -30,6 +33,11 @@ CLIENTS = 8
         ("dry", False),
         ("*", False),
         ('a"b', True),
+        ('"b', True),
+        ("b", True),
+        ("р", True),
+        ("*b", False),
+        ("€", False),
     ],
 )
 @pytest.mark.slow
@@ -62,6 +70,44 @@ def test_the_gallery_goes_from_the_largest_error_to_the_smallest_page_by_page(da
             found.append(before := page[0]["id"])
         assert found == wanted
     assert gallery.find_page(limit=5, before="0" * 32, order="error") == []
+
+
+def test_searches_take_turns_in_the_order_they_came_and_wait_not_for_ever(database, tmp_path, monkeypatch):
+    """Threads that waited for a lock overtook one another: one search in a hundred took three times as long as most."""
+    gallery = Gallery(database, tmp_path)
+    most = SEARCHES[database.engine.dialect.name]
+    running, order, counts = set(), [], []
+    gate = threading.Event()
+
+    def find_page(number) -> int:
+        running.add(number)
+        order.append(number)
+        counts.append(len(running))
+        gate.wait(10)
+        running.discard(number)
+        return number
+
+    monkeypatch.setattr(gallery, "find_page", find_page)
+
+    async def search_all() -> None:
+        searches = [asyncio.create_task(gallery.search(number=number)) for number in range(most + 5)]
+        await asyncio.sleep(0.1)
+        assert len(running) == most
+        with monkeypatch.context() as patch:
+            patch.setattr("tilemix.studio.gallery.TURN_SECONDS", 0.01)
+            with pytest.raises(RefusalError) as raised:
+                await gallery.search(number=-1)
+        assert (raised.value.message.code, raised.value.status) == ("studio-too-many-searches", 503)
+        gate.set()
+        assert await asyncio.gather(*searches) == list(range(most + 5))
+        assert await gallery.search(number=99) == 99
+
+    asyncio.run(search_all())
+    assert max(counts) == most
+    assert -1 not in order
+    assert sorted(order[:most]) == list(range(most))  # threads that start at once may do so in any order
+    if most == 1:
+        assert order == [*range(most + 5), 99]
 
 
 def measure_searches(database, folder, each) -> list[float]:

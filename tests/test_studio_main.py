@@ -1,5 +1,6 @@
 """`python -m tilemix.studio`: its log and its refusals, and a real process that is asked over HTTP."""
 
+import gc
 import logging
 import os
 import re
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import uvicorn
 
 from tests.cog_stand_in import run_cog_stand_in
 from tilemix.cli import main as run_verb
@@ -68,6 +70,19 @@ def test_settings_that_cannot_be_used_are_one_line_and_exit_status_1(tmp_path):
     assert process.returncode == 1
     expected = "TILEMIX_STUDIO_HOST is '0.0.0.0', which others can reach: set TILEMIX_STUDIO_TOKEN"
     assert shown == f"tilemix.studio: {expected}\n"
+
+
+def test_what_the_studio_is_made_of_is_not_looked_through_for_garbage_again(tmp_path, monkeypatch):
+    """Each second under load, Python went through 100,000 objects, and the page stood for 60 ms."""
+    monkeypatch.setenv("TILEMIX_STUDIO_FOLDER", str(tmp_path))
+    monkeypatch.setenv("TILEMIX_STUDIO_PORT", "0")
+    left = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda _: left.append(len(gc.get_objects())))
+    try:
+        assert main([]) == 0
+    finally:
+        gc.unfreeze()
+    assert left[0] < len(gc.get_objects()) / 10
 
 
 @pytest.mark.parametrize(

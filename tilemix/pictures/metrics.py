@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 NOT_ASKED = "not_asked"
 
 
+@lru_cache(1024)  # a page of the gallery asks for some two hundred, mostly the same ones
 def share_metric(color: str) -> str:
     """Return the metric's name for a color: Cog allows letters, digits and single underscores only."""
     return "share_" + re.sub(r"[^a-z0-9]+", "_", color.lower()).strip("_")

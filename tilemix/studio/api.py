@@ -20,7 +20,7 @@ from starlette.routing import Route
 from tilemix.errors import LIST_SEPARATOR, Message, RefusalError, RequestError
 from tilemix.inputs import IntegerInput
 from tilemix.studio.form_data import open_form
-from tilemix.studio.gallery import MAX_SEARCH_CHARACTERS, MOST_ON_A_PAGE, Gallery
+from tilemix.studio.gallery import MAX_SEARCH_CHARACTERS, MOST_ON_A_PAGE
 from tilemix.studio.negotiation import prefers
 from tilemix.studio.predictions import CANCELED
 from tilemix.studio.web.api_inputs import read_form, read_inputs
@@ -48,8 +48,7 @@ EXTRA_SECONDS = 30  # beyond the deadline, for fetching the picture
 
 def api_routes(studio: Studio) -> list[Route]:
     """Return the API's endpoints."""
-    gallery = Gallery(studio.database, studio.pictures)
-
+    gallery = studio.gallery
     document = describe_api(studio.palette)
 
     async def generate_image(request: Request) -> Response:
@@ -93,8 +92,7 @@ def api_routes(studio: Studio) -> list[Route]:
 
     async def search(request: Request) -> Response:
         query = request.query_params
-        found = await run_in_threadpool(
-            gallery.find_page,
+        found = await gallery.search(
             limit=_read_limit(query.get("limit")),
             before=_read_search("before", query.get("before")),
             color=_read_search("color", query.get("color")),

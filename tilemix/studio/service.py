@@ -14,6 +14,7 @@ from tilemix.studio.attempts import PART as QUEUE
 from tilemix.studio.clock import SystemClock
 from tilemix.studio.cog_backend import CogBackend, cog_client
 from tilemix.studio.faults import Faults
+from tilemix.studio.gallery import Gallery
 from tilemix.studio.inbox import Arrival, Inbox
 from tilemix.studio.outputs import OutputTaker
 from tilemix.studio.queue import Queue
@@ -101,6 +102,7 @@ class Studio:
         except BaseException:
             self._lock.close()
             raise
+        self.gallery = Gallery(self.database, self.pictures)
         self.sessions = Sessions(self.database, settings.token, clock=self.clock)
         webhook_url = _webhook_url(settings, self.backend.name)
         self.inbox = Inbox(self.database, clock=self.clock)

@@ -45,9 +45,6 @@ DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "pos
 # another stay below the 5 seconds after which a sender of webhooks must have its answer.
 BUSY_SECONDS = 2
 STATEMENT_MILLISECONDS = 4000  # of PostgreSQL, which may wait for a lock
-# Large reads at a time. Threads that make objects of rows wait for the interpreter at each row: eight searches at once
-# took nearly twice the processor time of eight in turn. PostgreSQL finds rows while others are read.
-LARGE_READS = {"sqlite": 1, "postgresql": 4}
 CONNECTIONS = 16  # kept open
 MORE_CONNECTIONS = 32  # opened when those are in use: more than there are threads that serve requests
 POSTGRESQL_OPTIONS = {
@@ -75,8 +72,7 @@ class Database:
         # SQLite has one writer at a time anyway, and while it waits it sleeps up to 100 ms between tries. With our
         # lock, the next writer starts at once.
         is_sqlite = engine.dialect.name == "sqlite"
-        self._turn = threading.Semaphore() if is_sqlite else None
-        self._large_reads = threading.Semaphore(LARGE_READS[engine.dialect.name])
+        self._turn = threading.Lock() if is_sqlite else None
         self._fault: StoreDownError | None = None
 
     @classmethod
@@ -103,14 +99,13 @@ class Database:
         return cls(engine, lock)
 
     @contextlib.contextmanager
-    def read(self, *, is_large: bool = False) -> Iterator[Session]:
-        """Give a read-only session with one consistent view of the database. Large reads take turns.
+    def read(self) -> Iterator[Session]:
+        """Give a read-only session with one consistent view of the database.
 
         Raises:
             StoreDownError: the database cannot be used now.
         """
-        turn = self._large_reads if is_large else None
-        with self._tell(), _take_turn(turn), Session(self.engine) as session:
+        with self._tell(), Session(self.engine) as session:
             yield session
 
     @contextlib.contextmanager
@@ -121,7 +116,7 @@ class Database:
             StoreDownError: the database cannot be used now. If the connection was lost while it committed, nobody knows
                 whether it did.
         """
-        with self._tell(), _take_turn(self._turn), Session(self._writing) as session, session.begin():
+        with self._tell(), self._take_turn(), Session(self._writing) as session, session.begin():
             yield session
         self._fault = None
 
@@ -144,6 +139,18 @@ class Database:
                 raise
             self._fault = StoreDownError(_name_fault(error))
             raise self._fault from error
+
+    @contextlib.contextmanager
+    def _take_turn(self) -> Iterator[None]:
+        if self._turn is None:
+            yield
+            return
+        if not self._turn.acquire(timeout=BUSY_SECONDS):
+            raise StoreDownError("studio-database-locked")
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def close(self) -> None:
         """Close all connections and release the lock."""
@@ -168,19 +175,6 @@ def try_database(url: Secret) -> None:
         raise SettingsError("settings-database-unreachable", reason=_first_line(error)) from error
     finally:
         engine.dispose()
-
-
-@contextlib.contextmanager
-def _take_turn(turn: threading.Semaphore | None) -> Iterator[None]:
-    if turn is None:
-        yield
-        return
-    if not turn.acquire(timeout=BUSY_SECONDS):
-        raise StoreDownError("studio-database-locked")
-    try:
-        yield
-    finally:
-        turn.release()
 
 
 def _first_line(error: SQLAlchemyError) -> str:

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from tilemix.pictures.repeating import Repeat
-    from tilemix.studio.gallery import Gallery
     from tilemix.studio.service import Studio, TaskModel
     from tilemix.studio.web.rendering import PageRenderer
     from tilemix.studio.web.views import ResultView
@@ -60,9 +59,8 @@ FIRST_PRESET = 0  # shown in an empty form
 class MixerPage:
     """Shows and receives the form."""
 
-    def __init__(self, studio: Studio, gallery: Gallery, renderer: PageRenderer) -> None:
+    def __init__(self, studio: Studio, renderer: PageRenderer) -> None:
         self._studio = studio
-        self._gallery = gallery
         self._renderer = renderer
 
     def routes(self) -> list[Route]:
@@ -80,7 +78,7 @@ class MixerPage:
         query, words = request.query_params, self._renderer.words(request)
         view = None
         if (identity := query.get("result") or query.get("from")) is not None:
-            view = await find_result(self._gallery, identity, words, self._studio.palette)
+            view = await find_result(self._studio.gallery, identity, words, self._studio.palette)
         if view is not None:
             form = form_of_inputs(view.inputs)
         else:
@@ -89,7 +87,7 @@ class MixerPage:
             form.values["prompt"] = self._write_first_preset(words)
         is_given = "from" in query or "prompt" in query
         shown = view if view is not None and "result" in query else None
-        state = await tell_state(self._studio, self._gallery, shown) if shown is not None else None
+        state = await tell_state(self._studio, shown) if shown is not None else None
         return self._form(request, form, is_given=is_given, view=shown, state=state)
 
     async def generate(self, request: Request) -> Response:

@@ -9,7 +9,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.routing import Route
 
-from tilemix.studio.gallery import Gallery
 from tilemix.studio.model_files import ModelFiles
 from tilemix.studio.web.messages import explain_data
 from tilemix.studio.web.mixer import MixerPage
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 def page_routes(studio: Studio, renderer: PageRenderer) -> list[Route]:
     """Return all routes of the page."""
-    gallery = Gallery(studio.database, studio.pictures)
     settings = studio.settings
     model_files = ModelFiles(settings.model, settings.folder / "model-files.json", studio.root)
 
@@ -41,8 +39,8 @@ def page_routes(studio: Studio, renderer: PageRenderer) -> list[Route]:
         )
 
     return [
-        *MixerPage(studio, gallery, renderer).routes(),
-        *ResultPages(studio, gallery, renderer).routes(),
+        *MixerPage(studio, renderer).routes(),
+        *ResultPages(studio, renderer).routes(),
         *ReaderPages(settings, studio.sessions, renderer).routes(),
         Route("/models", models, methods=["GET"], include_in_schema=False),
     ]

@@ -21,7 +21,6 @@ from tilemix.studio.web.views import ResultView, find_result, tell_state
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from tilemix.studio.gallery import Gallery
     from tilemix.studio.service import Studio
     from tilemix.studio.web.rendering import PageRenderer
 
@@ -31,9 +30,9 @@ PAGE_SIZE = 24
 class ResultPages:
     """Serves results, the gallery and comparisons."""
 
-    def __init__(self, studio: Studio, gallery: Gallery, renderer: PageRenderer) -> None:
+    def __init__(self, studio: Studio, renderer: PageRenderer) -> None:
         self._studio = studio
-        self._gallery = gallery
+        self._gallery = studio.gallery
         self._renderer = renderer
 
     def routes(self) -> list[Route]:
@@ -53,12 +52,12 @@ class ResultPages:
         """Show one result; the page reloads itself while it is being drawn. `part=card` is for the script."""
         view = await self._need(request)
         template = "card.html" if request.query_params.get("part") == "card" else "result.html"
-        state = await tell_state(self._studio, self._gallery, view)
+        state = await tell_state(self._studio, view)
         return self._renderer.render(request, template, view=view, state=state)
 
     async def state(self, request: Request) -> Response:
         """Return the state of a result, for the script."""
-        return JSONResponse(await tell_state(self._studio, self._gallery, await self._need(request)))
+        return JSONResponse(await tell_state(self._studio, await self._need(request)))
 
     async def record(self, request: Request) -> Response:
         """Download the record of a picture."""
@@ -100,8 +99,7 @@ class ResultPages:
         words = self._renderer.words(request)
         color, text = _clean(query.get("color", "")), _clean(query.get("text", ""))
         order: Order = "error" if query.get("order") == "error" else "newest"
-        found = await run_in_threadpool(
-            self._gallery.find_page,
+        found = await self._gallery.search(
             limit=PAGE_SIZE + 1,
             before=_clean(query.get("before", "")) or None,
             color=color or None,

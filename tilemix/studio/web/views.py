@@ -77,7 +77,6 @@ class ResultView:
     def __init__(self, found: dict[str, Any], words: Words, palette: Palette | None) -> None:
         self.found = found
         self._words = words
-        self._palette = palette
         self.id: str = found["id"]
         self.url: str | None = found["url"]
         self.is_done: bool = found["is_done"]
@@ -138,7 +137,7 @@ class ResultView:
     @property
     def asked_bar(self) -> list[Bar]:
         """The requested mix as a bar."""
-        return stack_bar(self.found["sent"], self._words, self._palette)
+        return _stack(((share.swatch, share.asked) for share in self.shares), self._words)
 
     @property
     def measured_bar(self) -> list[Bar]:
@@ -185,11 +184,11 @@ class ResultView:
         return self._words("minutes_left", minutes=left // 60, seconds=left % 60)
 
 
-async def tell_state(studio: Studio, gallery: Gallery, view: ResultView) -> dict[str, Any]:
+async def tell_state(studio: Studio, view: ResultView) -> dict[str, Any]:
     """Return a prediction's state and, if it waits, why."""
     if view.found["status"] != QUEUED:
         return view.state(studio.clock.now())
-    ahead = await run_in_threadpool(gallery.count_before, view.id)
+    ahead = await run_in_threadpool(studio.gallery.count_before, view.id)
     is_drawing = studio.queue.find_fault(lasting=FAULT_SHOWN_AFTER) is None
     return view.state(studio.clock.now(), QueueView(ahead, is_drawing))
 
