@@ -4,6 +4,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -241,6 +242,40 @@ def test_a_prediction_answers_with_the_picture_its_logs_and_its_metrics(server, 
     assert sum(seconds) <= metrics["predict_time"]
     shares = [metrics[f"share_{color}"] for color in ("red", "black", "pearl", "not_asked")]
     assert all(0 <= percent <= 100 for percent in shares)
+
+
+ANSWER = re.compile(
+    r"application/json' \\\n    -d '([^']*)'\n(\{\n.*?\n\})\n", re.DOTALL
+)  # in docs/api.md: what is asked and answered
+CHANGES = {"id", "output", "predict_time"}
+ONCE = "seconds_switch"  # of the first prediction, whose log also has a line about the LoRAs
+
+
+@pytest.mark.slow
+def test_the_answers_in_the_documentation_are_what_it_sends(server):
+    """They had the shares, steps and names of pictures drawn long ago."""
+    examples = ANSWER.findall((ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
+    assert len(examples) == 2
+    for asked, shown in ((json.loads(asked), json.loads(shown)) for asked, shown in examples):
+        sent = server.when_free().post("/predictions", json=asked).json()
+        assert sent.keys() == shown.keys()
+        assert {
+            name: shown[name] for name in shown.keys() - CHANGES - {"metrics", "logs"}
+        }.items() <= sent.items()
+        first, _, last = shown["logs"].partition("...")
+        logs = re.sub("LoRAs merged.*\n", "", sent["logs"])
+        assert logs.startswith(first)
+        assert logs.endswith(last)
+        metrics = sent["metrics"]
+        assert metrics.keys() - {ONCE} == shown["metrics"].keys()
+        changes = CHANGES | ({"seed"} - asked["input"].keys())
+        fixed = {name for name in shown["metrics"] if not name.startswith("seconds_")} - changes
+        for name in fixed:
+            value = shown["metrics"][name]
+            # Processors differ in the last digits.
+            assert metrics[name] == (pytest.approx(value, abs=0.3) if isinstance(value, float) else value), (
+                name
+            )
 
 
 @pytest.mark.slow
