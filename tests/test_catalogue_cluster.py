@@ -44,7 +44,7 @@ def test_an_address_that_does_not_answer_is_refused_in_one_line(address):
 
 @pytest.mark.parametrize(
     ("greeting", "reason"),
-    [(b"", "timed out"), (b"HTTP/1.0 400 Bad request\r\n\r\n", "something else than Ray listens there")],
+    [(b"", "timed out"), (b"HTTP/1.0 400 Bad request\r\n\r\n", "something other than Ray listens there")],
 )
 @pytest.mark.usefixtures("imported")
 def test_an_address_where_something_else_listens_is_refused_in_one_line(greeting, reason, monkeypatch):

@@ -280,7 +280,7 @@ class RayEngine:
 
 
 def _refuse_other(address: str) -> None:
-    """Refuse the address of a cluster where nothing listens, or something else than Ray, which Ray tries for minutes.
+    """Refuse the address of a cluster where nothing listens, or something other than Ray, which Ray tries for minutes.
 
     Raises:
         TilemixError: it is such a one.

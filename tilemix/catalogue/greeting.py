@@ -32,4 +32,4 @@ def greet(address: str) -> None:
         connection.sendall(PREFACE)
         with connection.makefile("rb") as answer:
             if answer.read(HEADER_BYTES)[TYPE_AT:][:1] != SETTINGS:
-                raise ValueError("something else than Ray listens there")
+                raise ValueError("something other than Ray listens there")
