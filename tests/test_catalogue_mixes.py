@@ -71,13 +71,23 @@ def test_bounds_are_checked(changes, line):
     assert str(caught.value).startswith(line)
 
 
-def test_colors_are_the_palettes_or_the_charts():
+def test_colors_are_the_palettes_or_the_charts(caplog):
     palette = load_palette("rubber-tile")
     assert pick_colors(None, palette) == tuple(color.word for color in palette.colors)
     assert pick_colors(["RED", "LTGRAY"], palette) == ("red", "light gray")
+    assert pick_colors(["rot", "чёрный", "深灰", "RAL 1002"], palette) == (
+        "red",
+        "black",
+        "dark gray",
+        "sand",
+    )
+    assert not caplog.messages
+    assert pick_colors(["purple"], palette) == ("violet",)
+    assert len(caplog.messages) == 1
     assert len(pick_colors(None, None)) == 12
-    with pytest.raises(InputError, match="unknown color 'blau'; known: beige, black, "):
-        pick_colors(["blau"], palette)
+    for name in ("blauu", "", "black and red", "red, wet", "50% red"):
+        with pytest.raises(InputError, match=f"unknown color '{name}'; known: beige, black, "):
+            pick_colors([name], palette)
     with pytest.raises(InputError, match="^color 'light gray' stands twice; expected each color once$"):
         pick_colors(["light gray", "LTGRAY"], palette)
 

@@ -5,20 +5,24 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from itertools import combinations
 from math import comb
 from typing import TYPE_CHECKING
 
-from tilemix.colors.palette import chart_palette, find_color
-from tilemix.errors import InputError
+from tilemix.colors.palette import chart_palette
+from tilemix.errors import InputError, MixError, PromptError
 from tilemix.prompts.mix import ColorMix, ColorShare
+from tilemix.prompts.reading import read_mix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tilemix.colors.palette import Palette
+
+logger = logging.getLogger(__name__)
 
 HUNDRED = Decimal(100)
 TENTH = Decimal("0.1")  # the finest share of a mix
@@ -86,22 +90,33 @@ class MixRange:
 def pick_colors(names: Sequence[str] | None, palette: Palette | None) -> tuple[str, ...]:
     """Return the words of the named colors; of all colors of the palette, or of the chart's basic ones, for None.
 
+    A name is read as in a mix, in any language, and a nearest color is logged.
+
     Raises:
-        InputError: a color is neither in the palette nor on the chart, or stands twice.
+        InputError: a name is not that of one color, or the palette has no color near it, or it stands twice.
     """
-    palette = palette or chart_palette()
     if names is None:
-        return tuple(color.word for color in palette.colors)
+        return tuple(color.word for color in (palette or chart_palette()).colors)
     words: list[str] = []
     for name in names:
-        color = find_color(palette, name)
-        if color is None:
-            known = ", ".join(color.word for color in palette.colors)
-            raise InputError("mixes-unknown-color", typed=name[:40], known=known)
-        if color.word in words:
-            raise InputError("mixes-color-twice", color=color.word)
-        words.append(color.word)
+        word = _read_color(name, palette)
+        if word in words:
+            raise InputError("mixes-color-twice", color=word)
+        words.append(word)
     return tuple(words)
+
+
+def _read_color(name: str, palette: Palette | None) -> str:
+    try:
+        read = read_mix(f"100% {name}", palette)
+    except (MixError, PromptError):
+        read = None
+    if read is None or read.sent is None or len(read.sent.shares) != 1 or read.head or read.tail:
+        known = ", ".join(color.word for color in (palette or chart_palette()).colors)
+        raise InputError("mixes-unknown-color", typed=name[:40], known=known)
+    for note in read.notes:
+        logger.warning("%s", note)
+    return read.sent.shares[0].color
 
 
 def _compose(total: int, count: int, least: int) -> Iterator[tuple[int, ...]]:
