@@ -189,8 +189,8 @@ class Bench:
 
     def report_colors(self, mixes: int) -> None:
         """Shares and colors in unseen mixes: from noise, from the draft, with the calibration, and photographs."""
-        served = self.renderer.calibration
-        strength = self.renderer.resolve_strength()
+        planner = self.renderer.planner
+        served, strength = planner.calibration, planner.resolve_strength()
         ways = {
             NOISE: (None, 1.0),
             f"draft at {HALF:g}": (None, HALF),
@@ -206,7 +206,7 @@ class Bench:
             colors[PHOTOGRAPHS].add(mix, photograph)
             row = [photograph[:256, :256]]
             for name, (calibration, of_way) in ways.items():
-                self.renderer.calibration = calibration
+                planner.calibration = calibration
                 began = time.process_time()
                 picture = self.draw(str(mix), number, strength=of_way)
                 seconds[name].append(time.process_time() - began)
@@ -219,7 +219,7 @@ class Bench:
                 references.append([textures[NOISE][-1], describe_texture(other)])
             if number < SHOWN:
                 self.pictures[f"{mix}"] = np.concatenate(row, axis=0)
-        self.renderer.calibration = served
+        planner.calibration = served
         self.say("\n## Colors\n")
         defaults = self.ready.model.manifest.defaults
         self.say(

@@ -36,7 +36,7 @@ class FakeRenderer:
     """A model that draws every color lighter and yellower than its draft, and from noise with wrong shares."""
 
     def __init__(self, drift=(5.0, -2.0, 4.0)):
-        self.calibration, self.template = None, OWN
+        self.planner = types.SimpleNamespace(calibration=None, template=OWN)
         self.drift, self.drawn = np.array(drift), []
         self.ready = types.SimpleNamespace(model=types.SimpleNamespace(hashes={"unet": "0" * 64}))
 
@@ -54,12 +54,18 @@ class FakeRenderer:
                 )
             )
         draft = draft_mix(mix, PALETTE, request.width, request.height, seed=request.seed)
-        if self.calibration is not None:
-            draft = draft.recolored({word: color.draft for word, color in self.calibration.colors.items()})
-        drift = self.drift * (0.4 if request.lora_scale == 0.8 else 1) * (0.5 if self.template is BARE else 1)
+        if self.planner.calibration is not None:
+            draft = draft.recolored(
+                {word: color.draft for word, color in self.planner.calibration.colors.items()}
+            )
+        drift = (
+            self.drift
+            * (0.4 if request.lora_scale == 0.8 else 1)
+            * (0.5 if self.planner.template is BARE else 1)
+        )
         drifted = np.clip(lab_to_srgb(srgb_to_lab(draft.lit) + drift), 0, 255)
         pixels = np.rint(drifted).astype(np.uint8)
-        if self.calibration is not None and self.calibration.toned:
+        if self.planner.calibration is not None and self.planner.calibration.toned:
             wanted = [PALETTE.find(share.color) for share in mix.shares]
             pixels, _ = tone(pixels, draft.layout, wanted)
         return types.SimpleNamespace(pixels=pixels)
@@ -139,7 +145,7 @@ def test_a_calibration_corrects_what_the_model_does_and_resumes(tmp_path):
     assert after.color_error < before.color_error / 2
     assert found.toned == (rate(found.figures[TONED]) < rate(after))
     assert set(found.colors) == set(WORDS)
-    assert renderer.calibration is None
+    assert renderer.planner.calibration is None
     assert len(renderer.drawn) <= trials.count((0.5,))
     again = FakeRenderer()
     assert Trials(again, PALETTE, WORDS, tmp_path).run((0.5,)).calibration == found
@@ -180,7 +186,7 @@ def test_the_scale_and_the_template_that_measure_best_are_found(tmp_path):
         for name in ("LoRA at 0.6", "LoRA at 0.8", "template rubber_tile_bare")
     ]
     assert errors == sorted(errors, reverse=True)
-    assert renderer.template is OWN
+    assert renderer.planner.template is OWN
     assert len(renderer.drawn) <= trials.count((0.5,), (0.6, 0.8))
     assert found.granule_width["from a draft"] == pytest.approx(PALETTE.granules.diameter, rel=0.4)
     assert msgspec.json.decode(encode_calibration(found), type=Calibration) == found

@@ -225,7 +225,7 @@ def test_adapters_are_proved_added_and_drawn_with(root, tmp_path):
     with pytest.raises(AdapterError, match="^sdxl.safetensors: made for SDXL, expected Flux.1$"):
         add(str(tmp_path / "sdxl.safetensors"), "tiny", root=tmp_path)
     renderer = Renderer(load_pipeline(find_model("tiny", tmp_path), CPU, torch.float32))
-    assert renderer.placeholder_tokens == ["<s0>", "<s1>"]
+    assert list(renderer.ready.tokens.installed) == ["<s0>", "<s1>"]
     request = GenerationRequest(prompt="50% red, 50% black", seed=3, strength=0.5, num_inference_steps=4)
     steps = []
     drawn = renderer.render(request, on_step=lambda *done: steps.append(done))

@@ -22,6 +22,7 @@ TIERS = (
     {"tilemix.adapters"},
     {"tilemix.conversion", "tilemix.weights"},
     {"tilemix.pipelines"},
+    {"tilemix.planning"},
     {"tilemix.render"},
     {"tilemix.drawing", "tilemix.models"},
     {"tilemix.catalogue", "tilemix.studio", "tilemix.tuning", "tilemix.calibration"},

@@ -49,7 +49,7 @@ def test_loading_refuses_a_file_that_is_not_what_the_manifest_says(tiny_project,
 
 
 def test_a_model_that_is_whole_is_loaded(monkeypatch):
-    assert load_alone("miniature", ROOT, monkeypatch).placeholder_tokens == ["<s0>", "<s1>"]
+    assert list(load_alone("miniature", ROOT, monkeypatch).ready.tokens.installed) == ["<s0>", "<s1>"]
 
 
 def load_alone(name, root, monkeypatch):
@@ -147,7 +147,7 @@ def test_a_token_typed_as_its_trainer_named_it_is_all_of_its_rows(project, caplo
     adapters = [{"file": "x.safetensors", "kind": "lora", "scale": 0.7}]
     write_manifest(project, base=base_of(project), adapters=adapters)
     drawn = Renderer(load_pipeline(find_model("tiny", project), CPU, torch.float32))
-    assert drawn.placeholder_tokens == ["<my_tile_0>", "<my_tile_1>"]
+    assert list(drawn.ready.tokens.installed) == ["<my_tile_0>", "<my_tile_1>"]
     rendered = drawn.render(
         GenerationRequest(seed=7, prompt="(<my tile>:1.2), wet", negative_prompt="<my tile> <worn>")
     )
@@ -244,7 +244,7 @@ def test_it_draws_where_the_package_is_not_installed(renderer, monkeypatch):
             raise importlib.metadata.PackageNotFoundError(name)
         return importlib.metadata.version(name)
 
-    monkeypatch.setattr("tilemix.render.version", version)
+    monkeypatch.setattr("tilemix.planning.version", version)
     record = renderer.render(replace(num_inference_steps=1)).record
     assert record.versions["tilemix"] == __version__
     assert record.lora_scales == {"lora.safetensors": 0.7}

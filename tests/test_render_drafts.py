@@ -162,7 +162,7 @@ def test_a_calibration_decides_the_strength_and_the_drafts_colors(renderer, draf
         "black": DraftColor(as_seen="#ABCDEF", draft="#00FF00"),  # of another palette
     }
     calibration = Calibration(strength=0.5, colors=colors, figures={}, files={}, lora_scale=0.6)
-    monkeypatch.setattr(renderer, "calibration", calibration)
+    monkeypatch.setattr(renderer.planner, "calibration", calibration)
     record = renderer.plan(ask(strength=None))
     assert record.draft.strength == 0.5
     assert record.draft.colors == {"red": "#FF0000", "black": draft.colors["black"]}
@@ -175,7 +175,7 @@ def test_a_calibration_decides_the_strength_and_the_drafts_colors(renderer, draf
 def test_the_last_step_moves_the_colors_and_is_recorded(renderer, draft, monkeypatch):
     plain = renderer.render(ask())
     calibration = Calibration(strength=0.5, colors={}, figures={}, files={}, toned=True)
-    monkeypatch.setattr(renderer, "calibration", calibration)
+    monkeypatch.setattr(renderer.planner, "calibration", calibration)
     colors = [chart_palette().find(share.color) for share in draft.mix.shares]
     expected, sizes = tone(plain.pixels, draft.layout, colors)
     toned = renderer.render(ask())
@@ -228,7 +228,7 @@ def test_what_is_drawn_from_noise_after_all_is_read_again_only_for_its_edits(ren
         steps.append(context.steps)
         return rewrite(*texts, context=context, **named)
 
-    monkeypatch.setattr("tilemix.render.rewrite", read)
+    monkeypatch.setattr("tilemix.planning.rewrite", read)
     renderer.plan(ask(prompt="50% red, 50% zebra", num_inference_steps=8))
     assert steps == [4]
     assert caplog.messages == ["drawn from noise: a color has no swatch to lay out"]

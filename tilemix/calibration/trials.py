@@ -92,7 +92,7 @@ class Trials:
         templates: Sequence[PromptTemplate] = (),
     ) -> None:
         self._renderer, self._palette, self._folder = renderer, palette, folder
-        self._own_template = renderer.template
+        self._own_template = renderer.planner.template
         self._templates = {template.name: template for template in templates}
         self._targets = {word: color.as_seen for color in palette.colors if (word := color.word) in colors}
         self.mixes = draw_mixes(list(self._targets), MIXES)
@@ -102,11 +102,12 @@ class Trials:
 
         Each trial begins with what was best so far.
         """
-        kept, template = self._renderer.calibration, self._renderer.template
+        planner = self._renderer.planner
+        kept, template = planner.calibration, planner.template
         try:
             return self._run(strengths, lora_scales)
         finally:
-            self._renderer.calibration, self._renderer.template = kept, template
+            planner.calibration, planner.template = kept, template
 
     def count(self, strengths: Sequence[float], lora_scales: Sequence[float] = ()) -> int:
         """Return how many pictures `run` needs at most."""
@@ -203,14 +204,14 @@ class Trials:
         key = hashlib.sha256(msgspec.json.encode([decides, SIDE, hashes, self._palette.granules])).hexdigest()
         path = self._folder / f"{key[:24]}.png"
         if not path.is_file():
-            self._renderer.calibration = Calibration(
+            self._renderer.planner.calibration = Calibration(
                 strength=way.strength,
                 colors=self._to_draft_colors(way.colors),
                 figures={},
                 files={},
                 toned=way.toned,
             )
-            self._renderer.template = template or self._own_template
+            self._renderer.planner.template = template or self._own_template
             partial = path.with_suffix(".part")
             Image.fromarray(self._render(mix, way, seed)).save(partial, "PNG")
             partial.replace(path)

@@ -78,9 +78,8 @@ def _calibrate(options: argparse.Namespace) -> None:
     renderer = Renderer.load(options.model, read_settings(os.environ))
     folder = ROOT / "build" / "calibration" / options.model
     folder.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("tilemix.render").setLevel(
-        logging.WARNING
-    )  # a line for each picture would hide the figures
+    for noisy in ("tilemix.planning", "tilemix.render"):  # a line for each picture would hide the figures
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     trials = Trials(renderer, palette, chosen, folder, templates)
     scales = options.lora_scales if renderer.ready.lora_scales else ()
     logger.info(

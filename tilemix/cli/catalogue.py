@@ -87,7 +87,7 @@ def _catalogue(options: argparse.Namespace) -> None:
             folder.ledger.forget_deaths()
         engine = stack.enter_context(_open_engine(options, folder))
         stack.enter_context(stop_on_signals(stop))
-        for noisy in ("tilemix.render", "tilemix.prompts"):  # they tell of every picture
+        for noisy in ("tilemix.planning", "tilemix.render", "tilemix.prompts"):  # they tell of every picture
             logging.getLogger(noisy).setLevel(logging.ERROR)
         progress = Progress(rows.count)
         try:
