@@ -16,7 +16,7 @@ from tilemix.prompts.checks import MAX_PROMPT_CHARACTERS
 from tilemix.prompts.mix import ColorMix, ColorShare, parse_mix
 from tilemix.prompts.mix.shares import read_shares
 from tilemix.prompts.mix.tokens import tokenize
-from tilemix.prompts.mix.words import expand_word
+from tilemix.prompts.mix.words import ambiguous_words, expand_word, fold
 
 EXAMPLE = "50% red, 30% black, 20% pearl"
 
@@ -418,6 +418,7 @@ FORMS = {
             for language, bases in color.synonyms.items()
             for base in bases
             for form in [base, *expand_word(base, load_languages()[language])]
+            if fold(form) not in ambiguous_words()  # alone, "lila" is the German one
         }
         | ({f"RAL {color.ral}"} if color.ral else set())
         | {color.as_seen}

@@ -31,6 +31,32 @@ KINDS = {
         "50% blue dark, 50% red": "50% dark blue, 50% red",
         "50% orange dark, 50% red": "!",
         "50% naranja oscuro, 50% rojo": "!",
+        "50% lt gray, 50% dk. gray": "50% light gray, 50% dark gray",
+        "50% h. grau, 50% d.grau": "50% light gray, 50% dark gray",
+        "50% св. серый, 50% т. серый": "50% light gray, 50% dark gray",
+        "50% св.сірий, 50% темн. сірий": "50% light gray, 50% dark gray",
+    },
+    "half a name": {
+        "50% warm gray, 50% cool gray": "!",
+        "50% warm gray, 50% black": "!",
+        "cool gray 50%, black 50%": "!",
+        "50% gray (bluish), 50% black": "!",
+        "60% army green, 40% jungle green": "!",
+        "50% petrol green, 50% black": "!",
+        "60 ocean blue 40 black": "!",
+        "warm gray, black 3:1": "!",
+        "black with 20% cherry red flecks": "!",
+        "50% kühles Grau, 50% warmes Grau": "!",
+        "50% rot, 50% grünliches Blau": "!",
+        "50% холодный серый, 50% тёплый серый": "!",
+        "50% серый тёплый, 50% чёрный": "!",
+        "50% зеленуватий сірий, 50% чорний": "!",
+        "60%玫瑰红，40%桃红": "!",
+        "暖灰50%，黑色50%": "!",
+        "50% gris chaud, 50% gris froid": "!",
+        "50% gris verdoso, 50% negro": "!",
+        "50% ciepły szary, 50% czarny": "!",
+        "50% grigio caldo, 50% nero": "!",
     },
     "accent": {
         "schwarz mit 20% roten Sprenkeln und 80% grauen Sprenkeln": "20% red, 80% gray",
@@ -203,6 +229,9 @@ def test_the_table_holds_three_hundred_wordings_thirty_a_language():
         ("3:1 red, black, white", "mix-ratio", "3:1"),
         ("3 parts red, 20% black", "mix-units", "3 parts"),
         ("black 20% red", "mix-no-percent", "red"),
+        ("50% warm gray, 50% black", "mix-half-known", "warm gray"),
+        ("50% red, 25% army green, 25% green", "mix-half-known", "army green"),
+        ("50% red, 25% green (old army), 25% green", "mix-half-known", "green (old army"),
     ],
 )
 def test_a_refusal_quotes_what_was_typed(typed, code, named):
@@ -210,6 +239,23 @@ def test_a_refusal_quotes_what_was_typed(typed, code, named):
         parse_mix(typed)
     assert (caught.value.code, caught.value.values["typed"]) == (code, named)
     assert typed[caught.value.position - 1 :].startswith(named)
+
+
+@pytest.mark.parametrize("language", sorted(load_languages()))
+def test_words_of_the_surface_leave_a_color_as_it_is_and_tints_do_not(language):
+    words = load_languages()[language]
+    red, black = words.colors["red"][0], words.colors["black"][0]
+    for look in words.looks:
+        parsed = parse_mix(f"60% {look} {red}, 40% {black} {look}")
+        assert (str(parsed.mix), parsed.tail.count(look)) == ("60% red, 40% black", 2)
+    for tint in words.tints:
+        for typed in (
+            f"60% {tint} {red}, 40% {black}",
+            f"60% {red}, 40% {black} {tint}",
+            f"{tint} {red} 60%, {black} 40%",
+        ):
+            with pytest.raises(MixError, match="not on the chart"):
+                parse_mix(typed)
 
 
 def test_a_base_that_gets_nothing_and_keys_without_meaning_are_said():

@@ -18,10 +18,14 @@ FIRST = ("en", "de", "ru", "uk", "zh")  # before the others where a word means s
 class Language(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The words of one language, in their base forms unless said otherwise."""
 
-    endings: list[list[str]]  # of colors and shades; a word takes the first list whose first ending it has
+    endings: list[
+        list[str]
+    ]  # of colors, shades, tints and looks; a word takes the first list whose first one it has
     plain: bool  # people also type the words without their diacritics
     colors: dict[str, list[str]]  # the color's trade name -> words
     shades: dict[str, list[str]]  # light, dark, bright, medium -> words
+    tints: list[str]  # warm, bluish: beside a color they make one that the chart does not have
+    looks: list[str]  # wet, fine, recycled: leave the color beside them as it is
     percent: list[str]
     percent_before: list[str]  # stands before its number
     fractions: dict[str, list[str]]  # percent -> words

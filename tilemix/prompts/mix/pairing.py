@@ -33,7 +33,7 @@ def read_clause(text: str, clause: Clause, mix: TypedMix) -> list[Color]:
         words = _words_between(clause, place, color, begin, end, is_color_first=is_color_first)
         amount = clause.tokens[place]
         if color is not None and len(words) <= MOST_BETWEEN:
-            if words:  # "drak green"
+            if any(word.value != "look" for word in words):  # "drak green"
                 refuse_misspelled_name(text, words, clause.tokens[color.first : color.last + 1])
             name = name_group(text, clause.tokens, color, mix.notes)
             mix.add(TypedShare(amount, name, (color.first, color.last)), place)

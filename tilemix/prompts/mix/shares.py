@@ -21,6 +21,7 @@ from itertools import takewhile
 
 from tilemix.errors import LIST_SEPARATOR, MixError
 from tilemix.prompts.mix.clauses import SOFT, Clause, Color, is_pure, make_clauses, settle
+from tilemix.prompts.mix.leftovers import refuse_half_names
 from tilemix.prompts.mix.naming import name_group, name_unknown, refuse_misspelled, shorten
 from tilemix.prompts.mix.pairing import find_base, give_each, is_followed_by_words, join_lone, read_clause
 from tilemix.prompts.mix.spelling import find_near_words
@@ -57,6 +58,7 @@ def read_shares(text: str, name_value: NameValue = name_nothing) -> TypedMix:
         _read_clauses(text, clauses, mix)
     elif len(ratios) == 1 and _read_ratio(text, clauses, ratios[0], mix):
         close_mix(text, mix)
+        refuse_half_names(text, mix)
     else:
         _read_names(text, clauses, mix)
     return mix
@@ -202,6 +204,7 @@ def _read_clauses(text: str, clauses: list[Clause], mix: TypedMix) -> None:
     _name_unknowns(text, mix)
     if mix.shares:
         close_mix(text, mix)
+        refuse_half_names(text, mix)
 
 
 def _name_unknowns(text: str, mix: TypedMix) -> None:

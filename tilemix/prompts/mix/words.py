@@ -26,7 +26,7 @@ TRADE = "trade"  # the language of the codes
 
 Kind = Literal[
     "color", "shade", "percent", "before", "fraction", "equal", "rest", "each", "and", "with", "of", "part", "weight",
-    "to", "noun", "filler", "text",
+    "to", "noun", "filler", "tint", "look", "text",
 ]  # fmt: skip
 
 
@@ -34,7 +34,9 @@ class Meaning(NamedTuple):
     """What a word means in a mix."""
 
     kind: Kind
-    value: str = ""  # a color's trade name, a shade, or the percent of a fraction
+    value: str = (
+        ""  # a color's trade name, a shade, the percent of a fraction; of tints and looks, their kind
+    )
 
 
 def fold(text: str) -> str:
@@ -98,6 +100,8 @@ def _list_words(language: Language) -> list[tuple[str, Meaning]]:
     inflected: tuple[tuple[Kind, dict[str, list[str]]], ...] = (
         ("color", language.colors),
         ("shade", language.shades),
+        ("tint", {"tint": language.tints}),
+        ("look", {"look": language.looks}),
     )
     for kind, groups in inflected:
         for value, bases in groups.items():
