@@ -1,4 +1,7 @@
 import json
+import os
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +32,8 @@ def read_fault(tmp_path, data):
         f'mix,seed\n"{MIX}",7\n',
         f"mix;seed\n{MIX};7\n",  # as Excel writes it in Germany
         f"Mix\tSEED\r\n{MIX}\t7\r\n",
+        f"mix;seed\r{MIX};7\r",  # as some spreadsheets end lines
+        f'\n  \nmix,seed\n"{MIX}",7\n',
         f'\ufeffmix,seed\n"{MIX}",7',
         f'seed,mix\n\n7,"{MIX}"\n,\n\n',
         json.dumps({"mix": MIX, "seed": 7, "width": None}),
@@ -37,6 +42,25 @@ def read_fault(tmp_path, data):
 )
 def test_rows_are_read_from_csv_and_json_lines(tmp_path, text):
     assert read(tmp_path, text) == [Row(1, {"prompt": MIX, "seed": 7}, is_mix=True)]
+
+
+def test_rows_may_come_through_a_pipe_but_from_no_device(tmp_path):
+    """A pipe ended in a traceback, and /dev/zero filled the memory."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=[f'mix,seed\n"{MIX}",7\n'])
+    writer.start()
+    rows = RowFile(pipe)
+    assert list(rows) == list(rows) == [Row(1, {"prompt": MIX, "seed": 7}, is_mix=True)]
+    rows.close()
+    writer.join()
+    with pytest.raises(TilemixError, match="^/dev/zero: not a regular file"):
+        RowFile(Path("/dev/zero"))
+
+
+def test_a_header_that_is_too_long_is_not_csv(tmp_path):
+    with pytest.raises(InputError, match="line 3 is not CSV: field larger than field limit"):
+        read(tmp_path, "\n\nmix," + 200_000 * "x" + "\n")
 
 
 def test_every_input_may_have_a_column_and_an_empty_cell_is_left_out(tmp_path):

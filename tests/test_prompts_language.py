@@ -1,5 +1,6 @@
 """The prompt language: texts and weights are the web UIs', nothing hangs, what is written reads the same."""
 
+import os
 from contextlib import suppress
 
 import pytest
@@ -238,6 +239,8 @@ def test_mixes_prose_and_what_is_understood_bring_no_note(text):
         ("<lora:wet:0.4:0.8>, red", "red", [("wet", 0.4, 0.8, 1)]),
         ("red <lora:wet look> black", "red black", [("wet look", 1, 1, 5)]),
         ("red, <lora:a:te=0.2:unet=1>, <lyco:b:-1>,", "red", [("a", 0.2, 1, 6), ("b", -1, -1, 30)]),
+        ("<lora:a:te=0.2>, <lora:b:unet=0.9>", "", [("a", 0.2, 0.2, 1), ("b", 1, 0.9, 18)]),
+        ("<lora:a:unet=0.8:0.4>", "", [("a", 0.4, 0.8, 1)]),
         ("<s0><s1>, red", "<s0><s1>, red", []),
     ],
 )
@@ -258,6 +261,10 @@ REFUSED = [
     ("<lora:x:nan>", "prompt: '<lora:x:nan>' at character 1: expected scales from -10 to 10"),
     ("<lora:x:1,0,0>", "prompt: '<lora:x:1,0,0>' at character 1: expected scales from -10 to 10"),
     ("a <lora:x", "prompt: '<lora:x' at character 3 does not name an adapter; expected <lora:name:scale>"),
+    (
+        "<lora:x:0.4:te=1>",
+        "prompt: '<lora:x:0.4:te=1>' at character 1 does not name an adapter; expected <lora:name:scale>",
+    ),
     ("<lora::1>", "prompt: '<lora::1>' at character 1 does not name an adapter; expected <lora:name:scale>"),
     (
         "<hyper:x:1>",
@@ -286,6 +293,13 @@ def test_what_looks_like_syntax_and_is_none_is_refused(text, message):
         ("a cat.swap(dog)", ".swap(", "[x:y:0.5]"),
         ("red withLora(a,0.5)", "withLora(", "<lora:x:0.5>"),
         ("red (wet)^1.2", ")^1.2", "(x:1.3)"),
+        ("red, (wet)++", ")++", "(x:1.2)"),
+        ("(wet)--, red", ")--", "(x:1.2)"),
+        ("(wet)+ red", ")+", "(x:1.2)"),
+        ('red, "wet look"++', '"++', "(x:1.2)"),
+        ('red, "wet look"1.3, black', '"1.3', "(x:1.3)"),
+        ("(wet).5, red", ").5", "(x:1.3)"),
+        ("(glossy++, red)", "++", "(x:1.2)"),
     ],
 )
 def test_the_grammar_of_earlier_versions_is_refused_with_the_right_one(text, typed, right):
@@ -324,8 +338,18 @@ def wildcards(tmp_path):
     (folder / "double3.txt").write_text("x" * 600 + "\n")
     (folder / "empty.txt").write_text("# nothing\n")
     (folder / "large.txt").write_text("\n" * 10**6)
+    (folder / "endless.txt").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.txt")
     (folder / "latin.txt").write_bytes("größe\n".encode("latin-1"))
     return Wildcards(folder)
+
+
+def test_only_regular_files_are_wildcards(wildcards):
+    """A pipe was waited for forever, and a link to /dev/zero filled the memory."""
+    assert not {"pipe", "endless"} & set(wildcards.names)
+    for name in ("pipe", "endless"):
+        with pytest.raises(PromptError, match="unknown wildcard"):
+            wildcards.find(name, field="prompt", position=1)
 
 
 def test_the_seed_chooses(wildcards):

@@ -13,6 +13,9 @@ import codecs
 import csv
 import json
 import re
+import shutil
+import stat
+import tempfile
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 MIX, PROMPT, SIZE, STEPS = "mix", "prompt", "size", "steps"
 DELIMITERS = ",;\t"
+LINES = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")  # some spreadsheets end lines with \r alone
 SIZES = re.compile(r"([0-9]{1,5})(?:x([0-9]{1,5}))?")
 MOST_CHARACTERS = 40  # of what a row holds, in a message
 
@@ -43,19 +47,20 @@ class RowFile:
     """An open file of rows. It is read twice: once whole, to check and to count, and once row by row.
 
     Args:
-        path: the file; it stays open, so that replacing it in the middle changes nothing.
+        path: the file; it stays open, so that replacing it in the middle changes nothing. What comes through a pipe is
+            kept in a temporary file.
         common: inputs of every row that does not say otherwise.
 
     Raises:
         InputError: it is not UTF-8 text, not CSV, has no rows, or its header cannot be used.
-        TilemixError: it cannot be read.
+        TilemixError: it cannot be read, or is a device.
     """
 
     def __init__(self, path: Path, common: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self._common = dict(common or {})
         try:
-            self._file: IO[bytes] = path.open("rb")
+            self._file = _open(path)
         except OSError as error:
             raise TilemixError("file-unreadable", file=str(path), reason=str(error.strerror)) from error
         try:
@@ -98,9 +103,10 @@ class RowFile:
         try:
             for number, line in enumerate(self._file, start=1):
                 try:
-                    yield (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode()
+                    text = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).decode()
                 except UnicodeDecodeError as error:
                     raise InputError("catalogue-not-utf8", file=str(self.path), line=number) from error
+                yield from LINES.findall(text)
         except OSError as error:
             raise TilemixError("file-unreadable", file=str(self.path), reason=str(error.strerror)) from error
 
@@ -118,17 +124,17 @@ class RowFile:
             yield Row(number, fault=fault) if fault else self._make_row(number, values)
 
     def _read_csv(self) -> Iterator[Row]:
-        lines = self._lines()
-        header = next(lines, "")
+        lines = enumerate(self._lines(), start=1)
+        start, header = next((pair for pair in lines if pair[1].strip()), (1, ""))
         delimiter = max(DELIMITERS, key=header.count)
-        names = [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
-        if not any(names):
-            return
-        if fault := _find_fault(names):
-            raise InputError("catalogue-header", file=str(self.path), reason=str(fault))
         number = 0
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        reader = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
         try:
+            names = [name.strip().lower() for name in next(csv.reader([header], delimiter=delimiter), [])]
+            if not any(names):
+                return
+            if fault := _find_fault(names):
+                raise InputError("catalogue-header", file=str(self.path), reason=str(fault))
             for cells in reader:
                 if not any(cell.strip() for cell in cells):
                     continue
@@ -146,8 +152,9 @@ class RowFile:
                 else:
                     yield self._make_row(number, values)
         except csv.Error as error:
+            line = start + reader.line_num
             raise InputError(
-                "catalogue-not-csv", file=str(self.path), line=reader.line_num + 1, reason=str(error)
+                "catalogue-not-csv", file=str(self.path), line=line, reason=str(error)
             ) from error
 
     def _make_row(self, number: int, values: dict[str, Any]) -> Row:
@@ -167,6 +174,24 @@ class RowFile:
                 )
             values |= {"width": int(match[1]), "height": int(match[2] or match[1])}
         return Row(number, self._common | values, is_mix)
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open a file of rows, or a temporary one with what a pipe brings: rows are read twice."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
+        raise TilemixError("file-not-regular", file=str(path))
+    opened = path.open("rb")
+    if stat.S_ISREG(mode):
+        return opened
+    kept = tempfile.TemporaryFile()  # noqa: SIM115  RowFile closes it
+    try:
+        with opened:
+            shutil.copyfileobj(opened, kept)
+    except BaseException:
+        kept.close()
+        raise
+    return kept
 
 
 def _find_fault(names: list[str]) -> Message | None:

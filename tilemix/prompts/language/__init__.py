@@ -35,7 +35,9 @@ MANY_STEPS = 100  # so that an edit shows
 # compel's own grammar, which earlier versions took: it would go to the model as words.
 OTHER_NOTATIONS = (
     (re.compile(r"(?<![.\d])\s?\)\d\.\d+(?![\w%:/]|[.,]\d)"), "(x:1.3)"),
-    (re.compile(r"(?<=\w)(?:\+{2,}|-{2,})(?![^\s,.;])"), "(x:1.2)"),
+    (re.compile(r"(?<=\w)(?:\+{2,}|-{2,})(?![^\s,.;)\]])"), "(x:1.2)"),
+    (re.compile(r"(?<=[\w)])[)\"](?:\++|-{2,})(?![^\s,.;)\]])"), "(x:1.2)"),
+    (re.compile(r"(?<=[\w)])\"\d*\.\d+(?![\w%])|(?<=\w)\)\.\d+(?![\w%])"), "(x:1.3)"),
     (re.compile(r"\)\s?\^\s?\d[\d.]*"), "(x:1.3)"),
     (re.compile(r"\.(?:and|blend)\("), "BREAK"),
     (re.compile(r"\.swap\("), "[x:y:0.5]"),

@@ -1,7 +1,8 @@
 """Adapters named in a prompt, as the web UIs write it: `<lora:name>`, `<lora:name:0.4>`, `<lora:name:0.4:0.8>`.
 
 The first number is the scale in the text encoders, the second that in the UNet; one alone is both, none is 1. They may
-be named: `<lora:name:te=0.4:unet=0.8>`. A hypernetwork, `<hypernet:name:0.6>`, has one strength.
+be named: `<lora:name:te=0.4:unet=0.8>`; with `unet=0.8` alone the text encoders have 1. A hypernetwork,
+`<hypernet:name:0.6>`, has one strength.
 """
 
 from __future__ import annotations
@@ -77,15 +78,19 @@ def _strip(text: Traced) -> Traced:
 def _read_tag(inside: str, typed: str, position: int, field: str) -> LoraTag:
     name, *numbers = (part.strip() for part in inside.split(":"))
     scales: dict[str, float] = {}
-    for part, number in zip(PARTS, numbers, strict=False):
-        named, _, value = number.rpartition("=")
+    places = iter(PARTS)  # of the numbers without a name
+    for number in numbers[: len(PARTS)]:
+        named, sign, value = (part.strip() for part in number.rpartition("="))
+        part = named if sign else next(places)
+        if part in scales:
+            part = ""  # twice
         try:
-            scales[named.strip() or part] = float(value)
+            scales[part] = float(value)
         except ValueError:
             scales[part] = math.nan
     if not name or len(numbers) > len(PARTS) or set(scales) - set(PARTS):
         raise PromptError("prompt-bad-tag", field=field, typed=typed, position=position)
     if not all(abs(scale) <= MOST_SCALE for scale in scales.values()):
         raise PromptError("prompt-bad-scale", field=field, typed=typed, position=position, most=MOST_SCALE)
-    text_scale = scales.get("te", scales.get("unet", 1.0))
+    text_scale = scales.get("te", 1.0)
     return LoraTag(name, text_scale, scales.get("unet", text_scale), position)

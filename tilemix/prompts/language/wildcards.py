@@ -25,7 +25,9 @@ class Wildcards:
     @property
     def names(self) -> list[str]:
         """The names of all wildcards, sorted."""
-        files = self._folder.rglob("*.txt")
+        files = filter(
+            Path.is_file, self._folder.rglob("*.txt")
+        )  # a pipe may wait forever, a device never end
         return sorted(path.relative_to(self._folder).with_suffix("").as_posix() for path in files)
 
     def find(self, name: str, *, field: str, position: int) -> list[str]:
