@@ -143,7 +143,6 @@ def test_every_usual_spelling_is_the_same_mix(text):
         ("dark green", "100% dark green"),
         ("a red tile", "100% red"),
         ("100% red, 0% black", "100% red"),
-        ("100% red, rest black", "100% red"),
     ],
 )
 def test_decimals_fractions_rest_and_names_alone_are_read(text, canonical):
@@ -377,6 +376,29 @@ def test_what_is_not_clear_is_refused_with_place_and_reason(text, message):
                 "'RAL 3000' at character 10 is not a granule color; read as 'bright red', "
                 "the nearest (delta E 2000: 4.7); the share says 'red'",
             ),
+        ),
+        (
+            "100% red, rest black",
+            "100% red",
+            ("the other colors total 100%, so nothing is left for 'black'",),
+        ),
+        (
+            "60% red, 40% black, rest equally white and pearl",
+            "60% red, 40% black",
+            (
+                "the other colors total 100%, so nothing is left for 'white'",
+                "the other colors total 100%, so nothing is left for 'pearl'",
+            ),
+        ),
+        (
+            "99.99% black, 0.01% red",
+            "100% black",
+            ("the share of 'red', 0.01%, rounds to nothing and is left out",),
+        ),
+        (
+            "1 part red, 9999 parts black",
+            "100% black",
+            ("the share of 'red', 0.01%, rounds to nothing and is left out",),
         ),
     ],
 )

@@ -36,6 +36,36 @@ KINDS = {
         "50% св. серый, 50% т. серый": "50% light gray, 50% dark gray",
         "50% св.сірий, 50% темн. сірий": "50% light gray, 50% dark gray",
     },
+    "one amount for a list": {
+        "60%黑色，其余红蓝各半": "60% black, 20% red, 20% blue",
+        "黑色60%，红白各20%": "60% black, 20% red, 20% white",
+        "六成黑，红蓝各两成": "60% black, 20% red, 20% blue",
+        "红黑白各三分之一": "33.4% red, 33.3% black, 33.3% white",
+        "60% black, the rest red and blue equally": "60% black, 20% red, 20% blue",
+        "60% schwarz, Rest rot und blau zu gleichen Teilen": "60% black, 20% red, 20% blue",
+        "60% чёрный, остальное красный и синий поровну": "60% black, 20% red, 20% blue",
+        "60% чорний, решта червоний та синій порівну": "60% black, 20% red, 20% blue",
+        "60% red, black and white 20% each": "60% red, 20% black, 20% white",
+    },
+    "background": {
+        "20% red flecks on a black background": "20% red, 80% black",
+        "20% rote Sprenkel auf schwarzem Hintergrund": "20% red, 80% black",
+        "20% красных точек на чёрном фоне": "20% red, 80% black",
+        "20% червоних крапок на чорному фоні": "20% red, 80% black",
+        "20%红色颗粒，黑色背景": "20% red, 80% black",
+        "red, black, white background": "-",
+    },
+    "no amount, or none that counts": {
+        "60% red, a little black, 40% white": "!",
+        "60% rot, etwas schwarz, 40% weiß": "!",
+        "60% красного, немного чёрного, 40% белого": "!",
+        "60%红色，少量黑色，40%白色": "!",
+        "60% red, 40% blue, 20% gold": "!",
+        "60% rot, 40% blau, 5% echtes Gold": "!",
+        "60% красный, 40% синий, 20% золотой": "!",
+        "60% червоний, 40% синій, 20% золотий": "!",
+        "60%红色，40%蓝色，20%金色": "!",
+    },
     "half a name": {
         "50% warm gray, 50% cool gray": "!",
         "50% warm gray, 50% black": "!",
@@ -181,6 +211,17 @@ KINDS = {
         "50% czerwony, 50% bordo": "50% red, 50% wine red",
     },
 }
+# Typed -> the whole text that is sent.
+KEPT = {
+    "2平方米60%黑色40%红色": "2平方米60% black, 40% red",
+    "60%黑色40%红色，厚50毫米": "60% black, 40% red, 厚50毫米",
+    "5米 60%米色 40%米白": "5米 60% beige, 40% pearl",
+    "60% red, 40% black, white background": "60% red, 40% black, white background",
+    "60% красный, 40% чёрный, белый фон": "60% red, 40% black, белый фон",
+    "60% rot, 40% schwarz auf weißem Hintergrund": "60% red, 40% black, auf weißem Hintergrund",
+    "60% red, 40% blue, 90% recycled rubber": "60% red, 40% blue, 90% recycled rubber",
+    "60% red, 40% blue, UV stable 100%": "60% red, 40% blue, UV stable 100%",
+}
 
 
 def answer(typed: str) -> str:
@@ -207,6 +248,11 @@ def test_every_kind_of_wording_is_read_or_refused(typed, right):
         and "100%" not in typed.replace("= 100%", "100%")
     ):
         assert parse_mix(typed).text == right  # no word is left over
+
+
+@pytest.mark.parametrize(("typed", "sent"), KEPT.items())
+def test_words_that_are_not_of_the_mix_are_kept(typed, sent):
+    assert parse_mix(typed).text == sent
 
 
 @pytest.mark.parametrize(("language", "typed", "right"), WORDINGS)

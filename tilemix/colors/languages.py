@@ -39,6 +39,7 @@ class Language(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight: list[str]
     to: list[str]  # between the numbers of a range or a ratio
     nouns: list[str]  # the thing and its granules, in every form; say nothing new beside a color
+    grounds: list[str]  # "background": nouns of the base; of the picture, where nothing is left for a base
     fillers: list[str]  # as the nouns: "about", "a", "mix"
     numbers: dict[str, list[str]]  # 1 to 100 -> words, as far as they are not compounds
     compounds: list[str]  # how a unit is joined to tens, such as "{tens} {unit}"

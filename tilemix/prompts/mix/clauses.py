@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tilemix.prompts.mix.tokens import percent_of_fraction
+from tilemix.prompts.mix.words import GROUND
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -49,6 +50,11 @@ def is_pure(clause: Clause) -> bool:
         place in inside or clause.tokens[place].kind in SOFT | {"equal", "each"}
         for place in range(clause.first, clause.last + 1)
     )
+
+
+def is_ground(clause: Clause) -> bool:
+    """Return whether a clause is about the base, or the background of the picture: "on a black background"."""
+    return any(token.value == GROUND for token in clause.tokens[clause.first : clause.last + 1])
 
 
 def make_clauses(tokens: Sequence[Token], amounts: Collection[Kind]) -> list[Clause]:

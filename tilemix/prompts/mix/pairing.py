@@ -6,13 +6,14 @@ from bisect import bisect_left
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from tilemix.prompts.mix.clauses import SOFT, Clause, Color
+from tilemix.prompts.mix.clauses import COLORS, CUTS, NUMBERS_TOO, SOFT, Clause, Color
 from tilemix.prompts.mix.naming import name_group, refuse_misspelled_name
 from tilemix.prompts.mix.typed import TypedMix, TypedShare
 
 if TYPE_CHECKING:
     from tilemix.prompts.mix.tokens import Kind, Token
 
+EACH: frozenset[Kind] = frozenset({"each", "equal"})
 MOST_BETWEEN = 3  # words between a share and its color that are kept as text
 
 
@@ -48,6 +49,7 @@ def read_clause(text: str, clause: Clause, mix: TypedMix) -> list[Color]:
     left = [color for color in clause.colors if color.first not in taken]
     is_even = is_color_first and [clause.tokens[place].value for place in places] == ["50"]
     bases: list[Color] = []
+    is_shared = any(token.kind in EACH for token in clause.tokens[clause.first : clause.last + 1])
     for color in left:
         is_before = color.last < places[0] or _is_behind_noun(clause, color, places[-1])
         if color.first > places[-1] and is_followed_by_words(clause, color):
@@ -56,7 +58,7 @@ def read_clause(text: str, clause: Clause, mix: TypedMix) -> list[Color]:
         is_ground = (
             is_color_first and color is clause.colors[0] and clause.tokens[color.last + 1].kind == "noun"
         )
-        if is_even or is_ground or (is_before and not is_color_first):
+        if is_shared or is_even or is_ground or (is_before and not is_color_first):
             bases.append(color)
         else:
             mix.bare.append(color)
@@ -118,7 +120,7 @@ def _name_of_unknown(clause: Clause, begin: int, end: int, *, is_color_first: bo
 
 
 def is_followed_by_words(clause: Clause, color: Color) -> bool:
-    return any(token.kind not in SOFT for token in clause.tokens[color.last + 1 : clause.last + 1])
+    return any(token.kind not in SOFT | EACH for token in clause.tokens[color.last + 1 : clause.last + 1])
 
 
 def join_lone(text: str, bare: list[tuple[Clause, Color]], mix: TypedMix) -> list[tuple[Clause, Color]]:
@@ -151,8 +153,19 @@ def _cell(cell: tuple[int, Color | None]) -> int:
 
 
 def _is_each(mix: TypedMix, place: int) -> bool:
-    """Return whether "each" or "equally" stands beside an amount."""
-    return bool(_beside(mix, place) & {"each", "equal"})
+    """Return whether "each" or "equally" stands beside an amount or ends its list: "rest red and blue equally"."""
+    return bool(_beside(mix, place) & EACH) or _ends_with_each(mix, place)
+
+
+def _ends_with_each(mix: TypedMix, place: int) -> bool:
+    for at in range(place + 1, len(mix.tokens)):
+        kind = mix.tokens[at].kind
+        if kind in EACH:
+            following = (token.kind for token in mix.tokens[at + 1 :] if token.kind not in SOFT)
+            return next(following, "") not in NUMBERS_TOO
+        if kind not in SOFT | COLORS | CUTS | {"shade"}:
+            return False
+    return False
 
 
 def _beside(mix: TypedMix, place: int) -> set[Kind]:
@@ -172,7 +185,7 @@ def give_each(text: str, bare: list[tuple[Clause, Color]], mix: TypedMix) -> Non
     amounts = sorted([*mix.lone, *_amount_places(mix)])
     if not any(_is_each(mix, place) for place in amounts):
         return
-    mix.roles |= {at: token.kind for at, token in enumerate(mix.tokens) if token.kind in {"each", "equal"}}
+    mix.roles |= {at: token.kind for at, token in enumerate(mix.tokens) if token.kind in EACH}
     owners = {id(share.amount): share for share in mix.shares}
     for low, place, high in zip([-1, *amounts], amounts, [*amounts[1:], len(mix.tokens)], strict=False):
         if not _is_each(mix, place):

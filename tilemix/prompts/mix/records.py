@@ -78,7 +78,7 @@ def read_record(text: str, name_value: NameValue = name_nothing) -> Record | Non
     elif not is_near(total, 100):
         refuse_total(amounts, total)
     has_decimal = any(amount % 1 for _, amount in amounts)
-    mix = make_mix(amounts, TENTH if has_decimal else WHOLE)
+    mix = make_mix(amounts, TENTH if has_decimal else WHOLE, found)
     names = [(typed, color) for (typed, _), (color, _) in zip(shares, amounts, strict=True)]
     return Record(mix, None, (*found, *_note_ignored(ignored)), tuple(_explain(text, names)))
 

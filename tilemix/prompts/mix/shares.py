@@ -20,14 +20,15 @@ from decimal import Decimal
 from itertools import takewhile
 
 from tilemix.errors import LIST_SEPARATOR, MixError
-from tilemix.prompts.mix.clauses import SOFT, Clause, Color, is_pure, make_clauses, settle
+from tilemix.prompts.mix.clauses import SOFT, Clause, Color, is_ground, is_pure, make_clauses, settle
 from tilemix.prompts.mix.leftovers import refuse_half_names
-from tilemix.prompts.mix.naming import name_group, name_unknown, refuse_misspelled, shorten
+from tilemix.prompts.mix.naming import MOST_WORDS, name_group, name_unknown, refuse_misspelled, shorten
 from tilemix.prompts.mix.pairing import find_base, give_each, is_followed_by_words, join_lone, read_clause
 from tilemix.prompts.mix.spelling import find_near_words
 from tilemix.prompts.mix.tokens import (
     Kind,
     NameValue,
+    Token,
     name_nothing,
     name_values,
     parse_number,
@@ -158,7 +159,8 @@ def _read_names(text: str, clauses: list[Clause], mix: TypedMix) -> None:
         return
     if not is_equal:
         for clause in clauses:
-            if not is_pure(clause) or len(clause.colors) != 1 or clause.opener == "with":
+            is_name = is_pure(clause) and len(clause.colors) == 1 and not is_ground(clause)
+            if not is_name or clause.opener == "with":
                 return
     for color in colors:
         name = name_group(text, mix.tokens, color, mix.notes)
@@ -186,7 +188,7 @@ def _refuse_unreadable_amounts(text: str, clauses: list[Clause]) -> None:
 
 def _read_clauses(text: str, clauses: list[Clause], mix: TypedMix) -> None:
     holds = [bool(clause.amounts) for clause in clauses]
-    first, last = holds.index(True), len(holds) - 1 - holds[::-1].index(True)
+    first, last = first_held, last_held = holds.index(True), len(holds) - 1 - holds[::-1].index(True)
     # Clauses that are a color and nothing else belong to the mix, too; one with other words may hold its base.
     while first > 0 and is_pure(clauses[first - 1]):
         first -= 1
@@ -198,13 +200,24 @@ def _read_clauses(text: str, clauses: list[Clause], mix: TypedMix) -> None:
             bare += [(clause, color) for color in read_clause(text, clause, mix)]
         elif is_pure(clause) or (number + 1 < len(clauses) and clauses[number + 1].opener == "with"):
             bare += [(clause, color) for color in clause.colors]
+        elif first_held < number < last_held and not is_ground(clause):
+            mix.bare += clause.colors  # "60% red, a little black, 40% white"
     bare = join_lone(text, bare, mix)
     give_each(text, bare, mix)
+    if _total_known(mix)[1]:
+        bare = [(clause, color) for clause, color in bare if not is_ground(clause)]  # of the picture
     find_base(text, bare, mix)
     _name_unknowns(text, mix)
     if mix.shares:
         close_mix(text, mix)
         refuse_half_names(text, mix)
+
+
+def _total_known(mix: TypedMix) -> tuple[Decimal, bool]:
+    """Return what the shares of known colors total, and whether that is a mix of percents with nothing left."""
+    known = [share.amount for share in mix.shares if share.amount and not share.is_unknown]
+    total = sum((parse_number(amount.value) or Decimal(0) for amount in known if amount.value), Decimal(0))
+    return total, is_near(total, 100) and all(amount.kind in PERCENTS for amount in known)
 
 
 def _name_unknowns(text: str, mix: TypedMix) -> None:
@@ -213,15 +226,14 @@ def _name_unknowns(text: str, mix: TypedMix) -> None:
     Raises:
         MixError: a known color is near.
     """
-    known = [share for share in mix.shares if not share.is_unknown]
-    amounts = [parse_number(share.amount.value) for share in known if share.amount and share.amount.value]
-    total = sum((amount or Decimal(0) for amount in amounts), Decimal(0))
-    is_full = is_near(total, 100) and all(share.amount and share.amount.kind in PERCENTS for share in known)
+    total, is_full = _total_known(mix)
+    has_rest = any(share.amount is not None and share.amount.kind == "rest" for share in mix.shares)
     for share in [share for share in mix.shares if share.is_unknown]:
         words = mix.tokens[share.named[0] : share.named[1] + 1]
-        amount = share.amount and parse_number(share.amount.value)
-        is_over = len(known) < len(amounts) + 1 and total + (amount or 0) > HIGHEST
-        if (is_full or is_over) and not find_near_words(text[words[0].start : words[-1].end]):
+        amount = (share.amount and parse_number(share.amount.value)) or Decimal(0)
+        is_over = not has_rest and total + amount > HIGHEST
+        is_text = (is_full or is_over) and (is_near(amount, 100) or not _may_be_name(words))
+        if is_text and not find_near_words(text[words[0].start : words[-1].end]):
             mix.remove(share)
             continue
         is_last_first = share.amount is not None and share.amount.start > words[0].start
@@ -233,3 +245,9 @@ def _name_unknowns(text: str, mix: TypedMix) -> None:
         ]
         mix.roles |= dict.fromkeys(whole, "filler")  # the sum
         mix.lone = [place for place in mix.lone if place not in whole]
+
+
+def _may_be_name(words: list[Token]) -> bool:
+    """Return whether words beside a percent may name a color: "20% gold", but not "90% recycled rubber"."""
+    solid = [word for word in words if word.kind not in SOFT]
+    return len(solid) <= MOST_WORDS and any(word.value != "look" for word in solid)

@@ -14,7 +14,7 @@ from tilemix.prompts.mix.shares import is_near, refuse_misspelled_rest
 from tilemix.prompts.mix.tokens import parse_number
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from tilemix.prompts.mix.tokens import Kind
     from tilemix.prompts.mix.typed import TypedMix, TypedShare
@@ -67,6 +67,8 @@ def total_up(text: str, typed: TypedMix) -> ColorMix:
     if typed.base is not None:
         shares, amounts = _add_base(text, typed, shares, amounts, known)
     rest = max(HUNDRED - known * scale, NOTHING)
+    if rest == 0:
+        _note_nothing_left(typed, [share.color for share in rests], known)
     percents = [
         (rest if amount is None else amount * scale) / share.divisor
         for share, amount in zip(shares, amounts, strict=True)
@@ -78,10 +80,9 @@ def total_up(text: str, typed: TypedMix) -> ColorMix:
     has_decimal = any(amount is not None and (amount * scale) % 1 for amount in amounts) or any(
         amount is not None and scale == 1 and amount.as_tuple().exponent != 0 for amount in amounts
     )
-    return make_mix(
-        [(share.color, percent) for share, percent in zip(shares, percents, strict=True)],
-        TENTH if has_decimal or any(percent % 1 for percent in percents) else WHOLE,
-    )
+    named = [(share.color, percent) for share, percent in zip(shares, percents, strict=True)]
+    unit = TENTH if has_decimal or any(percent % 1 for percent in percents) else WHOLE
+    return make_mix(named, unit, typed.notes)
 
 
 def _refuse_odd(text: str, typed: TypedMix) -> None:
@@ -113,10 +114,15 @@ def _add_base(
         return [share for share, _ in order], [amount for _, amount in order]
     if not any(token.kind == "with" for token in typed.tokens):
         raise _no_percent(text, typed, base.named)
-    typed.notes.append(
-        Message("mix-base-gets-nothing", {"color": base.color, "total": float(known)}, "prompt")
-    )
+    _note_nothing_left(typed, [base.color], known)
     return shares, amounts
+
+
+def _note_nothing_left(typed: TypedMix, colors: Iterable[str], known: Decimal) -> None:
+    typed.notes += [
+        Message("mix-base-gets-nothing", {"color": color, "total": float(known)}, "prompt")
+        for color in colors
+    ]
 
 
 def _no_percent(text: str, typed: TypedMix, named: tuple[int, int]) -> MixError:
@@ -155,7 +161,7 @@ def _proportion(text: str, typed: TypedMix, kinds: set[Kind]) -> ColorMix:
     if total == 0:
         refuse_total(amounts, total)
     is_even = all(amount * HUNDRED % total == 0 for _, amount in amounts)
-    return make_mix(amounts, WHOLE if is_even else TENTH)
+    return make_mix(amounts, WHOLE if is_even else TENTH, typed.notes)
 
 
 def refuse_total(shares: Sequence[tuple[str, Decimal]], total: Decimal) -> NoReturn:
@@ -194,10 +200,12 @@ def _refuse_number_beside(text: str, typed: TypedMix) -> None:
             raise MixError("mix-units", typed=shown, position=number.start + 1)
 
 
-def make_mix(amounts: Sequence[tuple[str, Decimal]], unit: Decimal) -> ColorMix:
+def make_mix(
+    amounts: Sequence[tuple[str, Decimal]], unit: Decimal, notes: list[Message] | None = None
+) -> ColorMix:
     """Add up the colors that are named twice and scale the amounts to 100 in whole units by largest remainder.
 
-    Shares of nothing are left out.
+    Shares of nothing are left out; those that round to nothing are added to `notes`.
     """
     merged: dict[str, Decimal] = {}
     spelled: dict[str, str] = {}
@@ -211,6 +219,14 @@ def make_mix(amounts: Sequence[tuple[str, Decimal]], unit: Decimal) -> ColorMix:
     by_remainder = sorted(exact, key=lambda color: percents[color] - exact[color])
     for color in by_remainder[:missing]:
         percents[color] += unit
+    if notes is not None:
+        notes += [
+            Message(
+                "mix-share-too-small", {"color": color, "percent": round(float(exact[color]), 4)}, "prompt"
+            )
+            for color, percent in percents.items()
+            if percent == 0 < exact[color]
+        ]
     return ColorMix(tuple(ColorShare(color, percent) for color, percent in percents.items() if percent > 0))
 
 

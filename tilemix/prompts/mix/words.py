@@ -23,6 +23,7 @@ FOLD = str.maketrans(
 )  # fmt: skip
 PLAIN = str.maketrans({"ł": "l", "Ł": "L"})  # a letter with a stroke is one letter to Unicode
 TRADE = "trade"  # the language of the codes
+GROUND = "ground"  # the value of a noun of the base
 
 Kind = Literal[
     "color", "shade", "percent", "before", "fraction", "equal", "rest", "each", "and", "with", "of", "part", "weight",
@@ -35,7 +36,7 @@ class Meaning(NamedTuple):
 
     kind: Kind
     value: str = (
-        ""  # a color's trade name, a shade, the percent of a fraction; of tints and looks, their kind
+        ""  # a color's trade name, a shade, the percent of a fraction; of tints, looks, grounds: which
     )
 
 
@@ -124,6 +125,7 @@ def _list_words(language: Language) -> list[tuple[str, Meaning]]:
     )
     for percent, words in language.fractions.items():
         found += [(form, Meaning("fraction", percent)) for form in _fold_all(words, language)]
+    found += [(form, Meaning("noun", GROUND)) for form in _fold_all(language.grounds, language)]
     for kind, words in plain:
         meaning = Meaning(kind)
         found += [(form, meaning) for form in _fold_all(words, language)]
