@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.tiny_sdxl import COMPONENTS
 from tilemix.pipelines.loading import ReadyPipeline
@@ -405,8 +405,6 @@ def training_tar(bench: Workbench) -> tuple[Path, Truth]:
 
 def bundle(bench: Workbench) -> tuple[Path, Truth]:
     path, truth = pairs(as_kohya, LINEAR, alpha=lambda _: 2.0)(bench)
-    from safetensors.torch import load_file
-
     one, two = embedding_rows(1), embedding_rows(2, seed=4)
     tensors = load_file(path) | {
         "bundle_emb.tile.clip_l": one[0],
@@ -480,6 +478,21 @@ HEADER_ALPHAS = {
 def header_alphas(bench: Workbench) -> tuple[Path, Truth]:
     path, truth = pairs(str, LINEAR, suffixes=A_B, metadata=HEADER_ALPHAS)(bench)
     return path, lambda scale: truth(scale * 0.5)
+
+
+def own_file(modules: tuple[str, ...]) -> Craft:
+    """Craft what a network's own `save_lora_adapter` writes: no component's name, neither here nor in the header."""
+    alphas = {"lora_alpha": 12, "alpha_pattern": {f"^{bare(modules[0])}": 2}}
+
+    def craft(bench: Workbench) -> tuple[Path, Truth]:
+        metadata = {"lora_adapter_metadata": json.dumps({"r": 4, "use_rslora": False, **alphas})}
+        path, _ = pairs(bare, modules, suffixes=A_B, metadata=metadata)(bench)
+        tensors = load_file(path)
+        factors = dict.fromkeys(modules, 3.0) | {modules[0]: 0.5}
+        halves = {module: [tensors[bare(module) + suffix] for suffix in A_B] for module in modules}
+        return path, bench.added({module: factors[module] * product(*halves[module]) for module in modules})
+
+    return craft
 
 
 def find_differing(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> list[str]:

@@ -37,6 +37,7 @@ from tests.adapter_crafts import (
     lokr_whole,
     mixed,
     named_embeddings,
+    own_file,
     pairs,
     peft_folder,
     raw,
@@ -113,6 +114,11 @@ LORA_FORMATS = (
     ),
     Format(
         "diffusers, alphas in the header", "__metadata__: lora_adapter_metadata", header_alphas, peft=True
+    ),
+    Format(
+        "diffusers, a network's own file",
+        "down_blocks.1....lora_A.weight, __metadata__: lora_adapter_metadata",
+        own_file(LINEAR),
     ),
     Format(
         "diffusers with `.alpha` tensors",

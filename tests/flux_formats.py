@@ -13,6 +13,7 @@ from tests.adapter_crafts import (
     Workbench,
     bare,
     kron,
+    own_file,
     pairs,
     peft_folder,
     product,
@@ -169,6 +170,11 @@ FLUX_FORMATS = (
         pairs(
             lambda m: m.replace("encoder.encoder", "encoder.text_model.encoder"), MODULES + TEXT, suffixes=A_B
         ),
+    ),
+    Format(
+        "diffusers, a network's own file",
+        "transformer_blocks.0....lora_A.weight, __metadata__: lora_adapter_metadata",
+        own_file(ATTENTION),
     ),
     Format(
         "PEFT folder",

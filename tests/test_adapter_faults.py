@@ -89,6 +89,10 @@ FAULTS = {
         "x.safetensors: no place in this model for 2 of its tensors: "
         "'lora_te1_text_model_encoder_layers_9_mlp_fc1.lora_down.weight'",
     ),
+    "two adapters of PEFT's": (
+        pair(DOTTED, halves=("lora_A.x.weight", "lora_B.y.weight")),
+        "x.safetensors: holds several adapters: 'x' and 'y'; expected one",
+    ),
     "8-bit floats": (
         {name: tensor.to(torch.float8_e4m3fn) for name, tensor in pair(KOHYA).items()},
         f"x.safetensors: 'down' of {MODULE} is float8_e4m3fn, expected a float of 16 bits or more",

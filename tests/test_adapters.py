@@ -390,13 +390,21 @@ Q = ORIGINAL_NAMES[f"{ATTENTION}.to_q"]
         ('{"unet.peft_type": "LOHA"}', "lora_adapter_metadata: peft_type 'LOHA', expected 'LORA'"),
         (
             '{"unet.fan_in_fan_out": true}',
-            "lora_adapter_metadata: fan_in_fan_out is set, but it does not apply to SDXL models",
+            "lora_adapter_metadata: fan_in_fan_out is set, which is not supported",
         ),
         (
             '{"unet.alpha_pattern": {"to_z": 8}}',
             "lora_adapter_metadata: alpha_pattern 'to_z' fits no module of the file",
         ),
         ('{"unet.alpha_pattern": {"[": 8}}', "lora_adapter_metadata: alpha_pattern '[': "),
+        (
+            '{"use_dora": true, "lora_alpha": 8}',
+            f"lora_adapter_metadata: use_dora is set, but {ATTENTION}.to_q has no magnitude",
+        ),
+        (
+            '{"transformer.lora_alpha": 8}',
+            "lora_adapter_metadata: configures 'transformer', but the tensors are for 'unet'",
+        ),
         # Would take the age of the universe.
         (
             '{"unet.alpha_pattern": {"(.+)+x": 8}}',
@@ -464,8 +472,13 @@ def test_a_file_that_says_that_it_is_for_another_base_is_quoted(merger, tmp_path
         (" " * (2**20 + 1), "adapter_config.json: more than 1048576 bytes"),
         (
             '{"layer_replication": [[0, 4]]}',
-            "adapter_config.json: layer_replication is set, but it does not apply to SDXL models",
+            "adapter_config.json: layer_replication is set, which is not supported",
         ),
+        (
+            '{"alora_invocation_tokens": [5]}',
+            "adapter_config.json: alora_invocation_tokens is set, which is not supported",
+        ),
+        ('{"lora_bias": true}', "adapter_config.json: lora_bias is set, which is not supported"),
         (
             '{"lora_alpha": 8, "alpha_pattern": {"to_z": 2}}',
             "adapter_config.json: alpha_pattern 'to_z' fits no module",

@@ -168,7 +168,12 @@ def test_a_few_rows_at_a_time_give_the_same_weights(ready, bench, form, monkeypa
 CONFIGS = {
     "rank and alpha patterns": {
         "rank_pattern": {"attn1.to_q": 6},
-        "alpha_pattern": {"attn1.to_q": 3.0, "ff.net.0.proj": 12.0, r"mid_block.*to_k": 7.0},
+        "alpha_pattern": {
+            "attn1.to_q": 3.0,
+            "ff.net.0.proj": 12.0,
+            r"mid_block.*to_k": 7.0,
+            r"^up_blocks\.0\.attentions\.1\..*to_k": 5.0,
+        },
     },
     "rsLoRA": {"use_rslora": True},
     "DoRA": {"use_dora": True, "alpha_pattern": {"to_k": 2.0}},
@@ -192,7 +197,7 @@ def add_peft_adapter(pipeline, options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CONFIGS)
-@pytest.mark.parametrize("writer", ["peft", "diffusers"])
+@pytest.mark.parametrize("writer", ["peft", "diffusers", "network"])
 def test_what_peft_and_diffusers_write_themselves_answers_as_it_did(ready, tmp_path, case, writer):
     """With the configurations as these libraries write them, the mixed alphas that diffusers reads wrong included."""
     unet, config = add_peft_adapter(ready.base.pipeline, CONFIGS[case])
@@ -202,6 +207,9 @@ def test_what_peft_and_diffusers_write_themselves_answers_as_it_did(ready, tmp_p
         tensors = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
         save_file(tensors, tmp_path / "adapter_model.safetensors")
         path = tmp_path
+    elif writer == "network":
+        unet.save_lora_adapter(tmp_path)
+        path = tmp_path / "pytorch_lora_weights.safetensors"
     else:
         type(ready.base.pipeline).save_lora_weights(
             tmp_path, unet_lora_layers=tensors, unet_lora_adapter_metadata=config.to_dict()

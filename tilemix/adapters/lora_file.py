@@ -13,7 +13,7 @@ names those that are refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from tilemix.adapters.peft_alpha import AlphaTable, read_header_alphas, read_pef
 from tilemix.adapters.refusals import refuse_homeless, refuse_other_base
 from tilemix.adapters.tensor_file import TensorFile
 from tilemix.deltas import ALPHA, DORA_PARTS, Delta, build_delta
-from tilemix.errors import AdapterError
+from tilemix.errors import LIST_SEPARATOR, AdapterError
 from tilemix.modelfile.base_families import SDXL, BaseFamily
 from tilemix.modelfile.companions import PEFT_CONFIG, PEFT_FILE, reads_peft_config
 from tilemix.modelfile.embedding_names import is_bundled
@@ -100,7 +100,7 @@ def _read_tensors(
     modules, strangers = _split_names(path.name, header)
     refuse_other_base(path.name, header, modules, weights, family)
     placed = _place_modules(path, header, modules, strangers, names, family)
-    alphas = _read_alphas(path, header)
+    alphas = _read_alphas(path, header, sorted({key[0] for target, _ in placed for key, _ in target}))
     not_finite = file.find_not_finite()
     deltas: dict[ModuleKey, Delta] = {}
     for target, parts in placed:
@@ -124,6 +124,7 @@ def _read_tensors(
 def _split_names(name: str, header: Header) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Return module as the file spells it, unwrapped -> part -> tensor; and the tensors that are no part."""
     modules: dict[str, dict[str, str]] = {}
+    adapters: dict[str, None] = {}  # PEFT's names for what the tensors belong to
     strangers = []
     for tensor in header.tensors:
         if is_bundled(tensor):
@@ -132,9 +133,13 @@ def _split_names(name: str, header: Header) -> tuple[dict[str, dict[str, str]], 
         if found is None or found.is_refused:
             strangers.append(tensor)
             continue
+        if found.adapter is not None:
+            adapters[found.adapter] = None
         parts = modules.setdefault(unwrap(found.module), {})
         if parts.setdefault(found.part, tensor) != tensor:
             raise _refuse_second(name, tensor, parts[found.part])
+    if len(adapters) > 1:
+        raise AdapterError("lora-two-adapters", file=name, names=LIST_SEPARATOR.join(adapters))
     return modules, strangers
 
 
@@ -170,11 +175,11 @@ def _place_modules(
     return placed
 
 
-def _read_alphas(path: Path, header: Header) -> AlphaTable:
-    """Read the alphas that the file does not keep in tensors."""
+def _read_alphas(path: Path, header: Header, components: Collection[str]) -> AlphaTable:
+    """Read the alphas that the file, which changes these components, does not keep in tensors."""
     if reads_peft_config(path.name, header):
         return read_peft_config(path.with_name(PEFT_CONFIG))
-    return read_header_alphas(path.name, header)
+    return read_header_alphas(path.name, header, components)
 
 
 def _share(name: str, target: Target, delta: Delta) -> dict[ModuleKey, Delta]:

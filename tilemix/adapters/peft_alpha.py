@@ -1,21 +1,22 @@
 """alpha / rank of LoRA files that keep alpha in a PEFT configuration instead of in tensors.
 
 The configuration is PEFT's LoraConfig as JSON: `adapter_config.json` beside the file, or, from diffusers,
-`lora_adapter_metadata` in the header, with the component before each field (`unet.lora_alpha`). It has some forty
-fields. Those that change what the tensors mean are read; the others describe the training.
+`lora_adapter_metadata` in the header. A pipeline's file has the component before each field there
+(`unet.lora_alpha`), the file of one network has not. Of some forty fields, those that change what the tensors mean are
+read; the others describe the training.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from tilemix.deltas import MAX_ALPHA
-from tilemix.errors import AdapterError
+from tilemix.errors import LIST_SEPARATOR, AdapterError
 from tilemix.modelfile import companions
 from tilemix.modelfile.spellings import COMPONENTS
 
@@ -42,9 +43,20 @@ class PeftConfig(msgspec.Struct, frozen=True):
     alpha_pattern: dict[str, float] = {}  # a regular expression for the end of a module's path -> its alpha
     use_dora: bool = False  # every module has a norm among the tensors
     use_rslora: bool = False  # divide by sqrt(rank) instead of rank (arXiv 2312.03732)
-    fan_in_fan_out: bool = False  # weights stored as (in, out)
-    layer_replication: object = None
     init_lora_weights: bool | str | None = True
+    # Those that follow make of the pair something else than up @ down, or add to it; unset is None or False.
+    alora_invocation_tokens: object = None
+    arrow_config: object = None
+    fan_in_fan_out: object = None
+    kasa_config: object = None
+    layer_replication: object = None
+    lora_bias: object = None
+    monteclora_config: object = None
+    use_bdlora: object = None
+    use_qalora: object = None
+
+
+FOREIGN = tuple(field.name for field in msgspec.structs.fields(PeftConfig) if field.type is object)
 
 
 class AlphaTable:
@@ -69,8 +81,11 @@ class AlphaTable:
         config = self._configs.get(component)
         if config is None:
             return 1.0
-        # Older files have a `text_model.` in their patterns that transformers 5 dropped.
-        paths = (f"{component}.{module}", f"{component}.text_model.{module}")
+        # A pattern starts at the model that PEFT wrapped, a network or several. Older files have a `text_model.` in
+        # it that transformers 5 dropped.
+        paths = [
+            f"{start}{between}{module}" for start in ("", f"{component}.") for between in ("", "text_model.")
+        ]
         alpha = self._patterns[component].find(paths)
         if alpha is None:
             alpha = config.lora_alpha
@@ -86,6 +101,21 @@ class AlphaTable:
         """
         if (config := self._configs.get(key[0])) is not None and config.use_dora:
             raise AdapterError("lora-config-magnitude", file=self._source, module=".".join(key))
+
+    def refuse_absent(self, components: Collection[str]) -> None:
+        """Refuse a configuration of a component that the file has no tensors for: what it is about is not told.
+
+        Raises:
+            AdapterError: there is one.
+        """
+        for component in self._configs:
+            if component not in components:
+                raise AdapterError(
+                    "lora-config-component",
+                    file=self._source,
+                    found=component[:80],
+                    components=LIST_SEPARATOR.join(components),
+                )
 
     def refuse_unused(self) -> None:
         """Refuse a pattern that matches none of the file's modules: it was meant for one, in another spelling.
@@ -108,9 +138,9 @@ class AlphaTable:
         init = config.init_lora_weights
         if isinstance(init, str) and init.lower().startswith(INITS_THAT_CHANGE_THE_BASE):
             raise AdapterError("lora-config-init", file=self._source, found=init[:40])
-        if config.fan_in_fan_out or config.layer_replication is not None:
-            name = "fan_in_fan_out" if config.fan_in_fan_out else "layer_replication"
-            raise AdapterError("lora-config-foreign", file=self._source, name=name)
+        for name in FOREIGN:
+            if getattr(config, name):
+                raise AdapterError("lora-config-foreign", file=self._source, name=name)
 
 
 class _Patterns:
@@ -163,11 +193,16 @@ def _name_starts(path: str) -> list[int]:
     return [0, *(place + 1 for place, character in enumerate(path) if character == ".")]
 
 
-def read_header_alphas(name: str, header: Header) -> AlphaTable:
+def read_header_alphas(name: str, header: Header, components: Collection[str]) -> AlphaTable:
     """Read `lora_adapter_metadata` from a header; without it the table is empty and every factor is 1.
 
+    Args:
+        name: the file's name.
+        header: its header.
+        components: that its tensors are for.
+
     Raises:
-        AdapterError: it is not a JSON object, or a field that matters is out of range.
+        AdapterError: it is not a JSON object, a field that matters is out of range, or it is about another component.
     """
     source = f"{name}: lora_adapter_metadata"
     raw = header.metadata.get("lora_adapter_metadata")
@@ -181,7 +216,11 @@ def read_header_alphas(name: str, header: Header) -> AlphaTable:
         configs = {component: msgspec.convert(table, PeftConfig) for component, table in fields.items()}
     except (msgspec.DecodeError, RecursionError) as error:
         raise AdapterError("file-json", file=source, reason=str(error)[:120]) from error
-    return AlphaTable(source, configs)
+    if (shared := configs.pop("", None)) is not None:
+        configs = dict.fromkeys(components, shared) | configs
+    table = AlphaTable(source, configs)
+    table.refuse_absent(components)
+    return table
 
 
 def read_peft_config(path: Path) -> AlphaTable:

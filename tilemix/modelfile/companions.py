@@ -16,6 +16,7 @@ from tilemix.errors import AdapterError
 from tilemix.modelfile.header import Header, read_header
 from tilemix.modelfile.spellings import is_wrapped, split_name
 from tilemix.modelfile.training_archive import is_archive
+from tilemix.prompts.adapter_names import PEFT_STEM
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN
 from tilemix.system.regular import open_regular
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 
-PEFT_FILE = "adapter_model.safetensors"
+PEFT_FILE = f"{PEFT_STEM}.safetensors"
 PEFT_CONFIG = "adapter_config.json"
 NAMES_FILE = "special_params.json"
 MAX_COMPANION_BYTES = 2**20

@@ -112,7 +112,8 @@ TEXT_PROCESSOR = re.compile(
 TEXT_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 # PEFT's own name for the adapter left in: `lora_A.default.weight`.
 WITH_ADAPTER_NAME = re.compile(
-    r"(?P<module>.+)\.(?P<kind>lora_(?:A|B|magnitude_vector))\.(?!weight$|bias$)[A-Za-z0-9_-]+(?:\.weight)?"
+    r"(?P<module>.+)\.(?P<kind>lora_(?:A|B|magnitude_vector))\.(?!weight$|bias$)(?P<adapter>[A-Za-z0-9_-]+)"
+    r"(?:\.weight)?"
 )
 # How the names of the layers end whose input widths tell the base model.
 CROSS_ATTENTION = tuple(f"attn2{dot}to_{letter}" for dot in "._" for letter in "kv")
@@ -125,6 +126,7 @@ class Part(NamedTuple):
     module: str  # as the file spells it
     family: Family | None  # None: alpha, which several families have
     part: str  # "down", "hada_w1_a", "alpha", ...
+    adapter: str | None = None  # PEFT's name for the adapter, where it was left in
 
     @property
     def is_refused(self) -> bool:
@@ -152,7 +154,7 @@ def split_name(tensor: str) -> Part | None:
             return None
         return Part(f"{match['attention']}.{layer}", *SUFFIXES[f"lora.{match['part']}.weight"])
     if match := WITH_ADAPTER_NAME.fullmatch(tensor):
-        return Part(match["module"], *SUFFIXES[f"{match['kind']}.weight"])
+        return Part(match["module"], *SUFFIXES[f"{match['kind']}.weight"], match["adapter"])
     return None
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import html
 import re
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -32,6 +31,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from tilemix.errors import ImageFileError
 from tilemix.pictures.infotext import PARAMETERS_KEY, clean_name, write_infotext
+from tilemix.prompts.adapter_names import name_adapter
 from tilemix.samplers import find_sampler
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ XMP_PACKET = (
 
 LORA_SCALE, GRANULE_SIZE = "Lora scale", "Granule size"  # parameters of ours alone
 VERSION = "tilemix "  # begins our `Version`
-PEFT_STEM = "adapter_model"
 # JSON may hold them, XML may not.
 NOT_XML = re.compile("[\ufffe\uffff]")
 
@@ -244,8 +243,7 @@ def _list_parameters(record: Record) -> Iterator[tuple[str, str]]:
 
 def _name_adapter(file: str) -> str:
     """Return what a web UI calls an adapter: its file's name, or its folder's where PEFT has named the file."""
-    path = PurePosixPath(file)
-    return clean_name((path.parent.name if path.stem == PEFT_STEM else "") or path.stem)
+    return clean_name(name_adapter(file))
 
 
 def _write_tag(file: str, text_scale: float, unet_scale: float) -> str:

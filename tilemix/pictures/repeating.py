@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -13,6 +12,7 @@ import msgspec
 from tilemix.errors import LIST_SEPARATOR, InputError, Message
 from tilemix.inputs import load_inputs
 from tilemix.pictures.record import GRANULE_SIZE, LORA_SCALE, VERSION, Record
+from tilemix.prompts.adapter_names import find_named
 from tilemix.samplers import find_sampler
 
 if TYPE_CHECKING:
@@ -204,12 +204,11 @@ def _name_hypernetwork(infotext: Infotext) -> str:
 
 def _drop_tags(text: str, adapters: Sequence[str]) -> tuple[str, list[str]]:
     """Return a prompt without the tags of what the model does not have, and their names."""
-    names = {PurePosixPath(file).stem.casefold() for file in adapters}
     missing: list[str] = []
 
     def drop(match: re.Match[str]) -> str:
         kind, name = match[1].lower(), match[2].strip()
-        if kind in ADAPTER_TAGS and name.removesuffix(".safetensors").casefold() in names:
+        if kind in ADAPTER_TAGS and find_named(name, adapters):
             return match[0]
         missing.append(f"{kind} {name}")
         return ""

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from tilemix.errors import LIST_SEPARATOR, Message, PromptError
+from tilemix.prompts.adapter_names import find_named, name_adapter, tell_apart
 from tilemix.prompts.language import LoraTag, Traced
 from tilemix.prompts.language.tags import HYPERNETWORK
 from tilemix.prompts.language.wildcards import Wildcards
@@ -107,25 +108,48 @@ class PromptContext:
         return (text.pick([*kept, (place, len(text.text))]) if kept else text), notes
 
     def put_tokens(self, text: str) -> str:
-        """Return a text in which the name of each embedding is replaced by its tokens, in any case of letters."""
+        """Return a text in which the name of each embedding is replaced by its tokens, in any case of letters.
+
+        Raises:
+            PromptError: several embeddings of other tokens have that name.
+        """
+        by_name: dict[str, dict[str, str]] = {}
         for file, tokens in self.embeddings.items():
-            name = re.escape(PurePosixPath(file).stem)
-            named = re.compile(rf"(?<![\w<-]){name}{EXTENSION}(?![\w>-])", re.IGNORECASE)
-            text = named.sub(tokens, text)  # a token holds no backslash
+            by_name.setdefault(PurePosixPath(file).stem.casefold(), {})[tokens] = file
+        for name, files in by_name.items():
+            named = re.compile(rf"(?<![\w<-]){re.escape(name)}{EXTENSION}(?![\w>-])", re.IGNORECASE)
+            if len(files) > 1 and (typed := named.search(text)) is not None:
+                raise PromptError(
+                    "prompt-ambiguous-embedding",
+                    typed=typed[0],
+                    known=LIST_SEPARATOR.join(f"{tokens} ({file})" for tokens, file in files.items()),
+                )
+            text = named.sub(next(iter(files)), text)  # a token holds no backslash
         return text
 
 
 def _find_file(tag: LoraTag, known_files: Sequence[str], code: str) -> str:
     """Return the file that a tag names; `code` is that of the error where there is none."""
-    files = {name_adapter(file): file for file in known_files}
-    file = files.get(name_adapter(tag.name))
-    if file is None:
-        near = get_close_matches(name_adapter(tag.name), files, MOST_NAMES, 0)
-        known = LIST_SEPARATOR.join(PurePosixPath(files[name]).stem for name in near) or "none"
-        raise PromptError(code, field="prompt", typed=tag.name[:SHOWN], position=tag.position, known=known)
-    return file
+    found = find_named(tag.name, known_files)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise PromptError(
+            "prompt-ambiguous-adapter",
+            field="prompt",
+            typed=tag.name[:SHOWN],
+            position=tag.position,
+            known=LIST_SEPARATOR.join(tell_apart(found[:MOST_NAMES], known_files)),
+        )
+    near = find_near(tag.name, known_files)
+    known = LIST_SEPARATOR.join(tell_apart(near, known_files)) or "none"
+    raise PromptError(code, field="prompt", typed=tag.name[:SHOWN], position=tag.position, known=known)
 
 
-def name_adapter(file: str) -> str:
-    """Return the name that people know an adapter by, for comparison: without folders, extension and case."""
-    return PurePosixPath(file.strip()).name.removesuffix(".safetensors").casefold()
+def find_near(typed: str, files: Sequence[str]) -> list[str]:
+    """Return the adapters whose names are the most like one, the nearest first."""
+    names: dict[str, list[str]] = {}
+    for file in files:
+        names.setdefault(name_adapter(file).casefold(), []).append(file)
+    near = get_close_matches(name_adapter(typed).casefold(), names, MOST_NAMES, 0)
+    return [file for name in near for file in names[name]][:MOST_NAMES]

@@ -7,9 +7,9 @@
     }
 
 `model` is a packaged model; without one it is the model that is served. `adapters` are LoRAs of the model's manifest
-by name, without folder and extension, each with its scale: these alone are in force, and `{}` means none. Without
-`adapters` the manifest's own scales count. `template` replaces the manifest's prompt template. An unknown key is an
-error.
+by name, see `tilemix.prompts.adapter_names`, each with its scale: these alone are in force, and `{}` means none.
+Without `adapters` the manifest's own scales count. `template` replaces the manifest's prompt template. An unknown key
+is an error.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, cast
 
 import msgspec
 
 from tilemix.errors import LIST_SEPARATOR, ManifestError, RequestError
-from tilemix.prompts.context import name_adapter
+from tilemix.prompts.adapter_names import find_named, tell_apart
+from tilemix.prompts.context import find_near
 from tilemix.prompts.template import list_templates
 from tilemix.system.json_file import read_json
 from tilemix.system.project import ROOT
@@ -111,21 +111,21 @@ def find_task(name: str, *, served: str, root: Path = ROOT) -> Task:
     manifest = load_manifest(model, root)
     scales = None
     if entry.adapters is not None:
-        files = {name_adapter(each.file): each.file for each in manifest.adapters if each.kind == "lora"}
+        files = [each.file for each in manifest.adapters if each.kind == "lora"]
         scales = {}
         for adapter, scale in entry.adapters.items():
-            file = files.get(name_adapter(adapter))
-            if file is None:
-                names = [PurePosixPath(each).stem for each in files.values()]
-                near = _find_near(adapter, names)
+            found = find_named(adapter, files)
+            if len(found) != 1:
+                near = tell_apart(found[:MOST_NAMES] or find_near(adapter, files), files)
                 raise ManifestError(
-                    "task-unknown-adapter",
+                    "task-ambiguous-adapter" if found else "task-unknown-adapter",
                     file=FILE,
                     task=name,
                     adapter=adapter[:SHOWN],
                     model=model,
-                    near=near,
+                    near=LIST_SEPARATOR.join(near) or "none",
                 )
+            (file,) = found
             if file in scales:  # in another spelling
                 raise ManifestError("file-json-repeated", file=FILE, key=f"{name}.adapters.{adapter[:SHOWN]}")
             scales[file] = scale
