@@ -43,6 +43,11 @@ EMPHASIZED = [
     ("(photo:1.1) of 50% red, 50% black", "(photo:1.1) of 50% red, 50% black", "50% red, 50% black"),
     ("50% red, 50% black BREAK wet", "50% red, 50% black BREAK wet", "50% red, 50% black"),
     ("50% red BREAK 50% black", "50% red BREAK 50% black", "50% red, 50% black"),
+    (
+        "[wet], no white, (60% red:1.2), 40% blue, (no black:1.3), (soft:1.4)",
+        "(wet:0.909091), (60% red:1.2), 40% blue, (soft:1.4)",
+        "60% red, 40% blue",
+    ),
     ("(a red floor:1.2)", "(a red floor:1.2)", None),
 ]
 PUNCTUATED = [

@@ -26,6 +26,7 @@ class Language(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shades: dict[str, list[str]]  # light, dark, bright, medium -> words
     tints: list[str]  # warm, bluish: beside a color they make one that the chart does not have
     looks: list[str]  # wet, fine, recycled: leave the color beside them as it is
+    not_: list[str] = msgspec.field(name="not")  # in every form; "without", too
     percent: list[str]
     percent_before: list[str]  # stands before its number
     fractions: dict[str, list[str]]  # percent -> words

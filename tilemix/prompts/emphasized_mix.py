@@ -46,7 +46,7 @@ def carry_emphasis(typed: Emphasized, read: ReadText) -> list[Weighted]:
     if set(weights) == {1.0}:
         return [(read.text, 1.0)]
     shares = _find_shares(read.mix, read.sent, read.spans)
-    pieces: list[Weighted] = list(zip(read.head, weights, strict=False))
+    pieces: list[Weighted] = list(_carry_head(read.head, typed))
     for number, (share, written) in enumerate(zip(shares, str(read.sent).split(SEPARATOR), strict=True)):
         amount, _, color = written.partition(" ")
         if number:
@@ -81,6 +81,16 @@ def _join(before: _Share, after: _Share, weights: Sequence[float | None]) -> flo
     if None in weights[start:end]:
         return None
     return weights[after.amount] if weights[before.color] == weights[after.amount] else 1.0
+
+
+def _carry_head(head: str, typed: Emphasized) -> Iterator[Weighted]:
+    """Give the words before the mix their weights; some of those typed may be left out."""
+    place = 0
+    for letter in head:
+        found = typed.plain.text.find(letter, place)
+        place = place if found < 0 else found  # a space in place of a line end
+        yield letter, typed.weights[place]
+        place += 1
 
 
 def _carry_tail(tail: str, typed: Emphasized, place: int) -> Iterator[Weighted]:

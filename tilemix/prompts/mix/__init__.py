@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tilemix.errors import LIST_SEPARATOR, UNDERSTOOD, MixError
 from tilemix.prompts.checks import check_text
+from tilemix.prompts.mix.denial import leave_out, note_denied
 from tilemix.prompts.mix.records import read_record
 from tilemix.prompts.mix.shares import PERCENTS, read_shares
 from tilemix.prompts.mix.tokens import NameValue, name_nothing, parse_number, tokenize
@@ -91,6 +92,7 @@ def parse_mix(text: str, name_value: NameValue = name_nothing) -> ParsedText:
         typed = read_shares(text, name_value)
         if not typed.shares and not typed.lone:
             return ParsedText(None, text, "", (), (Span(0, len(text), "text"),) if text.strip() else ())
+        note_denied(text, typed)
         mix = total_up(text, typed)
     except MixError as error:
         raise _say_understood(text, error) from error
@@ -148,7 +150,7 @@ def _list_spans(typed: TypedMix) -> tuple[Span, ...]:
     spans: list[Span] = []
     names = {share.named[1]: share.color for share in (*typed.shares, *filter(None, [typed.base]))}
     for place, token in enumerate(typed.tokens):
-        role = typed.roles.get(place, "text")
+        role = "ignored" if token.kind == "denied" else typed.roles.get(place, "text")
         value = names.get(place, token.value if role == "share" else "")
         if role in {"text", "unknown"} and spans and spans[-1].role == role:
             spans[-1] = Span(spans[-1].start, token.end, role, value)
@@ -159,12 +161,12 @@ def _list_spans(typed: TypedMix) -> tuple[Span, ...]:
 
 def _keep_around(text: str, typed: TypedMix) -> tuple[str, str]:
     """Return what stands before and after the canonical mix, which takes the place of the typed one."""
-    head = text[: typed.start]
+    head = leave_out(text, typed.tokens, 0, typed.start)
     if TRIMMINGS.fullmatch(head):
         head = ""
     elif head[-1].isspace():
         head = head.rstrip() + " "
-    tail = text[typed.end :].strip()
+    tail = leave_out(text, typed.tokens, typed.end, len(text)).strip()
     # A bracket that was opened before the mix is closed after it.
     if TRIMMINGS.fullmatch(tail) and not CLOSING.search(tail):
         tail = ""

@@ -21,6 +21,7 @@ from itertools import takewhile
 
 from tilemix.errors import LIST_SEPARATOR, MixError
 from tilemix.prompts.mix.clauses import SOFT, Clause, Color, is_ground, is_pure, make_clauses, settle
+from tilemix.prompts.mix.denial import deny
 from tilemix.prompts.mix.leftovers import refuse_half_names
 from tilemix.prompts.mix.naming import MOST_WORDS, name_group, name_unknown, refuse_misspelled, shorten
 from tilemix.prompts.mix.pairing import find_base, give_each, is_followed_by_words, join_lone, read_clause
@@ -49,6 +50,7 @@ def read_shares(text: str, name_value: NameValue = name_nothing) -> TypedMix:
         MixError: a share is not clear, a color is misspelled, or an RAL number does not exist.
     """
     tokens, amounts = settle(name_values(tokenize(text), name_value))
+    tokens = deny(text, tokens, amounts)
     mix = TypedMix(tokens)
     clauses = make_clauses(tokens, amounts)
     ratios = [place for place, token in enumerate(tokens) if token.kind == "ratio"]

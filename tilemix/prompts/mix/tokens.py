@@ -44,6 +44,7 @@ Kind = Literal[
     "link",  # between a share and its color: hyphen, colon, bracket, quote, "of"
     "noun",  # a word such as "granules" or "крошка", which says nothing new
     "filler",  # "about", "a"
+    "denied",  # "no black"
     "word",  # anything else
 ]
 OF_MEANING: dict[str, Kind] = {

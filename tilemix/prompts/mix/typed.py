@@ -86,13 +86,13 @@ def close_mix(text: str, mix: TypedMix) -> None:
     for place in range(first, last + 1):
         token = mix.tokens[place]
         is_bracket = token.kind == "link" and token.value in OPENING + CLOSING
-        if place in mix.roles or token.kind in {"separator", "with"} or is_bracket:
+        if place in mix.roles or token.kind in {"separator", "with", "denied"} or is_bracket:
             _keep(text, run, mix)
             run = []
         else:
             run.append(token)
         if place not in mix.roles:
-            mix.roles[place] = token.kind if token.kind in {*SOFT, "separator", "with"} else "text"
+            mix.roles[place] = token.kind if token.kind in {*SOFT, "separator", "with", "denied"} else "text"
     inside = text[mix.start : mix.end]
     opened = sum(map(inside.count, OPENING)) - sum(map(inside.count, CLOSING))
     for place in range(last + 1, len(mix.tokens)):

@@ -27,7 +27,7 @@ GROUND = "ground"  # the value of a noun of the base
 
 Kind = Literal[
     "color", "shade", "percent", "before", "fraction", "equal", "rest", "each", "and", "with", "of", "part", "weight",
-    "to", "noun", "filler", "tint", "look", "text",
+    "to", "noun", "filler", "tint", "look", "not", "text",
 ]  # fmt: skip
 
 
@@ -36,7 +36,7 @@ class Meaning(NamedTuple):
 
     kind: Kind
     value: str = (
-        ""  # a color's trade name, a shade, the percent of a fraction; of tints, looks, grounds: which
+        ""  # a color's trade name, a shade, the percent of a fraction; of other words, which kind they are
     )
 
 
@@ -126,6 +126,7 @@ def _list_words(language: Language) -> list[tuple[str, Meaning]]:
     for percent, words in language.fractions.items():
         found += [(form, Meaning("fraction", percent)) for form in _fold_all(words, language)]
     found += [(form, Meaning("noun", GROUND)) for form in _fold_all(language.grounds, language)]
+    found += [(form, Meaning("not", "not")) for form in _fold_all(language.not_, language)]
     for kind, words in plain:
         meaning = Meaning(kind)
         found += [(form, meaning) for form in _fold_all(words, language)]
