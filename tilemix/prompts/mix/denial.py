@@ -75,13 +75,12 @@ def _list_denied(tokens: Sequence[Token]) -> Iterator[tuple[int, int]]:
     """Yield the first and the last token of each "no black"."""
     first = None
     for place, token in enumerate(tokens):
-        if token.kind == "denied" and (first is None or token.value == "not"):
-            if first is not None:
-                yield first, place - 1
-            first = place
-        elif token.kind != "denied" and first is not None:
+        begins = token.kind == "denied" and (first is None or token.value == "not")
+        if first is not None and (begins or token.kind != "denied"):
             yield first, place - 1
             first = None
+        if begins:
+            first = place
     if first is not None:
         yield first, len(tokens) - 1
 
