@@ -116,14 +116,14 @@ def find_task(name: str, *, served: str, root: Path = ROOT) -> Task:
         for adapter, scale in entry.adapters.items():
             found = find_named(adapter, files)
             if len(found) != 1:
-                near = tell_apart(found[:MOST_NAMES] or find_near(adapter, files), files)
+                names = tell_apart(found[:MOST_NAMES] or find_near(adapter, files), files)
                 raise ManifestError(
                     "task-ambiguous-adapter" if found else "task-unknown-adapter",
                     file=FILE,
                     task=name,
                     adapter=adapter[:SHOWN],
                     model=model,
-                    near=LIST_SEPARATOR.join(near) or "none",
+                    near=LIST_SEPARATOR.join(names) or "none",
                 )
             (file,) = found
             if file in scales:  # in another spelling
