@@ -1,6 +1,7 @@
 """A web UI's folder becomes manifests that point at its files, and what is left out has its reason."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -136,3 +137,89 @@ def test_another_folder_is_refused(tmp_path):
         import_folder(tmp_path)
     with pytest.raises(WeightsError, match="no such folder"):
         import_folder(tmp_path / "x")
+
+
+def import_second(tmp_path, root, name, *, seed, **options):
+    """Import a folder with a checkpoint and a LoRA, style.safetensors, of its own."""
+    models = tmp_path / name / "models"
+    for folder in ("Stable-diffusion", "Lora"):
+        (models / folder).mkdir(parents=True, exist_ok=True)
+    write_model(models / f"Stable-diffusion/{name}.safetensors", CHECKPOINT)
+    torch.manual_seed(seed)
+    pair = {
+        f"{ATTENTION}.lora_down.weight": torch.rand(4, 768),
+        f"{ATTENTION}.lora_up.weight": torch.rand(320, 4),
+    }
+    save_file(pair, models / "Lora/style.safetensors")
+    return import_folder(models, root=root, **options)
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_second_import_leaves_the_files_of_the_first_alone(tmp_path, root, copies):
+    """Both folders' style.safetensors had one name, and the first model drew with the second one's LoRA."""
+    import_second(tmp_path, root, "first", seed=1, copies=copies)
+    made = import_second(tmp_path, root, "second", seed=2, copies=copies)
+    assert made.named == {tmp_path / "second/models/Lora/style.safetensors": "style_2"}
+    import_second(tmp_path, root, "second", seed=2, copies=copies, replaces=True)
+    for name, file in (("first", "style"), ("second", "style_2")):
+        (adapter,) = load_manifest(name, root).adapters
+        assert adapter.file == f"webui/{file}.safetensors"
+        placed = root / "weights/files" / adapter.file
+        assert placed.read_bytes() == (tmp_path / name / "models/Lora/style.safetensors").read_bytes()
+
+
+def test_a_base_that_another_manifest_uses_is_not_replaced(tmp_path, root):
+    import_second(tmp_path, root, "first", seed=1)
+    manifest = root / "weights/first.model.json"
+    manifest.with_name("mine.model.json").write_bytes(manifest.read_bytes())
+    other = tmp_path / "other/first"
+    (other / "Stable-diffusion").mkdir(parents=True)
+    write_model(other / "Stable-diffusion/first.safetensors", CHECKPOINT | VAE)
+    made = import_folder(other, root=root, replaces=True)
+    assert [str(one.reason) for one in made.unused] == [
+        "weights/files/first holds another file of that name, which is in use by 'mine'"
+    ]
+
+
+def test_embeddings_get_tokens_whatever_they_are_called_and_new_names_are_told(tmp_path, root):
+    """One file's name stopped the whole import."""
+    models = tmp_path / "ui"
+    for folder in ("Stable-diffusion", "embeddings", "Lora"):
+        (models / folder).mkdir(parents=True)
+    write_model(models / "Stable-diffusion/final.safetensors", CHECKPOINT)
+    for name in ("bad_v1.3", "bad_v1_3", "n" * 70, "плохие цвета"):
+        save_file({"emb_params": torch.rand(2, 768)}, models / "embeddings" / f"{name}.safetensors")
+    bundle = {
+        f"{ATTENTION}.{half}": torch.rand(shape)
+        for half, shape in (("lora_down.weight", (4, 768)), ("lora_up.weight", (320, 4)))
+    }
+    save_file(bundle, models / "Lora/Їжак и Щука.safetensors")
+    made = import_folder(models, root=root)
+    adapters = load_manifest("final", root).adapters
+    assert {one.file.removeprefix("webui/").removesuffix(".safetensors"): one.tokens for one in adapters} == {
+        "Izhak_i_Shchuka": (),
+        "bad_v1.3": ("<bad_v1_3_0>", "<bad_v1_3_1>"),
+        "bad_v1_3": ("<bad_v1_3_2_0>", "<bad_v1_3_2_1>"),
+        "n" * 70: (f"<{'n' * 60}_0>", f"<{'n' * 60}_1>"),
+        "plokhie_tsveta": ("<plokhie_tsveta_0>", "<plokhie_tsveta_1>"),
+    }
+    assert {path.stem: name for path, name in made.named.items()} == {
+        "плохие цвета": "plokhie_tsveta",
+        "Їжак и Щука": "Izhak_i_Shchuka",
+    }
+
+
+def test_what_is_not_a_file_is_listed(tmp_path, root):
+    loras = tmp_path / "ui/Lora"
+    (loras / "real").mkdir(parents=True)
+    os.mkfifo(loras / "pipe.safetensors")
+    (loras / "zero.safetensors").symlink_to("/dev/zero")
+    (loras / "gone.safetensors").symlink_to("nowhere.safetensors")
+    (loras / "more").symlink_to("real")
+    unused = {one.path.name: str(one.reason) for one in import_folder(tmp_path / "ui", root=root).unused}
+    assert unused == {
+        "gone.safetensors": f"a link to {loras}/nowhere.safetensors, which is not there",
+        "more": f"a link to the folder {loras}/real, which is not followed; import that one",
+        "pipe.safetensors": "pipe.safetensors: not a regular file",
+        "zero.safetensors": "zero.safetensors: not a regular file",
+    }

@@ -177,6 +177,8 @@ def _import(options: argparse.Namespace) -> None:
     made = import_folder(Path(options.folder), copies=options.copy, replaces=options.replace)
     for path in made.manifests:
         write(f"{path}\n")
+    for path, name in made.named.items():
+        write(f"{make_printable(str(path))}\tnamed {name}\n")
     for one in made.unused:
         write(f"{make_printable(str(one.path))}\tnot used: {one.reason}\n")
     logger.info(

@@ -9,20 +9,19 @@ The layout is that of AUTOMATIC1111's UI and its relatives: `models/Stable-diffu
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
-import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from tilemix.errors import Message, ModelFileError, Value, WeightsError
+from tilemix.errors import LIST_SEPARATOR, Message, ModelFileError, Value, WeightsError
 from tilemix.modelfile.base_families import BASE_FAMILIES, BaseFamily
 from tilemix.modelfile.companions import name_converted
+from tilemix.modelfile.embedding_names import MAX_WORD, name_bundled_tokens
 from tilemix.modelfile.inspection import ModelFile, read
 from tilemix.modelfile.ldm_config import read_ldm_config
 from tilemix.request import Defaults
@@ -37,26 +36,28 @@ from tilemix.weights.manifest import (
     Source,
     changing,
     check_manifest,
+    list_models,
+    load_manifest,
+    sources_of,
+)
+from tilemix.weights.webui_files import (
+    MOST_FILE,
+    MOST_MODEL,
+    find_free,
+    is_taken,
+    list_files,
+    name_file,
+    name_model,
+    place,
 )
 
 if TYPE_CHECKING:
     from tilemix.adapters.fit import Shapes
 
-# The folders that are read, in FOLDER or in FOLDER/models, in lower case -> the message on files that have no use here.
-FOLDERS = {
-    "stable-diffusion": None, "sd": None, "checkpoints": None, "lora": None, "loras": None, "lycoris": None,
-    "vae": None, "hypernetworks": None, "embeddings": None, "ti": None,
-    "esrgan": "webui-upscaler", "realesrgan": "webui-upscaler", "swinir": "webui-upscaler", "ldsr": "webui-upscaler",
-    "sr": "webui-upscaler", "upscale_models": "webui-upscaler", "codeformer": "webui-face", "gfpgan": "webui-face",
-    "controlnet": "webui-controlnet", "cn": "webui-controlnet", "deepbooru": "webui-other", "blip": "webui-other",
-    "vae-approx": "webui-other", "torch_deepdanbooru": "webui-other",
-}  # fmt: skip
-ENDINGS = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
 PICKLED = frozenset({"file-is-zip", "file-is-pickle", "file-is-hypernetwork", "file-is-pickled-embedding"})
-MAX_FILES = 10_000
-MOST_MODEL, MOST_FILE = 64, 100  # characters of a name
 # The families that load a checkpoint from one file, and what their pictures are like.
 SINGLE_FILES = {"sd1": Defaults(width=512, height=512, num_inference_steps=25, guidance_scale=7.0)}
+ADAPTERS = "webui"  # their folder in weights/files/
 TEMPLATE = "plain"
 SCHEDULER = "dpm++_2m_karras"
 
@@ -76,6 +77,9 @@ class Imported:
     manifests: list[Path] = field(default_factory=list)
     used: list[Path] = field(default_factory=list)
     unused: list[Unused] = field(default_factory=list)
+    named: dict[Path, str] = field(
+        default_factory=dict
+    )  # an adapter -> its name here, where that is another one
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +105,9 @@ def import_folder(
     """
     result = Imported()
     found: list[_Found] = []
-    for path, useless in _list_files(folder):
+    for path, useless in list_files(folder):
         if useless is not None:
-            result.unused.append(Unused(path, _say(useless)))
+            result.unused.append(Unused(path, useless))
             continue
         try:
             found.append(_Found(path, read(path, hashes="none")))
@@ -123,31 +127,6 @@ def import_folder(
         Unused(one.path, _say("webui-vae-alone")) for one in vaes if one.path not in result.used
     ]
     return result
-
-
-def _list_files(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    """Yield the model files of the known folders, and the message on those of no use."""
-    if not folder.is_dir():
-        raise WeightsError("webui-no-folder", folder=str(folder))
-    places = [
-        place
-        for parent in (folder, folder / "models")
-        if parent.is_dir()
-        for place in sorted(parent.iterdir())
-        if place.is_dir() and place.name.lower() in FOLDERS
-    ]
-    if not places:
-        raise WeightsError("webui-none-known", folder=str(folder), known=", ".join(FOLDERS))
-    count = 0
-    for place in places:
-        for path in sorted(place.rglob("*")):
-            hidden = any(part.startswith(("_", ".")) for part in path.relative_to(place).parts)
-            if hidden or path.suffix.lower() not in ENDINGS or not path.is_file():
-                continue
-            count += 1
-            if count > MAX_FILES:
-                raise WeightsError("webui-too-many", folder=str(folder), most=MAX_FILES)
-            yield path, FOLDERS[place.name.lower()]
 
 
 def _families_of(checkpoints: Iterable[_Found]) -> list[BaseFamily]:
@@ -172,7 +151,7 @@ def _find_fitting(
     """Return the adapters that the loader of each family takes, by the family's name."""
     fitting: dict[str, list[tuple[_Found, Adapter]]] = {name: [] for name in families}
     shapes: dict[str, Shapes] = {}
-    names: set[str] = set()
+    taken: set[str] = set()  # names and tokens, in lower case
     for one in adapters:
         reason = _say("webui-no-base", base=one.facts.base_model or "-")
         for name in sorted(families):
@@ -183,7 +162,7 @@ def _find_fitting(
                 from tilemix.adapters.fit import read_shapes  # loads torch
 
                 shapes[name] = read_shapes(root / "weights" / PRIVATE_FOLDER, None, family)
-            entry = _make_adapter(one, names)
+            entry = _make_adapter(one, taken, root)
             try:
                 if entry.kind == "hypernetwork":
                     shapes[name].prove_hypernetwork(one.path)
@@ -195,7 +174,10 @@ def _find_fitting(
                 reason = error.message
                 continue
             fitting[name].append((one, entry))
-            names.add(Path(entry.file).stem.casefold())
+            name = Path(entry.file).stem
+            taken |= {word.casefold() for word in (name, *entry.tokens)}
+            if name != one.path.stem:
+                result.named[one.path] = name
             result.used.append(one.path)
             break
         else:
@@ -203,16 +185,37 @@ def _find_fitting(
     return fitting
 
 
-def _make_adapter(one: _Found, taken: set[str]) -> Adapter:
-    name = _make_unique(_name_file(one.path.stem), taken, MOST_FILE)
-    file = f"webui/{name}.safetensors"
+def _make_adapter(one: _Found, taken: set[str], root: Path) -> Adapter:
+    """Return the entry of an adapter, with a name and tokens that are not `taken` and mean no other file."""
+
+    def spell(name: str) -> str:
+        return f"{ADAPTERS}/{name}.safetensors"
+
+    def is_used(name: str) -> bool:
+        target = root / "weights" / PRIVATE_FOLDER / spell(name)
+        return name.casefold() in taken or is_taken(one.path, target)
+
+    name = find_free(name_file(one.path.stem), MOST_FILE, is_used)
     if one.facts.kind == "lora":
-        return Adapter(file, "lora", 0.0, one.facts.tokens, size=one.facts.size)
+        return Adapter(
+            spell(name), "lora", 0.0, _find_free_tokens(one.facts.tokens, taken), size=one.facts.size
+        )
     if one.facts.kind == "hypernetwork":
-        return Adapter(file, "hypernetwork", size=one.facts.size)
-    rows = one.facts.vectors or 1
-    tokens = tuple(f"<{name}_{row}>" for row in range(rows)) if rows > 1 else (f"<{name}>",)
-    return Adapter(file, "embedding", None, tokens, size=one.facts.size)
+        return Adapter(spell(name), "hypernetwork", size=one.facts.size)
+
+    def name_tokens(word: str) -> tuple[str, ...]:
+        return name_bundled_tokens({word: one.facts.vectors or 1})
+
+    word = find_free(
+        name, MAX_WORD, lambda word: any(token.casefold() in taken for token in name_tokens(word))
+    )
+    return Adapter(spell(name), "embedding", None, name_tokens(word), size=one.facts.size)
+
+
+def _find_free_tokens(tokens: Iterable[str], taken: set[str]) -> tuple[str, ...]:
+    words = (token[1:-1] for token in tokens)
+    free = (find_free(word, MAX_WORD, lambda word: f"<{word}>".casefold() in taken) for word in words)
+    return tuple(f"<{word}>" for word in free)
 
 
 def _write(
@@ -232,7 +235,7 @@ def _write(
         what = " ".join(filter(None, (one.facts.base_model, one.facts.variant))) or "-"
         result.unused.append(Unused(one.path, _say("webui-checkpoint", base=what)))
         return
-    name = _make_unique(_name_model(one.path.stem), taken, MOST_MODEL)
+    name = find_free(name_model(one.path.stem), MOST_MODEL, taken.__contains__)
     taken.add(name)
     manifest_path = root / "weights" / f"{name}.model.json"
     if manifest_path.exists() and not replaces:
@@ -262,11 +265,17 @@ def _write(
         adapters=tuple(adapter for _, adapter in adapters),
     )
     check_manifest(manifest_path.name, manifest)
+    for file, path in beside.items():
+        if is_taken(path, root / "weights" / folder / file) and (users := _find_users(folder, name, root)):
+            result.unused.append(
+                Unused(one.path, _say("webui-in-use", folder=folder, models=LIST_SEPARATOR.join(users)))
+            )
+            return
     places = [(path, root / "weights" / folder / file) for file, path in beside.items()]
     places += [(found.path, root / "weights" / PRIVATE_FOLDER / adapter.file) for found, adapter in adapters]
     try:
         for source, target in places:
-            _place(source, target, copies=copies)
+            place(source, target, copies=copies)
         with changing(name, root):
             raw = msgspec.json.encode(_without_defaults(manifest))
             write_atomically(manifest_path, msgspec.json.format(raw, indent=2) + b"\n")
@@ -278,22 +287,21 @@ def _write(
     result.used += [path for path in beside.values() if path not in result.used]
 
 
+def _find_users(folder: str, name: str, root: Path) -> list[str]:
+    """Return the models, other than `name`, whose base or VAE is in a folder below weights/."""
+    manifests = {other: load_manifest(other, root) for other in list_models(root) if other != name}
+    return [
+        other
+        for other, manifest in manifests.items()
+        if any(source.folder == folder for source in sources_of(manifest))
+    ]
+
+
 def _find_vae(checkpoint: Path, vaes: list[_Found]) -> Path | None:
     """Return the VAE that is called after a checkpoint: beside it, or in the folder of VAEs."""
     wanted = f"{checkpoint.stem}.vae.safetensors"
     named = [one.path for one in vaes if one.path.name == wanted]
     return next((path for path in named if path.parent == checkpoint.parent), next(iter(named), None))
-
-
-def _place(source: Path, target: Path, *, copies: bool) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    new = target.with_name(f".{target.name}.new")
-    new.unlink(missing_ok=True)
-    if copies:
-        shutil.copyfile(source, new)
-    else:
-        new.symlink_to(source.resolve())
-    new.replace(target)
 
 
 def _without_defaults(manifest: ModelManifest) -> object:
@@ -306,30 +314,6 @@ def _without_defaults(manifest: ModelManifest) -> object:
         return [trim(one) for one in value] if isinstance(value, list | tuple) else value
 
     return trim(table)
-
-
-def _name_model(stem: str) -> str:
-    """Return a file's name as a model's: lower case, digits, `-` and `_`."""
-    return re.sub(r"[^a-z0-9_-]+", "_", _spell(stem).lower()).strip("_-")[:MOST_MODEL] or "model"
-
-
-def _name_file(stem: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", _spell(stem)).strip("._-")[:MOST_FILE] or "file"
-
-
-def _spell(name: str) -> str:
-    """Return a name without the marks on its letters: "Größe" as "Grosse"."""
-    letters = unicodedata.normalize("NFKD", name.replace("ß", "ss").replace("ẞ", "SS"))
-    return "".join(letter for letter in letters if not unicodedata.combining(letter))
-
-
-def _make_unique(name: str, taken: set[str], most: int) -> str:
-    """Return a name of at most `most` characters that is not taken, whatever the case of its letters."""
-    unique, number = name, 2
-    while unique.casefold() in taken:
-        end = f"_{number}"
-        unique, number = f"{name[: most - len(end)]}{end}", number + 1
-    return unique
 
 
 def _explain(path: Path, error: ModelFileError) -> Message:
