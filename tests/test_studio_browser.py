@@ -3,6 +3,7 @@
 Whatever a test does, the browser's console stays without an error.
 """
 
+import json
 import random
 import re
 import time
@@ -468,3 +469,58 @@ def test_a_picture_that_is_chosen_or_dropped_fills_the_form(open_page, tmp_path,
     assert page.input_value("#prompt") == "30% blue, 70% red"
     assert read_sliders(page) == {"blue": 300, "red": 700}
     assert "The form holds what the picture says." in page.inner_text(".controls")
+
+
+def read_store(page) -> dict:
+    return json.loads(page.evaluate("localStorage.getItem('tilemix-mixer-1')"))
+
+
+def test_a_picture_that_is_refused_leaves_the_form_whole(open_page, studio, tmp_path):
+    """The chosen file's name was stored as an input; no script may put it back, and no page came up any more."""
+    path = tmp_path / "hello.txt"
+    path.write_text("hello")
+    page = open_page()
+    slide(page, "red", 60)
+    page.locator(".from-picture summary").click()
+    page.set_input_files("#picture", path)
+    page.wait_for_url("**/from-picture")
+    assert "hello.txt" in page.get_by_role("alert").first.inner_text()
+    assert "422" in open_page.complaints.pop()
+    for _ in range(2):
+        assert read_sliders(page) == {"red": 600, "black": 240, "pearl": 160}
+        page.click("#add")
+        page.locator("#chart button").first.wait_for()
+        page.goto(studio)
+    assert "picture" not in read_store(page)["fields"]
+
+
+RED = {"color": "red", "tenths": 1000, "wish": 1000, "locked": False}
+MIX = {"prompt": "100% red", "head": "", "tail": "", "fields": {}}
+
+
+def test_what_another_program_stored_is_dropped_piece_by_piece(open_page):
+    """One broken value in the browser's storage, and the page had no sliders, visit after visit."""
+    page = open_page()
+    own = read_store(page)
+    first = {"red": 500, "black": 300, "pearl": 200}
+    fields = {"width": "512", "height": 7, "granule_size": "huge", "picture": "a.png"}
+    foreign = [
+        ("{", first),
+        ("null", first),
+        (json.dumps({"prompt": 7, "shares": [RED], "fields": None}), first),
+        (json.dumps(MIX | {"fields": []}), {"red": 1000}),
+        (json.dumps(MIX | {"shares": [RED, None], "rest": ["red"]}), {"red": 1000}),
+        (json.dumps(MIX | {"shares": [RED, RED | {"color": "blue", "tenths": 1}]}), {"red": 1000}),
+        (json.dumps(own | {"fields": fields, "isMoreOpen": "yes", "isSeedLocked": None}), first),
+    ]
+    for text, shares in foreign:
+        page.evaluate(
+            "text => addEventListener('pagehide', () => localStorage.setItem('tilemix-mixer-1', text))", text
+        )
+        page.reload()
+        page.wait_for_function(
+            "count => document.querySelectorAll('#shares > li').length === count", arg=len(shares)
+        )
+        assert read_sliders(page) == shares, text
+    shown = {name: page.input_value(f"#{name}") for name in ("width", "height", "granule_size")}
+    assert shown == {"width": "512", "height": "", "granule_size": "medium"}

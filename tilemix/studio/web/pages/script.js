@@ -13,6 +13,8 @@ const STORE = "tilemix-mixer-1";
 
 const find = (selector, root = document) => root.querySelector(selector);
 const findAll = (selector, root = document) => [...root.querySelectorAll(selector)];
+/** Whether the studio was not reached: nobody answered, or a proxy did, in its own words. */
+const isAway = (error) => error instanceof TypeError || error instanceof SyntaxError;
 const fill = (text, values) => text.replace(/\$(\w+)/g, (_, name) => values[name]);
 
 // --- The mix -------------------------------------------------------------------------------------------------
@@ -45,6 +47,19 @@ class Shares {
     });
     const shares = new Shares(list);
     shares.rest = list.some((share) => share.color === before.rest) ? before.rest : null;
+    return shares;
+  }
+
+  /** Return the shares that a visit left; null where they are not a whole mix. */
+  static stored(list, rest) {
+    const isCount = (value) => Number.isInteger(value) && value >= 0;
+    const isShare = (share) => typeof share?.color === "string" && isCount(share.tenths) && isCount(share.wish);
+    if (!Array.isArray(list) || !list.every(isShare)) return null;
+    const total = list.reduce((sum, share) => sum + share.tenths, 0);
+    const colors = new Set(list.map((share) => share.color));
+    if ((list.length && total !== WHOLE) || colors.size !== list.length) return null;
+    const shares = new Shares(list.map((share) => ({ ...share, locked: share.locked === true })));
+    shares.rest = colors.has(rest) ? rest : null;
     return shares;
   }
 
@@ -161,7 +176,7 @@ class Result {
           this.report(state);
         }
       } catch (error) {
-        if (!(error instanceof TypeError)) throw error; // the studio is away for a moment: ask again
+        if (!isAway(error)) throw error; // the studio is away for a moment: ask again
       }
       await new Promise((resolve) => setTimeout(resolve, POLL_MILLISECONDS));
     }
@@ -188,7 +203,7 @@ class Result {
       const answer = await fetch(`/api/predictions/${this.watched}/cancel`, { method: "POST" });
       button.disabled = answer.ok;
     } catch (error) {
-      if (!(error instanceof TypeError)) throw error;
+      if (!isAway(error)) throw error;
       button.disabled = false; // the studio is away for a moment: try again
     }
   }
@@ -221,11 +236,13 @@ class Mixer {
     this.read = this.data.preview;
     this.shares = Shares.of(this.read.mix);
     this.prepare();
+    this.isUnread = false; // whether a text was restored whose shares are not known
     if (!this.data.is_given) this.restore();
     else this.forgetQuery();
     this.drawRows();
     this.show();
-    if (!this.read.error) this.askPreview({ moveSliders: Boolean(this.task?.value) }); // it may have other colors
+    const moveSliders = this.isUnread || Boolean(this.task?.value); // a task may have other colors
+    if (!this.read.error) this.askPreview({ moveSliders });
     this.result.resume();
     this.hideDraft();
   }
@@ -503,7 +520,7 @@ class Mixer {
       if (!read.mix.length) find("#total").textContent = this.data.words.no_mix;
       return read;
     } catch (error) {
-      if (!(error instanceof TypeError)) throw error;
+      if (!isAway(error)) throw error;
       this.complain(this.data.words.failed);
       return null;
     }
@@ -556,8 +573,9 @@ class Mixer {
     this.store();
   }
 
+  /** The fields of the inputs beside the prompt. A file is another form's, and no script may set one. */
   get settings() {
-    return findAll("input[name], select[name]", this.form).filter((field) => !field.closest("noscript"));
+    return [...this.form.elements].filter((field) => field.matches("input[name]:not([type=file]), select[name]"));
   }
 
   /** The value of an input of predict(), from its text in a form. */
@@ -621,7 +639,7 @@ class Mixer {
       await this.result.show(found.id);
       find(".stage").scrollIntoView({ behavior: "smooth", block: "nearest" });
     } catch (error) {
-      if (!(error instanceof TypeError)) throw error;
+      if (!isAway(error)) throw error;
       this.complain(this.data.words.failed);
     } finally {
       button.disabled = false;
@@ -673,18 +691,25 @@ class Mixer {
     }
   }
 
+  /** Take over what the last visit left, piece by piece; what is not as `store` writes it stays as the page came. */
   restore() {
-    const state = readStore();
-    if (!state) return;
-    this.prompt.value = state.prompt;
-    this.read = { ...this.read, head: state.head, tail: state.tail, error: null };
-    this.shares = new Shares(state.shares);
-    this.shares.rest = state.rest;
-    for (const field of this.settings) {
-      if (field.name in state.fields) field.value = state.fields[field.name];
+    const { prompt, head, tail, shares, rest, fields, isSeedLocked, isMoreOpen } = Object(readStore());
+    if (typeof prompt === "string") {
+      this.prompt.value = prompt;
+      const stored = Shares.stored(shares, rest);
+      this.isUnread = !stored || typeof head !== "string" || typeof tail !== "string";
+      if (!this.isUnread) {
+        this.read = { ...this.read, head, tail, error: null };
+        this.shares = stored;
+      }
     }
-    find(".more").open = state.isMoreOpen;
-    this.lockSeed(state.isSeedLocked);
+    for (const field of this.settings) {
+      const value = Object(fields)[field.name];
+      const isKnown = !field.options || [...field.options].some((option) => option.value === value);
+      if (typeof value === "string" && isKnown) field.value = value;
+    }
+    find(".more").open = isMoreOpen === true;
+    this.lockSeed(typeof isSeedLocked === "boolean" ? isSeedLocked : this.seed.value !== "");
   }
 
   /** The form was filled from the address: from now on it keeps itself. */
@@ -699,14 +724,13 @@ class Mixer {
   }
 }
 
-/** Return what the last visit left, null where that is nothing that can be used. */
+/** Return what the last visit left, or another program's value at its place; null where nothing can be read. */
 function readStore() {
   try {
-    const state = JSON.parse(localStorage.getItem(STORE));
-    const total = state ? state.shares.reduce((sum, share) => sum + share.tenths, 0) : 0;
-    return state && typeof state.prompt === "string" && (total === WHOLE || !state.shares.length) ? state : null;
-  } catch {
-    return null; // another version's, or storage is forbidden
+    return JSON.parse(localStorage.getItem(STORE));
+  } catch (error) {
+    if (!(error instanceof SyntaxError || error instanceof DOMException)) throw error;
+    return null; // not JSON, or storage is forbidden
   }
 }
 
