@@ -32,7 +32,7 @@ def test_a_lora_and_its_tokens_are_in_place_after_loading(project, caplog):
     rows = {"clip_l": torch.randn(2, 32), "clip_g": torch.randn(2, 48)}
     save_file(rows, weights / "tile_sdxl_embeddings.safetensors")
     adapters = [
-        {"file": "tile_sdxl_lora.safetensors", "kind": "lora", "scale": 0.7},
+        {"file": "tile_sdxl_lora.safetensors", "kind": "lora"},  # 0.7 without a scale
         {"file": "tile_sdxl_embeddings.safetensors", "kind": "embedding", "tokens": ["<s0>", "<s1>"]},
     ]
     write_manifest(project, base=base_of(project), adapters=adapters)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tilemix.errors import ManifestError
-from tilemix.pipelines.schedulers import make_scheduler
+from tilemix.pipelines.schedulers import make_scheduler, prove_scheduler
 from tilemix.samplers import find_sampler, load_samplers
 from tilemix.system.project import ROOT
 
@@ -55,6 +55,43 @@ def test_an_unknown_name_or_setting_is_refused():
         make_scheduler("eular", BASE)
     with pytest.raises(ManifestError, match="^scheduler 'euler' has no setting 'use_karma_sigmas'$"):
         make_scheduler("euler", BASE, {"use_karma_sigmas": True})
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"use_karras_sigmas": "yes"}, """use_karras_sigmas is "yes", expected true or false"""),
+        ({"num_train_timesteps": 1000.5}, "num_train_timesteps is 1000.5, expected a whole number"),
+        ({"num_train_timesteps": True}, "num_train_timesteps is true, expected a whole number"),
+        ({"beta_schedule": 1}, "beta_schedule is 1, expected a text"),
+        ({"num_train_timesteps": -5}, "cannot be used with these settings: "),
+        ({"num_train_timesteps": 0}, "cannot be used with these settings: "),
+        ({"beta_schedule": "cubic"}, "cannot be used with these settings: cubic is not implemented"),
+        ({"timestep_spacing": "wide"}, "cannot be used with these settings: "),
+        ({"prediction_type": "guess"}, "cannot be used with these settings: "),
+        ({"beta_start": -1}, "cannot be used with these settings: "),
+    ],
+)
+@pytest.mark.parametrize("name", ["euler", "dpm++_2m_karras", "unipc"])
+def test_a_setting_that_cannot_be_used_is_one_line(name, config, message):
+    state = torch.random.get_rng_state()
+    with pytest.raises(ManifestError) as caught:
+        prove_scheduler(name, make_scheduler(name, BASE, config))
+    assert str(caught.value).removeprefix(f"scheduler '{name}'").lstrip(": ").startswith(message)
+    assert "\n" not in str(caught.value)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_noise_levels_that_are_not_numbers_are_refused():
+    with pytest.raises(
+        ManifestError, match="^scheduler 'euler' cannot be .*: the noise levels are not finite$"
+    ):
+        prove_scheduler("euler", make_scheduler("euler", BASE, {"beta_end": 3}))
+
+
+@pytest.mark.parametrize("name", load_samplers())
+def test_the_trial_passes_every_scheduler_as_it_is(name):
+    prove_scheduler(name, make_scheduler(name, BASE, {"beta_start": 0.001, "beta_end": 0.02}))
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,14 @@ import pytest
 
 from tests.tiny_sdxl import write_manifest
 from tilemix.errors import ManifestError, MissingFilesError, ModelFileError, WeightsError
+from tilemix.samplers import load_samplers
 from tilemix.system.project import ROOT
 from tilemix.weights import check_files, find_model, list_models, load_manifest, locate_model
+from tilemix.weights.calibration import read_calibration
 from tilemix.weights.fetch import fetch
 from tilemix.weights.lock import lock
 
+SAMPLERS = ", ".join(load_samplers())
 REAL = json.loads((ROOT / "weights" / "rubber-tile.model.json").read_text())
 
 
@@ -98,6 +101,27 @@ def test_every_packaged_model_can_be_read_and_the_miniature_is_locked_and_whole(
             "tiny.model.json: x is a LoRA: expected a scale of 0 to 1.5",
         ),
         (
+            {"adapters": [{"file": "x", "kind": "lora", "scale": s} for s in (0.7, 0.2)]},
+            "tiny.model.json: 'x' is listed twice, expected once",
+        ),
+        (
+            {"adapters": [{"file": "x", "kind": "embedding", "tokens": ["<a>", "<a>"]}]},
+            "tiny.model.json: '<a>' is listed twice, expected once",
+        ),
+        (
+            {"base": {"folder": "x", "files": [{"path": "a", "size": 1}, {"path": "a", "size": 2}]}},
+            "tiny.model.json: 'a' is listed twice, expected once",
+        ),
+        ({"scheduler": {"name": "eular"}}, f"tiny.model.json: unknown scheduler 'eular'; known: {SAMPLERS}"),
+        (
+            {"family": "flux1", "scheduler": {"name": "ddim"}},
+            "tiny.model.json: unknown scheduler 'ddim'; known: euler",
+        ),
+        (
+            {"trial_templates": ["../x"]},
+            "tiny.model.json: trial_templates '../x' is not a valid template name",
+        ),
+        (
             {"adapters": [{"file": "x", "kind": "embedding", "scale": 1}]},
             "tiny.model.json: x is of the kind 'embedding', which has no scale",
         ),
@@ -125,6 +149,21 @@ def test_a_manifest_that_is_no_json_object_is_refused(tmp_path, raw):
     (tmp_path / "weights" / "tiny.model.json").write_bytes(raw)
     with pytest.raises(ManifestError, match="^tiny.model.json: "):
         load_manifest("tiny", tmp_path)
+
+
+def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path):
+    """A pipe in a manifest's place kept `weights list` waiting forever."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    os.mkfifo(folder / "tiny.model.json")
+    with pytest.raises(ManifestError, match="^tiny.model.json: not a regular file$"):
+        load_manifest("tiny", tmp_path)
+    os.mkfifo(folder / "tiny.calibration.json")
+    with pytest.raises(ManifestError, match="^tiny.calibration.json: not a regular file$"):
+        read_calibration("tiny", folder / "tiny.calibration.json", {})
+    (folder / "big.model.json").symlink_to("/dev/zero")
+    with pytest.raises(ManifestError, match="^big.model.json: not a regular file$"):
+        load_manifest("big", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "../tiny", "", "TINY", "a/b"])

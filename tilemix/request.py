@@ -17,7 +17,7 @@ from tilemix.inputs import IntegerInput, find_input, load_inputs
 from tilemix.prompts.checks import check_prompt, check_text
 
 FRESH = -1  # a seed to be drawn
-DEFAULT_SCALE = 0.7  # of a LoRA that is added without one
+DEFAULT_SCALE = 0.7  # of a LoRA that is added, or stands in a manifest, without one
 
 
 class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -29,6 +29,10 @@ class Sampler(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     flow_scheduler: str | None = None  # the class for bases trained by flow matching; None: not for them
     most_steps: int | None = None  # of the schedule that it was distilled on; None: no limit of its own
 
+    def find_class(self, *, is_flow: bool) -> str | None:
+        """Return diffusers' class for a base, trained by flow matching or not; None: it cannot draw with that."""
+        return self.flow_scheduler if is_flow else self.scheduler
+
     @property
     def title(self) -> str:
         """Both names of the web UIs in one, as they were written before version 1.9."""
@@ -40,6 +44,11 @@ def load_samplers() -> Mapping[str, Sampler]:
     """Return the samplers by tilemix's own names."""
     rows = msgspec.json.decode(FILE.read_bytes(), type=list[Sampler])
     return MappingProxyType({row.name: row for row in rows})
+
+
+def list_samplers(*, is_flow: bool) -> list[str]:
+    """Return the names of the samplers for a base, trained by flow matching or not."""
+    return [row.name for row in load_samplers().values() if row.find_class(is_flow=is_flow) is not None]
 
 
 def find_sampler(name: str) -> Sampler | None:

@@ -16,10 +16,11 @@ from tilemix.errors import AdapterError
 from tilemix.modelfile.base_families import FLUX1, SD1, SDXL, BaseFamily
 from tilemix.pipelines.family import Family
 from tilemix.pipelines.flux1 import Flux1
-from tilemix.pipelines.schedulers import make_scheduler
+from tilemix.pipelines.schedulers import make_scheduler, prove_scheduler
 from tilemix.pipelines.sd1 import Sd1
 from tilemix.pipelines.sdxl import Sdxl
 from tilemix.pipelines.speed import Precision, Speed, choose_dtype
+from tilemix.request import DEFAULT_SCALE
 from tilemix.weights import LocalModel
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class ReadyPipeline:
     def lora_scales(self) -> dict[str, float]:
         """The scale that the manifest gives each LoRA, by its file."""
         return {
-            adapter.file: 1.0 if adapter.scale is None else adapter.scale
+            adapter.file: DEFAULT_SCALE if adapter.scale is None else adapter.scale
             for adapter in self.model.manifest.adapters
             if adapter.kind == "lora"
         }
@@ -130,7 +131,8 @@ def prepare_pipeline(
         loras=LoraMerger(base.components, base.locate_weights(model), model.manifest.base_family),
         tokens=TokenInstaller(base),
     )
-    ready.make_scheduler()  # a wrong name or setting fails here, not in the first prediction
+    # A wrong name or setting fails here, not in the first prediction.
+    prove_scheduler(model.manifest.scheduler.name, ready.make_scheduler())
     _load_adapters(ready)
     if merges:
         for file, scale in ready.lora_scales.items():

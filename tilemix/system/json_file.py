@@ -18,14 +18,16 @@ Kind = TypeVar("Kind")
 SHOWN = 120  # characters of a path in a message
 
 
-def read_json(path: Path, kind: type[Kind], *, most: int, refuse: type[TilemixError]) -> Kind:
-    """Read a JSON file of at most `most` bytes as `kind`.
+def read_json(
+    path: Path, kind: type[Kind], *, most: int, refuse: type[TilemixError], name: str | None = None
+) -> Kind:
+    """Read a JSON file of at most `most` bytes as `kind`; messages call it `name`, else by its path.
 
     Raises:
         TilemixError: of the type `refuse`, if the file cannot be read, is not a regular file (a pipe may wait
             forever), is larger, or see `decode_json`.
     """
-    file = str(path)
+    file = name or str(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise refuse("file-not-regular", file=file)

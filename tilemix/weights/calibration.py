@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tilemix.errors import ManifestError
+from tilemix.system.json_file import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from tilemix.weights.local import LocalModel
     from tilemix.weights.manifest import ModelManifest
+
+MAX_FILE_BYTES = 4 * 2**20
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +76,9 @@ def read_calibration(model: str, path: Path, hashes: Mapping[str, str | None]) -
     Raises:
         ManifestError: the file is there and cannot be read.
     """
-    try:
-        calibration = msgspec.json.decode(path.read_bytes(), type=Calibration)
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ManifestError("file-json", file=path.name, reason=str(error)) from error
+    calibration = read_json(path, Calibration, most=MAX_FILE_BYTES, refuse=ManifestError, name=path.name)
     changed = sorted(
         name
         for name in calibration.files.keys() | hashes.keys()

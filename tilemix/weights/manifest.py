@@ -17,7 +17,7 @@ Names are plain names below weights/, never paths that lead out of it. An unknow
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -30,8 +30,9 @@ from tilemix.inputs import NumberInput, find_input
 from tilemix.modelfile.base_families import BASE_FAMILIES, SDXL, BaseFamily
 from tilemix.prompts.checks import PLACEHOLDER_TOKEN
 from tilemix.request import Defaults
+from tilemix.samplers import find_sampler, list_samplers
 from tilemix.system.atomic import locked, write_atomically
-from tilemix.system.json_file import decode_json
+from tilemix.system.json_file import read_json
 from tilemix.system.project import ROOT
 from tilemix.weights.address import find_fault
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
+MAX_MANIFEST_BYTES = 4 * 2**20  # an adapter takes some 200
 MAX_SCALE = find_input("lora_scale", NumberInput).maximum
 
 AdapterKind = Literal["lora", "embedding", "hypernetwork"]
@@ -72,7 +74,9 @@ class Adapter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     file: str  # below weights/ or weights/files/
     kind: AdapterKind
-    scale: float | None = None  # a LoRA's strength, 0 to MAX_SCALE; the others have none
+    scale: float | None = (
+        None  # a LoRA's strength, 0 to MAX_SCALE; None: DEFAULT_SCALE, and the others have none
+    )
     # The placeholder tokens of an embedding, in a file of its own or in a LoRA's, one for each row; empty: the file's
     # own names.
     tokens: tuple[str, ...] = ()
@@ -135,13 +139,9 @@ def load_manifest(name: str, root: Path = ROOT) -> ModelManifest:
     if not MODEL_NAME.fullmatch(name):
         raise ManifestError("manifest-name", name=name[:80], known=known)
     path = root / "weights" / f"{name}.model.json"
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise ManifestError("manifest-unknown", name=name, known=known) from None
-    except OSError as error:
-        raise ManifestError("file-unreadable", file=str(path), reason=str(error.strerror)) from error
-    manifest = decode_json(raw, ModelManifest, file=path.name, refuse=ManifestError)
+    if not path.exists():
+        raise ManifestError("manifest-unknown", name=name, known=known)
+    manifest = read_json(path, ModelManifest, most=MAX_MANIFEST_BYTES, refuse=ManifestError, name=path.name)
     check_manifest(path.name, manifest)
     return manifest
 
@@ -196,12 +196,16 @@ def check_manifest(name: str, manifest: ModelManifest) -> None:
         _check_source(name, source)
     for adapter in manifest.adapters:
         _check_adapter(name, adapter, manifest)
+    _check_repeated(name, (adapter.file for adapter in manifest.adapters))
+    _check_scheduler(name, manifest)
     try:
         manifest.defaults.check()
     except RequestError as error:
         raise ManifestError("manifest-bad-defaults", file=name, **error.message.as_reason()) from error
-    if not MODEL_NAME.fullmatch(manifest.prompt_template):  # templates are named as models are
-        raise ManifestError("manifest-template-name", file=name, found=manifest.prompt_template[:80])
+    templates = [("prompt_template", manifest.prompt_template)]
+    for key, template in (*templates, *(("trial_templates", one) for one in manifest.trial_templates)):
+        if not MODEL_NAME.fullmatch(template):  # templates are named as models are
+            raise ManifestError("manifest-template-name", file=name, key=key, found=template[:80])
     if manifest.palette is not None and manifest.palette not in (known := list_palettes()):
         raise ManifestError(
             "manifest-no-palette", file=name, palette=manifest.palette[:80], known=", ".join(known)
@@ -219,6 +223,7 @@ def _check_source(name: str, source: Source) -> None:
     _check_url(name, source.url, source.folder)
     if source.url is not None and (source.url.endswith("/") or "?" in source.url):
         raise ManifestError("manifest-url-folder", file=name, folder=source.folder)
+    _check_repeated(name, (file.path for file in source.files))
     for file in source.files:
         _check_path(name, file.path, "file")
         _check_lock(name, file.size, file.sha256, file.path)
@@ -233,6 +238,8 @@ def _check_adapter(name: str, adapter: Adapter, manifest: ModelManifest) -> None
     for token in adapter.tokens:
         if not PLACEHOLDER_TOKEN.fullmatch(token):
             raise ManifestError("manifest-token", file=name, adapter=adapter.file, token=token[:80])
+    _check_repeated(name, adapter.tokens)
+    _check_repeated(name, (file.path for file in adapter.beside))
     for file in adapter.beside:
         _check_path(name, file.path, "file")
         _check_lock(name, file.size, file.sha256, file.path)
@@ -243,6 +250,22 @@ def _check_adapter(name: str, adapter: Adapter, manifest: ModelManifest) -> None
     if adapter.kind == "hypernetwork" and not manifest.base_family.takes_hypernetworks:
         base = manifest.base_family.base
         raise ManifestError("manifest-hypernetwork", file=name, adapter=adapter.file, base=base)
+
+
+def _check_scheduler(name: str, manifest: ModelManifest) -> None:
+    family, typed = manifest.base_family, manifest.scheduler.name
+    sampler = find_sampler(typed)
+    if sampler is None or sampler.find_class(is_flow=family.is_flow) is None:
+        known = ", ".join(list_samplers(is_flow=family.is_flow))
+        raise ManifestError("manifest-no-scheduler", file=name, name=typed[:80], known=known)
+
+
+def _check_repeated(name: str, entries: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for entry in entries:
+        if entry in seen:
+            raise ManifestError("manifest-twice", file=name, name=entry[:80])
+        seen.add(entry)
 
 
 def _check_path(name: str, value: str, what: str) -> None:
