@@ -1,10 +1,13 @@
 """The prompt language and color mixes: each is read, neither spoils the other."""
 
+from itertools import product
+
 import pytest
 
 from tilemix.errors import MixError, PromptError
 from tilemix.prompts.context import PromptContext
 from tilemix.prompts.language.wildcards import Wildcards
+from tilemix.prompts.mix import parse_mix
 from tilemix.prompts.rewrite import Prompt, rewrite
 from tilemix.prompts.template import find_template
 
@@ -55,7 +58,27 @@ PUNCTUATED = [
     ("red, black (3:1)", "75% red, 25% black"),
     ("50% red (RAL 3016), 50% black", "50% red, 50% black"),
     ("50% green (dark), 50% green (light)", "50% dark green, 50% light green"),
+    ("red (60 percent), black [40 percent]", "60% red, 40% black"),
+    ("rot (ca. 60 Prozent), schwarz (der Rest)", "60% red, 40% black"),
+    ("красный (половина), чёрный (половина)", "50% red, 50% black"),
+    ("червоний (3 частини), чорний (1 частина)", "75% red, 25% black"),
+    ("红色（60%），黑色（40%）", "60% red, 40% black"),
+    ("【红色60%】【黑色40%】", "60% red, 40% black"),
+    ("《红色60%》《黑色40%》", "60% red, 40% black"),
+    ("(60%) light gray, (40%) black", "60% light gray, 40% black"),
+    ("(about 60%) gray, (approx. 40%) black", "60% gray, 40% black"),
+    ("black (20% red flecks)", "80% black, 20% red"),
+    ("20% red flecks (rest black)", "20% red, 80% black"),
+    ("60% RAL 9005 (Tiefschwarz), 40% red", "60% black, 40% red"),
+    ("60% black (schwarz), 40% red", "60% black, 40% red"),
+    ("red and black (ratio 3:1)", "75% red, 25% black"),
 ]
+OPEN = {"(": ")", "[": "]", "【": "】", "《": "》"}
+BRACKETED = [
+    "{}% ({})", "({}%) {}", "({}% {})", "({1} {0} percent)", "{1} ({0}%)", "({1}: {0}%)", "【{1}{0}%】", "《{}% {}》",
+    "{}% {} (wet)", "[{}% {}]", "({}% {}:1.2)", "{}% ({}) flecks", "{1} (ca. {0}%)", "(ca. {}%) {}", "({}% {}",
+    "{}% {} (see photo)", "{}% (light) {}", "(({}%)) {}",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("typed", "sent", "mix"), EMPHASIZED)
@@ -68,6 +91,54 @@ def test_a_mix_may_be_emphasized_as_a_whole_or_in_part(typed, sent, mix):
 @pytest.mark.parametrize(("typed", "sent"), PUNCTUATED)
 def test_brackets_around_numbers_and_shades_emphasize_nothing(typed, sent):
     assert middle(read(typed)) == sent
+
+
+def is_balanced(text: str) -> bool:
+    waiting: list[str] = []
+    for letter in text.replace("\\(", "【").replace("\\)", "】"):
+        if letter in OPEN:
+            waiting.append(OPEN[letter])
+        elif letter in OPEN.values() and (not waiting or waiting.pop() != letter):
+            return False
+    return not waiting
+
+
+@pytest.mark.parametrize("around", ["{}", "photo {}, (wet)", "floor ({})"])
+def test_brackets_in_and_around_a_mix_stay_balanced(around):
+    for first, second in product(BRACKETED, repeat=2):
+        prompt = read(around.format(f"{first.format(60, 'gray')}, {second.format(40, 'green')}"))
+        assert [share.percent for share in prompt.mix.shares] == [60, 40]
+        assert is_balanced(prompt.positive), (first, second, prompt.positive)
+
+
+def test_what_cannot_be_seen_is_dropped_before_a_text_is_read():
+    typed = "\ufeffphoto\u200b, 60% r\u200bed, 4\u20600% schw\u00adarz\u200e, w\u200det"
+    prompt = read(typed, "bl\u200burry")
+    assert (middle(prompt), prompt.negative) == ("photo, 60% red, 40% black, wet", "blurry")
+    (red,) = (span for span in prompt.spans if span.value == "red")
+    assert typed[red.start : red.end] == "r\u200bed"
+    assert [span[2:] for span in prompt.spans] == [span[2:] for span in parse_mix(typed).spans]
+    assert middle(read('\ufeff{"r\u200bed": 60, "black": 40}')) == "60% red, 40% black"
+    with pytest.raises(MixError) as caught:
+        parse_mix("\u200b60% red, 40% bl\u200back\u200b dark")
+    assert caught.value.position == 23
+    with pytest.raises(PromptError, match="^prompt: empty"):
+        read("\u200b\ufeff")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "{'red': 60, 'black': 40}", '{"red": true, "black": 99}', '[["red", 60], ["black", 40]]',
+        '{"rot": 60, "schwarz": 40,}', "{красный: 60, чёрный: 40}", 'tile {"red": 60, "black": 40}',
+        '{"colors": {"红色": [60], "黑色": [40]}}',
+    ],
+)  # fmt: skip
+def test_json_that_is_not_a_mix_is_refused_as_json(typed):
+    with pytest.raises(MixError, match="^the JSON at character"):
+        read(typed)
+    assert read("{50% red|60% red}, rest black").mix is not None
+    assert str(read('["red", "black"]').mix) == "50% red, 50% black"
 
 
 def test_the_mix_of_the_last_steps_is_measured():

@@ -16,6 +16,10 @@ PLACEHOLDER_TOKEN = re.compile(r"<[A-Za-z0-9_-]{1,64}>")
 # could show another text than was sent; halves of surrogate pairs, which are not text.
 REFUSED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
+# Soft hyphens, spaces and joiners of no width, marks of direction: they come with pasted text and say nothing.
+INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]+")
+VISIBLE = re.compile("[^\u00ad\u200b-\u200f\u2060\ufeff]+")
+
 
 def check_text(text: str, *, field: str) -> None:
     """Refuse text that is too long, or contains control characters or lone surrogates.

@@ -19,7 +19,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from tilemix.errors import Message, MixError, PromptError
-from tilemix.prompts.checks import MAX_PROMPT_CHARACTERS, check_prompt, check_text
+from tilemix.prompts.checks import INVISIBLE, MAX_PROMPT_CHARACTERS, VISIBLE, check_prompt, check_text
 from tilemix.prompts.context import NamedHypernetwork, NamedLora, PromptContext
 from tilemix.prompts.emphasized_mix import carry_emphasis, list_parts
 from tilemix.prompts.language import (
@@ -212,7 +212,7 @@ class _Reader:
         chosen = choose(text, self._context.seed, self._context.wildcards, field=field_name)
         self.choices += chosen.choices
         self.notes += chosen.notes
-        words, notes = self._context.take_prefixes(chosen.text, field=field_name)
+        words, notes = self._context.take_prefixes(_drop_invisible(chosen.text), field=field_name)
         self.notes += notes
         refuse_other_notations(words, field=field_name)
         self.notes += note_left_over(words, field=field_name)
@@ -256,6 +256,11 @@ def _read_version(text: str, version: Version, palette: Palette | None) -> _Read
     notes = tuple(Message(note.code, point(note.values), note.field) for note in read.notes)
     spans = tuple(_place_spans(text, read.spans, version.emphasized))
     return _Reading(version.last_step, list_parts(pieces), read.mix, read.sent, notes, spans)
+
+
+def _drop_invisible(text: Traced) -> Traced:
+    is_clean = INVISIBLE.search(text.text) is None
+    return text if is_clean else text.pick(match.span() for match in VISIBLE.finditer(text.text))
 
 
 def _place_spans(text: str, spans: Iterable[Span], read: Emphasized) -> Iterator[Span]:

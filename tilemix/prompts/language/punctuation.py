@@ -1,20 +1,29 @@
-"""Brackets that are punctuation: digits and percent signs never become syntax."""
+"""Brackets that are punctuation: digits and percent signs never become syntax, nor does what explains a share."""
 
 from __future__ import annotations
 
 import re
+
+from tilemix.prompts.mix.clauses import AMOUNTS, COLORS, NUMBERS_TOO, SOFT
+from tilemix.prompts.mix.tokens import Kind, tokenize
 
 INNERMOST = re.compile(r"\(([^()\[\]\\{}|<>]*)\)|\[([^()\[\]\\{}|<>]*)\]")
 NUMBER = re.compile(r"\s*(?P<name>(?:RAL|РАЛ)[\s\-]*\d+|#[0-9a-f]{3,6})?[\W\d_]*", re.IGNORECASE)
 # "(50%:1.3)", "(50%:2)" and "(RAL 3016:2)" are emphasis; "(3:1)" is a ratio.
 WEIGHTED = re.compile(r"(?::\s*[+-]?\d*\.\d+|(?P<unit>%)?\s*:\s*[+-]?\d+)\s*$")
 LONGEST_WEIGHT = 24  # characters
+ANY_WEIGHT = re.compile(r":\s*[+-]?[\d.]+\s*$")
+LONGEST_AMOUNT = 60  # characters in a bracket that explains a share
+LONGEST_COLOR = 40  # characters before it that may be a color and its granules
+ALONE: frozenset[Kind] = NUMBERS_TOO | {"ratio"}
+MIXED: frozenset[Kind] = COLORS | AMOUNTS | SOFT | {"number", "shade", "each", "equal", "separator", "with"}
 
 
 def find_punctuation(text: str, start: int) -> int | None:
     """Return where the bracket that opens at `start` has closed, if it is punctuation.
 
-    It is if it holds a number and no letter: "(50%)", "(3:1)", "(RAL 3016)", "[#aa3f27]".
+    It is if it holds a number and no letter: "(50%)", "(3:1)", "(RAL 3016)", "[#aa3f27]"; if it holds an amount alone:
+    "(ca. 60 percent)", "(3 parts)"; and if it explains a color before it: "black (20% red flecks)".
     """
     match = INNERMOST.match(text, start)
     if match is None:
@@ -22,8 +31,26 @@ def find_punctuation(text: str, start: int) -> int | None:
     inside = match[1] or match[2] or ""
     number = NUMBER.fullmatch(inside)
     if number is None or not (number["name"] or any(map(str.isdecimal, inside))):
-        return None
+        before = text[max(start - LONGEST_COLOR, 0) : start]
+        is_share = len(inside) <= LONGEST_AMOUNT and _is_share(before, text[start], inside)
+        return match.end() if is_share else None
     weight = WEIGHTED.search(inside[-LONGEST_WEIGHT:])
     if weight and (number["name"] or weight["unit"] or "." in weight[0]):
         return None
     return match.end()
+
+
+def _is_share(before: str, bracket: str, inside: str) -> bool:
+    """Return whether a bracket holds an amount alone, or what explains the color that stands before it."""
+    kinds = [token.kind for token in tokenize(inside)]
+    solid = [kind for kind in kinds if kind not in SOFT | {"each", "equal"}]
+    if solid == ["ratio"]:
+        return True
+    if not solid or ANY_WEIGHT.search(inside):
+        return False
+    if len(solid) == 1 and solid[0] in ALONE:
+        return True
+    if bracket != "(" or not set(kinds) <= MIXED or COLORS.isdisjoint(kinds):
+        return False
+    latest = (token.kind for token in reversed(tokenize(before)))
+    return next((kind for kind in latest if kind not in {"noun", "filler"}), "") in COLORS | {"shade"}

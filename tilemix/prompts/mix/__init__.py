@@ -18,27 +18,28 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from tilemix.errors import LIST_SEPARATOR, UNDERSTOOD, MixError
-from tilemix.prompts.checks import check_text
+from tilemix.prompts.checks import INVISIBLE, VISIBLE, check_text
 from tilemix.prompts.mix.denial import leave_out, note_denied
 from tilemix.prompts.mix.records import read_record
 from tilemix.prompts.mix.shares import PERCENTS, read_shares
 from tilemix.prompts.mix.tokens import NameValue, name_nothing, parse_number, tokenize
 from tilemix.prompts.mix.totals import MOST_SHOWN, ColorMix, ColorShare, total_up
-from tilemix.prompts.mix.typed import TRIMMINGS, TypedMix
+from tilemix.prompts.mix.typed import CLOSING, TRIMMINGS, TypedMix
 from tilemix.prompts.mix.words import TRADE
 
 if TYPE_CHECKING:
-    from tilemix.errors import Message
+    from collections.abc import Mapping, Sequence
+
+    from tilemix.errors import Message, Value
 
 __all__ = ["ColorMix", "ColorShare", "ParsedText", "Span", "find_trade_codes", "parse_mix"]
 
 LEADING_SEPARATORS = re.compile(r"^[\s,;+/|&，；＋／、､–—\-]+")
-ATTACHED = tuple(".:!?)]}）：。»”’\"'")  # stands right after the mix, without a comma
-CLOSING = re.compile(r"[)\]）]")
+ATTACHED = tuple(".:!?)]}）】》〉」』〕：。»”’\"'")  # stands right after the mix, without a comma
 
 
 class Span(NamedTuple):
@@ -73,11 +74,37 @@ def parse_mix(text: str, name_value: NameValue = name_nothing) -> ParsedText:
 
     `name_value` may name the color of a hex value; where it returns None, the chart does.
 
+    Characters that cannot be seen are dropped before it is read; a text without a mix keeps them.
+
     Raises:
         MixError: a share is not clear, a color is misspelled, an RAL number does not exist, the total is not 100.
         PromptError: the text is too long or contains control characters.
     """
     check_text(text, field="prompt")
+    if not INVISIBLE.search(text):
+        return _parse_visible(text, name_value)
+    places = [place for match in VISIBLE.finditer(text) for place in range(*match.span())]
+    try:
+        parsed = _parse_visible("".join(text[place] for place in places), name_value)
+    except MixError as error:
+        raise MixError(error.code, field=error.field, **_point(error.values, places)) from error
+    return replace(
+        parsed,
+        head=text if parsed.mix is None else parsed.head,
+        notes=tuple(replace(note, values=_point(note.values, places)) for note in parsed.notes),
+        spans=tuple(
+            span._replace(start=places[span.start], end=places[span.end - 1] + 1) for span in parsed.spans
+        ),
+    )
+
+
+def _point(values: Mapping[str, Value], places: Sequence[int]) -> dict[str, Value]:
+    """Return a message's values, its position moved from the visible text to the typed one."""
+    position = values.get("position")
+    return {**values, "position": places[position - 1] + 1} if isinstance(position, int) else {**values}
+
+
+def _parse_visible(text: str, name_value: NameValue) -> ParsedText:
     record = read_record(text, name_value)
     if record is not None and record.mix is not None:
         return ParsedText(record.mix, "", "", record.notes, tuple(Span(*piece) for piece in record.pieces))
@@ -168,7 +195,7 @@ def _keep_around(text: str, typed: TypedMix) -> tuple[str, str]:
         head = head.rstrip() + " "
     tail = leave_out(text, typed.tokens, typed.end, len(text)).strip()
     # A bracket that was opened before the mix is closed after it.
-    if TRIMMINGS.fullmatch(tail) and not CLOSING.search(tail):
+    if TRIMMINGS.fullmatch(tail) and not set(CLOSING) & set(tail):
         tail = ""
     elif not tail.startswith(ATTACHED):
         tail = ", " + LEADING_SEPARATORS.sub("", tail)

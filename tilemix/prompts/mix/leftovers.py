@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from tilemix.errors import MixError
 from tilemix.prompts.mix.naming import refuse_misspelled_name, shorten
+from tilemix.prompts.mix.typed import CLOSING, OPENING
 
 if TYPE_CHECKING:
     from tilemix.prompts.mix.tokens import Token
     from tilemix.prompts.mix.typed import TypedMix, TypedShare
 
 JOINTS = frozenset("-‐‑")
-BRACKETS = frozenset("()[]（）\"'«»„“”‘’")
+BRACKETS = frozenset(OPENING + CLOSING + "\"'«»„“”‘’")
 
 
 def refuse_half_names(text: str, mix: TypedMix) -> None:

@@ -20,7 +20,7 @@ NUMBER = r"\d++(?:[.,．]\d++)*+"
 # Every quantifier is possessive: what a piece has taken it never gives back, so nothing is tried twice.
 PIECE = re.compile(
     rf"""
-    (?P<space>  (?:(?![\n\r\u2028\u2029])\s|[\u00ad\u200b-\u200f\u2060\ufeff])++ )
+    (?P<space>  (?:(?![\n\r\u2028\u2029])\s)++ )
     |(?P<ral>   (?:RAL|РАЛ)[ \t\u00a0-]*+\d++ )
     |(?P<hex>   \#(?:[0-9a-f]{{6}}|[0-9a-f]{{3}})(?!\w) )
     |(?P<rgb>   rgba?\([ ]*+\d{{1,3}}[ ,]++\d{{1,3}}[ ,]++\d{{1,3}}(?:[ ]*+[,/][ ]*+[\d.]++%?)?[ ]*+\) )
@@ -32,7 +32,7 @@ PIECE = re.compile(
     |(?P<number>{NUMBER} )
     |(?P<sign>  [%％﹪٪] )
     |(?P<separator> [,;+/|&，；＋／、､\n\r\u2028\u2029] )
-    |(?P<link>  [-‐‑–—−:.=()\[\]：（）＝*•·~≈"'`«»„“”‘’_→>] )
+    |(?P<link>  [-‐‑–—−:.=()\[\]：（）【】《》〈〉「」『』〔〕＝*•·~≈"'`«»„“”‘’_→>] )
     |(?P<vulgar>[{VULGAR}] )
     |(?P<han>   [{HAN}]++ )
     |(?P<word>  {LETTER}++(?:['’ʼ\-‐‑_]{LETTER}++)*+ )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -10,7 +11,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tilemix.errors import LIST_SEPARATOR, Message, MixError
-from tilemix.prompts.mix.clauses import is_pure, make_clauses
+from tilemix.prompts.checks import INVISIBLE
+from tilemix.prompts.mix.clauses import COLORS, is_pure, make_clauses
 from tilemix.prompts.mix.naming import name_group, name_unknown, refuse_misspelled, shorten
 from tilemix.prompts.mix.shares import is_near
 from tilemix.prompts.mix.tokens import NameValue, name_nothing, name_values, tokenize
@@ -22,6 +24,8 @@ AMOUNTS = ("proportion", "percentage", "percent", "share", "amount", "weight", "
 TEXTS = ("prompt", "text")
 KEYS = frozenset({*LISTS, *NAMES, *AMOUNTS, *TEXTS})
 MOST_KEYS = 8  # in a message
+# A quoted name in a bracket, or braces around names and colons: JSON in a slip, or of another form.
+JSON_LIKE = re.compile(r"""[{\[]\s*["'][^"'\d{}\[\]]*["']\s*[:,]|^\s*+\{[^|{}:]*+:[^|{}]*+\}\s*+$""")
 JSON_PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"|[{}\[\],:]|[^\s{}\[\],:"]++')
 
 
@@ -47,10 +51,18 @@ def read_record(text: str, name_value: NameValue = name_nothing) -> Record | Non
     """Return the mix in a text that is a JSON object or list; None where it is neither, or says no colors.
 
     Raises:
-        MixError: it has colors, and they are not a mix.
+        MixError: it has colors, and they are not a mix; it looks like JSON of a mix, and is not.
     """
-    if not text.lstrip().startswith(("{", "[")):
-        return None
+    text = INVISIBLE.sub("", text)
+    record = _read_json(text, name_value) if text.lstrip().startswith(("{", "[")) else None
+    if record is None and (found := JSON_LIKE.search(text)) is not None:
+        kinds = Counter(token.kind for token in tokenize(text))
+        if sum(kinds[kind] for kind in COLORS) > 1 and kinds["number"] + kinds["percent"] > 0:
+            raise MixError("mix-json", position=found.start() + 1)
+    return record
+
+
+def _read_json(text: str, name_value: NameValue) -> Record | None:
     try:
         data = msgspec.json.decode(text.encode())
     except (msgspec.DecodeError, RecursionError):
@@ -146,6 +158,7 @@ def _number(value: Any) -> Decimal | None:
 
 def _name(typed: str, notes: list[Message], name_value: NameValue) -> str:
     """Return the trade name of a color as a program names it."""
+    typed = INVISIBLE.sub("", typed)
     tokens = name_values(tokenize(typed), name_value)
     clauses = make_clauses(tokens, ())
     if len(clauses) == 1 and is_pure(clauses[0]) and len(clauses[0].colors) == 1:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from tilemix.prompts.mix.clauses import Color
     from tilemix.prompts.mix.tokens import Token
 
-OPENING = "([（"
-CLOSING = ")]）"
+OPENING = "([（【《〈「『〔"
+CLOSING = ")]）】》〉」』〕"
 OPENED = frozenset(OPENING + "\"'«„“‘")
 # Bullets, numbering, quotation marks and stops round the shares: no text to keep.
 TRIMMINGS = re.compile(r"[\s\d.,:;+/|&=*•·~≈)\]，。；：、）\-‐‑–—−\"'`«»„“”‘’_→>]*")
@@ -93,8 +93,24 @@ def close_mix(text: str, mix: TypedMix) -> None:
             run.append(token)
         if place not in mix.roles:
             mix.roles[place] = token.kind if token.kind in {*SOFT, "separator", "with", "denied"} else "text"
-    inside = text[mix.start : mix.end]
-    opened = sum(map(inside.count, OPENING)) - sum(map(inside.count, CLOSING))
+    _balance(text, mix, first, last)
+
+
+def _balance(text: str, mix: TypedMix, first: int, last: int) -> None:
+    """Take the other halves of the brackets in the mix into it, where nothing but small words stands between."""
+    opened = closed = 0  # brackets without the other half
+    for letter in text[mix.start : mix.end]:
+        opened += letter in OPENING
+        if letter in CLOSING:
+            closed += opened == 0
+            opened = max(opened - 1, 0)
+    place = first - 1
+    while closed > 0 and place >= 0 and mix.tokens[place].kind in SOFT:
+        if text[mix.tokens[place].start] in OPENING:
+            closed -= 1
+            mix.roles |= {at: mix.tokens[at].kind for at in range(place, first)}
+            mix.start, first = mix.tokens[place].start, place
+        place -= 1
     for place in range(last + 1, len(mix.tokens)):
         token = mix.tokens[place]
         if opened > 0 and text[token.start] in CLOSING:
