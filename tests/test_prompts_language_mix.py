@@ -113,8 +113,8 @@ def test_brackets_in_and_around_a_mix_stay_balanced(around):
 
 def test_what_cannot_be_seen_is_dropped_before_a_text_is_read():
     typed = "\ufeffphoto\u200b, 60% r\u200bed, 4\u20600% schw\u00adarz\u200e, w\u200det"
-    prompt = read(typed, "bl\u200burry")
-    assert (middle(prompt), prompt.negative) == ("photo, 60% red, 40% black, wet", "blurry")
+    prompt = read(typed)
+    assert middle(prompt) == "photo, 60% red, 40% black, wet"
     (red,) = (span for span in prompt.spans if span.value == "red")
     assert typed[red.start : red.end] == "r\u200bed"
     assert [span[2:] for span in prompt.spans] == [span[2:] for span in parse_mix(typed).spans]

@@ -21,6 +21,7 @@ class Language(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     endings: list[
         list[str]
     ]  # of colors, shades, tints and looks; a word takes the first list whose first one it has
+    joints: dict[str, str]  # endings of colors -> those in front of a hyphen: "чёрно-красный"
     plain: bool  # people also type the words without their diacritics
     colors: dict[str, list[str]]  # the color's trade name -> words
     shades: dict[str, list[str]]  # light, dark, bright, medium -> words

@@ -18,6 +18,7 @@ class Shades(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     shades: dict[str, dict[str, str]]  # light, dark, bright, medium -> color -> the color of that shade
     hues: dict[str, list[str]]  # colors that people see as one hue; a color may have two
+    blends: dict[str, list[str]]  # colors that make one hue when their names are joined: "blue-green"
     screen: list[
         tuple[int, list[str]]
     ]  # an HSV hue in degrees, the colors that a saturated value of it means
@@ -32,6 +33,12 @@ def load_shades() -> Shades:
 def share_hue(one: str, other: str) -> bool:
     """Return whether people see two colors of the chart as one hue."""
     return one == other or any(one in hue and other in hue for hue in load_shades().hues.values())
+
+
+def is_blend(one: str, other: str) -> bool:
+    """Return whether the joined names of two colors are one hue between them, as "blue-green" is."""
+    blends = load_shades().blends
+    return other in blends.get(one, ()) or one in blends.get(other, ())
 
 
 def colors_of_screen_hue(red: int, green: int, blue: int) -> list[str]:

@@ -212,7 +212,8 @@ class _Reader:
         chosen = choose(text, self._context.seed, self._context.wildcards, field=field_name)
         self.choices += chosen.choices
         self.notes += chosen.notes
-        words, notes = self._context.take_prefixes(_drop_invisible(chosen.text), field=field_name)
+        words = _drop_invisible(chosen.text) if field_name == "prompt" else chosen.text
+        words, notes = self._context.take_prefixes(words, field=field_name)
         self.notes += notes
         refuse_other_notations(words, field=field_name)
         self.notes += note_left_over(words, field=field_name)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
+from tilemix.colors.shades import is_blend
 from tilemix.prompts.mix.words import fold, number_words, vocabulary
 
 if TYPE_CHECKING:
@@ -92,22 +94,32 @@ def _cut_code(typed: str, start: int) -> Iterator[Piece]:
 
 
 def _cut_joined(word: str, start: int) -> Iterator[Piece]:
-    """Cut "half-red", "red-black" and "red_black" where every part is known; "dark-green" stays one word."""
+    """Cut "half-red", "red-black" and "red_black" where every part is known; "dark-green" stays one word.
+
+    Two colors are joined by a separator, unless they make one hue: "blue-green".
+    """
     whole = _word(word, start)
     words = vocabulary()
     if not JOINTS.search(word) or not whole.folded or whole.folded in words or whole.folded in number_words():
         yield whole
         return
-    parts: list[Piece] = []
-    for found in JOINED.finditer(word):
-        first, end = start + found.start(), start + found.end()
-        is_joint = JOINTS.fullmatch(found[0]) is not None
-        parts.append(Piece("link", first, end, found[0]) if is_joint else _word(found[0], first))
-    kinds = [words[part.folded].kind if part.folded in words else "" for part in parts[::2]]
-    if kinds[0] in {"fraction", "rest"} or all(kinds):
-        yield from parts
-    else:
+    if (joined := whole.folded.replace(" ", "")) in words and words[joined].kind == "color":
+        yield whole._replace(folded=joined)
+        return
+    found = list(JOINED.finditer(word))
+    parts = [_word(one[0], start + one.start()) for one in found[::2]]
+    meanings = [words.get(part.folded) for part in parts]
+    if not all(meanings) and (meanings[0] is None or meanings[0].kind not in {"fraction", "rest"}):
         yield whole
+        return
+    yield parts[0]
+    for joint, part, (left, right) in zip(found[1::2], parts[1:], pairwise(meanings), strict=True):
+        is_pair = (
+            left and right and left.kind == right.kind == "color" and not is_blend(left.value, right.value)
+        )
+        kind: PieceKind = "separator" if is_pair else "link"
+        yield Piece(kind, start + joint.start(), start + joint.end(), joint[0])
+        yield part
 
 
 def _cut_han(run: str, start: int) -> Iterator[Piece]:

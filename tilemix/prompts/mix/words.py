@@ -108,6 +108,10 @@ def _list_words(language: Language) -> list[tuple[str, Meaning]]:
         for value, bases in groups.items():
             meaning = Meaning(kind, value)
             found += [(form, meaning) for base in bases for form in expand_word(base, language)]
+    for name, bases in language.colors.items():
+        for ending, joint in language.joints.items():
+            stems = [base.removesuffix(ending) for base in bases if base.endswith(ending)]
+            found += [(fold(stem + joint), Meaning("color", name)) for stem in stems]
     plain: tuple[tuple[Kind, list[str]], ...] = (
         ("percent", language.percent),
         ("before", language.percent_before),
