@@ -163,7 +163,8 @@ def test_no_word_of_a_language_is_listed_twice(code):
     groups = [
         *language.colors.values(), *language.shades.values(), language.percent, language.percent_before,
         *language.fractions.values(), language.equal, language.rest, language.each, language.and_, language.with_,
-        language.of, language.part, language.weight, language.nouns, language.fillers,
+        language.of, language.part, language.weight, language.nouns, language.fillers, language.tints, language.looks,
+        language.grounds, language.not_,
     ]  # fmt: skip
     words = [fold(word) for group in groups for word in group]
     assert [word for word in words if words.count(word) > 1] == []
@@ -177,7 +178,22 @@ def test_a_language_has_words_for_every_part_of_a_mix(code):
     }
     assert set(language.shades) == {"light", "dark", "bright", "medium"}
     assert {"50", "33.3", "25", "75"} <= set(language.fractions)
-    for name in ("percent", "rest", "each", "equal", "part", "nouns", "fillers", "with_", "and_", "to"):
+    for name in (
+        "percent",
+        "rest",
+        "each",
+        "equal",
+        "part",
+        "nouns",
+        "fillers",
+        "with_",
+        "and_",
+        "to",
+        "tints",
+        "looks",
+        "grounds",
+        "not_",
+    ):
         assert getattr(language, name), name
     units = [number for number in map(int, language.numbers) if number < 10]
     assert units == list(range(1, 10))
