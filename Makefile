@@ -18,11 +18,17 @@ MODULES := tilemix miniature tools predict.py bench tests
 PYTEST_ENVIRONMENT := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 PYTEST_OPTIONS := --numprocesses=2 --dist=loadfile
 
-.PHONY: predict test test-quick check format serve studio soak bench gpu-wheels schema test-pins clean \
+.PHONY: help prompt-given predict test test-quick check format serve studio soak bench gpu-wheels schema test-pins clean \
 	miniature miniature-vae miniature-base miniature-adapters miniature-report training-pictures
 
-predict: .venv/ready ## PROMPT="50% red, 30% black, 20% pearl" [OUT=tile.png] [SEED=n]
+help: ## these lines
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "%-18s %s\n", $$1, $$2 }' Makefile
+
+# Before the environment is made, which takes minutes.
+prompt-given:
 	@test -n "$$PROMPT" || { echo 'usage: make predict PROMPT="50% red, 30% black, 20% pearl" [OUT=tile.png] [SEED=n]' >&2; exit 2; }
+
+predict: prompt-given .venv/ready ## PROMPT="50% red, 30% black, 20% pearl" [OUT=tile.png] [SEED=n]
 	@$(BIN)/tilemix predict -o "$${OUT:-tile.png}" $${SEED:+--seed="$$SEED"} -- "$$PROMPT"
 
 test: .venv/ready ## the whole suite, under 10 minutes on 2 cores
@@ -101,12 +107,14 @@ clean: ## the environments; build/ holds hours of training and stays
 
 # torch comes first and alone: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # takes the CPU build (200 MB) where the default index has the CUDA build (3 GB).
+# compat: a line in a .pth file, found in every folder. The default, an import hook, comes after the folder where Python
+# was started, and that may hold this clone as `tilemix`.
 .venv/ready: requirements-dev.txt requirements-ray.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and f"Python 3.11 needed, found {sys.version.split()[0]}; use PYTHON=/path/to/python3.11")'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	@$(BIN)/pip install --quiet --disable-pip-version-check $${TORCH_INDEX:+--index-url="$$TORCH_INDEX"} "$$(grep '^torch==' requirements-dev.txt)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable . --config-settings editable_mode=compat
 	@touch $@
 
 # tilemix itself is not installed there, as in the image: it lies in the working folder.

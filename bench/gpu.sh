@@ -30,6 +30,7 @@ trap 'rm -rf "$site"' EXIT
 if ! python3 -c 'import blake3, importlib_metadata, isal, msgspec, rapidfuzz
 from importlib.util import find_spec
 assert find_spec("compel") and find_spec("diffusers")' 2>/dev/null; then
+    [[ -d build/gpu-wheels ]] || { echo "build/gpu-wheels is missing: run make gpu-wheels on a machine with a network" >&2; exit 1; }
     python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
         --target "$site" build/gpu-wheels/*.whl
 fi

@@ -246,7 +246,7 @@ def test_the_miniatures_calibration_is_of_its_files_and_its_palette():
         (
             ["miniature", "--colors", "zebra"],
             1,
-            "'zebra' is not a color of the palette of miniature; known: ",
+            "unknown color 'zebra'; known: beige, black, ",
         ),
         (["none"], 1, "unknown model 'none'"),
         (["miniature", "--strengths", "2"], 2, "strength 2.0 is out of range; expected 0.2 to 1"),

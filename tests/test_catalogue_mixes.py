@@ -88,7 +88,7 @@ def test_colors_are_the_palettes_or_the_charts(caplog):
     for name in ("blauu", "", "black and red", "red, wet", "50% red"):
         with pytest.raises(InputError, match=f"unknown color '{name}'; known: beige, black, "):
             pick_colors([name], palette)
-    with pytest.raises(InputError, match="^color 'light gray' stands twice; expected each color once$"):
+    with pytest.raises(InputError, match="^color 'light gray' is named twice; expected each color once$"):
         pick_colors(["light gray", "LTGRAY"], palette)
 
 
@@ -130,6 +130,13 @@ def test_the_palette_of_the_model_says_which_colors_there_are(capsys, caplog):
     assert "shares in steps of 25%: the model was trained on steps of 10%" in caplog.text
 
 
+def test_more_colors_than_a_mix_has_steps_are_not_tried():
+    """29 colors in steps of 50% took minutes: every choice of up to 29 of them was looked at."""
+    many = tuple(f"color {number}" for number in range(29))
+    mixes = MixRange(many, step=Decimal(50), least_share=Decimal(50), most_colors=99)
+    assert sum(1 for _ in mixes) == mixes.count() == 29 + 29 * 28 // 2
+
+
 def test_a_folder_that_is_not_there_is_refused_in_one_line(capsys, tmp_path):
     assert main(["mixes", "--colors", "red", "-o", str(tmp_path / "no" / "mixes.csv")]) == 1
-    assert capsys.readouterr().err.endswith("mixes.csv: cannot be written: No such file or directory\n")
+    assert capsys.readouterr().err.endswith("no' does not exist\n")

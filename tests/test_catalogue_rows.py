@@ -112,7 +112,7 @@ def test_a_bad_row_is_told_and_costs_no_other(tmp_path, text, fault):
         ("mixture\n100% red\n", "the header: unknown column 'mixture'; known: mix, prompt, negative_prompt, seed, "),
         ("seed\n7\n", "the header: expected a column 'mix' or a column 'prompt', and not both"),
         ("mix,prompt\na,b\n", "the header: expected a column 'mix' or a column 'prompt', and not both"),
-        ("mix,seed,seed\na,1,1\n", "the header: column 'seed' stands twice; expected each column once"),
+        ("mix,seed,seed\na,1,1\n", "the header: column 'seed' is named twice; expected each column once"),
         ("mix,size,width\na,1,1\n", "the header: columns 'size' and 'width' say the same; expected one of them"),
         ("mix\n100% red\n100% weiß\n".encode("latin-1"), "line 3 is not UTF-8; save the file as UTF-8"),
         ("mix\n100% red\n".encode("utf-16"), "line 1 is not UTF-8; save the file as UTF-8"),

@@ -196,14 +196,32 @@ def test_ctrl_c_during_the_imports_is_one_line(capsys, monkeypatch):
     [
         (
             ["predict", "red", "-o", "tile.gif"],
-            "'tile.gif' does not end in .png, .webp, .jpg, .jpeg; use --output-format",
+            "expected a file name that ends in '.png', '.webp', '.jpg' or '.jpeg', found 'tile.gif'",
         ),
-        (["predict", "red", "-o", "tests", "--output-format", "png"], "tests: not a file"),
+        (
+            ["predict", "red", "-o", "tests", "--output-format", "png"],
+            "tests: this is a folder, expected a file",
+        ),
         (["predict", "red", "-o", "nowhere/tile.png"], "nowhere/tile.png: folder 'nowhere' does not exist"),
         (
             ["predict", "red", "--width", "1001"],
-            "width 1001 is out of range; expected 256 to 1536, a multiple of 8",
+            "width 1001: expected a multiple of 8 from 256 to 1536",
         ),
+        (
+            ["predict", "red", "-o", "/proc/tile.png"],
+            "/proc/tile.png: cannot be written: No such file or directory",
+        ),
+        (["compare", "50% rad, 50% black"], "unknown color 'rad' at character 5; did you mean 'red'?"),
+        (["compare", "red", "-o", "nowhere/a.png"], "nowhere/a.png: folder 'nowhere' does not exist"),
+        (
+            ["catalogue", "nowhere.csv", "out", "--seed", "-9"],
+            "seed -9 is out of range; expected -1 to 4294967295",
+        ),
+        (["palette", "tests", "--out", "tests"], "tests: this is a folder, expected a file"),
+        (["palette", "tests", "--sheet", "tests"], "tests: this is a folder, expected a file"),
+        (["rewrite", "red", "--seed", "-5"], "seed -5 is out of range; expected -1 to 4294967295"),
+        (["draft", "a tile"], "no color mix in 'a tile'; expected one such as '50% red, 50% black'"),
+        (["predict", "red", "--forever", "README.md"], "README.md: not a folder"),
         (["predict", "red", "--seed", "-2"], "seed -2 is out of range; expected -1 to 4294967295"),
         (["predict", ""], "prompt: empty, expected 1 to 2000 characters"),
         (
@@ -263,7 +281,7 @@ def test_record_prints_what_another_program_says_of_its_picture(tmp_path, capsys
 
 def test_the_picture_to_repeat_is_not_written_over(black_tile, capsys):
     assert main(["predict", "--from-image", str(black_tile), "-o", str(black_tile)]) == 1
-    assert "tile.png: this is the picture to repeat; name another file with -o" in capsys.readouterr().err
+    assert "tile.png: this file is read; name another one to write" in capsys.readouterr().err
 
 
 def test_pictures_are_drawn_until_ctrl_c(tmp_path, capsys, monkeypatch):
@@ -290,6 +308,28 @@ def test_pictures_are_drawn_until_ctrl_c(tmp_path, capsys, monkeypatch):
         f"{folder}/tile-0.webp",
     ]
     assert (folder / "tile-4294967295.webp").read_bytes() == b"mine"
+
+
+def test_a_picture_is_not_written_over_by_its_map(black_tile, tmp_path, capsys):
+    before = black_tile.read_bytes()
+    for target, message in (
+        (black_tile, "tile.png: this file is read; name another one to write"),
+        (tmp_path, ": this is a folder, expected a file"),
+        (tmp_path / "map.webp", "expected a file name that ends in '.png', found 'map.webp'"),
+    ):
+        assert main(["measure", str(black_tile), "--map", str(target)]) == 1
+        assert message in capsys.readouterr().err
+    assert black_tile.read_bytes() == before
+
+
+def test_a_picture_is_measured_by_the_palette_of_the_model_that_drew_it(black_tile, capsys):
+    """It was measured by the chart, and by the palette just after it had been drawn."""
+    errors = []
+    for options in ([], ["--model", RECORD.model], ["--mix", "100% black"]):
+        assert main(["measure", str(black_tile), "--json", *options]) == 0
+        errors.append(json.loads(capsys.readouterr().out)["color_errors"]["black"])
+    own, of_model, of_chart = errors
+    assert own == of_model != of_chart
 
 
 def test_measure_reads_the_mix_from_the_record_or_the_option(black_tile, capsys):

@@ -37,6 +37,8 @@ class FakeRenderer:
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
     monkeypatch.setattr("tilemix.render.Renderer.load", lambda model, settings, **_: FakeRenderer(model))
+    for verb in ("axes", "compare"):  # there are no such models
+        monkeypatch.setattr(f"tilemix.cli.{verb}.check_text", lambda *_: None)
 
 
 def test_each_model_is_a_column_and_each_seed_a_row(tmp_path, capsys):
@@ -100,14 +102,14 @@ def test_the_measured_shares_are_told(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--models", "old,old"], "models: 'old,old', expected 1 to 8 different ones, separated by commas"),
+        (["--models", "old,old"], "models: 'old,old', expected 1 to 8 different values, separated by commas"),
         (["--models", "old,"], "models: 'old,'"),
         (["--models", "old", "--seed", "x"], "'x'"),
         (["--task", "tile"], "unknown task 'tile'; known: rubber_tile"),
-        (["--lora-scale", "0,0"], "lora_scale: '0,0', expected 1 to 8 different ones"),
+        (["--lora-scale", "0,0"], "lora_scale: '0,0', expected 1 to 8 different values"),
         (["--lora-scale", "0,2"], "lora_scale 2.0 is out of range; expected 0 to 1.5"),
         (["--lora-scale", "without"], "lora_scale 'without' is not a number"),
-        (["--models", "old", "--seed", ",".join(map(str, range(17)))], "expected 1 to 16 different ones"),
+        (["--models", "old", "--seed", ",".join(map(str, range(17)))], "expected 1 to 16 different values"),
     ],
 )
 def test_lists_that_make_no_sense_are_refused_before_a_model_is_loaded(options, message, capsys, monkeypatch):
@@ -159,14 +161,14 @@ def test_schedulers_are_an_axis(tmp_path):
     [
         (
             ["--x", "hue=1"],
-            "unknown axis 'hue'; expected NAME=VALUE,VALUE,... with one of prompt, negative_prompt",
+            "unknown input 'hue'; expected NAME=VALUE,VALUE,... with one of prompt, negative_prompt",
         ),
-        (["--x", "seed"], "seed: '', expected 1 to 16 different ones, separated by commas"),
+        (["--x", "seed"], "seed: '', expected 1 to 16 different values, separated by commas"),
         (["--x", "seed=1,1"], "seed: '1,1', expected 1 to 16"),
         (["--x", "seed=1,x"], "seed 'x' is not an integer"),
         (["--x", "lora_scale=9"], "lora_scale 9.0 is out of range"),
         (["--x", "scheduler=fast"], "scheduler 'fast'"),
-        (["--x", "seed=1", "--y", "seed=2"], "both axes are 'seed'; expected two different ones"),
+        (["--x", "seed=1", "--y", "seed=2"], "both axes are 'seed'; expected two different inputs"),
         (
             ["--x", "prompt=red,blue"],
             "'red' is not a part of the prompt; the first value of the axis 'prompt'",

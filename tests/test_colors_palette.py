@@ -167,7 +167,7 @@ def test_the_verb_refuses_a_color_that_comes_twice_and_a_folder_without_colors(t
     save(tmp_path, "red.png", "red")
     save(tmp_path, "second.png", "red", "100% red")
     assert main(["palette", str(tmp_path), "--out", str(tmp_path / "out.json")]) == 1
-    assert "'red' stands twice" in capsys.readouterr().err
+    assert "'red' is named twice" in capsys.readouterr().err
     empty = tmp_path / "empty"
     empty.mkdir()
     assert main(["palette", str(empty)]) == 1

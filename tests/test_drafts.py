@@ -213,12 +213,15 @@ def test_the_verb_writes_a_draft_with_its_legend(tmp_path, capsys, suffix):
     [
         (["a tile"], "no color mix in 'a tile'; expected one such as '50% red, 50% black'"),
         (["50% red, 50% zebra"], "'zebra' is not a color of this model; it draws "),
-        (["100% red", "-o", "draft.gif"], "'draft.gif' does not end in .png, .svg"),
+        (
+            ["100% red", "-o", "draft.gif"],
+            "expected a file name that ends in '.png' or '.svg', found 'draft.gif'",
+        ),
         (
             ["100% red", "-o", "missing/draft.png"],
-            "missing/draft.png: cannot be written: No such file or directory",
+            "missing/draft.png: folder 'missing' does not exist",
         ),
-        (["100% red", "--width", "250"], "width 250 is out of range; expected 256 to 1536, a multiple of 8"),
+        (["100% red", "--width", "250"], "width 250: expected a multiple of 8 from 256 to 1536"),
     ],
 )
 @pytest.mark.slow

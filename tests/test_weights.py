@@ -185,8 +185,9 @@ def test_missing_files_are_named_with_their_places_and_the_command(project):
     weights = project / "weights"
     assert str(caught.value) == (
         f"model 'tiny' lacks 1 of its files: {weights}/files/sdxl/unet/x.json "
-        "(get them: tilemix weights fetch tiny), and 1 more: "
-        f"{weights}/files/rubber.safetensors | {weights}/rubber.safetensors (the owner's: copy them there)"
+        "(run tilemix weights fetch tiny), and 1 more: "
+        f"{weights}/files/rubber.safetensors | {weights}/rubber.safetensors "
+        "(the owner's: add them with tilemix weights add)"
     )
 
 
@@ -199,7 +200,7 @@ def test_of_many_missing_files_the_first_are_named_and_the_others_counted(projec
         find_model("tiny", project)
     named = ", ".join(f"{project}/weights/files/sdxl/unet/{place}.json" for place in range(5))
     assert str(caught.value) == (
-        f"model 'tiny' lacks 12 of its files: {named} (get them: tilemix weights fetch tiny)"
+        f"model 'tiny' lacks 12 of its files: {named} (run tilemix weights fetch tiny)"
     )
 
 
@@ -303,7 +304,7 @@ def test_a_file_that_came_with_another_size_is_not_kept(project, monkeypatch):
 def test_fetch_leaves_what_only_the_owner_has_with_a_warning(project, caplog):
     write_manifest(project, base=base(), adapters=[{"file": "rubber.safetensors", "kind": "lora"}])
     assert fetch("tiny", project) == []
-    assert "rubber.safetensors (the owner's: copy them there)" in caplog.text
+    assert "rubber.safetensors (the owner's: add them with tilemix weights add)" in caplog.text
 
 
 def test_fetch_has_nothing_to_do_when_all_is_here(project):

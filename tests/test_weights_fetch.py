@@ -83,7 +83,7 @@ def test_what_is_missing_is_fetched_and_is_then_a_model(project, server, caplog)
         find_model("tiny", project)
     assert str(caught.value) == (
         f"model 'tiny' lacks 3 of its files: {weights}/files/sdxl/unet/x.json, {weights}/files/sdxl/y.json, "
-        f"{weights}/files/a.safetensors (get them: tilemix weights fetch tiny)"
+        f"{weights}/files/a.safetensors (run tilemix weights fetch tiny)"
     )
     paths = fetch("tiny", project, web=server.web())
     assert paths == [

@@ -40,8 +40,10 @@ class Folder:
             for name in (PICTURES, THUMBNAILS):
                 for number in range(16**PREFIX_DIGITS):
                     (path / name / f"{number:0{PREFIX_DIGITS}x}").mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise TilemixError("file-not-a-folder", file=str(path)) from error
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise TilemixError("file-unwritable", file=str(path), reason=str(error.strerror)) from error
         self.ledger = Ledger(path / "ledger.sqlite3")
         self._drawing = path / DRAWING
         self._beside = ThreadPoolExecutor(

@@ -68,19 +68,23 @@ class MixRange:
         """How many steps each share has at least."""
         return max(1, int((self.least_share / self.step).to_integral_value(ROUND_CEILING)))
 
+    @property
+    def _counts(self) -> range:
+        """How many colors a mix may have."""
+        most = min(self.most_colors, len(self.colors), self._steps // self._fewest_steps)
+        return range(self.fewest_colors, most + 1)
+
     def count(self) -> int:
         """Return how many mixes there are, without making them."""
-        counts = range(self.fewest_colors, min(self.most_colors, len(self.colors)) + 1)
-        spare = {count: self._steps - count * self._fewest_steps for count in counts}
+        spare = {count: self._steps - count * self._fewest_steps for count in self._counts}
         return sum(
             comb(len(self.colors), count) * comb(spare[count] + count - 1, count - 1)
-            for count in counts
-            if spare[count] >= 0
+            for count in self._counts
         )
 
     def __iter__(self) -> Iterator[ColorMix]:
         """Yield every mix once: those of few colors first, in each the largest share first."""
-        for count in range(self.fewest_colors, min(self.most_colors, len(self.colors)) + 1):
+        for count in self._counts:
             for colors in combinations(self.colors, count):
                 for steps in _compose(self._steps, count, self._fewest_steps):
                     shares = sorted(zip(colors, steps, strict=True), key=lambda share: -share[1])

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tilemix.cli.measure import list_shares
+from tilemix.cli.predict import check_text
 from tilemix.errors import LIST_SEPARATOR, InputError
 from tilemix.inputs import load_inputs
 from tilemix.samplers import find_sampler, load_samplers
@@ -157,6 +158,8 @@ def draw_axes(
     from tilemix.models import ModelManager
     from tilemix.pipelines.settings import read_settings
 
+    for place in places:  # a slip is told before a model is loaded
+        check_text(place.request, model)
     models = ModelManager(model, read_settings(os.environ))
     for number, place in enumerate(places, start=1):
         renderer = models.load(place.request.task)

@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from tilemix.cli.terminal import write
-from tilemix.errors import LIST_SEPARATOR, TilemixError
+from tilemix.errors import TilemixError
 from tilemix.inputs import NumberInput, find_input
 from tilemix.system.project import ROOT
 
@@ -57,23 +57,16 @@ def _calibrate(options: argparse.Namespace) -> None:
     palette = load_manifest(options.model).load_palette()
     if palette is None:
         raise TilemixError("palette-none", model=options.model)
-    words = [color.word for color in palette.colors]
-    chosen = [word.strip() for word in options.colors.split(",")] if options.colors is not None else words
-    for word in chosen:
-        if word not in words:
-            raise TilemixError(
-                "calibration-unknown-color",
-                typed=word[:40],
-                model=options.model,
-                known=LIST_SEPARATOR.join(words),
-            )
     from tilemix.calibration.trials import Trials
+    from tilemix.catalogue.mixes import pick_colors
     from tilemix.pipelines.settings import read_settings
     from tilemix.prompts.template import find_template
     from tilemix.render import Renderer
     from tilemix.system.atomic import write_atomically
     from tilemix.weights.calibration import encode_calibration
 
+    names = None if options.colors is None else [name.strip() for name in options.colors.split(",")]
+    chosen = pick_colors(names, palette)
     templates = [find_template(name) for name in load_manifest(options.model).trial_templates]
     renderer = Renderer.load(options.model, read_settings(os.environ))
     folder = ROOT / "build" / "calibration" / options.model

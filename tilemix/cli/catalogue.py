@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tilemix.catalogue import LOCAL
 from tilemix.cli.predict import add_input
@@ -35,7 +35,7 @@ def add_catalogue(verbs: Verbs) -> None:
     catalogue = verbs.add_parser(
         "catalogue", help="draw every row of a file; a second run draws what is missing"
     )
-    catalogue.set_defaults(run=_catalogue)
+    catalogue.set_defaults(run=_catalogue, refuse=catalogue.error)
     catalogue.add_argument(
         "file", type=Path, metavar="FILE", help="CSV or JSON lines with a mix or a prompt in each row"
     )
@@ -75,10 +75,16 @@ def _catalogue(options: argparse.Namespace) -> None:
     from tilemix.catalogue.rows import RowFile
     from tilemix.catalogue.run import Stop, draw_catalogue, stop_on_signals
 
-    given = {name: getattr(options, name) for name, row in load_inputs().items() if not row.required}
+    if options.actors is not None and options.ray is None:
+        options.refuse("--actors counts workers on Ray; give --ray, too")
+    given: dict[str, Any] = {}  # to every row that does not have its own
+    for name, row in load_inputs().items():
+        if not row.required and (value := getattr(options, name)) is not None:
+            row.check(value)
+            given[name] = value
     stop = Stop()
     with ExitStack() as stack:
-        rows = RowFile(options.file, {name: value for name, value in given.items() if value is not None})
+        rows = RowFile(options.file, given)
         stack.callback(rows.close)
         logger.info("%d rows", rows.count)
         folder = Folder(options.folder)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilemix.cli.measure import list_shares
-from tilemix.cli.predict import SUFFIXES
+from tilemix.cli.outputs import check_output, open_output
+from tilemix.cli.predict import SUFFIXES, check_text
 from tilemix.cli.terminal import write, write_json
 from tilemix.cli.verbs import default_model
-from tilemix.errors import LIST_SEPARATOR, ImageFileError, InputError
+from tilemix.errors import InputError
 from tilemix.inputs import IntegerInput, NumberInput, find_input
 from tilemix.system.project import DEFAULT_MODEL
 
@@ -94,8 +95,9 @@ def _compare(options: argparse.Namespace) -> None:
     from tilemix.models import ModelManager
     from tilemix.pictures.sheet import draw_sheet
     from tilemix.pipelines.settings import read_settings
+    from tilemix.request import GenerationRequest
 
-    _find_format(options.output)  # before anything is drawn
+    check_output(options.output, SUFFIXES)
     row = find_input("seed", IntegerInput)
     seeds = [row.read(text) for text in _split(options.seed, "seed", MAX_SEEDS)]
     columns = _list_columns(options)
@@ -118,6 +120,8 @@ def _compare(options: argparse.Namespace) -> None:
     cells: list[list[Cell]] = []
     shares: list[list[dict[str, float]]] = []
     models = ModelManager(settings=read_settings(os.environ))
+    for column in columns:  # a slip is told before a model is loaded
+        check_text(GenerationRequest(prompt=options.prompt, task=column.task), column.model)
     for column, label in zip(columns, labels, strict=True):
         models.model = column.model
         drawn, measured = _draw(models, column, options.prompt, seeds, label)
@@ -135,31 +139,12 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _answer(options: argparse.Namespace, sheet: Image, answer: dict[str, Any]) -> None:
     """Write the sheet, and say where it is."""
-    from tilemix.system.atomic import open_atomically
-
-    try:
-        with open_atomically(options.output) as file:
-            sheet.save(file, _find_format(options.output), quality=QUALITY)
-    except OSError as error:
-        raise ImageFileError(
-            "file-unwritable", file=str(options.output), reason=str(error.strerror)
-        ) from error
+    with open_output(options.output) as file:
+        sheet.save(file, SUFFIXES[options.output.suffix.lower()], quality=QUALITY)
     if options.json:
         write_json({"file": str(options.output)} | answer)
     else:
         write(f"{options.output}\n")
-
-
-def _find_format(output: Path) -> str:
-    """Return the format of a sheet by its file's suffix.
-
-    Raises:
-        ImageFileError: it is none of a picture.
-    """
-    name = SUFFIXES.get(output.suffix.lower())
-    if name is None:
-        raise ImageFileError("draft-unknown-suffix", file=output.name, known=LIST_SEPARATOR.join(SUFFIXES))
-    return name
 
 
 def _list_columns(options: argparse.Namespace) -> list[_Column]:

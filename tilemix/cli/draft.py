@@ -7,10 +7,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tilemix.cli.outputs import check_output, open_output
 from tilemix.cli.predict import add_input
 from tilemix.cli.terminal import write
 from tilemix.cli.verbs import add_model
-from tilemix.errors import LIST_SEPARATOR, TilemixError
+from tilemix.errors import TilemixError
 from tilemix.inputs import load_inputs
 
 if TYPE_CHECKING:
@@ -41,14 +42,9 @@ def _draft(options: argparse.Namespace) -> None:
     from tilemix.prompts.rewrite import log_notes, rewrite
     from tilemix.prompts.template import find_template
     from tilemix.request import GenerationRequest
-    from tilemix.system.atomic import write_atomically
     from tilemix.weights import load_manifest
 
-    suffix = options.output.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise TilemixError(
-            "draft-unknown-suffix", file=options.output.name, known=LIST_SEPARATOR.join(SUFFIXES)
-        )
+    check_output(options.output, SUFFIXES)
     manifest = load_manifest(options.model)
     template = find_template(manifest.prompt_template)
     given = {name: getattr(options, name) for name in INPUTS if getattr(options, name) is not None}
@@ -56,10 +52,10 @@ def _draft(options: argparse.Namespace) -> None:
     resolved = request.resolve(manifest.defaults, negative_prompt="", lora_scales={})
     palette = manifest.load_palette()
     prompt = rewrite(options.text, template, palette)
-    log_notes(prompt)
     mix = prompt.sent
     if mix is None:
         raise TilemixError("mix-missing", typed=options.text[:MOST_CHARACTERS])
+    log_notes(prompt)
     draft = draft_mix(
         mix,
         palette,
@@ -70,12 +66,8 @@ def _draft(options: argparse.Namespace) -> None:
     )
     if draft is None:
         raise TilemixError("draft-no-swatch", mix=str(mix)[:MOST_CHARACTERS])
-    try:
-        write_atomically(
-            options.output, encode_svg(draft) if suffix == ".svg" else encode_png_with_legend(draft)
-        )
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise TilemixError("file-unwritable", file=str(options.output), reason=reason) from error
+    is_svg = options.output.suffix.lower() == ".svg"
+    with open_output(options.output) as file:
+        file.write(encode_svg(draft) if is_svg else encode_png_with_legend(draft))
     logger.info("Using seed: %d", resolved.seed)
     write(f"{options.output}\n")

@@ -7,11 +7,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tilemix.cli.outputs import check_output, open_output
 from tilemix.cli.terminal import write, write_json
 from tilemix.errors import TilemixError
 
 if TYPE_CHECKING:
     from tilemix.cli.verbs import Verbs
+    from tilemix.pictures.record import Record
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,11 @@ def add_measure(verbs: Verbs) -> None:
     measure.add_argument("file", type=Path)
     measure.add_argument("--mix", metavar="TEXT", help="default: the mix in the picture's record")
     by = measure.add_mutually_exclusive_group()
-    by.add_argument("--model", metavar="NAME", help="measure by this model's palette; default: by the chart")
+    by.add_argument(
+        "--model",
+        metavar="NAME",
+        help="by this model's palette; default: that of the record's, else the chart",
+    )
     by.add_argument("--palette", metavar="FILE", help="measure by this palette, a file or the name of one")
     measure.add_argument("--map", metavar="PNG", type=Path, help="draw which color each place was taken for")
     measure.add_argument("--json", action="store_true", help="as JSON")
@@ -39,12 +45,14 @@ def _measure(options: argparse.Namespace) -> None:
     from tilemix.pictures.png import encode_png
     from tilemix.pictures.reading import read_record
     from tilemix.prompts.reading import read_mix
-    from tilemix.system.atomic import write_atomically
 
+    if options.map is not None:
+        check_output(options.map, (".png",), source=options.file)
     pixels = find_tile(read_pixels(options.file))
-    name = options.palette or (palette_of(options.model) if options.model else None)
+    record = None if options.mix is not None else read_record(options.file)
+    text = options.mix if record is None else record.prompt
+    name = options.palette or (palette_of(options.model) if options.model else _find_own(record))
     palette = load_palette(name) if name else None
-    text = options.mix if options.mix is not None else read_record(options.file).prompt
     read = read_mix(text, palette)
     for note in read.notes:
         logger.warning("%s", note)
@@ -55,7 +63,8 @@ def _measure(options: argparse.Namespace) -> None:
         raise TilemixError("mix-not-on-chart", mix=str(mix)[:MOST_CHARACTERS])
     measured = measure_shares(pixels, mix, palette)
     if options.map is not None:
-        write_atomically(options.map, encode_png(draw_labels(pixels, mix, palette), []))
+        with open_output(options.map) as file:
+            file.write(encode_png(draw_labels(pixels, mix, palette), []))
     if options.json:
         write_json(measured)
         return
@@ -67,6 +76,18 @@ def _measure(options: argparse.Namespace) -> None:
     write(f"delta E 2000 of each color: {errors}\n")
     for doubt in measured.uncertain:
         write(f"uncertain: {doubt}\n")
+
+
+def _find_own(record: Record | None) -> str | None:
+    """Return the palette of the model that drew a picture; None: it is not known, or has none."""
+    from tilemix.weights.manifest import load_manifest
+
+    if record is None:
+        return None
+    try:
+        return load_manifest(record.model).palette
+    except TilemixError:  # it is not packaged here
+        return None
 
 
 def palette_of(model: str) -> str:

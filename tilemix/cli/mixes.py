@@ -13,10 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tilemix.cli.outputs import check_output, open_output
 from tilemix.cli.terminal import write
 from tilemix.cli.verbs import add_model
-from tilemix.errors import TilemixError
-from tilemix.system.atomic import open_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -125,8 +124,6 @@ def _open_output(path: Path | None) -> Iterator[Callable[[str], object]]:
     if path is None:
         yield write
         return
-    try:
-        with open_atomically(path) as file:
-            yield lambda text: file.write(text.encode())
-    except OSError as error:
-        raise TilemixError("file-unwritable", file=str(path), reason=str(error.strerror)) from error
+    check_output(path)
+    with open_output(path) as file:
+        yield lambda text: file.write(text.encode())

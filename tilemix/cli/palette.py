@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from tilemix.cli.outputs import check_output, open_output
 from tilemix.cli.terminal import write
 from tilemix.errors import InputError, TilemixError
 
@@ -58,8 +59,10 @@ def _palette(options: argparse.Namespace) -> None:
     from tilemix.colors.palette import Palette, PaletteColor, encode_palette
     from tilemix.pictures.files import read_pixels
     from tilemix.pictures.photographed import draw_swatches, measure_color
-    from tilemix.system.atomic import write_atomically
 
+    sheet = options.sheet or options.out.with_suffix(".png")
+    check_output(options.out)
+    check_output(sheet, (".png",))
     facts = _read_facts(options.facts)
     if not options.folder.is_dir():
         raise TilemixError("file-no-folder", file=str(options.folder), folder=options.folder.name)
@@ -83,9 +86,9 @@ def _palette(options: argparse.Namespace) -> None:
         most_colors=facts.most_colors,
         step=facts.step,
     )
-    write_atomically(options.out, encode_palette(palette))
-    sheet = options.sheet or options.out.with_suffix(".png")
-    draw_swatches(palette).save(sheet, "PNG")
+    with open_output(options.out) as file, open_output(sheet) as swatches:
+        file.write(encode_palette(palette))
+        draw_swatches(palette).save(swatches, "PNG")
     write(f"{options.out}: {len(colors)} colors; swatches in {sheet}\n")
     for one, other, apart in palette.near_pairs():
         write(f"{one} and {other} are hardly told apart: delta E {apart:.1f}\n")

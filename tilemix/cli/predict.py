@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilemix.cli.measure import list_shares
+from tilemix.cli.outputs import check_output
 from tilemix.cli.terminal import write, write_json
 from tilemix.cli.verbs import add_model, default_model
-from tilemix.errors import LIST_SEPARATOR, ImageFileError, TilemixError
+from tilemix.errors import TilemixError
 from tilemix.inputs import ChoiceInput, Input, IntegerInput, NumberInput, describe, find_input, load_inputs
 from tilemix.system.garbage import uncollected
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 OUTPUT_FORMAT = "output_format"  # usually follows from the file's suffix
 DEFAULT_FORMAT = "png"  # of the pictures in a folder
+DEFAULT_OUTPUT = Path("tile.png")
 SUFFIXES = {".png": "png", ".webp": "webp", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 
@@ -36,9 +38,7 @@ def add_predict(verbs: Verbs) -> None:
     """Add `predict`."""
     predict = verbs.add_parser("predict", help="draw a tile")
     predict.set_defaults(run=_predict, refuse=predict.error)
-    predict.add_argument(
-        "-o", "--output", type=Path, default=Path("tile.png"), metavar="FILE", help="default: tile.png"
-    )
+    predict.add_argument("-o", "--output", type=Path, metavar="FILE", help=f"default: {DEFAULT_OUTPUT}")
     for row in load_inputs().values():
         if row.name != OUTPUT_FORMAT:
             add_input(predict, row, is_optional=True)
@@ -97,6 +97,9 @@ def _predict(options: argparse.Namespace) -> None:
     given = {name: value for name in load_inputs() if (value := getattr(options, name)) is not None}
     if "prompt" not in given and options.from_image is None:
         options.refuse("expected a prompt, or --from-image")
+    if options.forever is not None and options.output is not None:
+        options.refuse("--forever names its files itself; leave -o out")
+    options.output = options.output or DEFAULT_OUTPUT
     given[OUTPUT_FORMAT] = _check_output(options)
     source = _read_source(options)
     model = options.model or (source and source.model) or default_model()
@@ -108,7 +111,7 @@ def _predict(options: argparse.Namespace) -> None:
         notes = [*told]
     # A slip in the text is told before the model is loaded.
     request = GenerationRequest(**own | given)
-    _check_text(request, model)
+    check_text(request, model)
     if options.forever is not None:
         _make_folder(options.forever)
     environment = os.environ if source is None else source.add_settings(os.environ)
@@ -169,21 +172,19 @@ def _check_output(options: argparse.Namespace) -> str:
     """
     if options.forever is not None:
         return str(options.output_format or DEFAULT_FORMAT)
-    output_format = options.output_format or SUFFIXES.get(options.output.suffix.lower())
-    if output_format is None:
-        known = LIST_SEPARATOR.join(SUFFIXES)
-        raise TilemixError("picture-unknown-suffix", file=options.output.name, known=known)
-    if options.output.is_dir():
-        raise TilemixError("file-not-a-file", file=str(options.output))
-    folder = options.output.parent
-    if not folder.is_dir():
-        raise TilemixError("file-no-folder", file=str(options.output), folder=str(folder))
-    return str(output_format)
+    suffixes = SUFFIXES if options.output_format is None else ()
+    check_output(options.output, suffixes, source=options.from_image)
+    by_suffix = SUFFIXES.get(options.output.suffix.lower())
+    if options.output_format not in {None, by_suffix} and by_suffix is not None:
+        logger.warning("%s will hold a %s file", options.output, options.output_format)
+    return str(options.output_format or by_suffix)
 
 
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise TilemixError("file-not-a-folder", file=str(folder)) from error
     except OSError as error:
         reason = error.strerror or str(error)
         raise TilemixError("file-unwritable", file=str(folder), reason=reason) from error
@@ -193,16 +194,13 @@ def _read_source(options: argparse.Namespace) -> Source | None:
     """Return the picture to repeat.
 
     Raises:
-        ImageFileError: it cannot be read, or would be written over.
+        ImageFileError: it cannot be read.
     """
     if options.from_image is None:
         return None
     from tilemix.cli.repeat import Source
 
-    source = Source.read(options.from_image)
-    if options.forever is None and options.output.exists() and options.output.samefile(options.from_image):
-        raise ImageFileError("picture-over-itself", file=str(options.output))
-    return source
+    return Source.read(options.from_image)
 
 
 def _load(model: str, task: str | None, environment: Mapping[str, str]) -> Renderer:
@@ -232,8 +230,8 @@ def _tell_changed(changed: int | None) -> None:
         logger.info("repeated: %d pixels are not the same", changed)
 
 
-def _check_text(request: GenerationRequest, model: str) -> None:
-    """Read the text as the renderer will.
+def check_text(request: GenerationRequest, model: str) -> None:
+    """Read the text as the renderer of a served model will.
 
     Raises:
         PromptError: it cannot be read.

@@ -21,7 +21,7 @@ def add_rewrite(verbs: Verbs) -> None:
     """Add `rewrite`."""
     rewrite = verbs.add_parser("rewrite", help="print the full prompt for a text, without drawing")
     rewrite.set_defaults(run=_rewrite)
-    rewrite.add_argument("text")
+    rewrite.add_argument("text", help="as it is typed for predict")
     add_model(rewrite, "whose palette and template")
     rewrite.add_argument("--template", metavar="NAME", help="default: the model's")
     rewrite.add_argument(
@@ -35,9 +35,11 @@ def add_rewrite(verbs: Verbs) -> None:
         help="print what every part of the text was taken for, and what the text encoders get",
     )
     rewrite.add_argument("--negative-prompt", metavar="TEXT", help="default: the template's")
-    rewrite.add_argument("--seed", type=int, default=0, metavar="N", help="makes the choices; default: 0")
     rewrite.add_argument(
-        "--steps", type=int, metavar="N", help="that edits count; default: those that predict draws"
+        "--seed", type=int, default=0, metavar="N", help="seed of {a|b} and of wildcards; default: 0"
+    )
+    rewrite.add_argument(
+        "--steps", type=int, metavar="N", help="steps that edits count; default: those that predict draws"
     )
 
 
@@ -92,11 +94,13 @@ def _read(
     from tilemix.colors.palette import find_swatches
     from tilemix.drafts.steps import settle_steps
     from tilemix.prompts.rewrite import rewrite
+    from tilemix.request import GenerationRequest
     from tilemix.weights.calibration import read_calibration, resolve_strength
     from tilemix.weights.local import list_hashes, locate_calibration
     from tilemix.weights.prompting import make_context
 
     palette, defaults = manifest.load_palette(), manifest.defaults
+    seed = GenerationRequest(prompt=options.text, seed=options.seed).with_seed().seed or 0
 
     def read(steps: int) -> Prompt:
         return rewrite(
@@ -104,7 +108,7 @@ def _read(
             template,
             palette,
             negative_prompt=options.negative_prompt,
-            context=make_context(manifest, seed=options.seed, steps=steps),
+            context=make_context(manifest, seed=seed, steps=steps),
         )
 
     if options.steps is not None:

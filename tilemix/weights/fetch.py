@@ -161,9 +161,10 @@ def _get(order: Order, web: Web, progress: Progress) -> None:
 
 
 def _get_from_hub(file: HubFile, order: Order, progress: Progress) -> None:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every try
     incoming = file.folder / INCOMING
     try:
         hf_hub_download(
@@ -173,9 +174,15 @@ def _get_from_hub(file: HubFile, order: Order, progress: Progress) -> None:
             local_dir=incoming,
             tqdm_class=_make_counter(progress),
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    # RuntimeError: when one file cannot be reached, the library closes the client that the others use.
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, RuntimeError) as error:
+        reason = explain(error)
+        if isinstance(error, LocalEntryNotFoundError | RuntimeError):
+            reason = f"{constants.ENDPOINT} cannot be reached"
+        if constants.HF_HUB_OFFLINE:
+            reason = "HF_HUB_OFFLINE is set"
         raise WeightsError(
-            "weights-hub", repository=file.repository, file=file.path, reason=explain(error)
+            "weights-hub", repository=file.repository, file=file.path, reason=reason
         ) from error
     arrived = incoming / file.path
     try:
