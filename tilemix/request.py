@@ -79,7 +79,7 @@ class GenerationRequest:
     def with_seed(self) -> GenerationRequest:
         """Return this request with its seeds: its own, or fresh 32-bit draws."""
         needed = ["seed", "variation_seed"] if self.variation_strength else ["seed"]
-        fresh: dict[str, Any] = {name: _draw_seed() for name in needed if getattr(self, name) is None}
+        fresh: dict[str, Any] = {name: draw_seed() for name in needed if getattr(self, name) is None}
         return dataclasses.replace(self, **fresh)
 
     def with_next_seed(self) -> GenerationRequest:
@@ -104,7 +104,7 @@ class GenerationRequest:
         return ResolvedRequest(
             prompt=self.prompt,
             negative_prompt=negative_prompt if self.negative_prompt is None else self.negative_prompt,
-            seed=_draw_seed() if self.seed is None else self.seed,
+            seed=draw_seed() if self.seed is None else self.seed,
             granule_size=self.granule_size,
             variation=self._resolve_variation(),
             clip_skip=self.clip_skip,
@@ -117,7 +117,7 @@ class GenerationRequest:
     def _resolve_variation(self) -> Variation | None:
         if not self.variation_strength:
             return None
-        seed = _draw_seed() if self.variation_seed is None else self.variation_seed
+        seed = draw_seed() if self.variation_seed is None else self.variation_seed
         return Variation(seed, self.variation_strength)
 
 
@@ -146,5 +146,6 @@ class ResolvedRequest:
     lora_scales: Mapping[str, float]  # by file; empty: the model has no LoRA
 
 
-def _draw_seed() -> int:
+def draw_seed() -> int:
+    """Return a fresh seed, of 32 bits."""
     return secrets.randbelow(find_input("seed", IntegerInput).maximum + 1)

@@ -94,13 +94,17 @@ def _read(
     from tilemix.colors.palette import find_swatches
     from tilemix.drafts.steps import settle_steps
     from tilemix.prompts.rewrite import rewrite
-    from tilemix.request import GenerationRequest
     from tilemix.weights.calibration import read_calibration, resolve_strength
     from tilemix.weights.local import list_hashes, locate_calibration
     from tilemix.weights.prompting import make_context
 
     palette, defaults = manifest.load_palette(), manifest.defaults
-    seed = GenerationRequest(prompt=options.text, seed=options.seed).with_seed().seed or 0
+    seed: int = options.seed
+    find_input("seed", IntegerInput).check(seed)
+    if seed == -1:
+        from tilemix.request import draw_seed  # 10 ms
+
+        seed = draw_seed()
 
     def read(steps: int) -> Prompt:
         return rewrite(
