@@ -1,6 +1,7 @@
 """How to craft an adapter file of each format, and what it must do to the weights, computed by hand in fp64."""
 
 import json
+import math
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -422,6 +423,11 @@ def embeddings(first: str, second: str, *, count: int = 2, name: str = "x.safete
     )
 
 
+def flat_embeddings(bench: Workbench) -> tuple[Path, None]:
+    first, second = embedding_rows(1)
+    return bench.write({"clip_l": first[0], "clip_g": second[0]}), None
+
+
 def named_embeddings(bench: Workbench) -> tuple[Path, None]:
     (bench.folder / "special_params.json").write_text('{"TOK": "<tile><floor>"}')
     return embeddings("text_encoders_0", "text_encoders_1", name="embeddings.pti")(bench)
@@ -478,6 +484,46 @@ HEADER_ALPHAS = {
 def header_alphas(bench: Workbench) -> tuple[Path, Truth]:
     path, truth = pairs(str, LINEAR, suffixes=A_B, metadata=HEADER_ALPHAS)(bench)
     return path, lambda scale: truth(scale * 0.5)
+
+
+def flat_columns(bench: Workbench) -> tuple[Path, Truth]:
+    """Norms of input channels, (1, in, 1, 1), on convolutions whose changes are flat, (out, in k k)."""
+    first, second = "unet.down_blocks.0.resnets.1.conv1", "unet.up_blocks.2.resnets.2.conv2"
+    third = "unet.down_blocks.0.downsamplers.0.conv"
+    tensors, deltas, magnitudes = {}, {}, {}
+
+    def add(module: str, delta: torch.Tensor, **parts: torch.Tensor) -> None:
+        weight = bench.base(module)
+        deltas[module] = delta.reshape(weight.shape)
+        norms = (weight + deltas[module]).square().sum((0, 2, 3), keepdim=True).sqrt()
+        magnitudes[module] = norms * (1 + bench.draw(*norms.shape).double())
+        name = as_kohya(module)
+        tensors[f"{name}.dora_scale"] = magnitudes[module].float()
+        tensors.update({f"{name}.{part.replace('__', '.')}": tensor for part, tensor in parts.items()})
+
+    def size(module: str) -> tuple[int, int]:
+        out, *columns = bench.base(module).shape
+        return out, math.prod(columns)
+
+    out, columns = size(first)
+    down, up = bench.draw(4, columns), bench.draw(out, 4)
+    add(first, product(down, up), lora_down__weight=down, lora_up__weight=up)
+    out, columns = size(second)
+    a, b, c, d = bench.draw(out, 2), bench.draw(2, columns), bench.draw(out, 2) * 8, bench.draw(2, columns)
+    add(second, product(b, a) * product(d, c), hada_w1_a=a, hada_w1_b=b, hada_w2_a=c, hada_w2_b=d)
+    out, columns = size(third)
+    w1, w2 = bench.draw(4, 4) * 4, bench.draw(out // 4, columns // 4)
+    add(third, kron(w1, w2), lokr_w1=w1, lokr_w2=w2)
+
+    def truth(scale: float) -> Tensors:
+        merged = bench.added(deltas)(scale)
+        for module, magnitude in magnitudes.items() if scale else ():
+            weight = merged[f"{module}.weight"]
+            norms = weight.square().sum((0, 2, 3), keepdim=True).sqrt()
+            merged[f"{module}.weight"] = magnitude * weight / norms
+        return merged
+
+    return bench.write(tensors), truth
 
 
 def own_file(modules: tuple[str, ...]) -> Craft:

@@ -28,6 +28,8 @@ from tests.adapter_crafts import (
     bundle,
     dora,
     embeddings,
+    flat_columns,
+    flat_embeddings,
     half_pairs,
     header_alphas,
     loha,
@@ -243,6 +245,11 @@ LORA_FORMATS = (
             columns=True,
             modules=(f"{CROSS}.to_k", "unet.down_blocks.1.resnets.0.conv_shortcut"),
         ),
+    ),
+    Format(
+        "DoRA, older LyCORIS, flat convolutions",
+        "*.hada_w1_b (rank, in k k), *.dora_scale (1, in, 1, 1)",
+        flat_columns,
     ),
     Format(
         "DoRA, diffusers",
@@ -489,6 +496,7 @@ EMBEDDING_FORMATS = (
         embeddings("clip_l", "clip_g", count=1),
         tokens=("<s0>",),
     ),
+    Format("one vector, flat", "clip_l (768), clip_g (1280)", flat_embeddings, tokens=("<s0>",)),
     Format(
         "one text encoder alone",
         "clip_l",

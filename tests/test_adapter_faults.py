@@ -93,6 +93,18 @@ FAULTS = {
         pair(DOTTED, halves=("lora_A.x.weight", "lora_B.y.weight")),
         "x.safetensors: holds several adapters: 'x' and 'y'; expected one",
     ),
+    "a product that fp32 cannot hold": (
+        {name: 1e25 * tensor for name, tensor in pair(KOHYA).items()},
+        f"x.safetensors: the change of {MODULE} is beyond what float32 holds, though its tensors are finite",
+    ),
+    "doubles that fp32 cannot hold": (
+        {name: 1e100 * tensor for name, tensor in pair(KOHYA, dtype=torch.float64).items()},
+        f"x.safetensors: the change of {MODULE} is beyond what float32 holds",
+    ),
+    "norms that fp32 cannot hold": (
+        pair(DOTTED, halves=A_B) | {f"{DOTTED}.lora_magnitude_vector": torch.full((32,), 1e30)},
+        f"x.safetensors: the change of {DOTTED} is beyond what float32 holds",
+    ),
     "8-bit floats": (
         {name: tensor.to(torch.float8_e4m3fn) for name, tensor in pair(KOHYA).items()},
         f"x.safetensors: 'down' of {MODULE} is float8_e4m3fn, expected a float of 16 bits or more",
@@ -138,6 +150,24 @@ def test_what_cannot_be_read_completely_is_refused(read, tmp_path, fault):
     assert "\n" not in str(caught.value)
 
 
+def test_large_factors_of_a_small_change_are_read(read, tmp_path):
+    """The bound from the largest numbers is too wide here: those of one half meet zeros of the other."""
+    down, up = torch.zeros(2, 32), torch.zeros(32, 2)
+    down[0], up[:, 1] = 1e15, 1e15
+    save_file({f"{KOHYA}.lora_down.weight": down, f"{KOHYA}.lora_up.weight": up}, tmp_path / "x.safetensors")
+    assert len(read(tmp_path / "x.safetensors").deltas) == 1
+
+
+def test_what_half_precision_cannot_hold_is_refused_for_it_alone(tmp_path):
+    components = {name: getattr(build_pipeline(), name) for name in COMPONENTS}
+    weights, names = find_weights(components), spell_modules(components)
+    path = tmp_path / "x.safetensors"
+    save_file({name: 200 * tensor for name, tensor in pair(KOHYA).items()}, path)  # 4 * 200 * 200
+    assert read_lora(path, weights, names).deltas
+    with pytest.raises(AdapterError, match="is beyond what float16 holds"):
+        read_lora(path, {key: weight.half() for key, weight in weights.items()}, names)
+
+
 def write_folder(folder, tensors, **config):
     save_file(tensors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 8} | config))
@@ -175,6 +205,10 @@ def test_dora_without_its_norms_is_refused(read, tmp_path):
         (
             {"clip_l": torch.ones(2, 32), "clip_g": torch.ones(2, 48).to(torch.float8_e5m2)},
             "x.safetensors: the rows of text_encoder_2 are float8_e5m2, expected a float of 16 bits",
+        ),
+        (
+            {"clip_l": torch.ones(2, 32), "clip_g": torch.full((2, 48), 1e300, dtype=torch.float64)},
+            "x.safetensors: the rows of text_encoder_2 hold a number that is not finite",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from tests.adapter_crafts import read_weights as snapshot
 from tests.pace import assert_quick, processor_seconds
 from tests.tiny_sdxl import COMPONENTS, random_pairs
 from tilemix.adapters import BaseWeights, LoraMerger, TokenInstaller
-from tilemix.adapters.embedding_file import read_embedding
+from tilemix.adapters.embedding_file import EmbeddingFile, read_embedding
 from tilemix.adapters.merging import merge
 from tilemix.adapters.peft_alpha import AlphaTable, PeftConfig
 from tilemix.deltas import Dora, LowRank
@@ -729,6 +729,14 @@ def test_a_token_that_is_a_word_or_named_twice_is_refused_and_nothing_changes(re
         ready.tokens.install([(file, ["cat</w>", "<s1>"])])
     with pytest.raises(AdapterError, match="^placeholder token '<s0>' is named twice$"):
         ready.tokens.install([(file, ["<s0>", "<s0>"])])
+    large = {
+        encoder: torch.full((1, width), 1e300, dtype=torch.float64)
+        for encoder, width in ready.tokens.widths.items()
+    }
+    with pytest.raises(
+        AdapterError, match="^t: the row of <s0> in text_encoder is beyond what float32 holds$"
+    ):
+        ready.tokens.install([(EmbeddingFile("t", large, ("<s0>",)), ["<s0>"])])
     assert_same(snapshot(ready.base.pipeline), before)
     assert ready.base.pipeline.tokenizer is tokenizer
 
@@ -806,7 +814,8 @@ def test_a_token_that_the_base_brings_is_replaced_and_comes_back(tiny_project, t
                 "bundle_emb.a.b.clip_l": torch.zeros(1, 32), "bundle_emb.a.b.clip_g": torch.zeros(1, 48),
                 "bundle_emb.a b.clip_l": torch.zeros(1, 32), "bundle_emb.a b.clip_g": torch.zeros(1, 48),
             },
-            "x.safetensors: the bundled embedding '<a_b>' cannot be a token's name",
+            "x.safetensors: the bundled embedding '<a_b>' cannot be a token's name, or two give the same one; "
+            "name the tokens with --tokens",
         ),
         (
             {"bundle_emb.tile.clip_l": torch.zeros(2, 32), "bundle_emb.tile.clip_g": torch.zeros(1, 48)},

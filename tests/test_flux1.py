@@ -204,7 +204,7 @@ def test_a_scheduler_of_other_families_is_refused(root, tmp_path):
     (tmp_path / "weights" / "tiny.model.json").write_text(text)
     (tmp_path / "weights" / "tiny").symlink_to(root / "weights" / "tiny")
     (tmp_path / "prompt_templates").symlink_to(root / "prompt_templates")
-    with pytest.raises(ManifestError, match="^unknown scheduler 'ddim'; known: euler$"):
+    with pytest.raises(ManifestError, match="^tiny.model.json: unknown scheduler 'ddim'; known: euler$"):
         load_pipeline(locate_model("tiny", tmp_path), CPU, torch.float32)
 
 

@@ -234,7 +234,7 @@ def find_unet(folder):
 @pytest.mark.slow
 def test_an_unknown_scheduler_stops_the_loading(project):
     write_manifest(project, base=base_of(project), scheduler={"name": "eular"})
-    with pytest.raises(ManifestError, match="^unknown scheduler 'eular'; known: "):
+    with pytest.raises(ManifestError, match="^tiny.model.json: unknown scheduler 'eular'; known: "):
         load_pipeline(find_model("tiny", project), CPU, torch.float32)
 
 

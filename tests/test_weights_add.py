@@ -414,6 +414,27 @@ def test_a_bundle_gets_the_tokens_that_are_wished(project, tmp_path):
     assert add(str(path), "tiny", wish, root=project).adapter.tokens == ("<s0>", "<s1>")
 
 
+def test_bundles_in_other_scripts_get_latin_tokens_or_those_that_are_wished(project, tmp_path):
+    """Both of two Russian names became <_>, and not even --tokens got round that."""
+
+    def write_bundle(*names):
+        rows = {
+            f"bundle_emb.{name}.{part}": (1, width)
+            for name in names
+            for part, width in (("clip_l", 768), ("clip_g", 1280))
+        }
+        return str(
+            write_tensors(tmp_path / f"{len(names)}.safetensors", LORA_KEYS["kohya"] | rows, seed=len(names))
+        )
+
+    assert add(write_bundle("плитка", "пол"), "tiny", root=project).adapter.tokens == ("<plitka>", "<pol>")
+    path = write_bundle("床", "板", "x")
+    with pytest.raises(AdapterError, match="expected 3 different ones, one for each row"):
+        add(path, "tiny", root=project)
+    wish = Wish(tokens=("<x>", "<bed>", "<board>"))
+    assert add(path, "tiny", wish, root=project).adapter.tokens == wish.tokens
+
+
 LAYOUT = """{
   "license": "none",   "prompt_template": "tiny",
   "base": {"folder": "tiny", "files": []},

@@ -71,12 +71,15 @@ def read_embedding(
     if names is None:
         raise _refuse_foreign(path.name, {name: info.shape for name, info in header.tensors.items()}, family)
     by_encoder = dict(zip(family.encoders, names, strict=True))
-    _check_shapes(path.name, {e: header.tensors[n].shape for e, n in by_encoder.items()}, widths, token_count)
+    shapes = {encoder: header.tensors[name].shape for encoder, name in by_encoder.items()}
+    if all(len(shape) == 1 for shape in shapes.values()):  # one row may be flat
+        shapes = {encoder: (1, *shape) for encoder, shape in shapes.items()}
+    _check_shapes(path.name, shapes, widths, token_count)
 
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        rows = {encoder: file.get_tensor(name) for encoder, name in by_encoder.items()}
+        rows = {encoder: _as_rows(file.get_tensor(name)) for encoder, name in by_encoder.items()}
     _check_numbers(path.name, rows)
     count = len(next(iter(rows.values())))
     named = path.with_name(NAMES_FILE)
@@ -90,10 +93,12 @@ def read_embedding(
     return EmbeddingFile(path.name, rows, tokens)
 
 
-def read_bundle(name: str, tensors: Mapping[str, torch.Tensor]) -> EmbeddingFile | None:
+def read_bundle(
+    name: str, tensors: Mapping[str, torch.Tensor], *, are_named: bool = False
+) -> EmbeddingFile | None:
     """Read SDXL's embeddings of the LoRA file `name` from its bundled tensors; None if there are none.
 
-    The tokens are named by `name_bundled_tokens`.
+    The tokens are named by `name_bundled_tokens`; with `are_named` those names do not count, as there are others.
 
     Raises:
         AdapterError: a missing encoder, two names that give one token, an inf or a NaN.
@@ -114,7 +119,7 @@ def read_bundle(name: str, tensors: Mapping[str, torch.Tensor]) -> EmbeddingFile
         if len(parts) != 2:
             raise AdapterError("embedding-bundle-half", file=name, name=called, tensor=next(iter(parts)))
         rows = {
-            encoder: parts[part][None] if parts[part].ndim == 1 else parts[part]  # one row may be flat
+            encoder: _as_rows(parts[part])
             for encoder, part in zip(SDXL.encoders, CLIP_PAIR.names, strict=True)
         }
         _check_shapes(name, {encoder: tuple(tensor.shape) for encoder, tensor in rows.items()}, None, None)
@@ -129,7 +134,7 @@ def read_bundle(name: str, tensors: Mapping[str, torch.Tensor]) -> EmbeddingFile
         raise AdapterError("embedding-bundle-widths", file=name)
     joined = {encoder: torch.cat(found) for encoder, found in collected.items()}
     tokens = name_bundled_tokens(counts)
-    for token in tokens:
+    for token in () if are_named else tokens:
         if tokens.count(token) > 1 or not PLACEHOLDER_TOKEN.fullmatch(token):
             raise AdapterError("embedding-bundle-name", file=name, name=token)
     return EmbeddingFile(name, joined, tokens, words)
@@ -202,11 +207,16 @@ def _check_shapes(
         raise AdapterError("embedding-token-count", file=name, rows=first, tokens=token_count)
 
 
+def _as_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Return rows of which a single one may be flat."""
+    return tensor[None] if tensor.ndim == 1 else tensor
+
+
 def _check_numbers(name: str, rows: Mapping[str, torch.Tensor]) -> None:
     for encoder, tensor in rows.items():
         if not is_wide_float(tensor):
             raise AdapterError(
                 "embedding-dtype", file=name, encoder=encoder, dtype=str(tensor.dtype).removeprefix("torch.")
             )
-        if not bool(tensor.isfinite().all()):
+        if not bool(tensor.float().isfinite().all()):  # a double may be beyond what models hold
             raise AdapterError("embedding-not-finite", file=name, encoder=encoder)

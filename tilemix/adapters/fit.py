@@ -50,7 +50,7 @@ class Shapes:
         }
 
     def prove_lora(self, path: Path, token_count: int) -> None:
-        """Refuse a LoRA that does not fit completely, or whose embeddings do not.
+        """Refuse a LoRA that does not fit completely, or whose embeddings do not; how those are named is not asked.
 
         Args:
             path: its file, its PEFT folder or its training's archive.
@@ -59,9 +59,9 @@ class Shapes:
         Raises:
             AdapterError: it does not.
         """
-        embedding = read_lora(path, self.weights, self.names, self._family).embedding
-        if embedding is not None:
-            check_fit(embedding, self.widths, token_count)
+        lora = read_lora(path, self.weights, self.names, self._family, are_named=True)
+        if lora.embedding is not None:
+            check_fit(lora.embedding, self.widths, token_count)
 
     def prove_hypernetwork(self, path: Path) -> None:
         """Prove that the hypernetwork `path` can be loaded completely, and that the family takes any.

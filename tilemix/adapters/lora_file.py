@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from tilemix.adapters.names import ModuleKey, Target
 
+LARGEST = 1e18  # of a change's numbers; fp32 holds their squares, so norms are finite
 MAX_TENSORS = 10_000  # LoHa with DoRA and alpha on each of SDXL's modules has 6,400
 
 
@@ -55,6 +56,8 @@ def read_lora(
     weights: Mapping[ModuleKey, torch.Tensor],
     names: Mapping[str, Target],
     family: BaseFamily = SDXL,
+    *,
+    are_named: bool = False,
 ) -> LoraFile:
     """Read the LoRA at `path` for a pipeline.
 
@@ -64,6 +67,7 @@ def read_lora(
         weights: the pipeline's weights by module; only their shapes matter.
         names: how files spell those modules, see `tilemix.adapters.names.spell_modules`.
         family: of the pipeline's base.
+        are_named: whether the tokens of its embeddings are named elsewhere.
 
     Raises:
         ModelFileError: not a safetensors file.
@@ -73,13 +77,14 @@ def read_lora(
     if is_archive(path):
         # The tensors are memory-mapped, so they outlive the unpacked files.
         with open_training(path) as files:
-            lora = _read_tensors(files.lora, weights, names, family)
+            lora = _read_tensors(files.lora, weights, names, family, are_named=are_named)
             if files.embeddings is not None:
                 if lora.embedding is not None:
                     raise AdapterError("lora-two-embeddings", file=path.name)
                 lora = replace(lora, embedding=read_embedding(files.embeddings, family=family))
         return replace(lora, name=path.name)
-    return _read_tensors(path / PEFT_FILE if path.is_dir() else path, weights, names, family)
+    file = path / PEFT_FILE if path.is_dir() else path
+    return _read_tensors(file, weights, names, family, are_named=are_named)
 
 
 def _read_tensors(
@@ -87,7 +92,11 @@ def _read_tensors(
     weights: Mapping[ModuleKey, torch.Tensor],
     names: Mapping[str, Target],
     family: BaseFamily,
+    *,
+    are_named: bool,
 ) -> LoraFile:
+    import torch
+
     file = TensorFile(path)
     header = file.header
     if len(header.tensors) > MAX_TENSORS:
@@ -108,14 +117,20 @@ def _read_tensors(
         if bad := next((part for part, name in parts.items() if part != ALPHA and name in not_finite), None):
             raise AdapterError("lora-not-finite", file=path.name, part=bad, module=".".join(key))
         tensors = {part: file.get_tensor(tensor) for part, tensor in parts.items()}
-        delta = build_delta(path.name, ".".join(key), tensors, partial(alphas.factor, key))
+        width = weights[key].shape[1]
+        delta = build_delta(path.name, ".".join(key), tensors, partial(alphas.factor, key), width)
         _check_shape(path.name, target, delta, weights)
+        dtype = weights[key].dtype
+        if not delta.fits(min(torch.finfo(dtype).max, LARGEST)):
+            kind = str(dtype).removeprefix("torch.")
+            raise AdapterError("lora-overflow", file=path.name, module=".".join(key), dtype=kind)
         deltas |= _share(path.name, target, delta)
         if not parts.keys() & DORA_PARTS:
             alphas.refuse_missing_norm(key)
     if bundled and family is not SDXL:
         raise AdapterError("embedding-bundle-unread", file=path.name, tensor=bundled[0])
-    embedding = read_bundle(path.name, {tensor: file.get_tensor(tensor) for tensor in bundled})
+    rows = {tensor: file.get_tensor(tensor) for tensor in bundled}
+    embedding = read_bundle(path.name, rows, are_named=are_named)
     if not any(ALPHA in parts for _, parts in placed):  # these take precedence over the configuration's
         alphas.refuse_unused()
     return LoraFile(path.name, deltas, file.hash_content()[:12], embedding)

@@ -96,15 +96,16 @@ class LoraMerger:
         """What the weights depend on: equal states mean equal weights. None: they are in no defined state."""
         return self._loads, None if self._applied is None else frozenset(self._applied.items())
 
-    def load(self, name: str, path: Path) -> LoraFile:
+    def load(self, name: str, path: Path, *, are_named: bool = False) -> LoraFile:
         """Read a LoRA file completely and keep it as the adapter `name`; the weights stay as they are.
 
-        The result may hold embeddings too; they are for `TokenInstaller`.
+        The result may hold embeddings too; they are for `TokenInstaller`. `are_named`: whether their tokens are named
+        elsewhere.
 
         Raises:
             AdapterError, ModelFileError: see `tilemix.adapters.lora_file.read_lora`.
         """
-        lora = read_lora(path, self._weights, self._names, self._family)
+        lora = read_lora(path, self._weights, self._names, self._family, are_named=are_named)
         if name in self._loras:
             self._applied = None  # what is merged under this name came from another file
         self._loras[name] = lora

@@ -104,7 +104,8 @@ class TokenInstaller:
         A token that is there already, from an earlier embedding or as an added token of the base, gets the new row.
 
         Raises:
-            AdapterError: a token is a word of the base's vocabulary, or named twice for one file.
+            AdapterError: a token is a word of the base's vocabulary, or named twice for one file, or its row is beyond
+                what the matrix holds.
         """
         sources: dict[str, tuple[EmbeddingFile, int]] = {}  # token -> its file, and its row there
         words: dict[str, str] = {}
@@ -122,16 +123,15 @@ class TokenInstaller:
             for one in self._model.vocabularies
         ]
         new = [self._find_new(one, sources) for one in vocabularies]
+        learned = [_read_rows(one, sources) for one in vocabularies]
         self._installs += 1
-        for vocabulary, tokens in zip(vocabularies, new, strict=True):
+        for vocabulary, tokens, rows in zip(vocabularies, new, learned, strict=True):
             encoder, tokenizer = vocabulary.encoder_name, vocabulary.tokenizer
             if tokens:
                 tokenizer.add_tokens(tokens)
                 self._loaded.pop(encoder, None)
             ids = {token: _find_id(tokenizer, token) for token in sources}
-            self._set_rows(
-                vocabulary, {ids[token]: file.rows[encoder][row] for token, (file, row) in sources.items()}
-            )
+            self._set_rows(vocabulary, {ids[token]: rows[token] for token in sources})
         self._model.set_tokenizers([one.tokenizer for one in vocabularies])
         self._installed = tuple(sources)
         self._words = {word: tokens for word, tokens in words.items() if word not in sources}
@@ -188,6 +188,25 @@ class TokenInstaller:
             matrix[place] = row.to(base.device, base.dtype)
         embedding.weight = nn.Parameter(matrix, requires_grad=False)
         embedding.num_embeddings = embedding.weight.shape[0]
+
+
+def _read_rows(
+    vocabulary: Vocabulary, sources: Mapping[str, tuple[EmbeddingFile, int]]
+) -> dict[str, torch.Tensor]:
+    """Return token -> its row in the matrix's dtype."""
+    dtype = vocabulary.embedding.weight.dtype
+    rows = {}
+    for token, (file, place) in sources.items():
+        rows[token] = file.rows[vocabulary.encoder_name][place].to(dtype)
+        if not bool(rows[token].isfinite().all()):
+            raise AdapterError(
+                "embedding-overflow",
+                file=file.name,
+                token=token,
+                encoder=vocabulary.encoder_name,
+                dtype=str(dtype).removeprefix("torch."),
+            )
+    return rows
 
 
 def _find_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

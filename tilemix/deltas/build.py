@@ -21,7 +21,7 @@ def is_wide_float(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() and tensor.element_size() >= 2
 
 
-def build_delta(file: str, module: str, parts: Tensors, factor_of: FactorOf) -> Delta:
+def build_delta(file: str, module: str, parts: Tensors, factor_of: FactorOf, width: int) -> Delta:
     """Put one module's tensors together.
 
     Args:
@@ -29,6 +29,7 @@ def build_delta(file: str, module: str, parts: Tensors, factor_of: FactorOf) -> 
         module: the module's path.
         parts: the tensors by part, all of them finite but for alpha.
         factor_of: alpha / rank for a rank, where the parts hold no alpha.
+        width: how many inputs, or input channels, the module has.
 
     Raises:
         AdapterError: a part is missing, left over, of another dtype, or does not fit the others.
@@ -42,7 +43,7 @@ def build_delta(file: str, module: str, parts: Tensors, factor_of: FactorOf) -> 
     if delta is None:
         shapes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in parts.items() if part != ALPHA)
         raise AdapterError("lora-misfit", file=file, family=family.name, module=module, shapes=shapes)
-    return add_magnitude(file, module, parts, delta)
+    return add_magnitude(file, module, parts, delta, width)
 
 
 def _read_alpha(file: str, module: str, parts: Tensors, factor_of: FactorOf) -> FactorOf:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tilemix.deltas.family import Adder, Delta, Family, Shape, Tensors
+from tilemix.deltas.family import Adder, Delta, Family, Shape, Tensors, find_largest
 from tilemix.errors import LIST_SEPARATOR, AdapterError
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ class Dora(Delta):
     @property
     def row_step(self) -> int:
         return self.shape[0] if self.by_column else self.inner.row_step  # a column's norm needs all rows
+
+    def fits(self, most: float) -> bool:
+        """Return whether the inner change and the norms, which no number of the weight exceeds, are at most `most`."""
+        return self.inner.fits(most) and find_largest(self.magnitude) <= most
 
     def take_rows(self, rows: tuple[slice, ...]) -> Dora | None:
         """Return the change of some rows; None where the norms are those of columns."""
@@ -75,8 +79,10 @@ class Dora(Delta):
         return add
 
 
-def add_magnitude(file: str, module: str, parts: Tensors, inner: Delta) -> Delta:
+def add_magnitude(file: str, module: str, parts: Tensors, inner: Delta, width: int) -> Delta:
     """Return `inner` with the norms that `parts` hold for it, or as it is where they hold none.
+
+    `width`: how many inputs the module has; a convolution's change may be flat, (out, inputs * k * k).
 
     Raises:
         AdapterError: two kinds of norms, or not one for each row.
@@ -88,11 +94,11 @@ def add_magnitude(file: str, module: str, parts: Tensors, inner: Delta) -> Delta
         raise AdapterError("lora-dora-twice", file=file, module=module, parts=LIST_SEPARATOR.join(found))
     part = found[0]
     magnitude = parts[part]
-    rows, columns = inner.shape[:2]
+    rows = inner.shape[0]
     # PEFT stores (out,), for convolutions (1, out, 1, 1); kohya (out, 1[, 1, 1]); old LyCORIS (1, in[, 1, 1]).
     if magnitude.numel() == rows and (part == "magnitude" or magnitude.shape[:1] == (rows,)):
         return Dora(inner, magnitude, by_column=False)
-    if part == "dora_scale" and tuple(magnitude.shape[:2]) == (1, columns) == (1, magnitude.numel()):
+    if part == "dora_scale" and tuple(magnitude.shape[:2]) == (1, width) == (1, magnitude.numel()):
         return Dora(inner, magnitude, by_column=True)
     shape = "x".join(map(str, magnitude.shape))
     raise AdapterError("lora-dora-shape", file=file, part=part, module=module, shape=shape, rows=rows)

@@ -35,6 +35,16 @@ class Delta(ABC):
         """How many rows must be computed together; divides the number of rows."""
         return 1
 
+    def bound(self) -> float:
+        """Return what no number of the change exceeds, told in no time; NaN: that cannot be told."""
+        return math.nan
+
+    def fits(self, most: float) -> bool:
+        """Return whether all of the change is finite and at most `most`; it is computed where its bound is more."""
+        import torch
+
+        return self.bound() <= most or find_largest(compute_change(self, torch.device("cpu"))) <= most
+
     def take_rows(self, rows: tuple[slice, ...]) -> Delta | None:
         """Return the change of some rows alone, in this order; None: it depends on all of them."""
         return None if self.sees_base else Rows(self, rows)
@@ -55,12 +65,13 @@ class Rows(Delta):
     def shape(self) -> Shape:
         return (sum(part.stop - part.start for part in self.rows), *self.whole.shape[1:])
 
+    def bound(self) -> float:
+        return self.whole.bound()
+
     def make_adder(self, device: torch.device, scale: float) -> Adder:
         import torch
 
-        count, *columns = self.whole.shape
-        change = torch.zeros((count, math.prod(columns)), device=device)
-        self.whole.make_adder(device, scale)(change, None, slice(0, count))
+        change = compute_change(self.whole, device, scale)
         taken = torch.cat([change[part] for part in self.rows])
 
         def add(merged: torch.Tensor, base: torch.Tensor | None, rows: slice) -> None:  # noqa: ARG001  one signature for all families
@@ -110,6 +121,35 @@ def columns_of(shapes: Shapes, *parts: str) -> int | None:
 def rows_of(shapes: Shapes, *parts: str) -> int | None:
     """Return the first dimension of the first of `parts` that is there and has one."""
     return next((shapes[part][0] for part in parts if shapes.get(part)), None)
+
+
+def compute_change(delta: Delta, device: torch.device, scale: float = 1.0) -> torch.Tensor:
+    """Return a change that does not see the base, whole, as an fp32 matrix."""
+    import torch
+
+    count, *columns = delta.shape
+    change = torch.zeros((count, math.prod(columns)), device=device)
+    delta.make_adder(device, scale)(change, None, slice(0, count))
+    return change
+
+
+def bound_product(*factors: torch.Tensor) -> float:
+    """Return what no number of the product of two matrices, or of a whole one, exceeds; NaN: it holds inf or NaN.
+
+    As a float of 64 bits, which holds the product where one of 32 does not.
+    """
+    rank = factors[1].shape[0] if len(factors) > 1 else 1
+    return rank * math.prod(find_largest(factor) for factor in factors)
+
+
+def find_largest(tensor: torch.Tensor) -> float:
+    """Return the largest absolute value of a tensor; NaN if it holds one."""
+    import torch
+
+    if not tensor.numel():
+        return 0.0
+    least, most = (bound.item() for bound in torch.aminmax(tensor))  # NaN in both if there is one
+    return float(max(-least, most))
 
 
 def as_matrix(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -18,6 +18,7 @@ from tilemix.deltas.family import (
     Shapes,
     Tensors,
     as_matrix,
+    bound_product,
     columns_of,
     rows_of,
 )
@@ -38,6 +39,9 @@ class Hadamard(Delta):
     @property
     def shape(self) -> Shape:
         return (self.first[0].shape[0], *self.first[1].shape[1:])
+
+    def bound(self) -> float:
+        return abs(self.factor) * bound_product(*self.first) * bound_product(*self.second)
 
     def make_adder(self, device: torch.device, scale: float) -> Adder:
         (a, b), (c, d) = (

@@ -9,7 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from tilemix.deltas.family import Adder, Delta, FactorOf, Family, Shape, Shapes, Tensors, as_matrix, rows_of
+from tilemix.deltas.family import (
+    Adder,
+    Delta,
+    FactorOf,
+    Family,
+    Shape,
+    Shapes,
+    Tensors,
+    as_matrix,
+    bound_product,
+    rows_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +44,9 @@ class Kronecker(Delta):
     @property
     def row_step(self) -> int:
         return self.second[0].shape[0]
+
+    def bound(self) -> float:
+        return abs(self.factor) * bound_product(*self.first) * bound_product(*self.second)
 
     def make_adder(self, device: torch.device, scale: float) -> Adder:
         first, second = _multiply(self.first, device), _multiply(self.second, device) * (scale * self.factor)

@@ -18,6 +18,7 @@ from tilemix.deltas.family import (
     Shapes,
     Tensors,
     as_matrix,
+    bound_product,
     columns_of,
     rows_of,
 )
@@ -37,6 +38,9 @@ class LowRank(Delta):
     @property
     def shape(self) -> Shape:
         return (self.up.shape[0], *self.down.shape[1:])
+
+    def bound(self) -> float:
+        return abs(self.factor) * bound_product(self.up, self.down)
 
     def take_rows(self, rows: tuple[slice, ...]) -> LowRank:
         """Return the change of some rows: their rows of `up`."""

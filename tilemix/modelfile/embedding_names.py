@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from tilemix.modelfile.latin import spell_in_latin
+
 
 class Pair(NamedTuple):
     """The two tensors of an embedding for SDXL."""
@@ -67,14 +69,14 @@ def name_bundled_tokens(rows: Mapping[str, int]) -> tuple[str, ...]:
     """Return the tokens of bundled embeddings, in the order of the embeddings' names.
 
     One called `tile` gives the token `<tile>` for one row, and `<tile_0>`, `<tile_1>` and so on for more. What cannot
-    stand in a token is replaced: `my tile` gives `<my_tile>`.
+    stand in a token is replaced: `my tile` gives `<my_tile>`, `плитка` gives `<plitka>`.
 
     Args:
         rows: an embedding's name -> how many rows it has.
     """
     tokens: list[str] = []
     for name in sorted(rows):
-        word = NOT_OF_TOKENS.sub("_", _bare(name))[:MAX_WORD]
+        word = NOT_OF_TOKENS.sub("_", spell_in_latin(_bare(name)))[:MAX_WORD]
         count = rows[name]
         tokens += [f"<{word}>"] if count == 1 else [f"<{word}_{place}>" for place in range(count)]
     return tuple(tokens)

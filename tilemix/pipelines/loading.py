@@ -161,7 +161,7 @@ def _load_adapters(ready: ReadyPipeline) -> None:
             ready.hypernetworks[adapter.file] = read_hypernetwork(path, ready.device, ready.dtype)
             logger.info("Loaded hypernetwork: %s", path.name)
             continue
-        lora = ready.loras.load(adapter.file, path)
+        lora = ready.loras.load(adapter.file, path, are_named=bool(adapter.tokens))
         ready.lora_hashes[adapter.file] = lora.autov3
         if lora.embedding is not None:
             add_tokens(lora.embedding, adapter.tokens)

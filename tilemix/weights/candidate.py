@@ -94,7 +94,7 @@ def _inspect_tensors(path: Path, name: str, family: BaseFamily) -> Candidate:
             raise AdapterError("weights-one-encoder", file=name, format=found.format)
         raise AdapterError("weights-not-adapter", file=name, kind=found.kind, format=found.format)
     shapes = [tensor.shape for tensor in header.tensors.values()]
-    rows = {shape[0] if len(shape) == 2 else 0 for shape in shapes}
+    rows = {shape[0] if len(shape) == 2 else int(len(shape) == 1) for shape in shapes}
     if len(rows) != 1 or not 1 <= min(rows) <= MAX_ROWS:
         raise AdapterError("embedding-rows", file=name, shapes=str(shapes), most=MAX_ROWS)
     return Candidate("embedding", rows.pop(), base, found.trigger_words)

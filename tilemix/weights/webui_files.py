@@ -6,12 +6,12 @@ import filecmp
 import os
 import re
 import shutil
-import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from tilemix.errors import Message, WeightsError
+from tilemix.modelfile.latin import spell_in_latin
 
 # The folders that are read, in FOLDER or in FOLDER/models, in lower case -> the message on files that have no use here.
 FOLDERS = {
@@ -25,16 +25,6 @@ FOLDERS = {
 ENDINGS = frozenset({".safetensors", ".ckpt", ".pt", ".pth", ".bin"})
 MAX_FILES = 10_000
 MOST_MODEL, MOST_FILE = 64, 100  # characters of a name
-# Russian and Ukrainian letters as passports spell them; й and ё lose their marks.
-CYRILLIC = dict(
-    zip(
-        "абвгґдежзиійклмнопрстуфхцчшщъыьэюяє",
-        "a b v g g d e zh z i i i k l m n o p r s t u f kh ts ch sh shch _ y _ e yu ya ye".replace(
-            "_", ""
-        ).split(" "),
-        strict=True,
-    )
-)
 
 
 class Entry(NamedTuple):
@@ -111,12 +101,12 @@ def place(source: Path, target: Path, *, copies: bool) -> None:
 
 def name_model(stem: str) -> str:
     """Return a file's name as a model's: lower case, digits, `-` and `_`."""
-    return re.sub(r"[^a-z0-9_-]+", "_", _spell(stem).lower()).strip("_-")[:MOST_MODEL] or "model"
+    return re.sub(r"[^a-z0-9_-]+", "_", spell_in_latin(stem).lower()).strip("_-")[:MOST_MODEL] or "model"
 
 
 def name_file(stem: str) -> str:
     """Return a file's name as an adapter's file in a manifest has it, without the extension."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", _spell(stem)).strip("._-")[:MOST_FILE] or "file"
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", spell_in_latin(stem)).strip("._-")[:MOST_FILE] or "file"
 
 
 def find_free(name: str, most: int, is_used: Callable[[str], bool]) -> str:
@@ -126,14 +116,3 @@ def find_free(name: str, most: int, is_used: Callable[[str], bool]) -> str:
         end = f"_{number}"
         free, number = f"{name[: most - len(end)]}{end}", number + 1
     return free
-
-
-def _spell(name: str) -> str:
-    """Return a name in Latin letters without marks: "Größe" as "Grosse", "плитка" as "plitka"."""
-    letters = unicodedata.normalize("NFKD", name.replace("ß", "ss").replace("ẞ", "SS"))
-    plain = (letter for letter in letters if not unicodedata.combining(letter))
-    return "".join(
-        spelled if letter.islower() else spelled.capitalize()
-        for letter in plain
-        for spelled in (CYRILLIC.get(letter.lower(), letter),)
-    )
