@@ -72,10 +72,13 @@ class Predictor(BasePredictor):  # type: ignore[misc]  # cog has no types
             description="How closely to follow the prompt. Left out: 7.", default=None, ge=1, le=20
         ),
         lora_scale: Optional[float] = Input(
-            description="Strength of the LoRA; 1 is as trained. Left out: 0.7.", default=None, ge=0, le=1.5
+            description="Strength of the LoRA; 1 is as trained. Left out: 0.7, or as calibrated.",
+            default=None,
+            ge=0,
+            le=1.5,
         ),
         strength: Optional[float] = Input(
-            description="How much of the draft is drawn anew; 1 draws from noise alone. Left out: 1.",
+            description="How much of the draft is drawn anew; 1 draws from noise alone. Left out: 1, or as calibrated.",
             default=None,
             ge=0.2,
             le=1,

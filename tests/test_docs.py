@@ -16,6 +16,7 @@ from tilemix.studio import settings
 from tilemix.system.project import DEFAULT_MODEL, ROOT
 from tilemix.tuning.config import TuningConfig
 from tilemix.weights import load_manifest
+from tilemix.weights.calibration import find_calibration, resolve_lora_scales, resolve_strength
 
 OURS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in OURS}
@@ -130,8 +131,18 @@ def test_the_inputs_are_the_requests():
     )
     expected = f"{product.guidance_scale:g} (miniature: {miniature.guidance_scale:g})"
     assert table["guidance_scale"][2] == expected
-    assert table["strength"][2] == f"{product.strength:g} (miniature: {miniature.strength:g})"
-    assert table["lora_scale"][2] == f"{load_manifest('rubber-tile').adapters[0].scale:g}"
+    product, miniature = map(list_calibrated, ("rubber-tile", "miniature"))
+    for name in ("strength", "lora_scale"):
+        assert table[name][2] == f"{product[name]:g} (miniature: {miniature[name]:g})"
+        assert load_inputs()[name].calibrated
+
+
+def list_calibrated(model: str) -> dict[str, float]:
+    """What a request gets for the inputs that a calibration may decide."""
+    manifest = load_manifest(model)
+    calibration = find_calibration(model, manifest)
+    (scale,) = resolve_lora_scales(manifest, calibration).values()
+    return {"strength": resolve_strength(manifest, calibration), "lora_scale": scale}
 
 
 def test_the_verbs_are_the_command_lines():

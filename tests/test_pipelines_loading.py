@@ -14,6 +14,7 @@ from tilemix.pipelines.schedulers import make_scheduler
 from tilemix.pipelines.unet import load_unet
 from tilemix.weights import find_model
 from tilemix.weights import manifest as manifests
+from tilemix.weights.calibration import Calibration, encode_calibration
 
 QUERY = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CPU = torch.device("cpu")
@@ -55,6 +56,14 @@ def test_a_lora_and_its_tokens_are_in_place_after_loading(project, caplog):
     assert torch.equal(weight, before)
     ready.loras.apply(ready.lora_scales)
     torch.testing.assert_close(weight, before + 0.7 * delta)
+
+    model = find_model("tiny", project)
+    calibration = Calibration(strength=1, colors={}, figures={}, files=dict(model.hashes), lora_scale=0.9)
+    model.calibration.write_bytes(encode_calibration(calibration))
+    ready = load_pipeline(model, CPU, torch.float32)
+    assert "Loaded LoRA: tile_sdxl_lora.safetensors (scale=0.9)" in caplog.messages, "what a picture gets"
+    torch.testing.assert_close(ready.base.pipeline.unet.get_submodule(path).weight, before + 0.9 * delta)
+    assert ready.lora_scales == {lora: 0.7}, "the manifest's"
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """Drawing from a draft: diffusers' image-to-image, a picture that wraps, and nothing left behind."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
+from msgspec import structs
 
 from tests.tiny_sdxl import base_of, share_model, write_manifest, write_tokens
 from tilemix.colors.palette import chart_palette
@@ -23,7 +25,7 @@ from tilemix.prompts.mix import parse_mix
 from tilemix.prompts.rewrite import rewrite
 from tilemix.render import Renderer
 from tilemix.request import GenerationRequest
-from tilemix.weights import find_model
+from tilemix.weights import Adapter, find_model
 from tilemix.weights.calibration import Calibration, DraftColor
 
 TEXT = "60% red, 40% black"
@@ -167,7 +169,11 @@ def test_a_calibration_decides_the_strength_and_the_drafts_colors(renderer, draf
     assert record.draft.strength == 0.5
     assert record.draft.colors == {"red": "#FF0000", "black": draft.colors["black"]}
     assert '"draft"' not in record_json(renderer.plan(ask(strength=1)))
-    monkeypatch.setattr(type(renderer.ready), "lora_scales", {"a.safetensors": 0.7})
+    model = renderer.ready.model
+    adapter = Adapter(file="a.safetensors", kind="lora", scale=0.7)
+    manifest = structs.replace(model.manifest, adapters=(adapter,))
+    adapted = replace(renderer.ready, model=replace(model, manifest=manifest))
+    monkeypatch.setattr(renderer, "planner", renderer.planner.of_pipeline(adapted))
     assert renderer.plan(ask(strength=None)).lora_scales == {"a.safetensors": 0.6}
     assert renderer.plan(ask(strength=None, lora_scale=0.3)).lora_scales == {"a.safetensors": 0.3}
 

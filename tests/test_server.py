@@ -248,7 +248,7 @@ ANSWER = re.compile(
     r"application/json' \\\n    -d '([^']*)'\n(\{\n.*?\n\})\n", re.DOTALL
 )  # in docs/api.md: what is asked and answered
 CHANGES = {"id", "output", "predict_time"}
-ONCE = "seconds_switch"  # of the first prediction, whose log also has a line about the LoRAs
+ONCE = "seconds_switch"  # where the prediction before had other LoRA scales; the log also has a line then
 
 
 @pytest.mark.slow

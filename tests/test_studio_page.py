@@ -348,6 +348,13 @@ def test_the_preview_says_what_is_wrong_and_where(shared):
     assert (long["before"], long["marked"]) == ("…r for a playground, 50% ", "rad")
 
 
+def test_the_page_says_what_a_setting_that_is_left_empty_will_be(shared):
+    """The LoRA's strength was the manifest's there, and the calibration's in the picture."""
+    fields = {field.get("name"): field for field in Tags(shared.get("/").text).all("input")}
+    shown = [fields[name]["placeholder"] for name in ("guidance_scale", "lora_scale", "strength")]
+    assert shown == ["1.5", "0.9", "0.2"]
+
+
 def test_the_page_shows_the_draft_that_the_model_draws_from(shared):
     mix, palette = parse_mix("50% red, 50% black").mix, load_palette("rubber-tile")
     query = {"prompt": "50% red, 50% black", "seed": "3", "granule_size": "large"}
@@ -860,7 +867,15 @@ def test_the_model_page_shows_what_inspect_says(shared):
     page = Tags(shared.get("/models").text)
     lora = ROOT / "weights" / "miniature" / "rubber-tile-miniature_sdxl_lora.safetensors"
     autov2 = hashlib.sha256(lora.read_bytes()).hexdigest()[:10].upper()
-    for text in ("SDXL", "Rank 16", f"hash {autov2}", "AUTOV2", "ohwx_rubber_tile", "<s0> <s1>"):
+    for text in (
+        "SDXL",
+        "Rank 16",
+        "Strength 0.9",
+        f"hash {autov2}",
+        "AUTOV2",
+        "ohwx_rubber_tile",
+        "<s0> <s1>",
+    ):
         assert text in page.text
 
 

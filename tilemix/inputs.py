@@ -36,6 +36,7 @@ class _Input(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     name: str  # the parameter of predict()
     description: str  # without the period at its end
     left_out: str | None = None  # what None means, in words; None: what the model's manifest says
+    calibrated: bool = False  # whether a model's calibration may decide instead of its manifest
     required: bool = False
     elsewhere: tuple[str, ...] = ()  # what other predictors call it
 
@@ -198,7 +199,7 @@ def describe(row: Input, *, left_out: str | None = None, with_limits: bool = Fal
     if isinstance(row, ChoiceInput):
         meaning = row.default
     elif meaning is None and not row.required:
-        meaning = left_out
+        meaning = f"{left_out}, or as calibrated" if left_out is not None and row.calibrated else left_out
     return f"{text}." if meaning is None else f"{text}. Left out: {meaning}."
 
 

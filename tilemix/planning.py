@@ -22,7 +22,7 @@ from tilemix.pictures.record import DraftRecord, Record, VariationRecord
 from tilemix.prompts.rewrite import Prompt, rewrite
 from tilemix.prompts.template import find_template, load_template
 from tilemix.samplers import find_sampler
-from tilemix.weights.calibration import load_calibration, resolve_strength
+from tilemix.weights.calibration import resolve_lora_scales, resolve_strength
 from tilemix.weights.prompting import make_context
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Planner:
         self.ready = ready
         self.task: Task | None = None  # None: the manifest's template and LoRAs
         self.palette = ready.model.manifest.load_palette()  # None: it has none
-        self.calibration = load_calibration(ready.model)
+        self.calibration = ready.calibration
         self.use_template(load_template(ready.model.template))
 
     def of_task(self, task: Task) -> Planner:
@@ -183,7 +183,7 @@ class Planner:
         resolved = request.resolve(
             structs.replace(manifest.defaults, strength=self.resolve_strength()),
             negative_prompt=self.template.negative_prompt if family.reads_negative_prompt else "",
-            lora_scales=self._resolve_lora_scales() if own is None else own,
+            lora_scales=resolve_lora_scales(manifest, self.calibration) if own is None else own,
         )
         for field, side in (("width", resolved.width), ("height", resolved.height)):
             if side % family.size_step:
@@ -209,12 +209,6 @@ class Planner:
             subject = "model" if own is None else "task"
             logger.warning("lora_scale %g has no effect: the %s has no LoRA", request.lora_scale, subject)
         return resolved
-
-    def _resolve_lora_scales(self) -> Mapping[str, float]:
-        """Return the scales of a request that leaves them out, by file: the calibration's, or else each LoRA's own."""
-        scale = None if self.calibration is None else self.calibration.lora_scale
-        own = self.ready.lora_scales
-        return own if scale is None else dict.fromkeys(own, scale)
 
     def _rewrite(self, request: ResolvedRequest, steps: int) -> Prompt:
         templates = self._model.template.parent

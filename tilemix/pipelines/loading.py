@@ -20,8 +20,8 @@ from tilemix.pipelines.schedulers import make_scheduler, prove_scheduler
 from tilemix.pipelines.sd1 import Sd1
 from tilemix.pipelines.sdxl import Sdxl
 from tilemix.pipelines.speed import Precision, Speed, choose_dtype
-from tilemix.request import DEFAULT_SCALE
 from tilemix.weights import LocalModel
+from tilemix.weights.calibration import Calibration, load_calibration, resolve_lora_scales
 
 if TYPE_CHECKING:
     from tilemix.pipelines.parts import Scheduler
@@ -47,17 +47,14 @@ class ReadyPipeline:
     scheduler_config: Mapping[str, object]  # the base's own, never changed
     loras: LoraMerger
     tokens: TokenInstaller
+    calibration: Calibration | None  # None: there is none, or it is of other files
     lora_hashes: dict[str, str] = field(default_factory=dict)  # a LoRA's file -> its AutoV3
     hypernetworks: dict[str, Hypernetwork] = field(default_factory=dict)  # by their files
 
     @property
     def lora_scales(self) -> dict[str, float]:
         """The scale that the manifest gives each LoRA, by its file."""
-        return {
-            adapter.file: DEFAULT_SCALE if adapter.scale is None else adapter.scale
-            for adapter in self.model.manifest.adapters
-            if adapter.kind == "lora"
-        }
+        return resolve_lora_scales(self.model.manifest, None)
 
     def make_scheduler(self) -> Scheduler:
         """Make the manifest's scheduler anew from the base's own configuration."""
@@ -98,7 +95,7 @@ def load_pipeline(
     Raises:
         ModelFileError: a file cannot be loaded as what it should be.
         AdapterError: an adapter cannot be loaded completely.
-        ManifestError: the base's folder or the scheduler's name does not fit.
+        ManifestError: the base's folder or the scheduler's name does not fit, or the calibration cannot be read.
     """
     base = find_family(model).load(model, device, dtype)
     return prepare_pipeline(base, model, device, dtype, speed=speed, merges=merges)
@@ -130,14 +127,16 @@ def prepare_pipeline(
         scheduler_config=dict(base.scheduler_config),
         loras=LoraMerger(base.components, base.locate_weights(model), model.manifest.base_family),
         tokens=TokenInstaller(base),
+        calibration=load_calibration(model),
     )
     # A wrong name or setting fails here, not in the first prediction.
     prove_scheduler(model.manifest.scheduler.name, ready.make_scheduler())
     _load_adapters(ready)
     if merges:
-        for file, scale in ready.lora_scales.items():
+        scales = resolve_lora_scales(model.manifest, ready.calibration)  # those of most pictures
+        for file, scale in scales.items():
             logger.info("Loaded LoRA: %s (scale=%g)", PurePosixPath(file).name, scale)
-        ready.loras.apply(ready.lora_scales)
+        ready.loras.apply(scales)
     return ready
 
 

@@ -19,6 +19,7 @@ from tilemix.errors import Message
 from tilemix.system.atomic import write_atomically
 from tilemix.system.project import ROOT
 from tilemix.weights import load_manifest
+from tilemix.weights.calibration import find_calibration, resolve_lora_scales
 from tilemix.weights.local import find_adapter
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class ModelEntry(msgspec.Struct, frozen=True):
 
     name: str  # as in the manifest
     role: str  # base, vae, lora, embedding
-    scale: float | None  # a LoRA's strength
+    scale: float | None  # a LoRA's strength where a request leaves it out
     files: tuple[tuple[str, int | None, str | None], ...]  # path, bytes, locked sha256
     is_here: bool
     inspected: dict[str, Any] | None
@@ -75,6 +76,8 @@ class ModelFiles:
     def list_entries(self) -> list[ModelEntry]:
         """Return the manifest's base, VAE and adapters, in this order."""
         manifest = load_manifest(self._model, self._root)
+        calibration = find_calibration(self._model, manifest, self._root)
+        scales = resolve_lora_scales(manifest, calibration)
         wanted: list[tuple[str, str, float | None, Path, tuple[tuple[str, int | None, str | None], ...]]] = [
             (
                 source.folder,
@@ -90,7 +93,7 @@ class ModelFiles:
             (
                 adapter.file,
                 adapter.kind,
-                adapter.scale,
+                scales.get(adapter.file),
                 find_adapter(adapter, self._root),
                 ((adapter.file, adapter.size, adapter.sha256),),
             )

@@ -27,6 +27,7 @@ from tilemix.studio.store.locks import lock_file
 from tilemix.studio.workers import Worker
 from tilemix.system.project import ROOT
 from tilemix.weights import load_manifest
+from tilemix.weights.calibration import find_calibration, resolve_lora_scales, resolve_strength
 from tilemix.weights.prompting import make_context
 from tilemix.weights.tasks import find_task, load_tasks
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from tilemix.studio.clock import Clock
     from tilemix.studio.fetcher import Fetcher
     from tilemix.studio.settings import BackendName, Settings
+    from tilemix.weights.calibration import Calibration
     from tilemix.weights.manifest import ModelManifest
 
 logger = logging.getLogger(__name__)
@@ -57,13 +59,19 @@ class TaskModel(NamedTuple):
     manifest: ModelManifest
     template: PromptTemplate
     palette: Palette | None  # None: the chart serves
-    task_scales: Mapping[str, float] | None = None  # the task's LoRAs; None: as the manifest says
+    calibration: Calibration | None
+    task_scales: Mapping[str, float] | None = None  # the task's LoRAs; None: the model's own
 
     def list_defaults(self) -> dict[str, float | None]:
         """Return what a request gets for the inputs that it leaves out; None: nothing."""
-        own = [adapter.scale for adapter in self.manifest.adapters if adapter.kind == "lora"]
-        scales = own if self.task_scales is None else [*self.task_scales.values()]
-        return {**msgspec.structs.asdict(self.manifest.defaults), "lora_scale": next(iter(scales), None)}
+        scales = self.task_scales
+        if scales is None:
+            scales = resolve_lora_scales(self.manifest, self.calibration)
+        return {
+            **msgspec.structs.asdict(self.manifest.defaults),
+            "strength": resolve_strength(self.manifest, self.calibration),
+            "lora_scale": next(iter(scales.values()), None),
+        }
 
 
 class Studio:
@@ -86,6 +94,7 @@ class Studio:
         self.manifest = load_manifest(settings.model, root)
         self.template = find_template(self.manifest.prompt_template, root)
         self.palette = self.manifest.load_palette()
+        self.calibration = find_calibration(settings.model, self.manifest, root)
         self.backend = backend or make_backend(settings)
         refetch = self.backend.fetch_signing_secret if isinstance(self.backend, ReplicateBackend) else None
         self.keyring = Keyring(settings.webhook_secrets, refetch=refetch, clock=self.clock.monotonic)
@@ -192,14 +201,18 @@ class Studio:
             RequestError: the task is unknown, or names what is not here.
         """
         if task is None:
-            return TaskModel(self.manifest, self.template, self.palette)
+            return TaskModel(self.manifest, self.template, self.palette, self.calibration)
         try:
             found = find_task(task, served=self.settings.model, root=self.root)
             manifest = load_manifest(found.model, self.root)
             template, palette = find_template(found.template, self.root), manifest.load_palette()
+            is_served = found.model == self.settings.model
+            calibration = (
+                self.calibration if is_served else find_calibration(found.model, manifest, self.root)
+            )
         except (WeightsError, TemplateError) as error:
             raise RequestError(error.code, field="task", **error.values) from error
-        return TaskModel(manifest, template, palette, found.lora_scales)
+        return TaskModel(manifest, template, palette, calibration, found.lora_scales)
 
     def list_tasks(self) -> list[str]:
         """Return the names of the tasks; none, if their file is broken."""

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tilemix.errors import ManifestError
+from tilemix.request import DEFAULT_SCALE
 from tilemix.system.json_file import read_json
+from tilemix.system.project import ROOT
+from tilemix.weights.local import list_hashes, locate_calibration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,6 +73,15 @@ def load_calibration(model: LocalModel) -> Calibration | None:
     return read_calibration(model.name, model.calibration, model.hashes)
 
 
+def find_calibration(model: str, manifest: ModelManifest, root: Path = ROOT) -> Calibration | None:
+    """Return the calibration of a model whose files may be elsewhere; see load_calibration.
+
+    Raises:
+        ManifestError: the file is there and cannot be read.
+    """
+    return read_calibration(model, locate_calibration(model, root), list_hashes(manifest))
+
+
 def read_calibration(model: str, path: Path, hashes: Mapping[str, str | None]) -> Calibration | None:
     """Return the calibration of the model `model` in the file `path`; `hashes`: see list_hashes.
 
@@ -98,3 +110,14 @@ def read_calibration(model: str, path: Path, hashes: Mapping[str, str | None]) -
 def resolve_strength(manifest: ModelManifest, calibration: Calibration | None) -> float:
     """Return the strength of a request that leaves it out: the calibration's, or else the manifest's."""
     return manifest.defaults.strength if calibration is None else calibration.strength
+
+
+def resolve_lora_scales(manifest: ModelManifest, calibration: Calibration | None) -> dict[str, float]:
+    """Return the scales of a request that leaves them out, by file: the calibration's, or else each LoRA's own."""
+    own = {
+        adapter.file: DEFAULT_SCALE if adapter.scale is None else adapter.scale
+        for adapter in manifest.adapters
+        if adapter.kind == "lora"
+    }
+    scale = None if calibration is None else calibration.lora_scale
+    return own if scale is None else dict.fromkeys(own, scale)
