@@ -324,11 +324,13 @@ def test_the_limits_are_the_requests_own():
                 # A seed of -1 asks for a fresh one, as one that is left out does.
                 kept = None if name in ("seed", "variation_seed") and values[limit] == -1 else values[limit]
                 assert getattr(GenerationRequest(**inside), name) == kept
-                with pytest.raises(RequestError, match=f"^{name} .* is out of range"):
+                with pytest.raises(
+                    RequestError, match=f"^{name} .*( is out of range|: expected a multiple of )"
+                ):
                     GenerationRequest(**inside | {name: values[limit] + step})
     for name in ("width", "height"):
         assert "multiple of 8" in inputs[name]["description"]
-        with pytest.raises(RequestError, match="a multiple of 8$"):
+        with pytest.raises(RequestError, match="a multiple of 8 "):
             GenerationRequest(**{"prompt": "red", name: 516})
     for choice in inputs["output_format"]["choices"]:
         assert GenerationRequest(prompt="red", output_format=choice).output_format == choice
