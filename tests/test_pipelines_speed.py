@@ -37,7 +37,7 @@ def test_the_dtype_follows_the_mode_and_the_trial(trial, chosen, tmp_path, monke
     assert choose_dtype(CPU, Speed.EXACT, Precision.BF16) == torch.float32
     name = "bf16" if chosen == torch.bfloat16 else "fp32"
     figures = f"{1000 * trial.bf16:.1f} ms in bf16 and 10.0 ms in fp32"
-    line = f"{name}: a convolution and a product take {figures}"
+    line = f"drawing in {name}: on this CPU a trial takes {figures}"
     where = f"remembered in {tmp_path / 'tilemix' / 'files.sqlite3'}"
     assert caplog.messages == [f"{line} (tried now)", f"{line} ({where})"]
 

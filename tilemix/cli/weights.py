@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 def add_weights(verbs: Verbs) -> None:
     """Add `weights` and its actions."""
     weights = verbs.add_parser(
-        "weights", help="list, fetch, add, convert, import, lock or verify the files of packaged models"
+        "weights",
+        help="list, fetch, add, convert, import, remove, lock or verify the files of packaged models",
     )
     weights.set_defaults(run=_weights)
     actions = weights.add_subparsers(dest="action", required=True, metavar="ACTION")
