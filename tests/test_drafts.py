@@ -212,7 +212,7 @@ def test_the_verb_writes_a_draft_with_its_legend(tmp_path, capsys, suffix):
     ("arguments", "line"),
     [
         (["a tile"], "no color mix in 'a tile'; expected one such as '50% red, 50% black'"),
-        (["50% red, 50% zebra"], "'zebra' is not a color of this model; it draws "),
+        (["50% red, 50% zebra"], "'zebra' at character 14 is not a color of this model; it draws "),
         (
             ["100% red", "-o", "draft.gif"],
             "expected a file name that ends in '.png' or '.svg', found 'draft.gif'",

@@ -112,7 +112,9 @@ def test_nothing_near_is_refused_with_the_three_nearest():
 
 
 def test_a_name_of_no_chart_is_refused_and_the_palettes_own_are_known():
-    with pytest.raises(MixError, match="^'zebra' is not a color of this model; it draws 'beige', "):
+    with pytest.raises(
+        MixError, match="^'zebra' at character 5 is not a color of this model; it draws 'beige', "
+    ):
         read_mix("50% zebra, 50% black", RUBBER)
     assert str(read_mix("50% zebra, 50% black", None).sent) == "50% zebra, 50% black"
     own = Palette(

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tilemix.prompts.language import Fragment
 from tilemix.prompts.language.emphasis import list_parts as cut_parts
+from tilemix.prompts.reading import NAMED
 
 if TYPE_CHECKING:
     from tilemix.prompts.language.emphasis import Emphasized
     from tilemix.prompts.mix import ColorMix, Span
     from tilemix.prompts.reading import ReadText
 
-NAMED = frozenset({"color", "base", "unknown"})  # roles of what names a color
 SEPARATOR = ", "
 BREAK = "\n"
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tilemix.prompts.mix import Span
 
 SENT_AS_TYPED = "mix-sent-as-typed"
+NAMED = frozenset({"color", "base", "unknown"})  # roles of what names a color
 MOST_SUGGESTED = 3
 
 
@@ -56,7 +57,8 @@ def read_mix(text: str, palette: Palette | None) -> ReadText:
     parsed = parse_mix(text, lambda value: _name_value(value, palette))
     if parsed.mix is None or palette is None:
         return ReadText(parsed.head, parsed.tail, parsed.mix, parsed.mix, parsed.notes, parsed.spans)
-    sent, notes = translate_mix(parsed.mix, palette)
+    places = {span.value: span.start + 1 for span in reversed(parsed.spans) if span.role in NAMED}
+    sent, notes = translate_mix(parsed.mix, palette, places)
     read = tuple(note for note in parsed.notes if note.code != SENT_AS_TYPED)  # the palette has it after all
     return ReadText(parsed.head, parsed.tail, parsed.mix, sent, (*read, *notes), parsed.spans)
 
@@ -69,10 +71,13 @@ def _name_value(value: str, palette: Palette | None) -> str | None:
     return name_value(palette, value)
 
 
-def translate_mix(mix: ColorMix, palette: Palette) -> tuple[ColorMix, tuple[Message, ...]]:
+def translate_mix(
+    mix: ColorMix, palette: Palette, places: Mapping[str, int] | None = None
+) -> tuple[ColorMix, tuple[Message, ...]]:
     """Return a mix in the words of a palette, with a note on every color that is sent by another name.
 
-    Colors that are sent by one word are added up. A mix beyond the bounds of the training is noted.
+    Colors that are sent by one word are added up. `places` says at which character of a text each color stands, for
+    a refusal; without it there is no text, and it is the first. A mix beyond the bounds of the training is noted.
 
     Raises:
         MixError: the palette has no color near one of the mix.
@@ -81,7 +86,7 @@ def translate_mix(mix: ColorMix, palette: Palette) -> tuple[ColorMix, tuple[Mess
     percents: dict[str, Decimal] = {}
     named: dict[str, list[str]] = {}
     for name, percent in mix.shares:
-        word = _find_word(name, palette, notes)
+        word = _find_word(name, palette, notes, (places or {}).get(name, 1))
         percents[word] = percents[word] + percent if word in percents else percent
         named.setdefault(word, []).append(name)
     for word, names in named.items():
@@ -99,7 +104,7 @@ def translate_mix(mix: ColorMix, palette: Palette) -> tuple[ColorMix, tuple[Mess
     return ColorMix(tuple(ColorShare(word, percent) for word, percent in percents.items())), tuple(notes)
 
 
-def _find_word(name: str, palette: Palette, notes: list[Message]) -> str:
+def _find_word(name: str, palette: Palette, notes: list[Message], position: int) -> str:
     """Return the palette's word for a color; add a note where it is another name.
 
     Raises:
@@ -117,7 +122,9 @@ def _find_word(name: str, palette: Palette, notes: list[Message]) -> str:
         ranked = rank_answers(palette, name)
         if not ranked:
             known = LIST_SEPARATOR.join(color.word for color in palette.colors)
-            raise MixError("mix-no-such-color", field="prompt", typed=shorten(name), colors=known)
+            raise MixError(
+                "mix-no-such-color", field="prompt", typed=shorten(name), position=position, colors=known
+            )
         near = LIST_SEPARATOR.join(each.color.word for each in ranked[:MOST_SUGGESTED])
         apart = round(ranked[0].delta_e, 1)
         raise MixError("mix-nothing-near", field="prompt", color=name, colors=near, delta_e=apart)

@@ -62,7 +62,8 @@ def make_clauses(tokens: Sequence[Token], amounts: Collection[Kind]) -> list[Cla
     clauses: list[Clause] = []
     first, opener = 0, ""
     for place in range(len(tokens) + 1):
-        if place < len(tokens) and tokens[place].kind not in CUTS:
+        is_joint = place < len(tokens) and tokens[place].kind in CUTS
+        if place < len(tokens) and not is_joint and not _begins_rest(tokens, place, first, amounts):
             continue
         if first < place:
             clause = Clause(tokens, first, place - 1, opener)
@@ -73,8 +74,27 @@ def make_clauses(tokens: Sequence[Token], amounts: Collection[Kind]) -> list[Cla
         if place < len(tokens):
             # "black, with red": the word says more than the comma.
             opener = "with" if tokens[place].kind == "with" or opener == "with" else "separator"
-        first = place + 1
+        first = place + is_joint
     return clauses
+
+
+def _begins_rest(tokens: Sequence[Token], place: int, first: int, amounts: Collection[Kind]) -> bool:
+    """Return whether a "rest" follows a share without a separator: "red 20% rest black"."""
+    if tokens[place].kind != "rest":
+        return False
+    before, after = place - 1, place + 1
+    while before > first and tokens[before].kind in SOFT:
+        before -= 1
+    while after < len(tokens) and tokens[after].kind in SOFT | {"shade"}:
+        after += 1
+    return (
+        before > first
+        and tokens[before].kind in amounts
+        and tokens[before].kind != "rest"
+        and after < len(tokens)
+        and tokens[after].kind in COLORS
+        and any(token.kind in COLORS for token in tokens[first:before])
+    )
 
 
 def _find_colors(tokens: Sequence[Token], first: int, end: int) -> list[Color]:

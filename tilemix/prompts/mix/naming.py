@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tilemix.colors.nearest import Match, match_hex, match_ral
 from tilemix.colors.shades import load_shades, share_hue
 from tilemix.errors import LIST_SEPARATOR, Message, MixError, Value
-from tilemix.prompts.mix.spelling import find_near_words
+from tilemix.prompts.mix.spelling import find_foreign_letter, find_near_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,14 +125,8 @@ def refuse_misspelled(text: str, words: Sequence[Token], *, is_last_first: bool)
     """
     pieces = [words[-count:] if is_last_first else words[:count] for count in range(1, MOST_WORDS + 1)]
     for piece in [words, *pieces]:
-        if not piece:
-            continue
-        typed = text[piece[0].start : piece[-1].end]
-        if near := find_near_words(typed):
-            words_near = LIST_SEPARATOR.join(near)
-            raise MixError(
-                "mix-unknown-color", typed=shorten(typed), position=piece[0].start + 1, words=words_near
-            )
+        if piece:
+            _refuse_near(text[piece[0].start : piece[-1].end], piece[0].start + 1)
 
 
 def refuse_misspelled_name(text: str, words: Sequence[Token], color: Sequence[Token]) -> None:
@@ -142,11 +136,16 @@ def refuse_misspelled_name(text: str, words: Sequence[Token], color: Sequence[To
         MixError: a known color is near.
     """
     tokens = sorted([*words, *color], key=lambda token: token.start)
-    typed = text[tokens[0].start : tokens[-1].end]
-    if near := find_near_words(typed):
+    _refuse_near(text[tokens[0].start : tokens[-1].end], tokens[0].start + 1)
+
+
+def _refuse_near(typed: str, position: int) -> None:
+    shown = shorten(typed)
+    if foreign := find_foreign_letter(typed):
+        letter, near = foreign
+        number, words = f"{ord(letter):04X}", LIST_SEPARATOR.join(near)
         raise MixError(
-            "mix-unknown-color",
-            typed=shorten(typed),
-            position=tokens[0].start + 1,
-            words=LIST_SEPARATOR.join(near),
+            "mix-foreign-letter", typed=shown, position=position, letter=letter, number=number, words=words
         )
+    if near := find_near_words(typed):
+        raise MixError("mix-unknown-color", typed=shown, position=position, words=LIST_SEPARATOR.join(near))

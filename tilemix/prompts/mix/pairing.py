@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from tilemix.prompts.mix.clauses import COLORS, CUTS, NUMBERS_TOO, SOFT, Clause, Color
 from tilemix.prompts.mix.naming import name_group, refuse_misspelled_name
-from tilemix.prompts.mix.typed import TypedMix, TypedShare
+from tilemix.prompts.mix.typed import CLOSING, OPENING, TypedMix, TypedShare
 
 if TYPE_CHECKING:
     from tilemix.prompts.mix.tokens import Kind, Token
 
 EACH: frozenset[Kind] = frozenset({"each", "equal"})
+BRACKETS = frozenset(OPENING + CLOSING)
 MOST_BETWEEN = 3  # words between a share and its color that are kept as text
 
 
@@ -88,9 +89,23 @@ def _is_color_first(clause: Clause) -> bool:
     latest = clause.colors[-1] if clause.colors else None
     if latest is not None and latest.first > places[-1]:
         following = clause.tokens[latest.last + 1 : clause.last + 1]
-        if any(token.kind == "noun" for token in following):
+        if any(token.kind == "noun" for token in following) or _is_set_off(clause):
             return False
     return is_behind_color
+
+
+def _is_set_off(clause: Clause) -> bool:
+    """Return whether a base is set off from the first share: "black tile 20% red", "black (20% red)"."""
+    first = clause.amounts[0]
+    base = max((color.last for color in clause.colors if color.last < first), default=None)
+    accent = min((color.first for color in clause.colors if color.first > first), default=None)
+    if base is None or accent is None:
+        return False
+    between, inside = clause.tokens[base + 1 : first], clause.tokens[first:accent]
+    is_bracketed = any(token.value in BRACKETS for token in between)
+    return any(token.kind == "noun" for token in between) or (
+        is_bracketed and not any(token.value in BRACKETS for token in inside)
+    )
 
 
 def _words_between(

@@ -22,6 +22,26 @@ LONGEST = 22  # letters; no color word has more than 21
 TWO_SLIPS_FROM = 10  # letters of the base form
 MOST_SLIPS = 2
 SUGGESTIONS = 3
+# Letters of two alphabets that look alike.
+LATIN, CYRILLIC = "aceopxykmhtbi", "асеорхукмнтві"
+TO_LATIN, TO_CYRILLIC = str.maketrans(CYRILLIC, LATIN), str.maketrans(LATIN, CYRILLIC)
+
+
+def find_foreign_letter(typed: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return the first letter of another alphabet in a word, and the color words that it may stand for.
+
+    None: its letters are of one alphabet, or no color word is near.
+    """
+    latin = [letter for letter in typed if "a" <= letter.lower() <= "z"]
+    cyrillic = [letter for letter in typed if "\u0400" <= letter <= "\u04ff"]
+    if not latin or not cyrillic:
+        return None
+    ways = [(cyrillic[0], TO_LATIN), (latin[0], TO_CYRILLIC)]
+    for letter, table in ways if len(latin) >= len(cyrillic) else reversed(ways):
+        plain = fold(typed).translate(table)
+        if near := (color_words()[plain][1],) if plain in color_words() else find_near_words(plain):
+            return letter, near
+    return None
 
 
 @lru_cache(maxsize=1024)

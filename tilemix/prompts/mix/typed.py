@@ -81,6 +81,8 @@ def close_mix(text: str, mix: TypedMix) -> None:
     first, last = _begin_of_clause(mix.tokens, places[0]), places[-1]
     while first > 0 and (mix.tokens[first - 1].kind == "filler" or _is_stop_of_filler(mix.tokens, first - 1)):
         first -= 1  # "ca. 60% red"
+    if all(token.kind in {"with", "to"} for token in mix.tokens[:first]):
+        first = 0  # "mit 60% rot"
     mix.start, mix.end = mix.tokens[first].start, mix.tokens[last].end
     run: list[Token] = []
     for place in range(first, last + 1):
