@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from tilemix.adapters.tensor_file import DTYPES, TensorFile
 from tilemix.errors import ModelFileError
-from tilemix.modelfile.header import DTYPE_BYTES
+from tilemix.modelfile.header import DTYPE_BITS
 
 
 def write(path, tensors, *, padding=b""):
@@ -20,9 +20,9 @@ def write(path, tensors, *, padding=b""):
     return path
 
 
-def test_every_dtype_of_the_header_check_has_its_tensors():
-    assert DTYPES.keys() == DTYPE_BYTES.keys()
-    assert all(dtype.itemsize == DTYPE_BYTES[name] for name, dtype in DTYPES.items())
+def test_every_dtype_of_tensors_is_one_of_the_header_check():
+    assert DTYPES.keys() < DTYPE_BITS.keys()
+    assert all(8 * dtype.itemsize == DTYPE_BITS[name] for name, dtype in DTYPES.items())
 
 
 @pytest.mark.parametrize("padding", [b"", b" ", b"   "], ids=len)

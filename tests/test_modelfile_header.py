@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from tests.pace import assert_quick
 from tests.quick import first_quick
 from tilemix.errors import ModelFileError
-from tilemix.modelfile.header import DTYPE_BYTES, TensorInfo, read_header
+from tilemix.modelfile.header import DTYPE_BITS, TensorInfo, read_header
+from tilemix.modelfile.inspection import read as inspect_file
 
 CONVERT = "expected safetensors; `tilemix weights convert` makes one"
 
@@ -54,7 +55,7 @@ def test_a_file_of_the_library_reads_back(tmp_path):
         ({"a\nb\x1b[2J": entry(4, 8)}, bytes(8), "'a\\nb\\x1b[2J' begins at byte 4 of the data"),
         ({"a": entry(0, 4, dtype="F3")}, bytes(4), "'a' has dtype 'F3'; known: F64, F32"),
         ({"a": entry(0, 4, shape=(-1,))}, bytes(4), "'a' has the shape [-1]"),
-        ({"a": entry(0, 0, shape=(0,))}, b"", "'a' has the shape [0]"),
+        ({"a": entry(0, 4, shape=(0,))}, bytes(4), "'a' spans 4 bytes, its shape and dtype need 0"),
         ({"a": entry(0, 4, shape=(1,) * 9)}, bytes(4), "'a' has the shape [1, 1"),
         ({"a": entry(0, 4, shape=(1.0,))}, bytes(4), "'a' has the shape [1.0]"),
         ({"a": entry(4, 0)}, bytes(4), "'a' has the offsets [4, 0]"),
@@ -246,6 +247,25 @@ def test_a_checkpoint_may_say_v_prediction_by_an_empty_tensor(tmp_path):
     assert read_header(write(tmp_path / "x", header, bytes(4))).tensors["v_pred"].shape == (0,)
 
 
+def test_every_dtype_and_empty_tensor_that_the_library_writes_is_read(tmp_path):
+    path = tmp_path / "x.safetensors"
+    kinds = {
+        "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "C64": torch.complex64,
+        "F8_E8M0": torch.float8_e8m0fnu, "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+        "F4": torch.float4_e2m1fn_x2,
+    }  # fmt: skip
+    tensors = {name: torch.zeros(64, dtype=torch.uint8).view(dtype) for name, dtype in kinds.items()}
+    tensors |= {"scaled_fp8": torch.empty(0, dtype=torch.float8_e4m3fn), "none": torch.empty(3, 0, 2)}
+    save_file(tensors, path)
+    found = read_header(path).tensors
+    with safe_open(path, framework="pt") as theirs:
+        for name in kinds:
+            part = theirs.get_slice(name)
+            assert (found[name].dtype, list(found[name].shape)) == (part.get_dtype(), part.get_shape())
+    assert (found["scaled_fp8"].shape, found["none"].shape) == ((0,), (3, 0, 2))
+    assert inspect_file(path, hashes="none").tensors == 10
+
+
 def test_what_is_no_regular_file_is_refused_unread(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", tmp_path):
@@ -264,7 +284,7 @@ def valid_files(draw):
     )
     position, header = 0, {}
     for name, (dtype, shape) in draw(chosen).items():
-        end = position + math.prod(shape) * DTYPE_BYTES[dtype]
+        end = position + (math.prod(shape) * DTYPE_BITS[dtype] + 7) // 8
         header[name] = entry(position, end, dtype=dtype, shape=shape)
         position = end
     if draw(st.booleans()):

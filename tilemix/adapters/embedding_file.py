@@ -182,7 +182,7 @@ def _check_shapes(
     token_count: int | None,
 ) -> None:
     for encoder, shape in shapes.items():
-        if len(shape) != 2:
+        if len(shape) != 2 or not all(shape):
             raise AdapterError(
                 "embedding-shape", file=name, encoder=encoder, shape="x".join(map(str, shape)) or "-"
             )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tilemix.errors import ModelFileError
+from tilemix.errors import LIST_SEPARATOR, ModelFileError
 from tilemix.modelfile.header import Header, TensorInfo, read_open_header
 from tilemix.system.regular import open_regular
 
@@ -53,8 +53,17 @@ class TensorFile:
         self._size = len(self._pages)
 
     def get_tensor(self, name: str) -> torch.Tensor:
-        """Return a tensor. Do not write to it: its numbers are the file's own pages."""
+        """Return a tensor. Do not write to it: its numbers are the file's own pages.
+
+        Raises:
+            ModelFileError: its dtype is none that models and adapters are stored in.
+        """
         info = self.header.tensors[name]
+        if info.dtype not in DTYPES:
+            known = LIST_SEPARATOR.join(DTYPES)
+            raise ModelFileError(
+                "file-tensor-dtype", file=self._path.name, tensor=name, dtype=repr(info.dtype), known=known
+            )
         return self._view(info.offsets[0], info.dtype, math.prod(info.shape)).view(info.shape)
 
     def find_not_finite(self) -> set[str]:
@@ -104,5 +113,7 @@ class TensorFile:
 
 
 def _is_finite(numbers: torch.Tensor) -> bool:
+    if not numbers.numel():
+        return True
     least, most = torch.aminmax(numbers)
     return math.isfinite(least.item()) and math.isfinite(most.item())

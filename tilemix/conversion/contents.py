@@ -38,7 +38,8 @@ MAX_SETTING = 10_000  # characters of one setting of a hypernetwork
 DTYPES = frozenset(
     {
         torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
-        torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+        torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16,
+        torch.uint32, torch.uint64, torch.bool,
     }
 )  # fmt: skip
 

@@ -32,9 +32,11 @@ def build_delta(file: str, module: str, parts: Tensors, factor_of: FactorOf, wid
         width: how many inputs, or input channels, the module has.
 
     Raises:
-        AdapterError: a part is missing, left over, of another dtype, or does not fit the others.
+        AdapterError: a part is missing, empty, left over, of another dtype, or does not fit the others.
     """
     for part, tensor in parts.items():
+        if not tensor.numel():
+            raise AdapterError("lora-empty-part", file=file, part=part, module=module)
         dtype = str(tensor.dtype).removeprefix("torch.")
         if not is_wide_float(tensor) and not (part == ALPHA and dtype in INTEGERS):
             raise AdapterError("lora-dtype", file=file, part=part, module=module, dtype=dtype)

@@ -17,7 +17,7 @@ from tilemix.modelfile import memory
 from tilemix.modelfile.base_models import Base, tell_base
 from tilemix.modelfile.companions import reads_peft_config
 from tilemix.modelfile.embedding_names import CLIP_PAIR, find_pair, is_bundled, split_bundled
-from tilemix.modelfile.header import DTYPE_BYTES, Header, read_header
+from tilemix.modelfile.header import DTYPE_BITS, Header, read_header
 from tilemix.modelfile.kinds import Kind, Recognized, recognize
 from tilemix.modelfile.scalars import find_infinite_rows, read_scalars
 from tilemix.modelfile.spellings import split_name
@@ -77,7 +77,7 @@ def count_parameters(header: Header) -> dict[str, int]:
     """Return dtype -> parameters, the most frequent first."""
     counts: Counter[str] = Counter()
     for tensor in header.tensors.values():
-        counts[tensor.dtype] += (tensor.offsets[1] - tensor.offsets[0]) // DTYPE_BYTES[tensor.dtype]
+        counts[tensor.dtype] += 8 * (tensor.offsets[1] - tensor.offsets[0]) // DTYPE_BITS[tensor.dtype]
     return dict(counts.most_common())
 
 

@@ -37,12 +37,11 @@ FOREIGN_START = 64 * 2**10  # bytes that are read to name another kind of file
 HYPERNETWORK_MARKS = (b"layer_structure", b"linear1.weight", b"linear.0.weight")
 PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF")
 MAGICS = {b"GGUF": "GGUF", b"\x1f\x8b": "gzip", b"7z\xbc\xaf": "7-Zip", b"Rar!": "RAR"}
-DTYPE_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+DTYPE_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4, "C64": 64, "I64": 64, "I32": 32, "I16": 16, "I8": 8,
+    "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
 }  # fmt: skip
-# Empty tensors by which checkpoints say "v-prediction" and "zero terminal SNR".
-EMPTY_MARKERS = {"v_pred", "ztsnr"}
 # How often a byte can occur in a header within the limits above: what the tensors need, plus brackets and commas in
 # the metadata's texts, which may be JSON. They are counted before a parser builds the values: eight megabytes of
 # `[],` cost it 0.8 s and 200 MB.
@@ -210,23 +209,23 @@ def _check_tensor(name: str, key: str, value: object) -> TensorInfo:
     if not isinstance(value, dict) or value.keys() != FIELDS:
         raise ModelFileError("file-tensor-fields", file=name, tensor=key)
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise ModelFileError(
             "file-tensor-dtype",
             file=name,
             tensor=key,
             dtype=reprlib.repr(dtype),
-            known=LIST_SEPARATOR.join(DTYPE_BYTES),
+            known=LIST_SEPARATOR.join(DTYPE_BITS),
         )
-    if not _are_counts(shape, MAX_RANK, least=0 if key in EMPTY_MARKERS else 1, most=MAX_DIMENSION):
+    if not _are_counts(shape, MAX_RANK, least=0, most=MAX_DIMENSION):
         raise ModelFileError(
             "file-tensor-shape", file=name, tensor=key, shape=reprlib.repr(shape), most=MAX_RANK
         )
     if not _are_counts(offsets, 2, least=0, most=MAX_OFFSET) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise ModelFileError("file-tensor-offsets", file=name, tensor=key, offsets=reprlib.repr(offsets))
-    expected = math.prod(shape) * DTYPE_BYTES[dtype]
-    if offsets[1] - offsets[0] != expected:
-        found = offsets[1] - offsets[0]
+    found = offsets[1] - offsets[0]
+    expected = -(-math.prod(shape) * DTYPE_BITS[dtype] // 8)
+    if found != expected:
         raise ModelFileError("file-tensor-size", file=name, tensor=key, found=found, expected=expected)
     return TensorInfo(dtype, tuple(shape), (offsets[0], offsets[1]))
 

@@ -8,7 +8,6 @@ import struct
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from tilemix.modelfile.header import DTYPE_BYTES
 from tilemix.system.regular import open_regular
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def read_scalars(path: Path, header: Header, names: Iterable[str]) -> list[float
                 continue
             # Not through the file's buffer, which would read a page for each.
             place = header.data_start + tensor.offsets[0]
-            raw = os.pread(file.fileno(), DTYPE_BYTES[tensor.dtype], place)
+            raw = os.pread(file.fileno(), tensor.offsets[1] - tensor.offsets[0], place)
             if tensor.dtype == "BF16":
                 found.append(float(struct.unpack("<f", b"\0\0" + raw)[0]))
             elif tensor.dtype in FORMATS:

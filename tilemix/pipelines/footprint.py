@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tilemix.modelfile.header import DTYPE_BYTES, read_header
+from tilemix.modelfile.header import read_header
 from tilemix.weights import Adapter
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def estimate_bytes(model: LocalModel, device: torch.device, dtype: torch.dtype) 
         is_encoder = entry.path.startswith(ENCODER)
         size = torch.float32.itemsize if is_encoder and device.type == "cpu" else dtype.itemsize
         for tensor in read_header(path).tensors.values():
-            total += math.prod(tensor.shape) * (size if tensor.dtype in FLOATS else DTYPE_BYTES[tensor.dtype])
+            begin, end = tensor.offsets
+            total += math.prod(tensor.shape) * size if tensor.dtype in FLOATS else end - begin
     return total
 
 
