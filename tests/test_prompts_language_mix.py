@@ -52,6 +52,18 @@ EMPHASIZED = [
         "60% red, 40% blue",
     ),
     ("(a red floor:1.2)", "(a red floor:1.2)", None),
+    ("BREAK 100% red", " BREAK 100% red", "100% red"),
+    ("100% red BREAK", "100% red BREAK ", "100% red"),
+    ("wet BREAK (100% red:1.2), matt BREAK", "wet BREAK (100% red:1.2), matt BREAK ", "100% red"),
+    ("100% red BREAK, wet", "100% red BREAK , wet", "100% red"),
+    ("(red: 50%:1.3), black: 50%", "(50% red:1.3), 50% black", "50% red, 50% black"),
+    (
+        "красный: 20%, [чёрный: 30%], (белый - 50%:1.5)",
+        "20% red, (30% black:0.909091), (50% white:1.5)",
+        "20% red, 30% black, 50% white",
+    ),
+    ("schwarz mit (20% roten Sprenkeln:1.2)", "80% black, (20% red:1.2)", "80% black, 20% red"),
+    ("(black:1.2) with 20% red", "(80% black:1.2), 20% red", "80% black, 20% red"),
 ]
 PUNCTUATED = [
     ("red (50%), black (50%)", "50% red, 50% black"),

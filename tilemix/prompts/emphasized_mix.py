@@ -8,6 +8,7 @@ Words around the mix keep theirs.
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -46,33 +47,35 @@ def carry_emphasis(typed: Emphasized, read: ReadText) -> list[Weighted]:
     if set(weights) == {1.0}:
         return [(read.text, 1.0)]
     shares = _find_shares(read.mix, read.sent, read.spans)
-    pieces: list[Weighted] = list(_carry_head(read.head, typed))
+    pieces: list[Weighted] = list(_carry_head(read.head, typed, min(map(min, shares))))
     for number, (share, written) in enumerate(zip(shares, str(read.sent).split(SEPARATOR), strict=True)):
         amount, _, color = written.partition(" ")
         if number:
             joint = _join(shares[number - 1], share, weights)
             pieces.append((BREAK if joint is None else SEPARATOR, joint))
         pieces += [(f"{amount} ", weights[share.amount]), (color, weights[share.color])]
-    return [*pieces, *_carry_tail(read.tail, typed, min(share.color for share in shares))]
+    begin, end = min(share.color for share in shares), max(map(max, shares))
+    return [*pieces, *_carry_tail(read.tail, typed, begin, end)]
 
 
 def _find_shares(mix: ColorMix, sent: ColorMix, spans: Sequence[Span]) -> list[_Share]:
     """Return where each share that is sent was typed; of several that became one, the first."""
     named = [span for span in spans if span.role in NAMED]
-    amounts = [span for span in spans if span.role == "share"]
+    amounts = sorted(span.start for span in spans if span.role == "share")
+    colors = [span.start for span in named if span.role != "base"]
+    is_amount_first = min(amounts, default=0) < min(colors, default=0)
     first = {}
     for share in mix.shares:
         color = next((span for span in named if span.value == share.color), named[0])
-        amount = min(amounts, key=lambda span: _distance(span, color), default=color)
-        first[share.color] = _Share(amount.start, color.start)
+        place = bisect(amounts, color.start)
+        before, after = amounts[max(place - 1, 0) : place], amounts[place : place + 1]
+        nearest = before + after if is_amount_first else after + before
+        has_own = nearest and color.role != "base"  # which takes what is left
+        first[share.color] = _Share(nearest[0] if has_own else color.start, color.start)
     listed = list(first.values())
     if len(listed) == len(sent.shares):
         return listed
     return [first.get(share.color, listed[0]) for share in sent.shares]
-
-
-def _distance(amount: Span, color: Span) -> int:
-    return color.start - amount.end if amount.start < color.start else amount.start - color.end
 
 
 def _join(before: _Share, after: _Share, weights: Sequence[float | None]) -> float | None:
@@ -83,18 +86,28 @@ def _join(before: _Share, after: _Share, weights: Sequence[float | None]) -> flo
     return weights[after.amount] if weights[before.color] == weights[after.amount] else 1.0
 
 
-def _carry_head(head: str, typed: Emphasized) -> Iterator[Weighted]:
-    """Give the words before the mix their weights; some of those typed may be left out."""
+def _carry_head(head: str, typed: Emphasized, start: int) -> Iterator[Weighted]:
+    """Give the words before the mix, which begins at `start`, their weights; some of those typed may be left out."""
+    text, weights = typed.plain.text, typed.weights
     place = 0
     for letter in head:
-        found = typed.plain.text.find(letter, place)
-        place = place if found < 0 else found  # a space in place of a line end
-        yield letter, typed.weights[place]
-        place += 1
+        if letter.isspace():
+            end = place + len(text[place:]) - len(text[place:].lstrip())
+            yield (BREAK, None) if None in weights[place:end] else (letter, weights[min(place, start)])
+            place = end
+        else:
+            place = max(place, text.find(letter, place))
+            yield letter, weights[place]
+            place += 1
+    if None in weights[place:start]:
+        yield BREAK, None
 
 
-def _carry_tail(tail: str, typed: Emphasized, place: int) -> Iterator[Weighted]:
-    """Give the words behind the mix their weights; they stand in the typed text after `place`, in this order."""
+def _carry_tail(tail: str, typed: Emphasized, place: int, end: int) -> Iterator[Weighted]:
+    """Give the words behind the mix their weights; they stand in the typed text after `place`, in this order.
+
+    A BREAK after `end`, where the last share begins, is theirs.
+    """
     text, weights = typed.plain.text, typed.weights
     kept = text.rstrip()
     same = 0  # characters at the end of both
@@ -110,11 +123,15 @@ def _carry_tail(tail: str, typed: Emphasized, place: int) -> Iterator[Weighted]:
     for number, (part, start) in enumerate(parts):
         following = next((begin for _, begin in parts[number:] if begin is not None), len(kept))
         if start is not None:
+            if None in weights[max(place, end) : start]:
+                yield BREAK, None
             yield from zip(part, weights[start:], strict=False)
             place = start + len(part)
         elif part:
             yield (BREAK, None) if None in weights[place:following] else (part, 1.0)
             place = max(place, following)
+    if None in weights[max(place, end) :]:
+        yield BREAK, None
 
 
 def list_parts(pieces: Iterable[Weighted]) -> list[list[Fragment]]:
