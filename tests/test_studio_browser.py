@@ -182,11 +182,15 @@ def test_text_and_sliders_stay_in_step(open_page):
     page.wait_for_selector("[data-prompt-error]:visible")
     assert "Did you mean “red”?" in page.inner_text("[data-prompt-error]")
     assert page.inner_text("[data-prompt-error] mark") == "rad"
+    assert page.locator(".controls .bar rect").count() == 0
+    assert page.get_by_text("A draft with exactly these shares").is_hidden()
     page.click("#generate")
     assert page.locator("#result article").count() == 0
     page.click("[data-preset='1']")
     page.wait_for_selector("[data-prompt-error]", state="hidden")
     assert read_sliders(page) == {"black": 900, "gray": 100}
+    assert page.locator(".controls .bar rect").count() == 2
+    page.get_by_text("A draft with exactly these shares").wait_for()
 
 
 def test_the_sliders_work_with_the_keyboard_and_say_what_they_are(open_page):
@@ -468,7 +472,7 @@ def test_a_picture_that_is_chosen_or_dropped_fills_the_form(open_page, tmp_path,
     assert page.input_value("#num_inference_steps") == "9"
     assert page.input_value("#prompt") == "30% blue, 70% red"
     assert read_sliders(page) == {"blue": 300, "red": 700}
-    assert "The form holds what the picture says." in page.inner_text(".controls")
+    assert "Settings taken from the picture." in page.inner_text(".controls")
 
 
 def read_store(page) -> dict:

@@ -357,15 +357,17 @@ def test_the_page_says_what_a_setting_that_is_left_empty_will_be(shared):
 
 def test_the_page_shows_the_draft_that_the_model_draws_from(shared):
     mix, palette = parse_mix("50% red, 50% black").mix, load_palette("rubber-tile")
-    query = {"prompt": "50% red, 50% black", "seed": "3", "granule_size": "large"}
+    query = {"prompt": "50% red, 50% black", "seed": "3", "granule_size": "large", "width": "512"}
     answer = shared.get("/draft", params=query)
     assert answer.headers["content-type"] == "image/png"
     with Image.open(io.BytesIO(answer.content)) as picture:
         shown = np.asarray(picture.convert("RGB"))
-    draft = draft_mix(mix, palette, 512, 512, seed=3, granule_size="large")
+    draft = draft_mix(mix, palette, 512, 1024, seed=3, granule_size="large")
     assert np.array_equal(shown, draft.pixels)
     page = shared.get("/", params={"prompt": "50% red, 50% black"}).text
-    assert 'src="/draft?prompt=50%25+red%2C+50%25+black' in page  # without the script, too
+    assert (
+        'src="/draft?prompt=50%25+red%2C+50%25+black&amp;granule_size=medium"' in page
+    )  # without the script, too
 
 
 @pytest.mark.parametrize(
@@ -376,6 +378,7 @@ def test_the_page_shows_the_draft_that_the_model_draws_from(shared):
         {"prompt": "50% rad, 50% black"},
         {"seed": "x"},
         {"granule_size": "huge"},
+        {"width": "1001"},
     ],
 )
 def test_there_is_no_draft_of_what_cannot_be_laid_out(shared, changes):
@@ -871,7 +874,7 @@ def test_the_model_page_shows_what_inspect_says(shared):
         "SDXL",
         "Rank 16",
         "Strength 0.9",
-        f"hash {autov2}",
+        f"Hash {autov2}",
         "AUTOV2",
         "ohwx_rubber_tile",
         "<s0> <s1>",

@@ -12,6 +12,7 @@ from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from tilemix.colors.languages import load_languages
 from tilemix.drafts.draft import draft_mix, encode_png
 from tilemix.errors import ImageFileError, InputError, MixError, PromptError, RequestError
 from tilemix.inputs import IntegerInput, NumberInput, load_inputs
@@ -51,8 +52,7 @@ MAX_FIELDS = 80
 MAX_FIELD_BYTES = 16 * 2**10
 MAX_NAME = 80  # characters of a picture's name in a message
 SEED = re.compile("[0-9]{1,10}")
-DRAFT_SIDE = 512  # pixels of the page's draft
-DRAFT_INPUTS = ("seed", "granule_size", "task")  # that decide it, beside the prompt
+DRAFT_INPUTS = ("seed", "task", "granule_size", "width", "height")  # that decide it, beside the prompt
 FIRST_PRESET = 0  # shown in an empty form
 
 
@@ -143,7 +143,10 @@ class MixerPage:
         return JSONResponse(await run_in_threadpool(read))
 
     async def draft(self, request: Request) -> Response:
-        """Return the draft of a text's mix as a PNG; 404 where there is no mix, or no swatch of a color."""
+        """Return the draft that a mix will be drawn from, as a PNG in the palette's colors.
+
+        404 where there is no mix, or no swatch of a color.
+        """
         try:
             data = await run_in_threadpool(self._draft, dict(request.query_params))
         except (PromptError, RequestError):
@@ -158,11 +161,12 @@ class MixerPage:
         mix = self._studio.rewrite(asked.prompt, seed=asked.seed, task=asked.task).sent
         if mix is None:
             return None
+        model = self._studio.find_model(asked.task)
         draft = draft_mix(
             mix,
-            self._studio.find_model(asked.task).palette,
-            DRAFT_SIDE,
-            DRAFT_SIDE,
+            model.palette,
+            asked.width or model.manifest.defaults.width,
+            asked.height or model.manifest.defaults.height,
             seed=asked.seed or 0,
             granule_size=asked.granule_size,
         )
@@ -187,6 +191,8 @@ class MixerPage:
         else:
             error, error_field = preview["error"], preview["error_field"]
         mix = {share["color"]: share["percent"] for share in preview["mix"]}
+        rows = [load_inputs()[name] for name in ("prompt", *DRAFT_INPUTS) if name != error_field]
+        draft_query = {row.name: form.values.get(row.name) or getattr(row, "default", "") for row in rows}
         script = {
             **described,
             "presets": [preset.mix for preset in send_presets(palette)],
@@ -196,6 +202,7 @@ class MixerPage:
             "numbers": [
                 name for name, row in load_inputs().items() if isinstance(row, IntegerInput | NumberInput)
             ],
+            "draft_inputs": DRAFT_INPUTS,
             "max_colors": MAX_ROWS,
         }
         return self._renderer.render(
@@ -224,6 +231,8 @@ class MixerPage:
             inputs=load_inputs(),
             tasks=self._studio.list_tasks(),
             placeholders=described["placeholders"],
+            language_count=len(load_languages()),
+            draft_query={name: value for name, value in draft_query.items() if value},
             row_count=min(max(len(mix) + 2, 5), MAX_ROWS),
             script_data=json.dumps(script, ensure_ascii=False),
         )

@@ -264,11 +264,14 @@ class Mixer {
     this.form.noValidate = false; // without the script the server checks, and opens the settings at the error
     this.form.addEventListener("invalid", () => (find(".more").open = true), true); // a closed field takes no focus
     this.form.addEventListener("change", () => this.store());
-    find("#granule_size").addEventListener("change", () => this.showDraft(this.read));
-    this.task?.addEventListener("change", () => this.askPreview({ moveSliders: true }));
-    this.seed.addEventListener("change", () => this.askPreview()); // it may make choices in the text
+    for (const name of this.data.draft_inputs) {
+      const moveSliders = name === "task"; // it may have other colors
+      find(`#${name}`)?.addEventListener("change", () => this.askPreview({ moveSliders }));
+    }
     this.takePictures();
-    find("#draft").addEventListener("error", (event) => (event.target.hidden = true)); // a color without a swatch
+    const draft = find("#draft");
+    draft.addEventListener("error", () => this.dropDraft());
+    if (draft.complete && !draft.naturalWidth) this.dropDraft(); // it came before this script
     find("#result").addEventListener("submit", (event) => this.again(event));
     find("#reroll").addEventListener("click", () => {
       this.seed.value = crypto.getRandomValues(new Uint32Array(1))[0] % (Number(this.seed.dataset.max) + 1);
@@ -473,11 +476,11 @@ class Mixer {
     this.drawBar();
   }
 
-  drawBar() {
+  drawBar(mix = this.shares.mix) {
     const bar = find(".controls svg.bar");
     let x = 0;
     bar.replaceChildren(
-      ...this.shares.mix.map((share) => {
+      ...mix.map((share) => {
         const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
         const values = { x: `${x / PERCENT}%`, width: `${share.tenths / PERCENT}%`, height: "100%", fill: this.describe(share.color).hex };
         for (const [name, value] of Object.entries(values)) rect.setAttribute(name, value);
@@ -485,7 +488,7 @@ class Mixer {
         return rect;
       }),
     );
-    const named = this.shares.mix.map((share) => `${this.describe(share.color).label} ${this.percent(share.tenths)}`);
+    const named = mix.map((share) => `${this.describe(share.color).label} ${this.percent(share.tenths)}`);
     bar.setAttribute("aria-label", named.join(", "));
   }
 
@@ -517,6 +520,7 @@ class Mixer {
         }
       }
       this.rows.hidden = Boolean(read.error);
+      this.drawBar(read.error ? [] : this.shares.mix);
       if (!read.mix.length) find("#total").textContent = this.data.words.no_mix;
       return read;
     } catch (error) {
@@ -528,11 +532,22 @@ class Mixer {
 
   /** Show the layout that the picture will be drawn from: the server's own, which has the exact shares. */
   showDraft(read) {
-    const draft = find("#draft");
+    find("#draft-box").setAttribute("aria-hidden", String(Boolean(read.error))); // the last one, faded
     if (read.error) return;
+    const draft = find("#draft");
     draft.hidden = find("#draft-note").hidden = !read.mix.length;
     if (draft.hidden) return;
-    draft.src = `/draft?${this.query}&granule_size=${find("#granule_size").value}`;
+    const fields = ["prompt", ...this.data.draft_inputs].map((name) => find(`#${name}`));
+    const usable = fields.filter((field) => field?.value && field.validity.valid);
+    const address = `/draft?${new URLSearchParams(usable.map((field) => [field.name, field.value]))}`;
+    if (draft.getAttribute("src") !== address) draft.src = address;
+  }
+
+  /** There is no draft: a color has no swatch. */
+  dropDraft() {
+    const draft = find("#draft");
+    draft.removeAttribute("src");
+    draft.hidden = find("#draft-note").hidden = true;
   }
 
   showPreview(read) {
