@@ -14,9 +14,9 @@ from tilemix.colors.hex import parse_hex
 from tilemix.colors.languages import load_languages
 from tilemix.colors.nearest import load_ral, match_hex, match_ral
 from tilemix.errors import InputError
+from tilemix.prompts.mix.numbers import MOST_WORDS
 from tilemix.prompts.mix.pieces import HAN_LETTERS, LONGEST_LETTERS
 from tilemix.prompts.mix.spelling import LONGEST, find_near_words
-from tilemix.prompts.mix.tokens import MOST_WORDS
 from tilemix.prompts.mix.words import (
     ambiguous_words,
     color_words,
@@ -163,11 +163,17 @@ def test_no_word_of_a_language_is_listed_twice(code):
     groups = [
         *language.colors.values(), *language.shades.values(), language.percent, language.percent_before,
         *language.fractions.values(), language.equal, language.rest, language.each, language.and_, language.with_,
-        language.of, language.part, language.weight, language.nouns, language.fillers, language.tints, language.looks,
-        language.grounds, language.not_,
+        language.of, *language.part.values(), language.nouns, language.fillers, language.tints, language.looks,
+        language.grounds, language.not_, language.or_,
     ]  # fmt: skip
-    words = [fold(word) for group in groups for word in group]
-    assert [word for word in words if words.count(word) > 1] == []
+    behind_a_number = [  # "т" is a ton there, and short for "тёмный" elsewhere
+        language.percent, *language.part.values(), *language.weight.values(), language.measures,
+        *language.fractions.values(), *language.denominators.values(), language.fraction_bars, language.and_half,
+        language.decimal_marks, language.limits,
+    ]  # fmt: skip
+    for listed in (groups, behind_a_number):
+        words = [fold(word) for group in listed for word in group]
+        assert [word for word in words if words.count(word) > 1] == []
 
 
 @pytest.mark.parametrize("code", LANGUAGES)
@@ -177,13 +183,21 @@ def test_a_language_has_words_for_every_part_of_a_mix(code):
         name for name, words in language.colors.items() if words
     }
     assert set(language.shades) == {"light", "dark", "bright", "medium"}
-    assert {"50", "33.3", "25", "75"} <= set(language.fractions)
+    assert "1/2" in language.fractions
+    named = {value.removeprefix("1/") for value in (*language.fractions, *language.denominators)}
+    assert {"3", "4"} <= named or language.fraction_bars
     for name in (
         "percent",
         "rest",
         "each",
         "equal",
         "part",
+        "weight",
+        "measures",
+        "limits",
+        "minus",
+        "or_",
+        "decimal_marks",
         "nouns",
         "fillers",
         "with_",
@@ -195,9 +209,11 @@ def test_a_language_has_words_for_every_part_of_a_mix(code):
         "not_",
     ):
         assert getattr(language, name), name
-    units = [number for number in map(int, language.numbers) if number < 10]
-    assert units == list(range(1, 10))
-    assert {20, 30, 40, 50, 60, 70, 80, 90, 100} <= set(map(int, language.numbers))
+    numbers = [int(number) for number in language.numbers if number.isdecimal()]
+    assert [number for number in numbers if 0 < number < 10] == list(range(1, 10))
+    assert {20, 30, 40, 50, 60, 70, 80, 90, 100, 1000} <= set(numbers)
+    assert {language.decimal_sign, language.thousands_sign} <= {".", ",", " "}
+    assert all(float(grams) > 0 for grams in language.weight)
 
 
 @pytest.mark.parametrize("name", sorted(EVERYDAY))

@@ -5,6 +5,7 @@ refusal, "-" for text without a mix. "⏎" is a new line, "⇥" a tab.
 """
 
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tilemix.colors.languages import load_languages
 from tilemix.errors import MixError, PromptError
 from tilemix.prompts.checks import MAX_PROMPT_CHARACTERS
 from tilemix.prompts.mix import parse_mix
+from tilemix.prompts.mix.totals import TENTH, make_mix
 
 TABLE = Path(__file__).parent / "wordings.tsv"
 WORDINGS = [tuple(line.split("\t")) for line in TABLE.read_text(encoding="utf-8").splitlines()[1:]]
@@ -362,6 +364,11 @@ def test_the_table_holds_three_hundred_wordings_thirty_a_language():
         ("3:1 red, black, white", "mix-ratio", "3:1"),
         ("3 parts red, 20% black", "mix-units", "3 parts"),
         ("black 20% red", "mix-no-percent", "red"),
+        ("20, 5% red, rest black", "mix-leftover", "20"),
+        ("60/40 black red and 70/30 blue white", "mix-leftover", "60/40"),
+        ("room 60 black, room 40 red", "mix-leftover", "room 60"),
+        ("schwarz mit mindestens 20% rot", "mix-limit", "mindestens 20%"),
+        ("1.500 кг красного, 1 кг чёрного", "mix-unclear-number", "1.500 кг"),
         ("50% warm gray, 50% black", "mix-half-known", "warm gray"),
         ("50% rеd, 50% black", "mix-foreign-letter", "rеd"),
         ("60% blасk, 40% red", "mix-foreign-letter", "blасk"),
@@ -404,6 +411,16 @@ def test_a_base_that_gets_nothing_and_keys_without_meaning_are_said():
     assert (note.code, note.values) == ("mix-denied-left-out", {"typed": "no black", "position": 20})
     (note,) = parse_mix('{"colors": [{"name": "red", "proportion": 100, "size": 3}], "seed": 1}').notes
     assert (note.code, note.values["keys"]) == ("mix-keys-ignored", "seed, size")
+
+
+def test_the_headings_of_a_table_and_its_sum_are_dropped():
+    assert parse_mix("Farbe;Anteil\r\nrot;60\r\nschwarz;40\r\nGesamt;100").text == "60% red, 40% black"
+    assert parse_mix("my share of words\n60% red, 40% black").text == "my share of words 60% red, 40% black"
+
+
+def test_a_number_behind_the_mix_is_kept():
+    assert parse_mix("60% red, 40% black, 16:9").text == "60% red, 40% black, 16:9"
+    assert parse_mix("2 tiles, 60% red, 40% black, 40 x 40 x 3 cm").tail == ", 40 x 40 x 3 cm"
 
 
 COLORS = ["red", "black", "pearl", "white", "dark green", "light gray"]
@@ -451,6 +468,46 @@ def test_case_width_commas_order_and_brackets_do_not_change_a_mix(rows, sign, op
 
 
 @given(
+    amounts_and_colors(),
+    st.sampled_from(["7", "1/2", "thirty", "12,5", "二", "20%", "3 to", "½", "7:3"]),
+    st.sampled_from([" ", " - ", "–", "...", "±", "～", " or ", ", ", " / ", " to ", " x ", " (", " ca. "]),
+    st.integers(0, 4),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_number_in_front_of_an_amount_never_changes_the_mix_in_silence(rows, number, joint, place):
+    total = sum(amount for amount, _ in rows)
+    shares = [f"{round(100 * amount / total, 1)}% {name}" for amount, name in rows]
+    shares[place % len(shares)] = f"{number}{joint}{shares[place % len(shares)]}"
+    assert answer("; ".join(shares)) == REFUSED
+
+
+@given(
+    amounts_and_colors(),
+    st.sampled_from(["2-3 parts", "some parts", "parts", "a few", "3 handfuls", "?", "fifty thousand", "x"]),
+    st.integers(0, 4),
+)
+@settings(max_examples=100, deadline=None)
+def test_parts_never_lose_a_color(rows, amount, place):
+    """A color whose amount is not understood is refused, whatever stands there."""
+    shares = [f"{amount} parts {name}" for amount, name in rows]
+    shares[place % len(shares)] = f"{amount} {rows[place % len(rows)][1]}"
+    assert answer(", ".join(shares)) == REFUSED
+
+
+@given(st.lists(st.decimals(0, 10**7, places=3), min_size=1, max_size=8))
+@settings(max_examples=150, deadline=None)
+def test_a_mix_totals_100_or_is_none(amounts):
+    rows = [(f"color {number}", amount) for number, amount in enumerate(amounts)]
+    if any(amounts):
+        assert sum(share.percent for share in make_mix(rows, TENTH).shares) == 100
+        with pytest.raises(ValueError, match="make no mix"):
+            make_mix([*rows, ("red", Decimal(-1))], TENTH)
+    else:
+        with pytest.raises(ValueError, match="make no mix"):
+            make_mix(rows, TENTH)
+
+
+@given(
     st.text(max_size=60) | st.lists(st.sampled_from([w for _, w, _ in WORDINGS]), max_size=3).map(" ".join)
 )
 @settings(max_examples=300, deadline=None)
@@ -469,7 +526,22 @@ def test_every_visible_character_has_a_role(text):
 
 
 @pytest.mark.parametrize(
-    "typed", ["50% (", "red-black_", "3:1 ", "1/3 red ", "half ", '[{"a":', "je 5% rot ", "百分之", "light "]
+    "typed",
+    [
+        "50% (",
+        "red-black_",
+        "3:1 ",
+        "1/3 red ",
+        "half ",
+        '[{"a":',
+        "je 5% rot ",
+        "百分之",
+        "light ",
+        "1 ",
+        "六成半红",
+        "#aa3f27, ",
+        "rest red ",
+    ],
 )
 @pytest.mark.slow
 def test_the_longest_text_takes_less_than_twenty_milliseconds(typed):

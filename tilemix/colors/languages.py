@@ -30,21 +30,34 @@ class Language(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     not_: list[str] = msgspec.field(name="not")  # in every form; "without", too
     percent: list[str]
     percent_before: list[str]  # stands before its number
-    fractions: dict[str, list[str]]  # percent -> words
+    percent_of: list[str]  # stands between a number and its sign: "5 wt%"
+    fractions: dict[str, list[str]]  # "1/3" -> words; a number before one of 1/n is its numerator
+    denominators: dict[
+        str, list[str]
+    ]  # "5" -> words that are a fraction behind a numerator only: "two fifths"
+    fraction_bars: list[str]  # between a denominator and the numerator behind it
+    and_half: list[str]  # behind a number; with "{number}" in it, one word together with it
+    decimal_marks: list[str]  # "point" of "twelve point five"
+    decimal_sign: str
+    thousands_sign: str
     equal: list[str]
     rest: list[str]
     each: list[str]
     and_: list[str] = msgspec.field(name="and")
     with_: list[str] = msgspec.field(name="with")  # between a base and its accents
     of: list[str]  # may stand between a share and its color
-    part: list[str]
-    weight: list[str]
+    part: dict[str, list[str]]  # what is counted: parts, bags -> words
+    weight: dict[str, list[str]]  # grams -> words
+    minus: list[str]
+    limits: list[str]  # before a number, or behind it: "up to", "or more"
+    measures: list[str]  # units that say nothing about a mix: of length, money, pieces
     to: list[str]  # between the numbers of a range or a ratio
+    or_: list[str] = msgspec.field(name="or")  # between the numbers of a range
     nouns: list[str]  # the thing and its granules, in every form; say nothing new beside a color
     grounds: list[str]  # "background": nouns of the base; of the picture, where nothing is left for a base
     fillers: list[str]  # as the nouns: "about", "a", "mix"
-    numbers: dict[str, list[str]]  # 1 to 100 -> words, as far as they are not compounds
-    compounds: list[str]  # how a unit is joined to tens, such as "{tens} {unit}"
+    numbers: dict[str, list[str]]  # up to 1000 -> words, as far as they are not compounds
+    compounds: list[str]  # how numbers are written in one word, or with a word between: "{tens} y {unit}"
     text: list[str]  # words of another language's mixes that mean something else in this one
 
 

@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from tilemix.errors import LIST_SEPARATOR, UNDERSTOOD, MixError
 from tilemix.prompts.checks import INVISIBLE, VISIBLE, check_text
 from tilemix.prompts.mix.denial import leave_out, note_denied
+from tilemix.prompts.mix.numbers import parse_number
 from tilemix.prompts.mix.records import read_record
 from tilemix.prompts.mix.shares import PERCENTS, read_shares
-from tilemix.prompts.mix.tokens import NameValue, name_nothing, parse_number, tokenize
+from tilemix.prompts.mix.tokens import NameValue, name_nothing, tokenize
 from tilemix.prompts.mix.totals import MOST_SHOWN, ColorMix, ColorShare, total_up
-from tilemix.prompts.mix.typed import CLOSING, TRIMMINGS, TypedMix
+from tilemix.prompts.mix.typed import CLOSING, STOPS, TRIMMINGS, TypedMix
+from tilemix.prompts.mix.unread import refuse_unread_text
 from tilemix.prompts.mix.words import TRADE
 
 if TYPE_CHECKING:
@@ -118,6 +120,7 @@ def _parse_visible(text: str, name_value: NameValue) -> ParsedText:
     try:
         typed = read_shares(text, name_value)
         if not typed.shares and not typed.lone:
+            refuse_unread_text(text, typed.tokens)
             return ParsedText(None, text, "", (), (Span(0, len(text), "text"),) if text.strip() else ())
         note_denied(text, typed)
         mix = total_up(text, typed)
@@ -195,7 +198,7 @@ def _keep_around(text: str, typed: TypedMix) -> tuple[str, str]:
         head = head.rstrip() + " "
     tail = leave_out(text, typed.tokens, typed.end, len(text)).strip()
     # A bracket that was opened before the mix is closed after it.
-    if TRIMMINGS.fullmatch(tail) and not set(CLOSING) & set(tail):
+    if STOPS.fullmatch(tail) and not set(CLOSING) & set(tail):
         tail = ""
     elif not tail.startswith(ATTACHED):
         tail = ", " + LEADING_SEPARATORS.sub("", tail)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from tilemix.prompts.mix.tokens import percent_of_fraction
+from tilemix.prompts.mix.numbers import parse_number, percent_of, read_fraction
 from tilemix.prompts.mix.words import GROUND
 
 if TYPE_CHECKING:
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 
 COLORS: frozenset[Kind] = frozenset({"color", "ral", "hex"})
 SOFT: frozenset[Kind] = frozenset({"link", "noun", "filler", "to"})
+EACH: frozenset[Kind] = frozenset({"each", "equal"})
 CUTS: frozenset[Kind] = frozenset({"separator", "with"})
-STATED: frozenset[Kind] = frozenset({"percent", "fraction", "part", "weight", "range", "minus"})
+STATED: frozenset[Kind] = frozenset({"percent", "fraction", "part", "weight", "range", "minus", "unclear"})
 AMOUNTS: frozenset[Kind] = STATED | {"rest"}
 NUMBERS_TOO: frozenset[Kind] = AMOUNTS | {"number"}  # where the text has no other amounts
+SUM = "sum"  # the source of a number that is the sum of the others
 
 
 @dataclass(slots=True)
@@ -57,13 +60,18 @@ def is_ground(clause: Clause) -> bool:
     return any(token.value == GROUND for token in clause.tokens[clause.first : clause.last + 1])
 
 
+def is_followed_by_words(clause: Clause, color: Color) -> bool:
+    """Return whether something else stands behind a color in its clause: "white background"."""
+    return any(token.kind not in SOFT | EACH for token in clause.tokens[color.last + 1 : clause.last + 1])
+
+
 def make_clauses(tokens: Sequence[Token], amounts: Collection[Kind]) -> list[Clause]:
     """Cut the tokens at the separators; `amounts` are the kinds that are amounts in this text."""
     clauses: list[Clause] = []
     first, opener = 0, ""
     for place in range(len(tokens) + 1):
-        is_joint = place < len(tokens) and tokens[place].kind in CUTS
-        if place < len(tokens) and not is_joint and not _begins_rest(tokens, place, first, amounts):
+        is_rest = place < len(tokens) and _begins_with_rest(tokens, first, place, amounts)
+        if place < len(tokens) and tokens[place].kind not in CUTS and not is_rest:
             continue
         if first < place:
             clause = Clause(tokens, first, place - 1, opener)
@@ -74,27 +82,15 @@ def make_clauses(tokens: Sequence[Token], amounts: Collection[Kind]) -> list[Cla
         if place < len(tokens):
             # "black, with red": the word says more than the comma.
             opener = "with" if tokens[place].kind == "with" or opener == "with" else "separator"
-        first = place + is_joint
+        first = place + (not is_rest)
     return clauses
 
 
-def _begins_rest(tokens: Sequence[Token], place: int, first: int, amounts: Collection[Kind]) -> bool:
-    """Return whether a "rest" follows a share without a separator: "red 20% rest black"."""
-    if tokens[place].kind != "rest":
+def _begins_with_rest(tokens: Sequence[Token], first: int, place: int, amounts: Collection[Kind]) -> bool:
+    """Return whether a clause begins here without a separator: at the "rest" of "red 20% rest black"."""
+    if tokens[place].kind != "rest" or _next_kind(tokens, place) not in COLORS | {"shade"}:
         return False
-    before, after = place - 1, place + 1
-    while before > first and tokens[before].kind in SOFT:
-        before -= 1
-    while after < len(tokens) and tokens[after].kind in SOFT | {"shade"}:
-        after += 1
-    return (
-        before > first
-        and tokens[before].kind in amounts
-        and tokens[before].kind != "rest"
-        and after < len(tokens)
-        and tokens[after].kind in COLORS
-        and any(token.kind in COLORS for token in tokens[first:before])
-    )
+    return any(token.kind in amounts for token in tokens[first:place])
 
 
 def _find_colors(tokens: Sequence[Token], first: int, end: int) -> list[Color]:
@@ -136,18 +132,21 @@ def settle(tokens: Sequence[Token]) -> tuple[list[Token], Collection[Kind]]:
     """
     settled = list(tokens)
     is_share = _stand_with_colors(tokens)
-    states = any(token.kind in STATED - {"fraction"} for token in tokens)
+    states = any(
+        token.kind in STATED and (token.kind != "fraction" or is_share[place])
+        for place, token in enumerate(tokens)
+    )
     ratios = [place for place, token in enumerate(tokens) if token.kind == "ratio"]
     has_rest = any(token.kind == "rest" for token in tokens)
     for place, token in enumerate(tokens):
         if token.kind == "fraction" and not is_share[place]:
-            settled[place] = token._replace(kind="word")
+            settled[place] = token._replace(kind="unread")
         elif token.kind == "ratio" and (states or has_rest or len(ratios) > 1):
-            percent = percent_of_fraction(token.value) if is_share[place] else None
+            fraction = read_fraction(token.value) if is_share[place] and token.source != "%" else None
             settled[place] = (
-                token._replace(kind="word")
-                if percent is None
-                else token._replace(kind="fraction", value=percent)
+                token._replace(kind="unread")
+                if fraction is None
+                else token._replace(kind="fraction", value=percent_of(*fraction))
             )
     states = states or any(token.kind == "fraction" for token in settled)
     counts_numbers = not states and any(
@@ -155,9 +154,27 @@ def settle(tokens: Sequence[Token]) -> tuple[list[Token], Collection[Kind]]:
     )
     for place, token in enumerate(settled):
         is_beside = is_share[place] and (states or counts_numbers)
-        if (token.kind == "rest" and not is_beside) or (token.kind == "number" and states):
-            settled[place] = token._replace(kind="word")
+        if token.kind == "rest" and _next_kind(settled, place) in STATED:
+            settled[place] = token._replace(kind="filler")  # "the remaining 80% black"
+        elif (token.kind == "rest" and not is_beside) or (token.kind == "number" and states):
+            settled[place] = token._replace(kind="unread")
+    total = _find_sum(settled) if counts_numbers else None
+    if total is not None:
+        settled[total] = settled[total]._replace(kind="filler", source=SUM)
     return settled, NUMBERS_TOO if counts_numbers else AMOUNTS
+
+
+def _next_kind(tokens: Sequence[Token], place: int) -> str:
+    """Return the kind of the next token that is not soft, "" for none."""
+    return next((token.kind for token in tokens[place + 1 :] if token.kind not in SOFT), "")
+
+
+def _find_sum(tokens: Sequence[Token]) -> int | None:
+    """Return the last number, if it is the sum of the others: "red;60, black;40, total;100"."""
+    *others, last = (place for place, token in enumerate(tokens) if token.kind == "number")
+    values = [parse_number(tokens[place].value) for place in others]
+    total = sum((value or Decimal(0) for value in values), Decimal(0))
+    return last if len(others) > 1 and total == parse_number(tokens[last].value) else None
 
 
 def _stand_with_colors(tokens: Sequence[Token]) -> list[bool]:

@@ -106,7 +106,9 @@ def _end_of_list(text: str, tokens: Sequence[Token], color: int, amounts: Collec
     while _kind(tokens, last + 1) in {"noun", "shade"}:
         last += 1
     joint = last + 1
-    is_joint = joint < len(tokens) and tokens[joint].kind in {"separator", "word"} and not tokens[joint].value
+    is_joint = (
+        joint < len(tokens) and tokens[joint].kind in {"separator", "or", "word"} and not tokens[joint].value
+    )
     following = _skip(text, tokens, joint + 1)
     if is_joint and _kind(tokens, following) in COLORS and _beside(tokens, following, 1) not in amounts:
         return _end_of_list(text, tokens, following, amounts)

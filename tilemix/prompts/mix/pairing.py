@@ -6,14 +6,22 @@ from bisect import bisect_left
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from tilemix.prompts.mix.clauses import COLORS, CUTS, NUMBERS_TOO, SOFT, Clause, Color
+from tilemix.prompts.mix.clauses import (
+    COLORS,
+    CUTS,
+    EACH,
+    NUMBERS_TOO,
+    SOFT,
+    Clause,
+    Color,
+    is_followed_by_words,
+)
 from tilemix.prompts.mix.naming import name_group, refuse_misspelled_name
 from tilemix.prompts.mix.typed import CLOSING, OPENING, TypedMix, TypedShare
 
 if TYPE_CHECKING:
     from tilemix.prompts.mix.tokens import Kind, Token
 
-EACH: frozenset[Kind] = frozenset({"each", "equal"})
 BRACKETS = frozenset(OPENING + CLOSING)
 MOST_BETWEEN = 3  # words between a share and its color that are kept as text
 
@@ -118,7 +126,7 @@ def _words_between(
         low, high = color.last + 1, place
     else:
         low, high = place + 1, color.first
-    return [token for token in clause.tokens[low:high] if token.kind in {"word", "number"}]
+    return [token for token in clause.tokens[low:high] if token.kind in {"word", "number", "unread"}]
 
 
 def _name_of_unknown(clause: Clause, begin: int, end: int, *, is_color_first: bool) -> tuple[int, int] | None:
@@ -132,10 +140,6 @@ def _name_of_unknown(clause: Clause, begin: int, end: int, *, is_color_first: bo
         return named[0], named[-1]
     solid = [place for place in named if clause.tokens[place].kind != "noun"]
     return (solid[0], solid[-1]) if solid else None
-
-
-def is_followed_by_words(clause: Clause, color: Color) -> bool:
-    return any(token.kind not in SOFT | EACH for token in clause.tokens[color.last + 1 : clause.last + 1])
 
 
 def join_lone(text: str, bare: list[tuple[Clause, Color]], mix: TypedMix) -> list[tuple[Clause, Color]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from tilemix.colors.shades import is_blend
-from tilemix.prompts.mix.words import fold, number_words, vocabulary
+from tilemix.prompts.mix.words import fold, number_words, units, vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,10 +19,9 @@ LONGEST_LETTERS = 40  # of a word that can be one of the vocabulary
 HAN = "\u3400-\u4dbf\u4e00-\u9fff"
 LETTER = rf"(?:[^\W\d_{HAN}]|[\u0300-\u036f])"
 VULGAR = "¼½¾⅓⅔⅕⅛⅒"
-NUMBER = r"\d++(?:[.,．]\d++)*+"
+NUMBER = r"(?:\d++(?:[.,．]\d++)*+|(?<![\w.,])\.\d++)"
 # Every quantifier is possessive: what a piece has taken it never gives back, so nothing is tried twice.
-PIECE = re.compile(
-    rf"""
+PIECE = rf"""
     (?P<space>  (?:(?![\n\r\u2028\u2029])\s)++ )
     |(?P<ral>   (?:RAL|РАЛ)[ \t\u00a0-]*+\d++ )
     |(?P<hex>   \#(?:[0-9a-f]{{6}}|[0-9a-f]{{3}})(?!\w) )
@@ -34,14 +34,12 @@ PIECE = re.compile(
     |(?P<number>{NUMBER} )
     |(?P<sign>  [%％﹪٪] )
     |(?P<separator> [,;+/|&，；＋／、､\n\r\u2028\u2029] )
-    |(?P<link>  [-‐‑–—−:.=()\[\]：（）【】《》〈〉「」『』〔〕＝*•·~≈"'`«»„“”‘’_→>] )
+    |(?P<link>  [-‐‑–—−:.=()\[\]：（）【】《》〈〉「」『』〔〕＝*•·~～〜…±≈"'`«»„“”‘’_→>] )
     |(?P<vulgar>[{VULGAR}] )
     |(?P<han>   [{HAN}]++ )
     |(?P<word>  {LETTER}++(?:['’ʼ\-‐‑_]{LETTER}++)*+ )
     |(?P<other> . )
-    """,
-    re.VERBOSE | re.IGNORECASE | re.DOTALL,
-)
+    """
 JOINTS = re.compile("[-‐‑_]")
 JOINED = re.compile("[-‐‑_]|[^-‐‑_]+")
 
@@ -61,9 +59,16 @@ class Piece(NamedTuple):
     folded: str = ""  # what the vocabulary has it under; "": not a word
 
 
+@cache
+def _compile() -> re.Pattern[str]:
+    dotted = "|".join(re.escape(word).replace(r"\.", r"\.[ ]?") for word in units() if "." in word)
+    flags = re.VERBOSE | re.IGNORECASE | re.DOTALL
+    return re.compile(rf"(?P<dotted>(?<!\w)(?:{dotted})) | {PIECE}", flags)
+
+
 def cut(text: str) -> Iterator[Piece]:
     """Yield the pieces of `text` in order; spaces are left out."""
-    for match in PIECE.finditer(text):
+    for match in _compile().finditer(text):
         kind = match.lastgroup or "other"
         if kind == "han":
             yield from _cut_han(match[0], match.start())
@@ -71,8 +76,10 @@ def cut(text: str) -> Iterator[Piece]:
             yield from _cut_code(match[0], match.start())
         elif kind == "word":
             yield from _cut_joined(match[0], match.start())
+        elif kind == "dotted":
+            yield Piece("word", match.start(), match.end(), match[0], fold(match[0].replace(" ", "")))
         elif kind != "space":
-            folded = match[0] if kind == "vulgar" else ""
+            folded = fold(match[0]) if kind in {"vulgar", "other"} else ""
             yield Piece(PIECE_KINDS[kind], match.start(), match.end(), match[0], folded)
 
 
@@ -108,8 +115,14 @@ def _cut_joined(word: str, start: int) -> Iterator[Piece]:
         return
     found = list(JOINED.finditer(word))
     parts = [_word(one[0], start + one.start()) for one in found[::2]]
+    is_number = parts[0].folded in number_words()
+    if is_number and len(parts) == 2 and (parts[1].folded in units() or _adds_up(*parts)):
+        yield parts[0]._replace(end=parts[1].start)  # "two-thirds"
+        yield parts[1]
+        return
     meanings = [words.get(part.folded) for part in parts]
-    if not all(meanings) and (meanings[0] is None or meanings[0].kind not in {"fraction", "rest"}):
+    is_begun = meanings[0] is not None and meanings[0].kind in {"fraction", "rest"}
+    if not is_begun and not all(meanings) and not all(part.folded in number_words() for part in parts):
         yield whole
         return
     yield parts[0]
@@ -120,6 +133,12 @@ def _cut_joined(word: str, start: int) -> Iterator[Piece]:
         kind: PieceKind = "separator" if is_pair else "link"
         yield Piece(kind, start + joint.start(), start + joint.end(), joint[0])
         yield part
+
+
+def _adds_up(tens: Piece, unit: Piece) -> bool:
+    """Return whether two words joined by a hyphen are one number: "seventy-five"."""
+    values = [number_words().get(part.folded, "") for part in (tens, unit)]
+    return len(values[0]) == 2 and values[0].endswith("0") and len(values[1]) == 1
 
 
 def _cut_han(run: str, start: int) -> Iterator[Piece]:

@@ -12,10 +12,10 @@ import msgspec
 
 from tilemix.errors import LIST_SEPARATOR, Message, MixError
 from tilemix.prompts.checks import INVISIBLE
-from tilemix.prompts.mix.clauses import COLORS, is_pure, make_clauses
+from tilemix.prompts.mix.clauses import COLORS, Color, is_pure, make_clauses
 from tilemix.prompts.mix.naming import name_group, name_unknown, refuse_misspelled, shorten
-from tilemix.prompts.mix.shares import is_near
-from tilemix.prompts.mix.tokens import NameValue, name_nothing, name_values, tokenize
+from tilemix.prompts.mix.numbers import is_near, parse_number
+from tilemix.prompts.mix.tokens import NameValue, Token, name_nothing, name_values, tokenize
 from tilemix.prompts.mix.totals import TENTH, WHOLE, ColorMix, make_mix, refuse_total
 
 LISTS = ("colors", "colours", "mix", "palette")
@@ -24,6 +24,7 @@ AMOUNTS = ("proportion", "percentage", "percent", "share", "amount", "weight", "
 TEXTS = ("prompt", "text")
 KEYS = frozenset({*LISTS, *NAMES, *AMOUNTS, *TEXTS})
 MOST_KEYS = 8  # in a message
+NUMBER = re.compile(r"-?\d*[.,]?\d+")
 # A quoted name in a bracket, or braces around names and colons: JSON in a slip, or of another form.
 JSON_LIKE = re.compile(r"""[{\[]\s*["'][^"'\d{}\[\]]*["']\s*[:,]|^\s*+\{[^|{}:]*+:[^|{}]*+\}\s*+$""")
 JSON_PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"|[{}\[\],:]|[^\s{}\[\],:"]++')
@@ -82,6 +83,8 @@ def _read_json(text: str, name_value: NameValue) -> Record | None:
     shares = _list_shares(rows, ignored)
     if shares is None:
         return None
+    if rows is data and isinstance(data, dict):
+        shares = _leave_out_others(shares, ignored)
     found: list[Message] = []
     amounts = [(_name(name, found, name_value), amount) for name, amount in shares]
     total = sum((amount for _, amount in amounts), Decimal(0))
@@ -128,7 +131,7 @@ def _note_ignored(keys: list[str]) -> tuple[Message, ...]:
 def _list_shares(rows: object, ignored: list[str]) -> list[tuple[str, Decimal]] | None:
     """Return the names and amounts of a list of objects, or of an object of numbers."""
     if isinstance(rows, dict) and rows and all(_number(value) is not None for value in rows.values()):
-        return [(name, _number(value) or Decimal(0)) for name, value in rows.items()]
+        return [(name, _share(name, value)) for name, value in rows.items()]
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         return None
     shares = []
@@ -137,32 +140,53 @@ def _list_shares(rows: object, ignored: list[str]) -> list[tuple[str, Decimal]] 
         key = next((key for key in AMOUNTS if _number(row.get(key)) is not None), None)
         if name is None or key is None:
             return None
-        amount = _number(row[key])
-        if amount is None or amount < 0:
-            raise MixError("mix-bad-share", typed=str(row[key])[:40], color=shorten(name))
-        shares.append((name, amount))
+        shares.append((name, _share(name, row[key])))
         ignored += [key for key in row if key not in (*NAMES, *AMOUNTS) and key not in ignored]
     return shares
 
 
+def _leave_out_others(shares: list[tuple[str, Decimal]], ignored: list[str]) -> list[tuple[str, Decimal]]:
+    """Return the shares without numbers that name no color, if the colors are a mix: `"seed": 7` beside them."""
+    named = [(name, amount) for name, amount in shares if _find_color(tokenize(name)) is not None]
+    total = sum((amount for _, amount in named), Decimal(0))
+    if not is_near(total, 100) and not is_near(total, 1):
+        return shares
+    ignored += [name for name, amount in shares if (name, amount) not in named]
+    return named
+
+
+def _share(name: str, value: Any) -> Decimal:
+    amount = _number(value)
+    if amount is None or amount < 0:
+        raise MixError("mix-bad-share", typed=shorten(str(value)), color=shorten(name))
+    return amount
+
+
 def _number(value: Any) -> Decimal | None:
     if isinstance(value, str):
-        value = value.strip().removesuffix("%").strip().replace(",", ".")
-        if not value.replace(".", "", 1).isdecimal() or len(value) > 8:
-            return None
-        return Decimal(value)
+        plain = value.strip().removesuffix("%").strip()
+        number = parse_number(plain.removeprefix("-")) if NUMBER.fullmatch(plain) else None
+        return -number if number is not None and plain.startswith("-") else number
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e6:
         return None
     return Decimal(str(round(value, 4)))
+
+
+def _find_color(tokens: list[Token]) -> Color | None:
+    """Return the color that is all a name says."""
+    clauses = make_clauses(tokens, ())
+    if len(clauses) == 1 and is_pure(clauses[0]) and len(clauses[0].colors) == 1:
+        return clauses[0].colors[0]
+    return None
 
 
 def _name(typed: str, notes: list[Message], name_value: NameValue) -> str:
     """Return the trade name of a color as a program names it."""
     typed = INVISIBLE.sub("", typed)
     tokens = name_values(tokenize(typed), name_value)
-    clauses = make_clauses(tokens, ())
-    if len(clauses) == 1 and is_pure(clauses[0]) and len(clauses[0].colors) == 1:
-        return name_group(typed, tokens, clauses[0].colors[0], notes)
+    color = _find_color(tokens)
+    if color is not None:
+        return name_group(typed, tokens, color, notes)
     if not tokens:
         raise MixError("mix-no-name")
     refuse_misspelled(typed, tokens, is_last_first=False)

@@ -15,30 +15,37 @@ take turns, as in the cells of a table.
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 from tilemix.errors import LIST_SEPARATOR, MixError
-from tilemix.prompts.mix.clauses import SOFT, Clause, Color, is_ground, is_pure, make_clauses, settle
+from tilemix.prompts.mix.clauses import (
+    AMOUNTS,
+    SOFT,
+    SUM,
+    Clause,
+    Color,
+    is_ground,
+    is_pure,
+    make_clauses,
+    settle,
+)
 from tilemix.prompts.mix.denial import deny
 from tilemix.prompts.mix.leftovers import refuse_half_names
 from tilemix.prompts.mix.naming import MOST_WORDS, name_group, name_unknown, refuse_misspelled, shorten
-from tilemix.prompts.mix.pairing import find_base, give_each, is_followed_by_words, join_lone, read_clause
+from tilemix.prompts.mix.numbers import is_near, parse_number
+from tilemix.prompts.mix.pairing import find_base, give_each, join_lone, read_clause
+from tilemix.prompts.mix.rows import read_rows
 from tilemix.prompts.mix.spelling import find_near_words
-from tilemix.prompts.mix.tokens import (
-    Kind,
-    NameValue,
-    Token,
-    name_nothing,
-    name_values,
-    parse_number,
-    percent_of_fraction,
-    tokenize,
-)
+from tilemix.prompts.mix.tokens import Kind, NameValue, Token, is_word, name_nothing, name_values, tokenize
 from tilemix.prompts.mix.typed import TypedMix, TypedShare, close_mix
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 PERCENTS: frozenset[Kind] = frozenset({"percent", "fraction"})
+UNREADABLE: dict[Kind, str] = {"range": "mix-range", "minus": "mix-minus", "unclear": "mix-unclear-number"}
 HIGHEST = 101  # percent; up to here a total counts as 100
 MOST_NAMED = 6  # numbers in a message
 
@@ -53,15 +60,14 @@ def read_shares(text: str, name_value: NameValue = name_nothing) -> TypedMix:
     tokens = deny(text, tokens, amounts)
     mix = TypedMix(tokens)
     clauses = make_clauses(tokens, amounts)
-    ratios = [place for place, token in enumerate(tokens) if token.kind == "ratio"]
-    if "number" in amounts:
-        return _read_numbers(text, clauses, mix)
-    if any(clause.amounts for clause in clauses):
-        _refuse_unreadable_amounts(text, clauses)
-        _read_clauses(text, clauses, mix)
-    elif len(ratios) == 1 and _read_ratio(text, clauses, ratios[0], mix):
+    if not any(token.kind in AMOUNTS for token in tokens) and read_rows(text, clauses, mix):
         close_mix(text, mix)
         refuse_half_names(text, mix)
+    elif "number" in amounts:
+        return _read_numbers(text, clauses, mix)
+    elif any(clause.amounts for clause in clauses):
+        _refuse_unreadable_amounts(text, clauses)
+        _read_clauses(text, clauses, mix)
     else:
         _read_names(text, clauses, mix)
     return mix
@@ -74,6 +80,7 @@ def _read_numbers(text: str, clauses: list[Clause], mix: TypedMix) -> TypedMix:
         MixError: two numbers stand with colors, and this is not a mix.
     """
     numbers = [token for token in mix.tokens if token.kind == "number"]
+    mix.roles |= {place: "filler" for place, token in enumerate(mix.tokens) if token.source == SUM}
     try:
         _read_clauses(text, clauses, mix)
         is_whole = not (mix.lone or mix.bare or mix.base) and not any(
@@ -87,7 +94,8 @@ def _read_numbers(text: str, clauses: list[Clause], mix: TypedMix) -> TypedMix:
     total = sum((amount or Decimal(0) for amount in amounts), Decimal(0))
     has_rest = any(share.amount is not None and share.amount.kind == "rest" for share in mix.shares)
     is_total = is_near(total, 100) or is_near(total, 1) or (has_rest and total < 100)
-    if is_whole and None not in amounts and is_total:
+    if None not in amounts and is_total and (is_whole or len(numbers) > 1):
+        _refuse_counted(text, mix, has_rest=has_rest)
         return mix
     if sum(not share.is_unknown for share in mix.shares) < 2:
         return TypedMix(mix.tokens)
@@ -95,59 +103,33 @@ def _read_numbers(text: str, clauses: list[Clause], mix: TypedMix) -> TypedMix:
     raise MixError("mix-numbers", numbers=typed, position=numbers[0].start + 1)
 
 
-def is_near(total: Decimal | int, whole: int) -> bool:
-    """Return whether a total is `whole` but for rounding, one percent of it."""
-    return abs(Decimal(total) - whole) * 100 <= whole
-
-
-def _read_ratio(text: str, clauses: list[Clause], place: int, mix: TypedMix) -> bool:
-    """Read "3:1 red:black": as many colors as numbers; return whether it is one.
+def _refuse_counted(text: str, mix: TypedMix, *, has_rest: bool) -> None:
+    """Refuse a number of something else: "room 60 black, room 40 red", "one in 5 granules red, rest black".
 
     Raises:
-        MixError: there are more or fewer colors than numbers.
+        MixError: there is one.
     """
-    ratio = mix.tokens[place]
-    if mix.tokens[place + 1 : place + 2] and mix.tokens[place + 1].kind == "word":  # "10 to 20 cm"
-        return False
-    numbers = [parse_number(number) for number in re.split("[:/]", ratio.value)]
-    colors = [color for clause in clauses for color in clause.colors]
-    while len(colors) > len(numbers) and _is_of_text(clauses, colors[-1]):
-        colors.pop()
-    if len(colors) == len(numbers) and None not in numbers:
-        for number, color in zip(numbers, colors, strict=True):
-            name = name_group(text, mix.tokens, color, mix.notes)
-            amount = ratio._replace(kind="part", value=str(number))
-            mix.add(TypedShare(amount, name, (color.first, color.last)), place)
-        return True
-    percent = percent_of_fraction(ratio.value)
-    if percent is not None and len(colors) == 2 - (percent == "50"):
-        return False
-    total = sum((number or Decimal(0) for number in numbers), Decimal(0))
-    if len(colors) >= 2 or (colors and is_near(total, 100)):
-        typed = shorten(text[ratio.start : ratio.end])
-        raise MixError(
-            "mix-ratio", typed=typed, position=ratio.start + 1, numbers=len(numbers), colors=len(colors)
-        )
-    return False
+    for place, role in mix.roles.items():
+        if role != "share":
+            continue
+        first = place - (place > 0 and is_word(text, mix.tokens[place - 1]))
+        behind = mix.tokens[place + 1] if place + 1 < len(mix.tokens) else None
+        is_counted = behind is not None and (is_word(text, behind) or (has_rest and behind.kind == "noun"))
+        if first < place or is_counted:
+            start, end = mix.tokens[first].start, mix.tokens[place + is_counted].end
+            raise MixError("mix-leftover", typed=shorten(text[start:end]), position=start + 1)
 
 
-def _is_of_text(clauses: list[Clause], color: Color) -> bool:
-    return any(color in clause.colors and is_followed_by_words(clause, color) for clause in clauses)
-
-
-def refuse_misspelled_rest(text: str) -> None:
+def refuse_misspelled_rest(text: str, tokens: Sequence[Token]) -> None:
     """Look for a misspelled color after a "rest" or a "half" that was therefore taken for text: "rest blakc".
 
     Raises:
         MixError: there is one.
     """
-    tokens = tokenize(text)
-    for place, (typed, settled) in enumerate(zip(tokens, settle(tokens)[0], strict=True)):
-        if typed.kind in {"rest", "fraction"} and typed.kind != settled.kind:
-            following = takewhile(lambda token: token.kind != "separator", tokens[place + 1 : place + 6])
-            refuse_misspelled(
-                text, [token for token in following if token.kind not in SOFT], is_last_first=False
-            )
+    for place, token in enumerate(tokens):
+        if token.kind == "unread":
+            following = takewhile(lambda one: one.kind != "separator", tokens[place + 1 : place + 6])
+            refuse_misspelled(text, [one for one in following if one.kind not in SOFT], is_last_first=False)
 
 
 def _read_names(text: str, clauses: list[Clause], mix: TypedMix) -> None:
@@ -182,10 +164,9 @@ def _refuse_unreadable_amounts(text: str, clauses: list[Clause]) -> None:
     for clause in clauses[max(first - 1, 0) : last + 2]:
         for place in clause.amounts:
             token = clause.tokens[place]
-            if token.kind in {"range", "minus"}:
+            if token.kind in UNREADABLE:
                 typed = shorten(text[token.start : token.end])
-                code = "mix-range" if token.kind == "range" else "mix-minus"
-                raise MixError(code, typed=typed, position=token.start + 1)
+                raise MixError(UNREADABLE[token.kind], typed=typed, position=token.start + 1)
 
 
 def _read_clauses(text: str, clauses: list[Clause], mix: TypedMix) -> None:

@@ -3,38 +3,42 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
-from decimal import Decimal
-from functools import cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from tilemix.prompts.mix.pieces import VULGAR, cut
-from tilemix.prompts.mix.words import TRADE, ambiguous_words, fold, meanings, number_words, vocabulary
+from tilemix.prompts.mix.amounts import CROSSES, Amount, AmountReader
+from tilemix.prompts.mix.numbers import (
+    VULGAR_VALUES,
+    Number,
+    count_languages,
+    find_phrase,
+    find_unit,
+    read_number,
+)
+from tilemix.prompts.mix.pieces import cut
+from tilemix.prompts.mix.words import MINUS, PART, TRADE, ambiguous_words, fold, meanings, vocabulary
 
 if TYPE_CHECKING:
-    from tilemix.prompts.mix.pieces import Piece
     from tilemix.prompts.mix.words import Meaning
 
-MOST_WORDS = 4  # in a phrase of the vocabulary
-VULGAR_VALUES = dict(zip(VULGAR, ["1/4", "1/2", "3/4", "1/3", "2/3", "1/5", "1/8", "1/10"], strict=True))
 DASHES = "-‐‑–—−"
-DECIMAL_POINTS = str.maketrans({",": ".", "．": "."})
-MOST_DIGITS = 8  # in a number as typed
-
+RANGE_SIGNS = frozenset(DASHES + "~～〜…±")
 Kind = Literal[
     "percent",  # "50%", "12,5 percent"; value: the number as typed
     "minus",  # "-5", a number below zero
     "part",  # "3 parts"; value: the number as typed
-    "weight",  # "15 kg"
+    "weight",  # "15 kg"; value: grams
+    "unclear",  # "1.500 kg" where the text does not say whether that is 1.5
     "number",  # alone
     "range",  # "10-20%", "10 to 20%"
-    "ratio",  # "3:1", "60/40"; value: the numbers, separated by ":"
+    "ratio",  # "3:1", "60/40"; value: the numbers, separated by ":" or "/"
+    "unread",  # a number, a fraction or a percent sign that is no amount of this text
     "fraction",  # "half", "1/3"; value: its percent
     "equal",  # "equal parts"
     "each",
     "rest",
     "to",
+    "or",  # between two numbers of which one counts
     "color",  # a color word; value: the trade name
     "shade",  # "light"
     "ral",  # "RAL 3016"; value: the digits
@@ -49,9 +53,14 @@ Kind = Literal[
 ]
 OF_MEANING: dict[str, Kind] = {
     "color": "color", "shade": "shade", "fraction": "fraction", "equal": "equal", "rest": "rest", "each": "each",
-    "and": "separator", "with": "with", "of": "link", "to": "to", "noun": "noun", "filler": "filler",
+    "percent": "unread", "and": "separator", "with": "with", "of": "link", "to": "to", "or": "or",
+    "noun": "noun", "filler": "filler",
 }  # fmt: skip
 
+
+COUNTED: frozenset[Kind] = frozenset({"percent", "part", "weight", "fraction"})  # an amount with its unit
+
+JOINTS: frozenset[Kind] = frozenset({"link", "to", "or", "with", "separator"})  # between two amounts
 
 NameValue = Callable[[str], str | None]  # a hex value -> the name of its color; None: the chart's nearest
 
@@ -63,20 +72,15 @@ class Token(NamedTuple):
     start: int
     end: int
     value: str = ""
-    source: str = ""  # "trade": a code of the trade
+    source: str = (
+        ""  # of a color: "trade" for a code of the trade; of parts: what is counted; of a ratio: its sign;
+        # of a word: "limit" for "up to", "part" for "parts"
+    )
 
 
 def tokenize(text: str) -> list[Token]:
     """Return the tokens of `text` in order; spaces are left out."""
-    pieces = list(cut(text))
-    languages = _rank_languages(pieces)
-    tokens: list[Token] = []
-    place = 0
-    while place < len(pieces):
-        token, used = _read(pieces, place, languages, tokens)
-        tokens.append(token)
-        place += used
-    return tokens
+    return _Reader(text).read()
 
 
 def name_nothing(_: str) -> str | None:
@@ -93,199 +97,169 @@ def name_values(tokens: list[Token], name_value: NameValue) -> list[Token]:
     ]
 
 
-def parse_number(typed: str) -> Decimal | None:
-    """Return a number as typed; None where it is not one, or has more than eight digits."""
-    plain = typed.translate(DECIMAL_POINTS)
-    if not plain or plain.count(".") > 1 or len(plain) > MOST_DIGITS:
-        return None
-    return Decimal(plain)
+class _Reader:
+    """Reads the pieces of a text from left to right."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.pieces = list(cut(text))
+        self.amounts = AmountReader(text, self.pieces)
+        self.tokens: list[Token] = []
+        is_ambiguous = any(piece.folded in ambiguous_words() for piece in self.pieces)
+        counts = count_languages(self.pieces) if is_ambiguous else None
+        self.languages = [language for language, _ in counts.most_common()] if counts else []
+
+    def read(self) -> list[Token]:
+        place = 0
+        while place < len(self.pieces):
+            token, used = self._read(place)
+            self.tokens.append(token)
+            place += used
+        return self.tokens
+
+    def _read(self, place: int) -> tuple[Token, int]:
+        """Return the token that begins at `place`, and how many pieces it takes."""
+        piece = self.pieces[place]
+        match piece.kind:
+            case "number" | "mixed" | "word" | "vulgar" | "other":
+                amount = self._read_number(place)
+                return self._read_words(place) if amount is None else self._take_amount(place, amount)
+            case "ratio" | "dashed":
+                return self._take_amount(place, self.amounts.read_ratio(place))
+            case "sign":
+                return self._take_amount(place, self.amounts.read_sign(place))
+            case "ral":
+                value = fold(piece.text).lstrip("ralрал \t")
+                return Token("ral", piece.start, piece.end, value), 1
+            case "rgb":
+                channels = [int(channel) for channel in re.findall(r"\d+", piece.text)[:3]]
+                if max(channels) <= 255:
+                    value = "#{:02x}{:02x}{:02x}".format(*channels)
+                    return Token("hex", piece.start, piece.end, value), 1
+            case "hex" | "separator" | "link":
+                return Token(piece.kind, piece.start, piece.end, piece.text), 1
+        return Token("word", piece.start, piece.end), 1
+
+    def _take(
+        self, kind: Kind, place: int, used: int, value: str = "", source: str = ""
+    ) -> tuple[Token, int]:
+        return Token(kind, self.pieces[place].start, self.pieces[place + used - 1].end, value, source), used
+
+    def _read_number(self, place: int) -> Amount | None:
+        """Read a number with its unit; None for a word that is none, or that begins a longer phrase."""
+        number = read_number(self.pieces, place)
+        if number is None:
+            return None
+        is_word = self.pieces[place].kind == "word"
+        words = find_phrase(self.pieces, place, vocabulary())[1] if is_word else 0
+        if words > number.used:
+            return None
+        amount = self.amounts.read_unit(place, number)
+        if amount.kind != "number":
+            return amount
+        if words == number.used or (is_word and self._is_article(place, number)):
+            return None  # "ein", and "neuf", which is nine or new
+        return self.amounts.read_crossed(place, number)
+
+    def _is_article(self, place: int, number: Number) -> bool:
+        """Return whether "one" or "a" is not a number: it stands neither in a ratio nor in a range."""
+        is_one = number.value == "1" and not "\u3400" <= self.pieces[place].text[0] <= "\u9fff"
+        if not is_one or [token.kind for token in self.tokens[-2:]] == ["number", "to"]:
+            return False
+        phrase, _ = find_phrase(self.pieces, place + number.used, vocabulary())
+        return not phrase or self._choose(phrase).kind != "to"
+
+    def _read_words(self, place: int) -> tuple[Token, int]:
+        piece = self.pieces[place]
+        phrase, used = find_phrase(self.pieces, place, vocabulary())
+        if not phrase:
+            fraction = VULGAR_VALUES.get(piece.text)
+            if fraction is None:
+                return self._take("word", place, 1)
+            return self._take_amount(place, self.amounts.read_fraction_of(place, 1, fraction))
+        meaning = self._choose(phrase)
+        if meaning.kind == "before" and place + used < len(self.pieces):
+            number = read_number(self.pieces, place + used)
+            if number is not None:
+                return self._take("percent", place, used + number.used, number.value)
+        if meaning.kind == "fraction":
+            return self._take_amount(place, self.amounts.read_fraction_of(place, used, meaning.value))
+        kind = OF_MEANING.get(meaning.kind, "word")
+        if meaning.kind == "part":
+            return self._take(kind, place, used, "", PART)
+        if kind == "color":
+            return self._take(kind, place, used, meaning.value, TRADE if TRADE in meanings()[phrase] else "")
+        unit, _ = find_unit(self.pieces, place, {"limit", "minus"})
+        source = unit.kind if unit is not None and meaning.kind != "text" else ""
+        return self._take(kind, place, used, meaning.value, source)
+
+    def _choose(self, phrase: str) -> Meaning:
+        of_language = meanings()[phrase]
+        return next(
+            (of_language[name] for name in self.languages if name in of_language), vocabulary()[phrase]
+        )
+
+    def _take_amount(self, place: int, amount: Amount) -> tuple[Token, int]:
+        token, used = self._take(amount.kind, place, amount.used, amount.value, amount.source)
+        return self._join(token), used
+
+    def _join(self, token: Token) -> Token:
+        """Return an amount, together with the tokens before it where they are one range or one ratio."""
+        before = self.tokens
+        if not before or not (before[-1].kind in JOINTS or before[-1].source == MINUS):
+            return token
+        is_pair = [one.kind for one in before[-2:]] in (["number", "to"], ["number", "with"])
+        is_hyphen = len(before) > 1 and before[-2].kind == "number" and self._is_tight_dash(token.start)
+        if token.kind == "number" and (is_pair or is_hyphen):
+            before.pop()
+            first = before.pop()
+            return Token("ratio", first.start, token.end, f"{first.value}:{token.value}", ":")
+        if token.kind in COUNTED and (length := self._count_range()):
+            start = before[-length].start
+            del before[-length:]
+            return Token("range", start, token.end)
+        is_first = len(before) == 1 or (len(before) > 1 and before[-2].kind in {"separator", "with"})
+        if token.kind in COUNTED and before[-1].source == MINUS:
+            return token._replace(kind="minus", start=before.pop().start)
+        if token.kind in COUNTED and is_first and _is_dash(before[-1]) and before[-1].end == token.start:
+            return token._replace(kind="minus", start=before.pop().start)
+        return token
+
+    def _is_tight_dash(self, start: int) -> bool:
+        joint = self.tokens[-1]
+        return _is_dash(joint) and self.tokens[-2].end == joint.start and joint.end == start
+
+    def _count_range(self) -> int:
+        """Return how many tokens before an amount are the beginning of a range: "10 -", "10 to", "10 and", "10..."."""
+        before = self.tokens
+        at = len(before) - 1
+        while at > 0 and before[at].kind == "link" and before[at].value in RANGE_SIGNS | {"."}:
+            at -= 1
+        signs = "".join(token.value for token in before[at + 1 :])
+        if signs:
+            is_range = len(signs) > 1 or signs != "."
+        else:
+            at -= 1
+            joint = before[-1] if before else None
+            is_and = joint is not None and joint.kind == "separator" and not joint.value
+            is_range = joint is not None and (joint.kind in {"to", "or"} or is_and)
+            if is_and and not (at >= 0 and before[at].kind == "number" and not self._is_behind_color(at)):
+                return 0
+        if at < 0 or not is_range or before[at].kind not in COUNTED | {"number", "ratio"}:
+            return 0
+        if before[at].kind in COUNTED and signs and self._is_behind_color(at):
+            return 0  # "red 50% - 50% black"
+        return len(before) - at
+
+    def _is_behind_color(self, at: int) -> bool:
+        return at > 0 and self.tokens[at - 1].kind in {"color", "ral", "hex"}
 
 
-def _rank_languages(pieces: list[Piece]) -> list[str]:
-    """Return the languages of the text, that with the most words first; none where no word needs it."""
-    ambiguous = ambiguous_words()
-    if not any(piece.folded in ambiguous for piece in pieces):
-        return []
-    counts: Counter[str] = Counter()
-    for piece in pieces:
-        if piece.folded and piece.folded not in ambiguous:
-            counts.update(list(meanings().get(piece.folded, ())))
-    return [language for language, _ in counts.most_common()]
-
-
-def _read(pieces: list[Piece], place: int, languages: list[str], before: list[Token]) -> tuple[Token, int]:
-    """Return the token that begins at `place`, and how many pieces it takes."""
-    piece = pieces[place]
-    start, end = piece.start, piece.end
-    match piece.kind:
-        case "number" | "mixed":
-            value = piece.text if piece.kind == "number" else _value_of_mixed(piece.text)
-            return _read_number(pieces, place, 1, value, languages, before)
-        case "word" | "vulgar":
-            return _read_words(pieces, place, languages, before)
-        case "ratio" | "dashed":
-            meaning, phrase_end, words = _read_phrase(pieces, place + 1, languages)
-            if piece.kind == "dashed" and meaning is not None and meaning.kind == "percent":
-                return Token("range", start, phrase_end), 1 + words
-            is_signed = place + 1 < len(pieces) and pieces[place + 1].kind == "sign"
-            end = pieces[place + 1].end if is_signed else end
-            value = re.sub("[ ]?[:：∶‐‑–—−-][ ]?", ":", piece.text).replace(" ", "")
-            return Token("ratio", start, end, value), 1 + is_signed
-        case "ral":
-            return Token("ral", start, end, fold(piece.text).lstrip("ralрал \t")), 1
-        case "rgb":
-            channels = [int(channel) for channel in re.findall(r"\d+", piece.text)[:3]]
-            if max(channels) <= 255:
-                return Token("hex", start, end, "#{:02x}{:02x}{:02x}".format(*channels)), 1
-        case "hex" | "separator" | "link":
-            return Token(piece.kind, start, end, piece.text), 1
-    return Token("word", start, end), 1
-
-
-def _value_of_mixed(typed: str) -> str:
-    *whole, fraction = (
-        re.split(r"[ \u00a0]", typed) if "/" in typed else (typed[:-1], VULGAR_VALUES[typed[-1]])
-    )
-    numerator, denominator = map(int, fraction.split("/"))
-    if denominator == 0:
-        return "0.0.0"
-    value = Decimal(whole[0].strip()) + Decimal(numerator) / Decimal(denominator)
-    return f"{value:.3f}".rstrip("0").rstrip(".")
-
-
-def _read_number(
-    pieces: list[Piece], place: int, used: int, value: str, languages: list[str], before: list[Token]
-) -> tuple[Token, int]:
-    """Return the token of a number that takes `used` pieces, with the unit behind it."""
-    start, end = pieces[place].start, pieces[place + used - 1].end
-    following = pieces[place + used] if place + used < len(pieces) else None
-    kind: Kind = "number"
-    if following is not None and following.kind == "sign":
-        kind, end, used = "percent", following.end, used + 1
-    elif following is not None:
-        meaning, phrase_end, words = _read_phrase(pieces, place + used, languages)
-        unit = meaning.kind if meaning else ""
-        if unit in {"percent", "part", "weight"}:
-            kind, end, used = unit, phrase_end, used + words
-    if kind == "number" and pieces[place].kind == "word":
-        return Token("word", start, end), used
-    if kind == "number" and [token.kind for token in before[-2:]] in (["number", "to"], ["number", "with"]):
-        before.pop()
-        first = before.pop()
-        return Token("ratio", first.start, end, f"{first.value}:{value}"), used
-    if kind == "percent" and _ends_range(before, start):
-        before.pop()
-        return Token("range", before.pop().start, end), used
-    is_first = len(before) == 1 or (len(before) > 1 and before[-2].kind in {"separator", "with"})
-    if kind != "number" and is_first and _is_dash(before[-1]) and before[-1].end == start:
-        return Token("minus", before.pop().start, end, value), used
-    return Token(kind, start, end, value), used
+def is_word(text: str, token: Token) -> bool:
+    """Return whether a token is a word, and not a sign such as "±" or "x"."""
+    typed = text[token.start : token.end]
+    return token.kind == "word" and typed not in CROSSES and any(map(str.isalnum, typed))
 
 
 def _is_dash(token: Token) -> bool:
     return token.kind == "link" and token.value in DASHES
-
-
-def _ends_range(before: list[Token], start: int) -> bool:
-    """Return whether what stands before a percent makes it the end of a range: "10-", "10 to", "10 and"."""
-    if len(before) < 2 or before[-2].kind not in {"number", "percent"}:
-        return False
-    joint = before[-1]
-    if _is_dash(joint) or joint.value == "~":
-        return before[-2].end == joint.start and joint.end == start
-    if joint.kind == "to":
-        return True
-    is_alone = len(before) < 3 or before[-3].kind not in {"color", "ral", "hex"}
-    return joint.kind == "separator" and not joint.value and before[-2].kind == "number" and is_alone
-
-
-def _read_words(
-    pieces: list[Piece], place: int, languages: list[str], before: list[Token]
-) -> tuple[Token, int]:
-    piece = pieces[place]
-    meaning, end, used = _read_phrase(pieces, place, languages)
-    number, number_used = _read_number_word(pieces, place)
-    if number and number_used >= used:
-        token, taken = _read_number(pieces, place, number_used, number, languages, before)
-        if token.kind != "word":
-            return token, taken
-    if meaning is None:
-        if piece.kind == "vulgar":
-            numerator, denominator = map(int, VULGAR_VALUES[piece.text].split("/"))
-            return Token("fraction", piece.start, piece.end, _percent(numerator, denominator)), 1
-        return Token("word", piece.start, piece.end), 1
-    if meaning.kind == "before":
-        following = pieces[place + used] if place + used < len(pieces) else None
-        number, number_used = _read_number_word(pieces, place + used)
-        if following is not None and following.kind == "number":
-            return Token("percent", piece.start, following.end, following.text), used + 1
-        if number:
-            end = pieces[place + used + number_used - 1].end
-            return Token("percent", piece.start, end, number), used + number_used
-    kind = OF_MEANING.get(meaning.kind, "word")
-    source = TRADE if kind == "color" and TRADE in meanings()[_phrase(pieces, place, used)] else ""
-    return Token(kind, piece.start, end, meaning.value, source), used
-
-
-def _percent(numerator: int, denominator: int) -> str:
-    """Return a fraction as a percent, with one decimal where it needs one."""
-    return f"{Decimal(100) * numerator / denominator:.1f}".removesuffix(".0")
-
-
-def percent_of_fraction(value: str) -> str | None:
-    """Return the percent of "1/3" as a ratio token says it; None where it is not a part of a whole."""
-    numbers = value.split("/")
-    if len(numbers) != 2 or not all(number.isdecimal() and len(number) <= 3 for number in numbers):
-        return None
-    numerator, denominator = map(int, numbers)
-    return _percent(numerator, denominator) if 0 < numerator < denominator else None
-
-
-def _phrase(pieces: list[Piece], place: int, used: int) -> str:
-    return " ".join(piece.folded for piece in pieces[place : place + used])
-
-
-def _read_phrase(pieces: list[Piece], place: int, languages: list[str]) -> tuple[Meaning | None, int, int]:
-    """Find the longest phrase of the vocabulary at `place`: what it means (None: no phrase), its end, pieces taken."""
-    words = vocabulary()
-    phrase = ""
-    best: tuple[Meaning | None, int, int] = (None, 0, 0)
-    for used, piece in enumerate(pieces[place : place + MOST_WORDS], start=1):
-        if not piece.folded:
-            break
-        phrase = f"{phrase} {piece.folded}" if phrase else piece.folded
-        if used > 1 and phrase not in _beginnings():
-            if phrase in words:
-                best = (_choose(phrase, languages), piece.end, used)
-            break
-        if phrase in words:
-            best = (_choose(phrase, languages), piece.end, used)
-    return best
-
-
-def _choose(phrase: str, languages: list[str]) -> Meaning:
-    of_language = meanings()[phrase]
-    return next((of_language[name] for name in languages if name in of_language), vocabulary()[phrase])
-
-
-@cache
-def _beginnings() -> frozenset[str]:
-    """Return the beginnings of longer phrases: "the same" of "the same amount"."""
-    phrases = [word.split() for word in (*vocabulary(), *number_words()) if " " in word]
-    return frozenset(" ".join(words[:count]) for words in phrases for count in range(1, len(words)))
-
-
-def _read_number_word(pieces: list[Piece], place: int) -> tuple[str, int]:
-    """Find the longest number word at `place`: its digits ("" for none), pieces taken."""
-    numbers = number_words()
-    phrase = ""
-    best = ("", 0)
-    for used, piece in enumerate(pieces[place : place + MOST_WORDS], start=1):
-        if not piece.folded:
-            break
-        phrase = f"{phrase} {piece.folded}" if phrase else piece.folded
-        if phrase in numbers:
-            best = (numbers[phrase], used)
-        if phrase not in _beginnings():
-            break
-    return best

@@ -8,10 +8,11 @@ from decimal import ROUND_FLOOR, Decimal
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from tilemix.errors import LIST_SEPARATOR, Message, MixError
-from tilemix.prompts.mix.clauses import CUTS
+from tilemix.prompts.mix.clauses import SOFT, make_clauses
 from tilemix.prompts.mix.naming import shorten
-from tilemix.prompts.mix.shares import is_near, refuse_misspelled_rest
-from tilemix.prompts.mix.tokens import parse_number
+from tilemix.prompts.mix.numbers import is_near, parse_number
+from tilemix.prompts.mix.shares import refuse_misspelled_rest
+from tilemix.prompts.mix.unread import QUANTITIES, refuse_unread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -51,6 +52,7 @@ def total_up(text: str, typed: TypedMix) -> ColorMix:
     Raises:
         MixError: an amount has no color, a color no amount, or the total is not 100.
     """
+    refuse_unread(text, typed)
     _refuse_odd(text, typed)
     shares = list(typed.shares)
     if shares[0].amount is None:  # equal shares
@@ -75,7 +77,7 @@ def total_up(text: str, typed: TypedMix) -> ColorMix:
     ]
     total = sum(percents, NOTHING)
     if not is_near(total, 100):
-        refuse_misspelled_rest(text)
+        refuse_misspelled_rest(text, typed.tokens)
         refuse_total([(share.color, one) for share, one in zip(shares, percents, strict=True)], total)
     has_decimal = any(amount is not None and (amount * scale) % 1 for amount in amounts) or any(
         amount is not None and scale == 1 and amount.as_tuple().exponent != 0 for amount in amounts
@@ -148,14 +150,14 @@ def _proportion(text: str, typed: TypedMix, kinds: set[Kind]) -> ColorMix:
     Raises:
         MixError: they stand beside other amounts, or a color has none.
     """
-    if len(kinds) > 1:
+    if len(kinds) > 1 or len({share.amount.source for share in typed.shares if share.amount}) > 1:
         odd = next(
             share.amount for share in typed.shares if share.amount and share.amount.kind in PROPORTIONS
         )
         raise MixError("mix-units", typed=shorten(text[odd.start : odd.end]), position=odd.start + 1)
     if typed.base is not None:
         raise _no_percent(text, typed, typed.base.named)
-    _refuse_number_beside(text, typed)
+    _refuse_dropped(text, typed)
     amounts = [(share.color, _read_amount(share) or NOTHING) for share in typed.shares]
     total = sum((amount for _, amount in amounts), NOTHING)
     if total == 0:
@@ -182,22 +184,17 @@ def refuse_total(shares: Sequence[tuple[str, Decimal]], total: Decimal) -> NoRet
     raise MixError("mix-total", total=float(total), **values)
 
 
-def _refuse_number_beside(text: str, typed: TypedMix) -> None:
-    """Refuse "3 scoops red, 1 part black", of which the reader knows only the part.
+def _refuse_dropped(text: str, typed: TypedMix) -> None:
+    """Refuse a color outside of the mix, such as that of "3 scoops red, 1 part black": its amount was not understood.
 
     Raises:
-        MixError: a number that is no share stands before a color that has none.
+        MixError: there is one, and it does not say what color something else has: "on a red carpet".
     """
-    number = None
-    for place, token in enumerate(typed.tokens):
-        is_text = typed.roles.get(place, "text") == "text"
-        if token.kind in CUTS or not is_text:
-            number = None
-        elif text[token.start : token.end].isdecimal():
-            number = token
-        elif token.kind == "color" and number is not None:
-            shown = shorten(text[number.start : token.end])
-            raise MixError("mix-units", typed=shown, position=number.start + 1)
+    for clause in make_clauses(typed.tokens, PROPORTIONS):
+        for color in clause.colors:
+            following = {token.kind for token in typed.tokens[color.last + 1 : clause.last + 1]}
+            if color.first not in typed.roles and following <= SOFT | QUANTITIES:
+                raise _no_percent(text, typed, (color.first, color.last))
 
 
 def make_mix(
@@ -206,6 +203,9 @@ def make_mix(
     """Add up the colors that are named twice and scale the amounts to 100 in whole units by largest remainder.
 
     Shares of nothing are left out; those that round to nothing are added to `notes`.
+
+    Raises:
+        ValueError: an amount is below zero, or all are zero.
     """
     merged: dict[str, Decimal] = {}
     spelled: dict[str, str] = {}
@@ -213,6 +213,10 @@ def make_mix(
         color = spelled.setdefault(name.casefold(), name)
         merged[color] = merged.get(color, NOTHING) + amount
     total = sum(merged.values(), NOTHING)
+    if total <= 0 or min(merged.values()) < 0:
+        raise ValueError(
+            f"amounts {list(merged.values())} make no mix; expected none below zero, and one above"
+        )
     exact = {color: amount * HUNDRED / total for color, amount in merged.items()}
     percents = {color: value.quantize(unit, rounding=ROUND_FLOOR) for color, value in exact.items()}
     missing = int((HUNDRED - sum(percents.values())) / unit)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tilemix.prompts.mix.clauses import SOFT
+from tilemix.prompts.mix.words import PART
 
 if TYPE_CHECKING:
     from tilemix.errors import Message
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 OPENING = "([（【《〈「『〔"
 CLOSING = ")]）】》〉」』〕"
 OPENED = frozenset(OPENING + "\"'«„“‘")
-# Bullets, numbering, quotation marks and stops round the shares: no text to keep.
+LINE_ENDS = frozenset("\n\r\u2028\u2029")
+# Bullets, quotation marks and stops round the shares: no text to keep. Before a share the number of a list is none.
+STOPS = re.compile(r"[\s.,:;+/|&=*•·~≈)\]，。；：、）\-‐‑–—−\"'`«»„“”‘’_→>]*")
 TRIMMINGS = re.compile(r"[\s\d.,:;+/|&=*•·~≈)\]，。；：、）\-‐‑–—−\"'`«»„“”‘’_→>]*")
 
 
@@ -83,6 +86,9 @@ def close_mix(text: str, mix: TypedMix) -> None:
         first -= 1  # "ca. 60% red"
     if all(token.kind in {"with", "to"} for token in mix.tokens[:first]):
         first = 0  # "mit 60% rot"
+    table = _begin_of_table(mix.tokens, first)
+    mix.roles |= {place: mix.tokens[place].kind for place in range(table, first)}
+    first = table
     mix.start, mix.end = mix.tokens[first].start, mix.tokens[last].end
     run: list[Token] = []
     for place in range(first, last + 1):
@@ -121,6 +127,20 @@ def _balance(text: str, mix: TypedMix, first: int, last: int) -> None:
             break
         mix.roles[place] = token.kind
         mix.end = token.end
+
+
+def _begin_of_table(tokens: list[Token], first: int) -> int:
+    """Return where the table of the mix begins, if a line of headings stands before it: "Color;Share"."""
+    end = first
+    while end > 0 and tokens[end - 1].value in LINE_ENDS:
+        end -= 1
+    start = end
+    while start > 0 and tokens[start - 1].value not in LINE_ENDS:
+        start -= 1
+    heading = tokens[start:end] if end < first else []
+    amounts = [token for token in heading if token.source == PART or token.kind == "unread"]
+    others = [token for token in heading if token not in amounts]
+    return start if amounts and all(token.kind in SOFT | {"separator"} for token in others) else first
 
 
 def _begin_of_clause(tokens: list[Token], first: int) -> int:

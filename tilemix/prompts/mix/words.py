@@ -10,7 +10,7 @@ a language; where two languages differ, the rest of the text says which.
 from __future__ import annotations
 
 import unicodedata
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal, NamedTuple
 
 from tilemix.colors.languages import Language, load_languages, load_trade_codes
@@ -24,10 +24,16 @@ FOLD = str.maketrans(
 PLAIN = str.maketrans({"ł": "l", "Ł": "L"})  # a letter with a stroke is one letter to Unicode
 TRADE = "trade"  # the language of the codes
 GROUND = "ground"  # the value of a noun of the base
+LIMIT = "limit"  # the source of "up to"
+MINUS = "minus"
+PART = "part"
+NUMBER = "{number}"
+HUNDREDS = "{hundreds}"
 
 Kind = Literal[
     "color", "shade", "percent", "before", "fraction", "equal", "rest", "each", "and", "with", "of", "part", "weight",
-    "to", "noun", "filler", "tint", "look", "not", "text",
+    "limit", "minus", "measure", "to", "or", "noun", "filler", "tint", "look", "not", "text", "denominator", "bar",
+    "half", "point",
 ]  # fmt: skip
 
 
@@ -36,10 +42,11 @@ class Meaning(NamedTuple):
 
     kind: Kind
     value: str = (
-        ""  # a color's trade name, a shade, the percent of a fraction; of other words, which kind they are
+        ""  # a trade name, a shade, a fraction, what is counted, grams; of other words, which kind they are
     )
 
 
+@lru_cache(maxsize=4096)
 def fold(text: str) -> str:
     """Return the form of `text` under which words are looked up."""
     return unicodedata.normalize("NFKC", text).casefold().translate(FOLD)
@@ -112,29 +119,65 @@ def _list_words(language: Language) -> list[tuple[str, Meaning]]:
         for ending, joint in language.joints.items():
             stems = [base.removesuffix(ending) for base in bases if base.endswith(ending)]
             found += [(fold(stem + joint), Meaning("color", name)) for stem in stems]
-    plain: tuple[tuple[Kind, list[str]], ...] = (
-        ("percent", language.percent),
-        ("before", language.percent_before),
-        ("equal", language.equal),
-        ("rest", language.rest),
-        ("each", language.each),
-        ("and", language.and_),
-        ("with", language.with_),
-        ("of", language.of),
+    groups_of_words: tuple[tuple[Kind, dict[str, list[str]]], ...] = (
+        ("percent", {"": language.percent}),
+        ("before", {"": language.percent_before}),
+        ("equal", {"": language.equal}),
+        ("rest", {"": language.rest}),
+        ("each", {"": language.each}),
+        ("and", {"": language.and_}),
+        ("with", {"": language.with_}),
+        ("of", {"": language.of}),
+        ("noun", {GROUND: language.grounds, "": language.nouns}),
+        ("not", {"not": language.not_}),
+        ("filler", {"": language.fillers}),
+        ("to", {"": language.to}),
+        ("or", {"": language.or_}),
+        ("fraction", language.fractions),
+    )
+    for kind, groups in (*groups_of_words, *_list_units(language)):
+        for value, words in groups.items():
+            found += [(form, Meaning(kind, value)) for form in _fold_all(words, language)]
+    return found
+
+
+def _list_units(language: Language) -> tuple[tuple[Kind, dict[str, list[str]]], ...]:
+    """Return the words that stand beside a number, or between two of them."""
+    return (
+        ("percent", {"": language.percent}),
         ("part", language.part),
         ("weight", language.weight),
-        ("noun", language.nouns),
-        ("filler", language.fillers),
-        ("to", language.to),
+        ("measure", {"": language.measures}),
+        ("fraction", {value: words for value, words in language.fractions.items() if value.startswith("1/")}),
+        ("denominator", language.denominators),
+        ("bar", {"": language.fraction_bars}),
+        ("half", {"": [words for words in language.and_half if NUMBER not in words]}),
+        ("point", {"": language.decimal_marks}),
+        ("minus", {"": language.minus}),
+        ("limit", {"": language.limits}),
     )
-    for percent, words in language.fractions.items():
-        found += [(form, Meaning("fraction", percent)) for form in _fold_all(words, language)]
-    found += [(form, Meaning("noun", GROUND)) for form in _fold_all(language.grounds, language)]
-    found += [(form, Meaning("not", "not")) for form in _fold_all(language.not_, language)]
-    for kind, words in plain:
-        meaning = Meaning(kind)
-        found += [(form, meaning) for form in _fold_all(words, language)]
-    return found
+
+
+@cache
+def units() -> dict[str, list[Meaning]]:
+    """Return every folded word or phrase that may stand behind a number -> what it means there.
+
+    Some mean something else elsewhere: "the third red tile", "红点", the dots of which.
+    """
+    table: dict[str, list[Meaning]] = {}
+    for language in load_languages().values():
+        for kind, groups in _list_units(language):
+            for value, words in groups.items():
+                for form in _fold_all(words, language):
+                    if (meaning := Meaning(kind, value)) not in table.setdefault(form, []):
+                        table[form].append(meaning)
+    return table
+
+
+@cache
+def percent_of_words() -> frozenset[str]:
+    """Return the folded words that may stand between a number and the percent sign: "wt"."""
+    return frozenset(form for one in load_languages().values() for form in _fold_all(one.percent_of, one))
 
 
 @cache
@@ -154,20 +197,37 @@ def ambiguous_words() -> frozenset[str]:
 
 @cache
 def number_words() -> dict[str, str]:
-    """Return the folded words for the numbers from 1 to 100 -> digits."""
+    """Return the folded words for numbers -> digits; longer numbers are put together from several of them."""
     table: dict[str, str] = {}
     for language in load_languages().values():
-        listed = {int(number): words for number, words in language.numbers.items()}
-        for number, words in listed.items():
-            table.update((form, str(number)) for form in _fold_all(words, language))
+        listed = dict(language.numbers)
         for tens in range(20, 100, 10):
             for unit in range(1, 10):
                 joined = [
                     pattern.format(tens=first, unit=second)
                     for pattern in language.compounds
-                    for first in listed.get(tens, ())
-                    for second in listed.get(unit, ())
+                    if HUNDREDS not in pattern
+                    for first in language.numbers[str(tens)]
+                    for second in language.numbers[str(unit)]
                 ]
-                for form in _fold_all(joined, language):
-                    table.setdefault(form, str(tens + unit))
+                listed[str(tens + unit)] = [*listed.get(str(tens + unit), ()), *joined]
+        for number, words in listed.items():
+            table.update((form, number) for form in _fold_all(words, language))
+        for pattern in language.and_half:
+            for number, words in listed.items() if NUMBER in pattern else ():
+                forms = _fold_all([pattern.replace(NUMBER, word) for word in words], language)
+                table.update((form, f"{number}.5") for form in forms)
     return table
+
+
+@cache
+def joined_hundreds() -> dict[str, int]:
+    """Return the folded words for hundreds that are written together with what follows: "zweihundertfünf"."""
+    return {
+        form: int(number)
+        for language in load_languages().values()
+        if any(HUNDREDS in pattern for pattern in language.compounds)
+        for number, words in language.numbers.items()
+        if number.endswith("00") and len(number) == 3
+        for form in _fold_all(words, language)
+    }
