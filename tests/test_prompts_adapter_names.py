@@ -15,7 +15,8 @@ from tilemix.weights.tasks import find_task
 PEFT_A, PEFT_B = "tile-a/adapter_model.safetensors", "tile-b/adapter_model.safetensors"
 FILES = (
     PEFT_A, PEFT_B, "Wet.safetensors", "wet.safetensors", "style.safetensors", "webui/style.safetensors",
-    "old/ink.safetensors", "new/ink.safetensors", "mat/adapter_model.safetensors", "mat.safetensors",
+    "old/ink.safetensors", "new/ink.safetensors", "trained_model.tar", "rug.v2.safetensors",
+    "mat/adapter_model.safetensors", "mat.safetensors",
 )  # fmt: skip
 NAMES = {
     "tile-a": PEFT_A,
@@ -27,6 +28,8 @@ NAMES = {
     "style": "style.safetensors",
     "webui/Style": "webui/style.safetensors",
     "new/ink": "new/ink.safetensors",
+    "trained_model": "trained_model.tar",
+    "rug.v2": "rug.v2.safetensors",
     "mat.safetensors": "mat.safetensors",
     "mat/adapter_model": "mat/adapter_model.safetensors",
 }

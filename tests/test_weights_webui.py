@@ -121,7 +121,7 @@ def test_names_are_spelled_readably_and_none_is_given_twice(tmp_path, root):
         placed = root / "weights/files" / name / f"{name}.safetensors"
         assert placed.resolve() == models / "Stable-diffusion" / f"{stem}.safetensors"
     adapters = load_manifest("grosse", root).adapters
-    assert [one.file for one in adapters] == ["webui/Olfleck.safetensors", "webui/olfleck_2.safetensors"]
+    assert [one.file for one in adapters] == ["webui/Olfleck.safetensors", "webui/olfleck.safetensors"]
 
 
 def test_a_hostile_yaml_leaves_its_checkpoint_out(folder, root):
@@ -160,6 +160,7 @@ def test_a_second_import_leaves_the_files_of_the_first_alone(tmp_path, root, cop
     import_second(tmp_path, root, "first", seed=1, copies=copies)
     made = import_second(tmp_path, root, "second", seed=2, copies=copies)
     assert made.named == {tmp_path / "second/models/Lora/style.safetensors": "style_2"}
+    assert import_second(tmp_path, root, "second", seed=2, copies=copies).named == {}
     import_second(tmp_path, root, "second", seed=2, copies=copies, replaces=True)
     for name, file in (("first", "style"), ("second", "style_2")):
         (adapter,) = load_manifest(name, root).adapters

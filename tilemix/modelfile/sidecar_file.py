@@ -12,6 +12,7 @@ import msgspec
 
 from tilemix.errors import ModelFileError
 from tilemix.system.atomic import write_atomically
+from tilemix.system.regular import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +32,8 @@ def read_sidecar(path: Path) -> dict[str, object]:
     """
     sidecar = sidecar_of(path)
     try:
-        return msgspec.json.decode(sidecar.read_bytes(), type=dict[str, object])
+        with open_regular(sidecar) as file:
+            return msgspec.json.decode(file.read(), type=dict[str, object])
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -203,12 +203,12 @@ def _name_hypernetwork(infotext: Infotext) -> str:
 
 
 def _drop_tags(text: str, adapters: Sequence[str]) -> tuple[str, list[str]]:
-    """Return a prompt without the tags of what the model does not have, and their names."""
+    """Return a prompt without the tags of what the model does not have, or of one of several, and their names."""
     missing: list[str] = []
 
     def drop(match: re.Match[str]) -> str:
         kind, name = match[1].lower(), match[2].strip()
-        if kind in ADAPTER_TAGS and find_named(name, adapters):
+        if kind in ADAPTER_TAGS and len(find_named(name, adapters)) == 1:
             return match[0]
         missing.append(f"{kind} {name}")
         return ""

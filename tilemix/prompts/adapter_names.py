@@ -6,13 +6,12 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 PEFT_STEM = "adapter_model"  # of every adapter that PEFT saves, so the folder has the name
-ENDING = ".safetensors"
 
 
 def name_adapter(file: str) -> str:
     """Return an adapter's name, without folders and extension."""
-    path = PurePosixPath(file.removesuffix(ENDING))
-    return (path.parent.name if path.name == PEFT_STEM else "") or path.name
+    path = PurePosixPath(file)
+    return (path.parent.name if path.stem == PEFT_STEM else "") or path.stem
 
 
 def find_named(typed: str, files: Iterable[str]) -> tuple[str, ...]:
@@ -46,7 +45,7 @@ def tell_apart(files: Iterable[str], among: Iterable[str]) -> list[str]:
 
 def _shorten(file: str) -> list[str]:
     """Return the names of a file from the shortest on."""
-    parts = file.removesuffix(ENDING).split("/")
+    parts = str(PurePosixPath(file).with_suffix("")).split("/")
     if parts[-1] == PEFT_STEM and len(parts) > 1:
         parts.pop()
     return ["/".join(parts[start:]) for start in reversed(range(len(parts)))]
@@ -54,9 +53,10 @@ def _shorten(file: str) -> list[str]:
 
 def _list_spellings(file: str) -> list[str]:
     """Return a file's name with and without what may be left out at its end."""
-    bare = file.removesuffix(ENDING)
-    folder, _, name = bare.rpartition("/")
-    return [file, bare, folder] if name == PEFT_STEM and folder else [file, bare]
+    path = PurePosixPath(file)
+    bare = str(path.with_suffix(""))
+    is_peft = path.stem == PEFT_STEM and len(path.parts) > 1
+    return [file, bare, str(path.parent)] if is_peft else [file, bare]
 
 
 def _compare(wanted: list[str], parts: list[str]) -> int:

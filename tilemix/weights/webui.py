@@ -123,6 +123,8 @@ def import_folder(
     taken: set[str] = set()
     for one in checkpoints:
         _write(one, taken, vaes, fitting, result, root, copies=copies, replaces=replaces)
+    if not result.manifests:
+        result.named.clear()
     result.unused += [
         Unused(one.path, _say("webui-vae-alone")) for one in vaes if one.path not in result.used
     ]
@@ -151,7 +153,7 @@ def _find_fitting(
     """Return the adapters that the loader of each family takes, by the family's name."""
     fitting: dict[str, list[tuple[_Found, Adapter]]] = {name: [] for name in families}
     shapes: dict[str, Shapes] = {}
-    taken: set[str] = set()  # names and tokens, in lower case
+    taken: set[str] = set()  # names, and tokens in lower case
     for one in adapters:
         reason = _say("webui-no-base", base=one.facts.base_model or "-")
         for name in sorted(families):
@@ -175,7 +177,7 @@ def _find_fitting(
                 continue
             fitting[name].append((one, entry))
             name = Path(entry.file).stem
-            taken |= {word.casefold() for word in (name, *entry.tokens)}
+            taken |= {name, *map(str.casefold, entry.tokens)}
             if name != one.path.stem:
                 result.named[one.path] = name
             result.used.append(one.path)
@@ -193,7 +195,7 @@ def _make_adapter(one: _Found, taken: set[str], root: Path) -> Adapter:
 
     def is_used(name: str) -> bool:
         target = root / "weights" / PRIVATE_FOLDER / spell(name)
-        return name.casefold() in taken or is_taken(one.path, target)
+        return name in taken or is_taken(one.path, target)
 
     name = find_free(name_file(one.path.stem), MOST_FILE, is_used)
     if one.facts.kind == "lora":
