@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from tilemix.prompts.mix.clauses import AMOUNTS, COLORS, NUMBERS_TOO, SOFT
 from tilemix.prompts.mix.tokens import Kind, tokenize
@@ -14,7 +15,7 @@ WEIGHTED = re.compile(r"(?::\s*[+-]?\d*\.\d+|(?P<unit>%)?\s*:\s*[+-]?\d+)\s*$")
 LONGEST_WEIGHT = 24  # characters
 ANY_WEIGHT = re.compile(r":\s*[+-]?[\d.]+\s*$")
 LONGEST_AMOUNT = 60  # characters in a bracket that explains a share
-LONGEST_COLOR = 40  # characters before it that may be a color and its granules
+LONGEST_COLOR = 24  # characters before it that may be a color and its granules
 ALONE: frozenset[Kind] = NUMBERS_TOO | {"ratio"}
 MIXED: frozenset[Kind] = COLORS | AMOUNTS | SOFT | {"number", "shade", "each", "equal", "separator", "with"}
 
@@ -40,13 +41,15 @@ def find_punctuation(text: str, start: int) -> int | None:
     return match.end()
 
 
+@lru_cache(maxsize=512)  # several stages ask for each bracket
 def _is_share(before: str, bracket: str, inside: str) -> bool:
     """Return whether a bracket holds an amount alone, or what explains the color that stands before it."""
     kinds = [token.kind for token in tokenize(inside)]
     solid = [kind for kind in kinds if kind not in SOFT | {"each", "equal"}]
+    weight = ANY_WEIGHT.search(inside)
     if solid == ["ratio"]:
-        return True
-    if not solid or ANY_WEIGHT.search(inside):
+        return weight is None or "." not in weight[0]  # "(ratio 3:1)", but "(a 3:1.5)"
+    if not solid or weight is not None:
         return False
     if len(solid) == 1 and solid[0] in ALONE:
         return True

@@ -35,7 +35,7 @@ def deny(text: str, tokens: list[Token], amounts: Collection[Kind]) -> list[Toke
         if _kind(tokens, first) not in COLORS:
             continue
         last = _end_of_list(text, tokens, first, amounts)
-        if _waits_for_color(tokens, place, amounts) or _beside(tokens, last, 1) in amounts:
+        if _waits_for_color(tokens, place, amounts, -1) or _waits_for_color(tokens, last, amounts, 1):
             raise _refuse(text, token, tokens[last])
         for at in range(place, last + 1):
             denied[at] = tokens[at]._replace(kind="denied")
@@ -115,10 +115,10 @@ def _end_of_list(text: str, tokens: Sequence[Token], color: int, amounts: Collec
     return last
 
 
-def _waits_for_color(tokens: Sequence[Token], place: int, amounts: Collection[Kind]) -> bool:
-    """Return whether an amount stands before a token, and no color before the amount: "60% not red"."""
-    before = _find_solid(tokens, place, -1)
-    return _kind(tokens, before) in amounts and _beside(tokens, before, -1) not in COLORS
+def _waits_for_color(tokens: Sequence[Token], place: int, amounts: Collection[Kind], step: int) -> bool:
+    """Return whether an amount stands beside a token that no color stands on the other side of: "60% not red"."""
+    beside = _find_solid(tokens, place, step)
+    return _kind(tokens, beside) in amounts and _beside(tokens, beside, step) not in COLORS
 
 
 def _beside(tokens: Sequence[Token], place: int, step: int) -> str:

@@ -18,6 +18,7 @@ from tilemix.prompts.mix.clauses import (
 )
 from tilemix.prompts.mix.naming import name_group, refuse_misspelled_name
 from tilemix.prompts.mix.typed import CLOSING, OPENING, TypedMix, TypedShare
+from tilemix.prompts.mix.words import GROUND
 
 if TYPE_CHECKING:
     from tilemix.prompts.mix.tokens import Kind, Token
@@ -54,20 +55,33 @@ def read_clause(text: str, clause: Clause, mix: TypedMix) -> list[Color]:
             mix.lone.append(place)
             continue
         mix.add(TypedShare(amount, "", named, is_unknown=True), place)
-    # A base stands before the amounts: "black 20% red flecks". "black 20% red" may mean either.
     left = [color for color in clause.colors if color.first not in taken]
+    return _find_bases(clause, left, mix, is_color_first=is_color_first)
+
+
+def _find_bases(clause: Clause, left: list[Color], mix: TypedMix, *, is_color_first: bool) -> list[Color]:
+    """Return those of the colors without an amount that may be bases; the others are text, or a fault.
+
+    A base stands before the amounts: "black 20% red flecks". "black 20% red" may mean either.
+    """
+    places = clause.amounts
+    kinds = {token.kind for token in clause.tokens[clause.first : clause.last + 1]}
     is_even = is_color_first and [clause.tokens[place].value for place in places] == ["50"]
+    ground = max(
+        (place for place in range(clause.first, clause.last + 1) if clause.tokens[place].value == GROUND),
+        default=-1,
+    )
+    ends = {color.last for color in clause.colors}
     bases: list[Color] = []
-    is_shared = any(token.kind in EACH for token in clause.tokens[clause.first : clause.last + 1])
     for color in left:
-        is_before = color.last < places[0] or _is_behind_noun(clause, color, places[-1])
-        if color.first > places[-1] and is_followed_by_words(clause, color):
+        is_beside_color = color.first - 1 in ends  # "50% green olive": two colors in one share
+        if color.first > places[-1] and is_followed_by_words(clause, color) and not is_beside_color:
             continue  # text
+        is_before = color.last < places[0] or _is_behind_noun(clause, color, places[-1])
         # A color-first clause may begin with its base and the base's noun: "黑底红点20%".
-        is_ground = (
-            is_color_first and color is clause.colors[0] and clause.tokens[color.last + 1].kind == "noun"
-        )
-        if is_shared or is_even or is_ground or (is_before and not is_color_first):
+        is_first = is_color_first and color is clause.colors[0]
+        is_ground = color.last < ground or (is_first and clause.tokens[color.last + 1].kind == "noun")
+        if is_even or is_ground or not EACH.isdisjoint(kinds) or (is_before and not is_color_first):
             bases.append(color)
         else:
             mix.bare.append(color)

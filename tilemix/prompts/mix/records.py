@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -56,11 +57,16 @@ def read_record(text: str, name_value: NameValue = name_nothing) -> Record | Non
     """
     text = INVISIBLE.sub("", text)
     record = _read_json(text, name_value) if text.lstrip().startswith(("{", "[")) else None
-    if record is None and (found := JSON_LIKE.search(text)) is not None:
-        kinds = Counter(token.kind for token in tokenize(text))
-        if sum(kinds[kind] for kind in COLORS) > 1 and kinds["number"] + kinds["percent"] > 0:
-            raise MixError("mix-json", position=found.start() + 1)
+    if record is None and (found := JSON_LIKE.search(text)) is not None and _has_shares(text):
+        raise MixError("mix-json", position=found.start() + 1)
     return record
+
+
+@lru_cache(maxsize=4)  # a text is read twice: for its mix, and in the prompt language
+def _has_shares(text: str) -> bool:
+    """Return whether a text names two colors and a number."""
+    kinds = Counter(token.kind for token in tokenize(text))
+    return sum(kinds[kind] for kind in COLORS) > 1 and kinds["number"] + kinds["percent"] > 0
 
 
 def _read_json(text: str, name_value: NameValue) -> Record | None:
