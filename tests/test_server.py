@@ -394,7 +394,7 @@ def test_template_and_format_signs_in_a_prompt_are_plain_text(server, tmp_path, 
 
 # Input, what the schema's check names (None: it lets the value through), what predict() says.
 BAD_INPUTS = [
-    ({"width": 257}, None, "RequestError: width 257 is out of range; expected 256 to 1536, a multiple of 8"),
+    ({"width": 257}, None, "RequestError: width 257: expected a multiple of 8 from 256 to 1536"),
     ({"width": 255}, "minimum of 256", "RequestError: width 255 is out of range"),
     ({"height": 1544}, "maximum of 1536", "RequestError: height 1544 is out of range"),
     ({"seed": -2}, "minimum of -1", "RequestError: seed -2 is out of range; expected -1 to 4294967295"),
@@ -520,7 +520,7 @@ def test_the_oldest_sdk_serves_it_too(tmp_path, reference):
         assert old.predict(width=255).status_code == 422
         assert old.predict(output_format="gif").status_code == 422
         failed = old.predict(width=257).json()
-        assert failed["error"] == "width 257 is out of range; expected 256 to 1536, a multiple of 8"
+        assert failed["error"] == "width 257: expected a multiple of 8 from 256 to 1536"
         old.when_free().post(
             "/predictions", json={"id": "x", "input": LONG}, headers={"Prefer": "respond-async"}
         )

@@ -159,7 +159,7 @@ def test_the_answer_is_what_accept_asks_for(shared, accept, media_type):
         ({"prompt": MIX, "seed": "-2"}, "seed -2 is out of range; expected -1 to 4294967295"),
         ({"prompt": MIX, "seed": "7.0"}, "seed '7.0' is not an integer; expected -1 to 4294967295"),
         ({"prompt": MIX, "seed": "٧"}, "seed '٧' is not an integer; expected -1 to 4294967295"),
-        ({"prompt": MIX, "width": "257"}, "width 257 is out of range; expected 256 to 1536, a multiple of 8"),
+        ({"prompt": MIX, "width": "257"}, "width 257: expected a multiple of 8 from 256 to 1536"),
         ({"prompt": MIX, "lora_alpha": "nan"}, "lora_alpha 'nan' is not a number; expected 0 to 1.5"),
         ({"prompt": MIX, "lora_alpha": "2"}, "lora_alpha 2.0 is out of range; expected 0 to 1.5"),
         ({"prompt": MIX, "task": "flux"}, "unknown task 'flux'; known: rubber_tile"),
@@ -394,13 +394,22 @@ def test_predictions_are_found_by_color_and_by_text_a_page_at_a_time(client):
         return [ids.index(prediction["id"]) for prediction in found]
 
     assert find() == [3, 2, 1, 0]
-    assert find(color="red") == [1, 0]
+    assert find(color="red") == find(color="Red") == [1, 0]
+    assert find(color="bright green") == find(color="violet") == []  # nothing of the palette's was drawn yet
+    assert find(color="") == find()
     assert find(text="PEARL") == [1]
     assert find(text="t_s") == [1]
     assert find(text="50% b") == [0]
     assert find(text="w_t") == find(text="red%black") == find(text="\\") == find(before="nonsense") == []
     assert find(limit=2) == [3, 2]
     assert find(limit=2, before=ids[2]) == [1, 0]
+    for color, near in {"blurple": "blue, ", "olive": "khaki, ", "x" * 200: "", "紫": ""}.items():
+        answer = client.get("/api/predictions", params={"color": color})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["field"]) == (422, "studio-unknown-color", "color")
+        assert error["values"]["typed"] == color[:40]
+        assert error["values"]["near"].startswith(near)
+        assert error["values"]["near"].count(",") == 2
     for limit, code in {
         "0": "input-out-of-range",
         "101": "input-out-of-range",

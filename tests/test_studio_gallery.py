@@ -10,10 +10,12 @@ import pytest
 from tests.cog_stand_in import run_cog_stand_in
 from tests.studio_parts import add_pictures, add_prediction
 from tests.test_studio_api import MIX, run, wait_for
-from tilemix.errors import RefusalError
+from tilemix.colors.palette import load_palette
+from tilemix.errors import RefusalError, RequestError
 from tilemix.studio.gallery import SEARCHES, Gallery
 from tilemix.studio.settings import Secret
 from tilemix.studio.store.database import Database
+from tilemix.studio.store.schema import Share
 
 CLIENTS = 8
 
@@ -70,6 +72,20 @@ def test_the_gallery_goes_from_the_largest_error_to_the_smallest_page_by_page(da
             found.append(before := page[0]["id"])
         assert found == wanted
     assert gallery.find_page(limit=5, before="0" * 32, order="error") == []
+
+
+def test_a_color_that_the_palette_has_no_longer_is_still_found_where_it_was_drawn(database, tmp_path):
+    gallery, palette = Gallery(database, tmp_path), load_palette("rubber-tile")
+    words = {"bright green": "lime green", "red": "red", "RED": "red"}
+    assert {typed: gallery.find_color(typed, palette) for typed in words} == words
+    share = Share(place=0, color="bright green", percent=100)  # as an older palette called it
+    drawn = add_prediction(database, shares=[share])
+    assert gallery.find_color("bright green", palette) == "bright green"
+    assert [each["id"] for each in gallery.find_page(limit=9, color="bright green")] == [drawn]
+    assert gallery.find_color("wine red", None) == "wine red", "a model without a palette has the chart's"
+    with pytest.raises(RequestError, match="^unknown color 'blurple'; the nearest: ") as caught:
+        gallery.find_color("blurple", None)
+    assert caught.value.field == "color"
 
 
 def test_searches_take_turns_in_the_order_they_came_and_wait_not_for_ever(database, tmp_path, monkeypatch):

@@ -678,6 +678,9 @@ def test_the_gallery_finds_by_color_and_by_text_a_page_at_a_time(client, monkeyp
     assert find(color="red") == ([1, 0], [])
     assert find(text="WET") == ([1], [])
     assert find(color="blue", text="red") == ([], [])
+    refused = client.get("/gallery", params={"color": "blurple"}, headers={"Accept-Language": "de"})
+    assert refused.status_code == 422
+    assert "Die Farbe „blurple“ ist hier unbekannt. Am nächsten: blue, " in refused.text
     assert load_words()["en"]("nothing_found") in client.get("/gallery", params={"text": "x\0y%_"}).text
     small = client.get(f"/thumbnails/{addresses[0].rpartition('/')[2]}")
     assert small.headers["content-type"] == "image/webp"

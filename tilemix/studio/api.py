@@ -92,10 +92,13 @@ def api_routes(studio: Studio) -> list[Route]:
 
     async def search(request: Request) -> Response:
         query = request.query_params
+        color = _read_search("color", query.get("color")) or None
+        if color is not None:
+            color = await run_in_threadpool(gallery.find_color, color, studio.palette)
         found = await gallery.search(
             limit=_read_limit(query.get("limit")),
             before=_read_search("before", query.get("before")),
-            color=_read_search("color", query.get("color")),
+            color=color,
             text=_read_search("text", query.get("text")),
         )
         return JSONResponse({"predictions": found})

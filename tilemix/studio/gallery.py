@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +12,9 @@ from sqlalchemy import Integer, and_, column, delete, func, literal, or_, select
 from sqlalchemy.orm import joinedload, selectinload
 from starlette.concurrency import run_in_threadpool
 
-from tilemix.errors import Message, RefusalError
+from tilemix.colors.answers import rank_answers
+from tilemix.colors.chart import load_colors
+from tilemix.errors import LIST_SEPARATOR, Message, RefusalError, RequestError
 from tilemix.studio.predictions import ID, SUCCEEDED, TERMINAL
 from tilemix.studio.store.schema import Output, Prediction, Share
 from tilemix.system.step_log import read_progress
@@ -22,11 +25,14 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ScalarSelect, Select
 
+    from tilemix.colors.palette import Palette
     from tilemix.studio.store.database import Database
 
 Order = Literal["newest", "error"]
 MAX_SEARCH_CHARACTERS = 200
 MOST_ON_A_PAGE = 100
+MOST_CHARACTERS = 40  # of an unknown color, in an error
+MOST_SUGGESTED = 3
 GONE = Message("studio-picture-removed", {})
 # SQLite's index of the texts: where three letters in a row stand, and the list of these threes. See its migration.
 TEXTS = table("predictions_text", column("rowid", Integer), column("predictions_text"))
@@ -56,6 +62,32 @@ class Gallery:
         with self._database.read() as session:
             prediction = session.scalar(_whole().where(Prediction.id == identity))
             return None if prediction is None else describe(prediction, self._pictures)
+
+    def find_color(self, typed: str, palette: Palette | None) -> str:
+        """Return the word by which the mixes that were sent have a color.
+
+        It is the palette's (None: the chart's). A color that only older pictures have is found by its own word.
+
+        Raises:
+            RequestError: nothing here has this color; the message names the nearest of the palette.
+            StoreDownError: the database cannot be used now.
+        """
+        words = [each.word for each in palette.colors] if palette else [each.name for each in load_colors()]
+        if typed in words:
+            return typed
+        with self._database.read() as session:
+            if session.scalar(select(Share.color).where(Share.color == typed).limit(1)) is not None:
+                return typed
+        if palette is not None and (own := palette.find(typed)) is not None:
+            return own.word
+        ranked = rank_answers(palette, typed) if palette else []
+        near = [each.color.word for each in ranked] or get_close_matches(typed.casefold(), words, cutoff=0)
+        raise RequestError(
+            "studio-unknown-color",
+            field="color",
+            typed=typed[:MOST_CHARACTERS],
+            near=LIST_SEPARATOR.join(near[:MOST_SUGGESTED]),
+        )
 
     async def search(self, **filters: Any) -> list[dict[str, Any]]:
         """Call `find_page` in a thread. Searches take turns in the order in which they came.

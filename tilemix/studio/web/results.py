@@ -14,7 +14,7 @@ from starlette.routing import Route
 from tilemix.errors import RefusalError
 from tilemix.studio.gallery import MAX_SEARCH_CHARACTERS, Order
 from tilemix.studio.thumbnails import read_thumbnail
-from tilemix.studio.web.palette import load_swatches
+from tilemix.studio.web.palette import find_swatch, load_swatches
 from tilemix.studio.web.rendering import IMMUTABLE
 from tilemix.studio.web.views import ResultView, find_result, tell_state
 
@@ -98,6 +98,8 @@ class ResultPages:
         query = request.query_params
         words = self._renderer.words(request)
         color, text = _clean(query.get("color", "")), _clean(query.get("text", ""))
+        if color:
+            color = await run_in_threadpool(self._gallery.find_color, color, self._studio.palette)
         order: Order = "error" if query.get("order") == "error" else "newest"
         found = await self._gallery.search(
             limit=PAGE_SIZE + 1,
@@ -107,6 +109,9 @@ class ResultPages:
             has_picture=True,
             order=order,
         )
+        swatches = load_swatches(words.code, self._studio.palette)
+        if color and color not in swatches:  # of older pictures
+            swatches[color] = find_swatch(color, words.code)
         views = [ResultView(each, words, self._studio.palette) for each in found]
         search = {name: value for name, value in (("color", color), ("text", text)) if value}
         pick = await self._find(request, query["pick"]) if "pick" in query else None
@@ -125,7 +130,7 @@ class ResultPages:
             is_first="before" not in query,
             older=older,
             pick=pick,
-            swatches=load_swatches(words.code, self._studio.palette),
+            swatches=swatches,
         )
 
     async def compare(self, request: Request) -> Response:
