@@ -74,7 +74,7 @@ def test_embeddings_of_one_name_are_told_apart_by_their_tokens():
     context = PromptContext(
         embeddings={"a/neg.safetensors": "<a>", "b/Neg.safetensors": "<b>", "c/x.pt": "<c>"}
     )
-    assert context.put_tokens("x, <a>") == "<c>, <a>"
+    assert context.put_tokens("x, <a>, neg, Neg.safetensors") == "<c>, <a>, <a>, <b>"
     with pytest.raises(PromptError, match="^several embeddings are called 'NEG'; .*<a> .a/neg.*, <b> "):
         context.put_tokens("red, NEG")
 

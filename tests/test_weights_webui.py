@@ -112,7 +112,7 @@ def test_names_are_spelled_readably_and_none_is_given_twice(tmp_path, root):
         (models / folder).mkdir(parents=True)
     for name in ("Größe", "grosse", "Été №2", "床"):
         write_model(models / "Stable-diffusion" / f"{name}.safetensors", CHECKPOINT)
-    for name in ("a/Ölfleck", "b/olfleck"):
+    for name in ("a/Ölfleck", "b/olfleck", "a/x y", "b/x_y"):
         write_model(models / "Lora" / f"{name}.safetensors", SD1_LORA)
     made = import_folder(models, root=root)
     names = [path.name.removesuffix(".model.json") for path in made.manifests]
@@ -121,7 +121,13 @@ def test_names_are_spelled_readably_and_none_is_given_twice(tmp_path, root):
         placed = root / "weights/files" / name / f"{name}.safetensors"
         assert placed.resolve() == models / "Stable-diffusion" / f"{stem}.safetensors"
     adapters = load_manifest("grosse", root).adapters
-    assert [one.file for one in adapters] == ["webui/Olfleck.safetensors", "webui/olfleck.safetensors"]
+
+    def source(adapter):
+        return (root / "weights/files" / adapter.file).resolve().stem
+
+    assert {one.file.removeprefix("webui/").removesuffix(".safetensors"): source(one) for one in adapters} == {
+        "Olfleck": "Ölfleck", "olfleck": "olfleck", "x_y": "x_y", "x_y_2": "x y"
+    }  # fmt: skip
 
 
 def test_a_hostile_yaml_leaves_its_checkpoint_out(folder, root):

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -113,19 +114,21 @@ class PromptContext:
         Raises:
             PromptError: several embeddings of other tokens have that name.
         """
-        by_name: dict[str, dict[str, str]] = {}
-        for file, tokens in self.embeddings.items():
-            by_name.setdefault(PurePosixPath(file).stem.casefold(), {})[tokens] = file
+        by_name: dict[str, list[str]] = {}
+        for file in self.embeddings:
+            by_name.setdefault(PurePosixPath(file).stem.casefold(), []).append(file)
         for name, files in by_name.items():
-            named = re.compile(rf"(?<![\w<-]){re.escape(name)}{EXTENSION}(?![\w>-])", re.IGNORECASE)
-            if len(files) > 1 and (typed := named.search(text)) is not None:
-                raise PromptError(
-                    "prompt-ambiguous-embedding",
-                    typed=typed[0],
-                    known=LIST_SEPARATOR.join(f"{tokens} ({file})" for tokens, file in files.items()),
-                )
-            text = named.sub(next(iter(files)), text)  # a token holds no backslash
+            named = re.compile(rf"(?<![\w<-])({re.escape(name)}){EXTENSION}(?![\w>-])", re.IGNORECASE)
+            text = named.sub(partial(self._choose_tokens, files), text)
         return text
+
+    def _choose_tokens(self, files: Sequence[str], typed: re.Match[str]) -> str:
+        """Return the tokens of the embedding that is meant, of `files` that differ in case or folder."""
+        files = [file for file in files if PurePosixPath(file).stem == typed[1]] or files
+        if len({self.embeddings[file] for file in files}) > 1:
+            known = LIST_SEPARATOR.join(f"{self.embeddings[file]} ({file})" for file in files)
+            raise PromptError("prompt-ambiguous-embedding", typed=typed[0], known=known)
+        return self.embeddings[files[0]]
 
 
 def _find_file(tag: LoraTag, known_files: Sequence[str], code: str) -> str:

@@ -154,7 +154,8 @@ def _find_fitting(
     fitting: dict[str, list[tuple[_Found, Adapter]]] = {name: [] for name in families}
     shapes: dict[str, Shapes] = {}
     taken: set[str] = set()  # names, and tokens in lower case
-    for one in adapters:
+    # First those whose names can stay as they are.
+    for one in sorted(adapters, key=lambda one: name_file(one.path.stem) != one.path.stem):
         reason = _say("webui-no-base", base=one.facts.base_model or "-")
         for name in sorted(families):
             family = BASE_FAMILIES[name]
