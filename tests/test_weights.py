@@ -161,6 +161,9 @@ def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path):
     os.mkfifo(folder / "tiny.calibration.json")
     with pytest.raises(ManifestError, match="^tiny.calibration.json: not a regular file$"):
         read_calibration("tiny", folder / "tiny.calibration.json", {})
+    (folder / "gone.model.json").symlink_to("nowhere")
+    with pytest.raises(ManifestError, match="^gone.model.json: cannot be read: No such file or directory$"):
+        load_manifest("gone", tmp_path)
     (folder / "big.model.json").symlink_to("/dev/zero")
     with pytest.raises(ManifestError, match="^big.model.json: not a regular file$"):
         load_manifest("big", tmp_path)

@@ -16,6 +16,7 @@ Names are plain names below weights/, never paths that lead out of it. An unknow
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -139,7 +140,7 @@ def load_manifest(name: str, root: Path = ROOT) -> ModelManifest:
     if not MODEL_NAME.fullmatch(name):
         raise ManifestError("manifest-name", name=name[:80], known=known)
     path = root / "weights" / f"{name}.model.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise ManifestError("manifest-unknown", name=name, known=known)
     manifest = read_json(path, ModelManifest, most=MAX_MANIFEST_BYTES, refuse=ManifestError, name=path.name)
     check_manifest(path.name, manifest)
