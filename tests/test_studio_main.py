@@ -19,6 +19,8 @@ from tests.cog_stand_in import run_cog_stand_in
 from tilemix.cli import main as run_verb
 from tilemix.errors import SettingsError
 from tilemix.studio.__main__ import main
+from tilemix.studio.check import find_unreachable
+from tilemix.studio.importing import import_catalogue
 from tilemix.studio.log import MaskingFormatter
 from tilemix.studio.own_server import place_server
 from tilemix.studio.service import Studio
@@ -97,13 +99,26 @@ def test_a_host_that_is_not_ours_is_refused_by_its_own_name(monkeypatch, capsys,
     assert capsys.readouterr().err == f"tilemix.studio: TILEMIX_STUDIO_HOST is {host!r}: {reason}\n"
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
-    file = tmp_path / "file"
-    file.touch()
-    settings = Settings.from_environment({"TILEMIX_STUDIO_FOLDER": str(file / "studio")})
-    with pytest.raises(SettingsError) as raised:
-        Studio(settings)
-    assert str(raised.value) == f"TILEMIX_STUDIO_FOLDER is '{file}/studio': Not a directory"
+@pytest.mark.parametrize(
+    ("folder", "reason", "checked"),
+    [
+        ("file", "not a folder", "not a folder"),
+        ("file/studio", "Not a directory", "'{path}/file' is not a folder"),
+        ("kept", "its 'pictures' is not a folder", None),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, folder, reason, checked):
+    (tmp_path / "file").touch()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "pictures").touch()
+    settings = Settings.from_environment({"TILEMIX_STUDIO_FOLDER": str(tmp_path / folder)})
+    line = f"TILEMIX_STUDIO_FOLDER is '{tmp_path / folder}': "
+    for use in (Studio, lambda settings: import_catalogue(tmp_path, settings)):
+        with pytest.raises(SettingsError) as raised:
+            use(settings)
+        assert str(raised.value) == line + reason
+    (found,) = [fault for name, fault in find_unreachable(settings, with_server=True) if name == "folder"]
+    assert found == (checked and line + checked.format(path=tmp_path))
 
 
 @pytest.mark.slow
@@ -187,6 +202,11 @@ def test_a_misspelled_variable_is_an_error_with_the_near_one(monkeypatch, capsys
     assert capsys.readouterr().err == f"tilemix.studio: {line}\n"
     assert run_verb(["mixes"]) == 1
     assert capsys.readouterr().err == f"tilemix mixes: {line}\n"
+    monkeypatch.setenv("TILEMIX_FOO", "1")
+    assert main(["--check"]) == 1
+    assert capsys.readouterr().err.startswith(
+        "tilemix.studio: unknown variable 'TILEMIX_FOO'; known: TILEMIX_"
+    )
 
 
 def test_the_known_variables_are_those_that_the_source_reads():
@@ -206,7 +226,7 @@ def test_check_prints_every_setting_and_what_can_be_reached(monkeypatch, capsys,
     assert f"TILEMIX_COG_URL = {cog.url}  [environment]" in shown
     assert "TILEMIX_STUDIO_PORT = 8000  [default]" in shown
     assert "WEBHOOK_AUTH_TOKEN = Secret('***')  [environment]" in shown
-    assert f"database: ok\nCog server at {cog.url}: ok\n" in shown
+    assert f"folder: ok\ndatabase: ok\nCog server at {cog.url}: ok\n" in shown
     assert "whoever reaches it may draw" in caplog.text
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("TILEMIX_STUDIO_DATABASE", "postgresql://studio:pass-word@127.0.0.1:1/none")
@@ -214,4 +234,5 @@ def test_check_prints_every_setting_and_what_can_be_reached(monkeypatch, capsys,
     shown = capsys.readouterr().out
     assert "pass-word" not in shown
     assert "database: ok" not in shown
-    assert f"Cog server at {cog.url}: the Cog server" in shown
+    advice = "start it with `make serve`, or the studio with --with-server"
+    assert f"Cog server at {cog.url}: nothing listens at the Cog server's address; {advice}\n" in shown

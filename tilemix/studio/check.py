@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
-from tilemix.errors import Message, TilemixError
-from tilemix.studio.cog_backend import CogBackend, cog_client
+from tilemix.errors import Message, SettingsError, TilemixError
+from tilemix.studio.cog_backend import NOTHING_LISTENS, CogBackend, cog_client
 from tilemix.studio.replicate_backend import ReplicateBackend
 from tilemix.studio.service import make_backend
 from tilemix.studio.settings import mask
@@ -13,6 +14,7 @@ from tilemix.studio.store.database import try_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from tilemix.studio.settings import Settings
 
@@ -60,6 +62,7 @@ def warn(settings: Settings) -> Message | None:
 
 def find_unreachable(settings: Settings, *, with_server: bool) -> Iterator[tuple[str, str | None]]:
     """Give each thing that the studio needs, and why it cannot be reached, or None if it can."""
+    yield "folder", _try(lambda: _check_folder(settings.folder))
     yield "database", _try(lambda: try_database(settings.database_url))
     if settings.backend == "replicate":
         backend = make_backend(settings)
@@ -69,9 +72,28 @@ def find_unreachable(settings: Settings, *, with_server: bool) -> Iterator[tuple
         yield f"Cog server at {settings.cog_url}", _try(CogBackend(cog_client(settings.cog_url)).health)
 
 
+def _check_folder(folder: Path) -> None:
+    """Check that the studio's folder is there, or can be made; nothing is made.
+
+    Raises:
+        SettingsError: neither is the case.
+    """
+    # Path.exists() raises where no path may be looked up.
+    there = next(each for each in (folder, *folder.parents) if os.path.exists(each))  # noqa: PTH110
+    if not there.is_dir():
+        reason = "not a folder" if there == folder else f"{str(there)!r} is not a folder"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        reason = "cannot be written"
+    else:
+        return
+    raise SettingsError("settings-folder-unusable", folder=str(folder), reason=reason)
+
+
 def _try(action: Callable[[], object]) -> str | None:
     try:
         action()
     except TilemixError as error:
+        if error.code == NOTHING_LISTENS:
+            return str(Message("settings-start-server", {"fault": str(error)}))
         return str(error)
     return None

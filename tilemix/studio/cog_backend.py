@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 COG = "Cog"  # in messages
 DRAWING = frozenset({"READY", "BUSY"})  # a healthy Cog server
 ANSWER_SECONDS = 3  # timeout of every call except a prediction; such a server is near
+NOTHING_LISTENS = "backend-nothing-listens"
 EVENTS = ("start", "logs")  # the result comes with the answer
 # How coglet 0.23.1 reports a worker that died, during this prediction or before it. An error raised by the model
 # reads "Prediction failed: ...".
@@ -69,6 +70,8 @@ class CogBackend:
             answer = self._client.get("/health-check")
             status = msgspec.json.decode(answer.content, type=dict[str, Any]).get("status")
         except (httpx.HTTPError, msgspec.DecodeError) as error:
+            if _is_refused(error):
+                raise BackendDownError(NOTHING_LISTENS) from error
             raise BackendDownError("backend-no-health", reason=name_of(error)) from error
         if not isinstance(status, str):
             raise BackendDownError("backend-no-health", reason="no status in its answer")
@@ -138,3 +141,10 @@ class CogBackend:
 
     def find(self, inputs: Mapping[str, Any]) -> None:
         """Return None: the server has no such call."""
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    """Return whether the machine is there and refused the connection: httpx wraps what httpcore wraps."""
+    while error is not None and not isinstance(error, ConnectionRefusedError):
+        error = error.__cause__ or error.__context__
+    return error is not None

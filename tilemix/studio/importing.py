@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from sqlalchemy import select
 
-from tilemix.errors import ImageFileError, OutputError, SettingsError, StudioError
+from tilemix.errors import ImageFileError, OutputError, StudioError
 from tilemix.pictures.metrics import NOT_ASKED, error_metrics, find_share_error, share_metric
 from tilemix.pictures.reading import read_record
 from tilemix.pictures.repeating import repeat_record
@@ -69,12 +69,7 @@ def import_catalogue(catalogue: Path, settings: Settings) -> Imported:
         StudioError: the folder holds no results of a catalogue.
         SettingsError: the studio runs, or its folder or database cannot be used.
     """
-    pictures = settings.folder / "pictures"
-    try:
-        pictures.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        reason = str(error.strerror)
-        raise SettingsError("settings-folder-unusable", folder=str(settings.folder), reason=reason) from error
+    pictures = settings.make_folders()
     with ExitStack() as stack:
         stack.callback(lock_file(settings.folder / "lock", str(settings.folder)).close)
         database = Database.open(settings.database_url, is_shared=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import msgspec
 
-from tilemix.errors import RequestError, SettingsError, TemplateError, WeightsError
+from tilemix.errors import RequestError, TemplateError, WeightsError
 from tilemix.prompts.rewrite import Prompt, log_notes, rewrite
 from tilemix.prompts.template import find_template
 from tilemix.studio.attempts import PART as QUEUE
@@ -90,7 +90,6 @@ class Studio:
         self.root = root
         self.clock: Clock = clock or SystemClock()
         self.faults = Faults()
-        self.pictures: Path = settings.folder / "pictures"
         self.manifest = load_manifest(settings.model, root)
         self.template = find_template(self.manifest.prompt_template, root)
         self.palette = self.manifest.load_palette()
@@ -98,13 +97,7 @@ class Studio:
         self.backend = backend or make_backend(settings)
         refetch = self.backend.fetch_signing_secret if isinstance(self.backend, ReplicateBackend) else None
         self.keyring = Keyring(settings.webhook_secrets, refetch=refetch, clock=self.clock.monotonic)
-        try:
-            for folder in (settings.folder, self.pictures):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise SettingsError(
-                "settings-folder-unusable", folder=str(settings.folder), reason=str(error.strerror)
-            ) from error
+        self.pictures = settings.make_folders()
         self._lock = lock_file(settings.folder / "lock", str(settings.folder))
         try:
             self.database = Database.open(settings.database_url, is_shared=False)

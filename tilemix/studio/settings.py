@@ -138,6 +138,23 @@ class Settings:
         except ValueError:
             return False
 
+    def make_folders(self) -> Path:
+        """Make the studio's folder and, in it, the one of its pictures; return the latter.
+
+        Raises:
+            SettingsError: it cannot be made, or something else has its name.
+        """
+        pictures = self.folder / "pictures"
+        try:
+            for folder in (self.folder, pictures):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            if isinstance(error, FileExistsError):
+                reason = "not a folder" if folder == self.folder else f"its {folder.name!r} is not a folder"
+            raise SettingsError("settings-folder-unusable", folder=str(self.folder), reason=reason) from error
+        return pictures
+
     def _check_together(self) -> None:
         if not self.is_loopback and self.token is None:
             raise SettingsError("settings-host-without-token", host=self.host[:80])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING
 
-from tilemix.errors import SettingsError
+from tilemix.errors import LIST_SEPARATOR, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PREFIX = "TILEMIX_"
+LIKE = (
+    0.5  # from 0 to 1: how like an unknown name a known one must be, both without the prefix, to be suggested
+)
 KNOWN = (
     "TILEMIX_CIVITAI_URL",
     "TILEMIX_COG_URL",
@@ -39,9 +42,13 @@ def check_names(environment: Iterable[str]) -> None:
     """Check that every variable that begins with TILEMIX_ is one that tilemix reads.
 
     Raises:
-        SettingsError: one is not; the message names the nearest that is.
+        SettingsError: one is not; the message names the nearest that is, or all where none is near.
     """
     for name in sorted(environment):
         if name.startswith(PREFIX) and name not in KNOWN:
-            (near,) = difflib.get_close_matches(name, KNOWN, n=1, cutoff=0)
-            raise SettingsError("settings-unknown-variable", name=name[:80], near=near)
+            rests = [known.removeprefix(PREFIX) for known in KNOWN]
+            near = difflib.get_close_matches(name.removeprefix(PREFIX), rests, n=1, cutoff=LIKE)
+            if not near:
+                known = LIST_SEPARATOR.join(KNOWN)
+                raise SettingsError("settings-unknown-name", name=name[:80], known=known)
+            raise SettingsError("settings-unknown-variable", name=name[:80], near=PREFIX + near[0])
