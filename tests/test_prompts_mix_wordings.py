@@ -415,6 +415,24 @@ def test_a_base_that_gets_nothing_and_keys_without_meaning_are_said():
     assert (note.code, note.values["keys"]) == ("mix-keys-ignored", "seed, size")
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "a red tile on a black floor, 8k, f/1.8, 35mm",
+        "a red tile and two black ones",
+        "shot at 10:30, black tile, red light",
+        "tile size 50 x 50 cm, colors red and black",
+        "3/4 view of a red and black tile",
+        "two-tone red and black",
+        "две красные плитки и одна чёрная",
+        "плитка 50 на 50 см, красный и чёрный",
+        "红黑地砖，4毫米厚",
+    ],
+)
+def test_numbers_of_something_else_leave_a_text_as_it_is(typed):
+    assert answer(typed) == TEXT
+
+
 def test_the_headings_of_a_table_and_its_sum_are_dropped():
     assert parse_mix("Farbe;Anteil\r\nrot;60\r\nschwarz;40\r\nGesamt;100").text == "60% red, 40% black"
     assert parse_mix("my share of words\n60% red, 40% black").text == "my share of words 60% red, 40% black"

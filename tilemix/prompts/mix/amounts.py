@@ -163,6 +163,9 @@ class AmountReader:
         if number is None:
             return Amount("part", used, value, meaning.value)
         half, count = self._find_half(place + used)
+        if not half:
+            count = find_unit(self._pieces, place + used, {"half"})[1]  # "two kilos and a half"
+            half = HALF if count else half
         if meaning.kind == "weight":
             return Amount("weight", used + count, f"{(number + half) * Decimal(meaning.value):f}")
         return Amount("part", used + count, f"{number + half:f}" if half else value, meaning.value)

@@ -34,6 +34,7 @@ VULGAR_VALUES = dict(zip(VULGAR, ["1/4", "1/2", "3/4", "1/3", "2/3", "1/5", "1/8
 DECIMAL_POINTS = str.maketrans({",": ".", "．": "."})
 MOST_DIGITS = 8  # before the decimal sign
 MOST_DECIMALS = 20
+LARGEST_DENOMINATOR = 1000
 HALF = Decimal("0.5")
 THOUSANDS = re.compile(r"[1-9]\d{0,2}(?:([.,])\d{3})(?:\1\d{3})*+")
 GROUP = re.compile(r"\d{3}")
@@ -78,10 +79,10 @@ def percent_of(numerator: int, denominator: int) -> str:
 def read_fraction(value: str) -> tuple[int, int] | None:
     """Return numerator and denominator of "1/3"; None where it is not a part of a whole."""
     numbers = value.split("/")
-    if len(numbers) != 2 or not all(number.isdecimal() and len(number) <= 3 for number in numbers):
+    if len(numbers) != 2 or not all(number.isdecimal() and len(number) <= 4 for number in numbers):
         return None
     numerator, denominator = map(int, numbers)
-    return (numerator, denominator) if 0 < numerator < denominator else None
+    return (numerator, denominator) if 0 < numerator < denominator <= LARGEST_DENOMINATOR else None
 
 
 def find_phrase(pieces: Sequence[Piece], place: int, listed: Container[str]) -> tuple[str, int]:
@@ -222,7 +223,11 @@ def _add_decimals(pieces: Sequence[Piece], place: int, found: Number) -> Number:
     used += found.used
     if meaning.kind == "half":
         return Number(format_number(value + HALF), used)
+    at = place + used
+    if at < len(pieces) and pieces[at].kind == "number" and pieces[at].text.isdecimal():  # "20 Komma 5"
+        return Number(f"{value:f}.{pieces[at].text}", used + 1) if value % 1 == 0 else found
     decimals = ""
+    used += _is_joint(pieces, place + used)  # "целых и пять десятых"
     while True:
         phrase, count = find_phrase(pieces, place + used, number_words())
         digits = number_words().get(phrase, "")

@@ -146,7 +146,9 @@ def _words_between(
 def _name_of_unknown(clause: Clause, begin: int, end: int, *, is_color_first: bool) -> tuple[int, int] | None:
     """Return the first and last token of an unknown color's name; None where there is nothing but soft words."""
     named = [
-        place for place in range(begin, end) if clause.tokens[place].kind not in {"link", "filler", "each"}
+        place
+        for place in range(begin, end)
+        if clause.tokens[place].kind not in {"link", "filler", "each", "to", "or"}
     ]
     if not named:
         return None

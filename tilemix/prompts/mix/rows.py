@@ -42,6 +42,8 @@ def read_rows(text: str, clauses: list[Clause], mix: TypedMix) -> bool:
     is_ratio = len(places) == 1 and tokens[places[0]].kind == "ratio"
     if not places or not colors or not _is_row(tokens, places) or _is_beside_word(tokens, places):
         return False
+    if is_ratio and _is_of_clause(clauses, places[0]):
+        return False
     numbers = _list_numbers(tokens, places, len(colors))
     if len(numbers) != len(colors):
         if is_ratio:
@@ -79,6 +81,15 @@ def _is_beside_word(tokens: Sequence[Token], places: list[int]) -> bool:
     """Return whether a word that the reader does not know stands beside the numbers: "scale 1:10", "10 to 20 rooms"."""
     beside = [*tokens[max(places[0] - 1, 0) : places[0]], *tokens[places[-1] + 1 : places[-1] + 2]]
     return any(token.kind == "word" for token in beside)
+
+
+def _is_of_clause(clauses: list[Clause], place: int) -> bool:
+    """Return whether a number stands in a clause of words: "shot at 10:30, red, black"."""
+    return any(
+        clause.first <= place <= clause.last
+        and any(token.kind == "word" for token in clause.tokens[clause.first : clause.last + 1])
+        for clause in clauses
+    )
 
 
 def _list_numbers(tokens: Sequence[Token], places: list[int], count: int) -> list[Decimal | None]:

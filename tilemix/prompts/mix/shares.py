@@ -112,7 +112,8 @@ def _refuse_counted(text: str, mix: TypedMix, *, has_rest: bool) -> None:
     for place, role in mix.roles.items():
         if role != "share":
             continue
-        first = place - (place > 0 and is_word(text, mix.tokens[place - 1]))
+        first = place - (mix.tokens[place - 1].value == "." and place > 1)  # "No. 60 black"
+        first = first - 1 if first > 0 and is_word(text, mix.tokens[first - 1]) else place
         behind = mix.tokens[place + 1] if place + 1 < len(mix.tokens) else None
         is_counted = behind is not None and (is_word(text, behind) or (has_rest and behind.kind == "noun"))
         if first < place or is_counted:

@@ -167,7 +167,7 @@ class _Reader:
         if not is_one or [token.kind for token in self.tokens[-2:]] == ["number", "to"]:
             return False
         phrase, _ = find_phrase(self.pieces, place + number.used, vocabulary())
-        return not phrase or self._choose(phrase).kind != "to"
+        return not phrase or self._choose(phrase).kind not in {"to", "or"}
 
     def _read_words(self, place: int) -> tuple[Token, int]:
         piece = self.pieces[place]

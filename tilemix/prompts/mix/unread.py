@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from tilemix.errors import MixError
 from tilemix.prompts.mix.clauses import COLORS, CUTS, SOFT
 from tilemix.prompts.mix.naming import shorten
-from tilemix.prompts.mix.numbers import read_fraction
+from tilemix.prompts.mix.numbers import is_near, parse_number, read_fraction
 from tilemix.prompts.mix.tokens import is_word
 from tilemix.prompts.mix.words import LIMIT
 
@@ -19,9 +21,15 @@ if TYPE_CHECKING:
 
 QUANTITIES: frozenset[Kind] = frozenset({"unread", "number", "ratio", "range", "minus", "unclear"})
 NAMES = frozenset({"share", "color", "shade", "base", "unknown"})  # roles
+BETWEEN: frozenset[Kind] = SOFT | {"or", "shade"}
+ALONE: frozenset[Kind] = QUANTITIES | {"link", "to", "or"}
 BREAKS = frozenset("\n\r\u2028\u2029;；|")  # separators behind which the number of a row stands
 PERCENT_SIGNS = frozenset("%％﹪٪")
 LIMIT_SIGNS = frozenset("≤≥⩽⩾")
+JOINTS = frozenset({"/", "+"})
+LIKE_DIGITS = frozenset("lIOoОоЗз")
+FIRST_HAN = "\u3400"
+ENDS = frozenset("!?！？。")
 BRACKETS = frozenset("<>")  # a limit where they stand directly before a number
 ARROWS = frozenset("-=–—<>")
 
@@ -29,27 +37,31 @@ ARROWS = frozenset("-=–—<>")
 def refuse_unread(text: str, mix: TypedMix) -> None:
     """Refuse a number, a fraction or a limit that was not read and stands directly beside a share of the mix.
 
+    One unknown word between a number and an amount is no better: "15 up 20% red".
+
     Raises:
         MixError: there is one.
     """
-    roles = [mix.roles.get(place, "text") for place in range(len(mix.tokens))]
-    numbering = _find_numbering(mix.tokens, roles)
+    tokens = mix.tokens
+    roles = [mix.roles.get(place, "text") for place in range(len(tokens))]
+    numbering = _find_numbering(tokens, roles)
 
-    def is_name(at: int) -> bool:
-        following = mix.tokens[at + 1] if at + 1 < len(mix.tokens) else None
-        is_of_something = following is not None and is_word(text, following)  # "2 white chairs"
-        return roles[at] in NAMES or (mix.tokens[at].kind in COLORS and not is_of_something)
+    def is_name(_: int, at: int) -> bool:
+        is_of_thing = at + 1 < len(tokens) and is_word(text, tokens[at + 1])  # "2 white chairs"
+        return roles[at] in NAMES or (tokens[at].kind in COLORS and not is_of_thing)
 
-    for place, token in enumerate(mix.tokens):
+    around = _Around(text, tokens, is_name)
+    for place, token in enumerate(tokens):
         if roles[place] == "share":
-            _refuse_limit(text, mix.tokens, roles, place)
-        elif (
-            token.kind in QUANTITIES
-            and roles[place] == "text"
-            and place not in numbering
-            and _is_beside(text, mix.tokens, place, is_name, is_text=False)
-        ):
-            raise _leftover(text, token)
+            _refuse_limit(text, tokens, roles, place)
+            if around.is_stuck_to_letter(place):
+                raise _leftover(text, tokens[place - 1]._replace(end=token.end))
+        elif token.kind in QUANTITIES and roles[place] == "text" and place not in numbering:
+            is_near = roles[place + 2 : place + 3] == ["share"] and around.is_before_word(place)
+            is_begun = around.is_begun_range(place) and "share" in roles[place:]
+            crosses = place > 0 and tokens[place - 1].value in JOINTS
+            if is_near or is_begun or around.is_named(place, crosses_back=crosses) or _is_ratio_of_mix(token):
+                raise _leftover(text, token)
 
 
 def refuse_unread_text(text: str, tokens: Sequence[Token]) -> None:
@@ -62,80 +74,131 @@ def refuse_unread_text(text: str, tokens: Sequence[Token]) -> None:
     """
     colors = [place for place, token in enumerate(tokens) if token.kind in COLORS]
     numbers = [place for place, token in enumerate(tokens) if token.kind in QUANTITIES]
-    is_plain = len(colors) + len(numbers) < 3  # "34 red"
-    for place in numbers if colors else ():
+    if not colors:
+        return
+
+    def is_name(place: int, at: int) -> bool:
+        following = tokens[at + 1] if at + 1 < len(tokens) else None
+        is_of_thing = following is not None and (  # "two black ones", "two black tiles"
+            is_word(text, following) or (text[tokens[place].start].isalpha() and following.kind == "noun")
+        )
+        return tokens[at].kind in COLORS and not (at > place and is_of_thing)
+
+    around = _Around(text, tokens, is_name)
+    for place in numbers:
         token = tokens[place]
-        is_number = token.kind == "number" or (token.kind == "ratio" and read_fraction(token.value) is None)
-        if is_plain and (is_number or (token.kind == "unread" and text[token.start] not in PERCENT_SIGNS)):
+        is_plain = token.kind in {"number", "ratio"} and read_fraction(token.value) is None
+        is_plain = is_plain or (token.kind == "unread" and text[token.start] not in PERCENT_SIGNS)
+        if is_plain and len(colors) + len(numbers) < 3:  # "34 red"
             continue
-        if _is_beside(text, tokens, place, lambda at: tokens[at].kind in COLORS | {"shade"}, is_text=True):
+        crosses = len(colors) > 1 or (place > 0 and tokens[place - 1].value == "/")
+        if around.is_named(place, crosses_back=crosses):
             raise _leftover(text, token)
+
+
+def _is_ratio_of_mix(token: Token) -> bool:
+    """Return whether a ratio says a second mix: "60% red, 40% black, or 50/50"."""
+    numbers = [parse_number(number) or Decimal(0) for number in re.split("[:/]", token.value)]
+    return len(numbers) > 1 and is_near(sum(numbers, Decimal(0)), 100)
 
 
 def _leftover(text: str, token: Token) -> MixError:
     return MixError("mix-leftover", typed=shorten(text[token.start : token.end]), position=token.start + 1)
 
 
-def _is_beside(
-    text: str, tokens: Sequence[Token], place: int, is_name: Callable[[int], bool], *, is_text: bool
-) -> bool:
-    """Return whether a number stands beside a share or a color, with nothing but soft words and signs between.
+class _Around:
+    """What stands around the numbers of a text; `is_name` says of a number and a token whether that is a name."""
 
-    A comma may stand between where the number is alone in its clause, not so behind a mix.
-    What is followed by a word is a number of that: "2 tiles".
-    """
-    following = tokens[place + 1] if place + 1 < len(tokens) else None
-    if following is not None and (following.kind == "noun" or is_word(text, following)):
-        return False
-    before = tokens[place - 1] if place else None
-    if before is not None and following is not None and before.value == ":" and following.value == ")":
-        return False  # a weight: "(red:1.2)"
-    is_label = (
-        following is not None
-        and following.kind == "link"
-        and following.value == ":"
-        and before is not None
-        and (before.kind in {"noun", "filler"} or is_word(text, before))
-    )
-    return _reaches(text, tokens, place, -1, is_name, crosses=is_text) or (
-        not is_label and _reaches(text, tokens, place, 1, is_name, crosses=True)
-    )
+    def __init__(self, text: str, tokens: Sequence[Token], is_name: Callable[[int, int], bool]) -> None:
+        self._text = text
+        self._tokens = tokens
+        self._is_name = is_name
 
+    def is_named(self, place: int, *, crosses_back: bool) -> bool:
+        """Return whether a name stands beside a number, with nothing but soft words and signs between.
 
-def _reaches(
-    text: str,
-    tokens: Sequence[Token],
-    place: int,
-    step: int,
-    is_name: Callable[[int], bool],
-    *,
-    crosses: bool,
-) -> bool:
-    """Return whether a name follows on one side; a further number on the way stands beside it itself."""
-    at = place + step
-    while 0 <= at < len(tokens):
-        token = tokens[at]
-        if is_name(at):
-            return True
-        if token.kind == "separator":
-            if not crosses or not _is_alone(tokens, place):
-                return False
-            crosses = False  # one is enough: "20, 5% red"
-        elif token.kind not in SOFT | {"or"} and (token.kind != "word" or is_word(text, token)):
+        A separator may stand between where the number is alone in its clause; behind it only if `crosses_back`.
+        """
+        if self._is_counting(place):
             return False
-        at += step
-    return False
+        before, following = self._token(place - 1), self._token(place + 1)
+        is_colon = following is not None and following.kind == "link" and following.value == ":"
+        is_label = (
+            is_colon
+            and before is not None
+            and (  # "order 12: 50% red"
+                before.kind in {"noun", "filler"} or is_word(self._text, before)
+            )
+        )
+        return self._reaches(place, -1, crosses=crosses_back) or (
+            not is_label and self._reaches(place, 1, crosses=True)
+        )
 
+    def is_before_word(self, place: int) -> bool:
+        """Return whether a word stands behind a number, not written together with it as that of "35mm"."""
+        following = self._token(place + 1)
+        is_apart = following is not None and following.start > self._tokens[place].end
+        return is_apart and following is not None and is_word(self._text, following)
 
-def _is_alone(tokens: Sequence[Token], place: int) -> bool:
-    """Return whether nothing but numbers and signs stands between two separators."""
-    for step in (-1, 1):
+    def is_begun_range(self, place: int) -> bool:
+        """Return whether a range begins with a number: "20 to maybe 30%"."""
+        following = self._token(place + 1)
+        return following is not None and following.kind in {"to", "or"}
+
+    def is_stuck_to_letter(self, place: int) -> bool:
+        """Return whether a letter stands directly before an amount and may be a digit of it: "l0%"."""
+        before = self._token(place - 1)
+        if before is None or before.end != self._tokens[place].start or before.end - before.start != 1:
+            return False
+        letter = self._text[before.start]
+        return letter in LIKE_DIGITS or (before.kind == "word" and letter.isalpha() and letter < FIRST_HAN)
+
+    def _token(self, place: int) -> Token | None:
+        return self._tokens[place] if 0 <= place < len(self._tokens) else None
+
+    def _is_counting(self, place: int) -> bool:
+        """Return whether a number is one of something else, "2 tiles", or a weight: "(red:1.2)"."""
+        before, following = self._token(place - 1), self._token(place + 1)
+        if following is None:
+            return False
+        is_weight = before is not None and before.value == ":" and following.value == ")"
+        return is_weight or following.kind == "noun" or is_word(self._text, following)
+
+    def _reaches(self, place: int, step: int, *, crosses: bool) -> bool:
+        """Return whether a name follows on one side; a further number on the way stands beside it itself."""
         at = place + step
-        while 0 <= at < len(tokens) and tokens[at].kind not in CUTS:
-            if tokens[at].kind not in QUANTITIES | {"link", "to", "or"}:
+        while (token := self._token(at)) is not None:
+            if self._is_name(place, at):
+                return True
+            if token.kind == "separator":
+                if not crosses or not self._is_alone(place):
+                    return False
+                crosses = False  # one is enough: "20, 5% red"
+            elif self._ends(at, step):
                 return False
             at += step
-    return True
+        return False
+
+    def _ends(self, at: int, step: int) -> bool:
+        """Return whether a token ends what may stand between a number and a name."""
+        token, following = self._tokens[at], self._token(at + 1)
+        is_stop = token.value == "." and following is not None and token.end < following.start
+        is_end = self._text[token.start] in ENDS and (
+            step < 0 or self._text[token.end : token.end + 1].isspace()
+        )
+        if is_end or (step < 0 and is_stop):
+            return True
+        return token.kind not in BETWEEN and (token.kind != "word" or is_word(self._text, token))
+
+    def _is_alone(self, place: int) -> bool:
+        """Return whether nothing but numbers and signs stands between two separators."""
+        for step in (-1, 1):
+            at = place + step
+            while (token := self._token(at)) is not None and token.kind not in CUTS:
+                if token.kind not in ALONE:
+                    return False
+                at += step
+        return True
 
 
 def _find_numbering(tokens: Sequence[Token], roles: Sequence[str]) -> set[int]:
