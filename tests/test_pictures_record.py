@@ -308,8 +308,8 @@ def test_picture_without_a_record_is_refused_by_its_format(tmp_path):
     for name, shown in [("a.png", "PNG"), ("a.jpg", "JPEG"), ("a.webp", "WEBP")]:
         Image.fromarray(PIXELS).save(tmp_path / name)
         message = (
-            f"{name}: no tilemix record in this {shown} file; "
-            "another program made the picture, or its record was removed$"
+            f"{name}: no tilemix record in this {shown} file: it may be a draft, "
+            "a sheet or another program's, or have lost its record$"
         )
         with pytest.raises(ImageFileError, match=message):
             read_record(tmp_path / name)

@@ -281,7 +281,9 @@ def test_a_template_whose_token_no_embedding_brings_is_refused_at_once(tiny_proj
 def test_defaults_out_of_range_are_refused_at_once(project):
     defaults = {"width": 1000, "height": 1028, "num_inference_steps": 2, "guidance_scale": 5.0}
     write_manifest(project, base=base_of(project), defaults=defaults)
-    with pytest.raises(ManifestError, match="^tiny.model.json: defaults: height 1028 is out of range"):
+    with pytest.raises(
+        ManifestError, match="^tiny.model.json: defaults: height 1028: expected a multiple of 8"
+    ):
         Renderer(load_pipeline(find_model("tiny", project), CPU, torch.float32))
 
 

@@ -155,7 +155,7 @@ def test_a_new_configuration_fits_the_base_and_the_pictures(photographs, tmp_pat
     assert cli.main(["train", "--new", "my-tile", "photographs"]) == 1
     assert (
         capsys.readouterr().err
-        == "tilemix train: my-tile.json: there already; give another name, or delete it\n"
+        == "tilemix train: my-tile.json: already exists; choose another name, or delete it\n"
     )
 
 
