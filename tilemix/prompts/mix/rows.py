@@ -30,7 +30,8 @@ def read_rows(text: str, clauses: list[Clause], mix: TypedMix) -> bool:
         MixError: a ratio has more or fewer numbers than there are colors, or is not that of a mix.
     """
     tokens = mix.tokens
-    places = [place for place, token in enumerate(tokens) if token.kind in NUMBERS]
+    percents = [place for place, token in enumerate(tokens) if token.kind == "percent"]
+    places = percents or [place for place, token in enumerate(tokens) if token.kind in NUMBERS]
     colors = [color for clause in clauses for color in clause.colors]
     while colors and any(
         colors[-1] in clause.colors
@@ -64,7 +65,9 @@ def read_rows(text: str, clauses: list[Clause], mix: TypedMix) -> bool:
         _refuse_other_ratio(text, tokens, places[0], between, values)
     for number, color in zip(values, colors, strict=True):
         name = name_group(text, tokens, color, mix.notes)
-        amount = tokens[places[0]]._replace(kind="part", value=f"{number:f}", source="")
+        amount = tokens[places[0]]._replace(
+            kind="percent" if percents else "part", value=f"{number:f}", source=""
+        )
         mix.add(TypedShare(amount, name, (color.first, color.last)), places[0])
     mix.roles |= dict.fromkeys(places, "share")
     return True

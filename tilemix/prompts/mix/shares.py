@@ -60,7 +60,9 @@ def read_shares(text: str, name_value: NameValue = name_nothing) -> TypedMix:
     tokens = deny(text, tokens, amounts)
     mix = TypedMix(tokens)
     clauses = make_clauses(tokens, amounts)
-    if not any(token.kind in AMOUNTS for token in tokens) and read_rows(text, clauses, mix):
+    if {token.kind for token in tokens if token.kind in AMOUNTS} <= {"percent"} and read_rows(
+        text, clauses, mix
+    ):
         close_mix(text, mix)
         refuse_half_names(text, mix)
     elif "number" in amounts:

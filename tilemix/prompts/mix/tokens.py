@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tilemix.prompts.mix.words import Meaning
 
 DASHES = "-‐‑–—−"
-RANGE_SIGNS = frozenset(DASHES + "~～〜…±")
+RANGE_SIGNS = frozenset(DASHES + "~～〜…±.")
 Kind = Literal[
     "percent",  # "50%", "12,5 percent"; value: the number as typed
     "minus",  # "-5", a number below zero
@@ -232,17 +232,20 @@ class _Reader:
     def _count_range(self) -> int:
         """Return how many tokens before an amount are the beginning of a range: "10 -", "10 to", "10 and", "10..."."""
         before = self.tokens
-        at = len(before) - 1
-        while at > 0 and before[at].kind == "link" and before[at].value in RANGE_SIGNS | {"."}:
+        end = len(before)
+        while end > 1 and before[end - 1].kind == "link" and not before[end - 1].value:
+            end -= 1  # "tra il 20 e il 30%"
+        at = end - 1
+        while at > 0 and before[at].kind == "link" and before[at].value in RANGE_SIGNS:
             at -= 1
-        signs = "".join(token.value for token in before[at + 1 :])
+        signs = "".join(token.value for token in before[at + 1 : end])
         if signs:
-            is_range = len(signs) > 1 or signs != "."
+            is_range = signs != "."
         else:
+            joint = before[at]
             at -= 1
-            joint = before[-1] if before else None
-            is_and = joint is not None and joint.kind == "separator" and not joint.value
-            is_range = joint is not None and (joint.kind in {"to", "or"} or is_and)
+            is_and = joint.kind == "separator" and not joint.value
+            is_range = joint.kind in {"to", "or"} or is_and
             if is_and and not (at >= 0 and before[at].kind == "number" and not self._is_behind_color(at)):
                 return 0
         if at < 0 or not is_range or before[at].kind not in COUNTED | {"number", "ratio"}:

@@ -170,7 +170,7 @@ class _Around:
         while (token := self._token(at)) is not None:
             if self._is_name(place, at):
                 return True
-            if token.kind == "separator":
+            if token.kind in CUTS:
                 if not crosses or not self._is_alone(place):
                     return False
                 crosses = False  # one is enough: "20, 5% red"
