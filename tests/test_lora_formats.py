@@ -172,6 +172,7 @@ CONFIGS = {
             "attn1.to_q": 3.0,
             "ff.net.0.proj": 12.0,
             r"mid_block.*to_k": 7.0,
+            r"down_blocks\.(1|2)\..*attn1\.to_(k|v)": 6.0,
             r"^up_blocks\.0\.attentions\.1\..*to_k": 5.0,
         },
     },

@@ -30,6 +30,7 @@ PLAIN_PATH = re.compile(
     r"[A-Za-z0-9_.]+"
 )  # a path; its dots are literal, though as an expression they match any character
 MAX_PATTERN = 200  # characters
+NESTING = re.compile(r"\)[*+?{]|\(\?|\\[1-9]")  # a repeated group, an extension of the notation, a reference
 MAX_REPEATS = 3  # `*`, `+` and the like in a pattern: each multiplies the time that a match can take
 # These change the base itself too, so the pair alone is not the whole change.
 INITS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -174,10 +175,10 @@ class _Patterns:
         return self._alphas[min(fitting, key=self._places.__getitem__)]
 
     def _compile(self, source: str, pattern: str) -> re.Pattern[str]:
-        # A file must not bring an expression that takes forever to match: no groups, few repeats.
+        # A file must not bring an expression that takes forever to match: few repeats, and none of a group.
         shown = pattern[:80]
         repeats = sum(pattern.count(character) for character in "*+?{")
-        if len(pattern) > MAX_PATTERN or "(" in pattern or repeats > MAX_REPEATS:
+        if len(pattern) > MAX_PATTERN or repeats > MAX_REPEATS or NESTING.search(pattern):
             raise AdapterError(
                 "lora-config-pattern", file=source, pattern=shown, most=MAX_PATTERN, repeats=MAX_REPEATS
             )
