@@ -84,6 +84,7 @@ PUNCTUATED = [
     ("60% RAL 9005 (Tiefschwarz), 40% red", "60% black, 40% red"),
     ("60% black (schwarz), 40% red", "60% black, 40% red"),
     ("red and black (ratio 3:1)", "75% red, 25% black"),
+    ("50/30/20 (red/black/white)", "50% red, 30% black, 20% white"),
 ]
 OPEN = {"(": ")", "[": "]", "【": "】", "《": "》"}
 BRACKETED = [

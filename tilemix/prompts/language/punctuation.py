@@ -13,7 +13,7 @@ NUMBER = re.compile(r"\s*(?P<name>(?:RAL|РАЛ)[\s\-]*\d+|#[0-9a-f]{3,6})?[\W\d
 # "(50%:1.3)", "(50%:2)" and "(RAL 3016:2)" are emphasis; "(3:1)" is a ratio.
 WEIGHTED = re.compile(r"(?::\s*[+-]?\d*\.\d+|(?P<unit>%)?\s*:\s*[+-]?\d+)\s*$")
 LONGEST_WEIGHT = 24  # characters
-ANY_WEIGHT = re.compile(r":\s*[+-]?[\d.]+\s*$")
+ANY_WEIGHT = re.compile(r":\s*[+-]?[\d.]+(?:e[+-]?\d+)?\s*$", re.IGNORECASE)
 LONGEST_AMOUNT = 60  # characters in a bracket that explains a share
 LONGEST_COLOR = 24  # characters before it that may be a color and its granules
 ALONE: frozenset[Kind] = NUMBERS_TOO | {"ratio"}
@@ -24,7 +24,7 @@ def find_punctuation(text: str, start: int) -> int | None:
     """Return where the bracket that opens at `start` has closed, if it is punctuation.
 
     It is if it holds a number and no letter: "(50%)", "(3:1)", "(RAL 3016)", "[#aa3f27]"; if it holds an amount alone:
-    "(ca. 60 percent)", "(3 parts)"; and if it explains a color before it: "black (20% red flecks)".
+    "(ca. 60 percent)", "(60 and 40)"; and if it explains a color before it: "black (20% red flecks)".
     """
     match = INNERMOST.match(text, start)
     if match is None:
@@ -51,9 +51,11 @@ def _is_share(before: str, bracket: str, inside: str) -> bool:
         return weight is None or "." not in weight[0]  # "(ratio 3:1)", but "(a 3:1.5)"
     if not solid or weight is not None:
         return False
-    if len(solid) == 1 and solid[0] in ALONE:
+    if set(solid) <= ALONE | {"separator"} and solid[0] in ALONE:
         return True
     if bracket != "(" or not set(kinds) <= MIXED or COLORS.isdisjoint(kinds):
         return False
     latest = (token.kind for token in reversed(tokenize(before)))
-    return next((kind for kind in latest if kind not in {"noun", "filler"}), "") in COLORS | {"shade"}
+    explained = next((kind for kind in latest if kind not in {"noun", "filler"}), "")
+    is_list = sum(kind in COLORS for kind in kinds) > 1
+    return explained in COLORS | {"shade"} or (is_list and explained == "ratio")  # "3:1 (red/black)"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COLORS: frozenset[Kind] = frozenset({"color", "ral", "hex"})
 SOFT: frozenset[Kind] = frozenset({"link", "noun", "filler", "to"})
 EACH: frozenset[Kind] = frozenset({"each", "equal"})
-CUTS: frozenset[Kind] = frozenset({"separator", "with"})
+CUTS: frozenset[Kind] = frozenset({"separator", "with", "denied"})
 STATED: frozenset[Kind] = frozenset({"percent", "fraction", "part", "weight", "range", "minus", "unclear"})
 AMOUNTS: frozenset[Kind] = STATED | {"rest"}
 NUMBERS_TOO: frozenset[Kind] = AMOUNTS | {"number"}  # where the text has no other amounts

@@ -16,14 +16,12 @@ if TYPE_CHECKING:
 
 
 def deny(text: str, tokens: list[Token], amounts: Collection[Kind]) -> list[Token]:
-    """Return the tokens, those of "no black" with the kind `denied`; in a text without an amount they are words.
+    """Return the tokens, those of "no black" and "no flecks" with the kind `denied`.
 
     Raises:
         MixError: what is denied has an amount.
     """
-    if not any(token.value == "not" for token in tokens) or not any(
-        token.kind in amounts for token in tokens
-    ):
+    if not any(token.value == "not" for token in tokens):
         return tokens
     denied = list(tokens)
     for place, token in enumerate(tokens):
@@ -33,8 +31,10 @@ def deny(text: str, tokens: list[Token], amounts: Collection[Kind]) -> list[Toke
         if _kind(tokens, first) in amounts and _kind(tokens, _skip(text, tokens, first + 1)) in COLORS:
             raise _refuse(text, token, tokens[first])
         if _kind(tokens, first) not in COLORS:
-            continue
-        last = _end_of_list(text, tokens, first, amounts)
+            if (last := _end_of_nouns(tokens, place)) == place:
+                continue
+        else:
+            last = _end_of_list(text, tokens, first, amounts)
         if _waits_for_color(tokens, place, amounts, -1) or _waits_for_color(tokens, last, amounts, 1):
             raise _refuse(text, token, tokens[last])
         for at in range(place, last + 1):
@@ -100,8 +100,17 @@ def _skip(text: str, tokens: Sequence[Token], place: int) -> int:
     return place
 
 
+def _end_of_nouns(tokens: Sequence[Token], place: int) -> int:
+    """Return the last token of "no flecks" where nothing else follows, or else `place`."""
+    last = place
+    while _kind(tokens, last + 1) in {"noun", "filler"}:
+        last += 1
+    has_noun = any(token.kind == "noun" for token in tokens[place : last + 1])
+    return last if has_noun and _kind(tokens, last + 1) in CUTS | {""} else place
+
+
 def _end_of_list(text: str, tokens: Sequence[Token], color: int, amounts: Collection[Kind]) -> int:
-    """Return the last token of "black granules or white ones" that begins with a color."""
+    """Return the last token of "black granules or white borders" that begins with a color."""
     last = color
     while _kind(tokens, last + 1) in {"noun", "shade"}:
         last += 1
@@ -112,6 +121,8 @@ def _end_of_list(text: str, tokens: Sequence[Token], color: int, amounts: Collec
     following = _skip(text, tokens, joint + 1)
     if is_joint and _kind(tokens, following) in COLORS and _beside(tokens, following, 1) not in amounts:
         return _end_of_list(text, tokens, following, amounts)
+    while _kind(tokens, last + 1) == "word" and tokens[last + 1].value != "not":
+        last += 1  # "no white border"
     return last
 
 

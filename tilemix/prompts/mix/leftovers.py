@@ -10,7 +10,7 @@ from tilemix.prompts.mix.naming import refuse_misspelled_name, shorten
 from tilemix.prompts.mix.typed import CLOSING, OPENING
 
 if TYPE_CHECKING:
-    from tilemix.prompts.mix.tokens import Token
+    from tilemix.prompts.mix.tokens import Kind, Token
     from tilemix.prompts.mix.typed import TypedMix, TypedShare
 
 JOINTS = frozenset("-‐‑")
@@ -40,29 +40,36 @@ def refuse_half_names(text: str, mix: TypedMix) -> None:
 
 
 def _list_words(text: str, mix: TypedMix, place: int, step: int) -> list[int]:
-    """Return the words without a role that stand directly beside a token, the nearest first."""
+    """Return the words without a role that stand directly beside a token, the nearest first.
+
+    In front of it a shade may be one: "a lighter shade of blue".
+    """
+    kinds: set[Kind] = {"word", "shade"} if step < 0 else {"word"}
     found: list[int] = []
     at = place + step
     while 0 <= at < len(mix.tokens):
         token = mix.tokens[at]
         typed = text[token.start : token.end]
-        if token.kind == "word" and mix.roles.get(at, "text") == "text" and any(map(str.isalpha, typed)):
+        if token.kind in kinds and mix.roles.get(at, "text") == "text" and any(map(str.isalpha, typed)):
             found.append(at)
-        elif token.kind != "link" or not (typed in BRACKETS or _is_hyphen(text, token)):
+        elif token.kind != "link" or not (_is_joint(text, token) or (step < 0 and typed.isalpha())):
             break
         at += step
     return found
 
 
-def _is_hyphen(text: str, token: Token) -> bool:
+def _is_joint(text: str, token: Token) -> bool:
+    """Return whether a sign is a bracket, a quotation mark, or a hyphen inside a word."""
+    typed = text[token.start : token.end]
     around = (text[token.start - 1 : token.start], text[token.end : token.end + 1])
-    return text[token.start : token.end] in JOINTS and all(map(str.isalpha, around))
+    return typed in BRACKETS or (typed in JOINTS and all(map(str.isalpha, around)))
 
 
 def _may_change(mix: TypedMix, places: list[int], *, is_any: bool) -> bool:
     """Return whether one of the words may change the color; `is_any`: those that the reader does not know may."""
-    kinds = [mix.tokens[place].value for place in places]
-    return "tint" in kinds or (is_any and any(kind != "look" for kind in kinds))
+    words = [mix.tokens[place] for place in places]
+    is_tint = any(word.value == "tint" or word.kind == "shade" for word in words)
+    return is_tint or (is_any and any(word.value != "look" for word in words))
 
 
 def _refuse(text: str, mix: TypedMix, share: TypedShare, places: list[int]) -> None:

@@ -146,6 +146,8 @@ def _read_names(text: str, clauses: list[Clause], mix: TypedMix) -> None:
         return
     if not is_equal:
         for clause in clauses:
+            if all(token.kind in SOFT for token in mix.tokens[clause.first : clause.last + 1]):
+                continue  # "rubber tile, red"
             is_name = is_pure(clause) and len(clause.colors) == 1 and not is_ground(clause)
             if not is_name or clause.opener == "with":
                 return

@@ -119,14 +119,25 @@ def _balance(text: str, mix: TypedMix, first: int, last: int) -> None:
             mix.roles |= {at: mix.tokens[at].kind for at in range(place, first)}
             mix.start, first = mix.tokens[place].start, place
         place -= 1
+    until = 0  # fillers before it end their part
     for place in range(last + 1, len(mix.tokens)):
         token = mix.tokens[place]
+        if token.kind == "filler" and place >= until:
+            until = _end_of_fillers(mix.tokens, place)
         if opened > 0 and text[token.start] in CLOSING:
             opened -= 1
-        elif token.kind != "noun":
+        elif token.kind != "noun" and place >= until:
             break
         mix.roles[place] = token.kind
         mix.end = token.end
+
+
+def _end_of_fillers(tokens: list[Token], place: int) -> int:
+    """Return the end of the fillers that end a part, as in "40% red please"; 0 where other words follow."""
+    while place < len(tokens) and tokens[place].kind in {"filler", "noun"}:
+        place += 1
+    is_end = place == len(tokens) or tokens[place].kind in {"separator", "with", "denied"}
+    return place if is_end else 0
 
 
 def _begin_of_table(tokens: list[Token], first: int) -> int:
