@@ -188,6 +188,7 @@ def test_the_manifests_hypernetworks_are_what_a_prompt_may_name(model):
         ({"64.0.linear.0.bias": None}, "hypernetwork-layer"),
         ({"64.0.linear.2.weight": torch.zeros(48, 128), "64.0.linear.2.bias": torch.zeros(48)}, "hypernetwork-layer"),
         ({"64.0.linear.0.weight": torch.full((128, 64), torch.nan)}, "hypernetwork-not-finite"),
+        ({"64.0.linear.0.weight": torch.full((128, 64), 1e300, dtype=torch.float64)}, "hypernetwork-not-finite"),
         ({"unet.x": torch.zeros(2)}, "hypernetwork-foreign"),
     ],
 )  # fmt: skip

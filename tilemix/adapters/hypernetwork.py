@@ -67,12 +67,15 @@ def read_hypernetwork(path: Path, device: torch.device, dtype: torch.dtype) -> H
 
     Raises:
         ModelFileError: not a safetensors file.
-        AdapterError: not a hypernetwork, one with an unknown activation, or one whose layers do not fit together.
+        AdapterError: not a hypernetwork, one with an unknown activation, one whose layers do not fit together, or
+            one whose numbers are not finite in `dtype`.
     """
     file = TensorFile(path)
     placed = _place(path.name, file.header)
-    for name in sorted(file.find_not_finite()):
-        raise AdapterError("hypernetwork-not-finite", file=path.name, tensor=name)
+    for name in file.header.tensors:
+        if not bool(file.get_tensor(name).to(dtype).isfinite().all()):
+            kind = str(dtype).removeprefix("torch.")
+            raise AdapterError("hypernetwork-not-finite", file=path.name, tensor=name, dtype=kind)
     activation, activates_output = _read_settings(path.name, file.header)
     layers: dict[int, tuple[nn.Module, nn.Module]] = {}
     for width, parts in placed.items():
