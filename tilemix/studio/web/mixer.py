@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ class MixerPage:
     def __init__(self, studio: Studio, renderer: PageRenderer) -> None:
         self._studio = studio
         self._renderer = renderer
+        self._drafts = asyncio.Semaphore(1)  # each takes half a second of a core
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -148,7 +150,8 @@ class MixerPage:
         404 where there is no mix, or no swatch of a color.
         """
         try:
-            data = await run_in_threadpool(self._draft, dict(request.query_params))
+            async with self._drafts:
+                data = await run_in_threadpool(self._draft, dict(request.query_params))
         except (PromptError, RequestError):
             data = None
         return Response(status_code=404) if data is None else Response(data, media_type="image/png")
