@@ -427,6 +427,20 @@ def test_words_of_the_surface_leave_a_color_as_it_is_and_tints_do_not(language):
                 parse_mix(typed)
 
 
+@given(
+    st.text("bcdfghjklmnpqrstvwxz", min_size=6, max_size=9),
+    st.sampled_from(["gray", "grau", "серый", "灰色"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_word_that_nobody_knows_does_not_vanish_from_a_color(word, gray):
+    for typed in (
+        f"60% {word} {gray}, 40% red", f"red 60%, {word} {gray} 40%", f"60% {gray} {word}, 40% {gray}",
+        f"red with 20% {word} {gray} flecks", f"20% red on {word} {gray}", f"{gray} {word} and {gray}, 3:1",
+    ):  # fmt: skip
+        with pytest.raises(MixError):
+            parse_mix(typed)
+
+
 def test_a_base_that_gets_nothing_and_keys_without_meaning_are_said():
     (note,) = parse_mix("black with 60% red spots and 40% white spots").notes
     assert (note.code, note.values["color"]) == ("mix-base-gets-nothing", "black")

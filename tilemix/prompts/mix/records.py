@@ -27,7 +27,7 @@ KEYS = frozenset({*LISTS, *NAMES, *AMOUNTS, *TEXTS})
 MOST_KEYS = 8  # in a message
 NUMBER = re.compile(r"-?\d*[.,]?\d+")
 # A quoted name in a bracket, or braces around names and colons: JSON in a slip, or of another form.
-JSON_LIKE = re.compile(r"""[{\[]\s*["'][^"'\d{}\[\]]*["']\s*[:,]|^\s*+\{[^|{}:]*+:[^|{}]*+\}\s*+$""")
+JSON_LIKE = re.compile(r"""[{\[]\s*["'][^"'\d{}\[\]]*["']\s*[:,=]|^\s*+\{[^|{}:]*+:[^|{}]*+\}\s*+$""")
 JSON_PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"|[{}\[\],:]|[^\s{}\[\],:"]++')
 
 

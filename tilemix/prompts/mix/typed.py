@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tilemix.prompts.mix.clauses import SOFT
+from tilemix.prompts.mix.pieces import JOINTS
 from tilemix.prompts.mix.words import PART
 
 if TYPE_CHECKING:
@@ -126,10 +127,17 @@ def _balance(text: str, mix: TypedMix, first: int, last: int) -> None:
             until = _end_of_fillers(mix.tokens, place)
         if opened > 0 and text[token.start] in CLOSING:
             opened -= 1
-        elif token.kind != "noun" and place >= until:
+        elif token.kind != "noun" and place >= until and not _is_hyphen_of_noun(text, mix.tokens, place):
             break
         mix.roles[place] = token.kind
         mix.end = token.end
+
+
+def _is_hyphen_of_noun(text: str, tokens: list[Token], place: int) -> bool:
+    """Return whether a token is the sign in "black-colored"."""
+    after = tokens[place + 1] if place + 1 < len(tokens) else None
+    is_joint = JOINTS.fullmatch(text[tokens[place].start : tokens[place].end]) is not None
+    return is_joint and after is not None and after.kind == "noun" and after.start == tokens[place].end
 
 
 def _end_of_fillers(tokens: list[Token], place: int) -> int:
