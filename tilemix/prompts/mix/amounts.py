@@ -122,8 +122,8 @@ class AmountReader:
             and pieces[at + 1].kind in {"number", "dashed", "ratio"}
         ):
             at += 2
-        is_amount = self._count_signs(at) or find_unit(pieces, at, UNITS)[1]
-        if at == place + number.used or is_amount:
+        is_size = at > place + number.used and not (self._count_signs(at) or find_unit(pieces, at, UNITS)[1])
+        if not is_size:
             return Amount("number", number.used, number.value)
         return Amount("word", at - place + find_unit(pieces, at, {"measure"})[1])
 

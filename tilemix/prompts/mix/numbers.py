@@ -180,13 +180,20 @@ def _put_together(pieces: Sequence[Piece], place: int) -> Number | None:
     return Number(f"{thousands + value:f}", used) if used else None
 
 
+@cache
+def _hundreds() -> tuple[str, ...]:
+    return tuple(joined_hundreds())
+
+
 def _begins_number(word: str) -> bool:
-    return word.partition(" ")[0] in _number_beginnings() or word.startswith(tuple(joined_hundreds()))
+    return word.partition(" ")[0] in _number_beginnings() or word.startswith(_hundreds())
 
 
 def _read_joined_hundreds(pieces: Sequence[Piece], place: int) -> str:
     """Return the number of one long word: "zweihundertfünfzig"; "" where it is none."""
     word = pieces[place].folded if place < len(pieces) else ""
+    if not word.startswith(_hundreds()):
+        return ""
     for hundreds, value in joined_hundreds().items():
         rest = number_words().get(word.removeprefix(hundreds), "") if word.startswith(hundreds) else ""
         if rest.isdecimal() and 0 < int(rest) < 100:
@@ -194,6 +201,7 @@ def _read_joined_hundreds(pieces: Sequence[Piece], place: int) -> str:
     return ""
 
 
+@cache
 def _lowest_order(word: Decimal) -> Decimal:
     """Return the order that what follows a number word must stay below: 100 for 300, 10 for 40, nothing for 7 or 17."""
     if word == 0:
@@ -216,8 +224,8 @@ def _is_joined(pieces: Sequence[Piece], place: int) -> bool:
 
 def _add_decimals(pieces: Sequence[Piece], place: int, found: Number) -> Number:
     """Add what stands behind a number: "and a half", "point five", "целых пять десятых"."""
-    value = parse_number(found.value)
     meaning, used = find_unit(pieces, place + found.used, {"half", "point"})
+    value = parse_number(found.value) if meaning is not None else None
     if meaning is None or value is None:
         return found
     used += found.used

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -32,16 +33,14 @@ def read_rows(text: str, clauses: list[Clause], mix: TypedMix) -> bool:
     tokens = mix.tokens
     percents = [place for place, token in enumerate(tokens) if token.kind == "percent"]
     places = percents or [place for place, token in enumerate(tokens) if token.kind in NUMBERS]
-    colors = [color for clause in clauses for color in clause.colors]
-    while colors and any(
-        colors[-1] in clause.colors
-        and is_followed_by_words(clause, colors[-1])
-        and not any(colors[-1].last < place <= clause.last for place in places)
-        for clause in clauses
-    ):
-        colors.pop()
+    if not places:
+        return False
+    pairs = [(clause, color) for clause in clauses for color in clause.colors]
+    while pairs and _is_of_thing(*pairs[-1], places):
+        pairs.pop()
+    colors = [color for _, color in pairs]
     is_ratio = len(places) == 1 and tokens[places[0]].kind == "ratio"
-    if not places or not colors or not _is_row(tokens, places) or _is_beside_word(tokens, places):
+    if not colors or not _is_row(tokens, places) or _is_beside_word(tokens, places):
         return False
     if is_ratio and _is_of_clause(clauses, places[0]):
         return False
@@ -71,6 +70,13 @@ def read_rows(text: str, clauses: list[Clause], mix: TypedMix) -> bool:
         mix.add(TypedShare(amount, name, (color.first, color.last)), places[0])
     mix.roles |= dict.fromkeys(places, "share")
     return True
+
+
+def _is_of_thing(clause: Clause, color: Color, places: list[int]) -> bool:
+    """Return whether a color stands before words of its clause, "white background", and not before the numbers."""
+    following = bisect_right(places, color.last)
+    is_before_numbers = following < len(places) and places[following] <= clause.last
+    return not is_before_numbers and is_followed_by_words(clause, color)
 
 
 def _is_row(tokens: Sequence[Token], places: list[int]) -> bool:

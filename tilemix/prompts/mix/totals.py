@@ -192,8 +192,9 @@ def _refuse_dropped(text: str, typed: TypedMix) -> None:
     """
     for clause in make_clauses(typed.tokens, PROPORTIONS):
         for color in clause.colors:
-            following = {token.kind for token in typed.tokens[color.last + 1 : clause.last + 1]}
-            if color.first not in typed.roles and following <= SOFT | QUANTITIES:
+            behind = range(color.last + 1, clause.last + 1)
+            is_of_thing = any(typed.tokens[place].kind not in SOFT | QUANTITIES for place in behind)
+            if color.first not in typed.roles and not is_of_thing:
                 raise _no_percent(text, typed, (color.first, color.last))
 
 
