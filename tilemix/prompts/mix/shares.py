@@ -44,6 +44,7 @@ from tilemix.prompts.mix.typed import TypedMix, TypedShare, close_mix
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+PROPORTIONS: frozenset[Kind] = frozenset({"part", "weight"})
 PERCENTS: frozenset[Kind] = frozenset({"percent", "fraction"})
 UNREADABLE: dict[Kind, str] = {"range": "mix-range", "minus": "mix-minus", "unclear": "mix-unclear-number"}
 HIGHEST = 101  # percent; up to here a total counts as 100
@@ -219,8 +220,12 @@ def _name_unknowns(text: str, mix: TypedMix) -> None:
     for share in [share for share in mix.shares if share.is_unknown]:
         words = mix.tokens[share.named[0] : share.named[1] + 1]
         amount = (share.amount and parse_number(share.amount.value)) or Decimal(0)
-        is_over = not has_rest and total + amount > HIGHEST
+        is_proportion = share.amount is not None and share.amount.kind in PROPORTIONS
+        is_over = not has_rest and not is_proportion and total + amount > HIGHEST
         is_text = (is_full or is_over) and (is_near(amount, 100) or not _may_be_name(words))
+        if is_full and is_proportion:  # "200 g per tile"
+            mix.remove(share)
+            continue
         if is_text and not find_near_words(text[words[0].start : words[-1].end]):
             mix.remove(share)
             continue
@@ -229,10 +234,13 @@ def _name_unknowns(text: str, mix: TypedMix) -> None:
         share.color = name_unknown(text, words, mix.notes)
     if is_full:
         whole = [
-            place for place in mix.lone if is_near(parse_number(mix.tokens[place].value or "0") or 0, 100)
+            place
+            for place in mix.lone
+            if mix.tokens[place].kind in PERCENTS and is_near(parse_number(mix.tokens[place].value) or 0, 100)
         ]
         mix.roles |= dict.fromkeys(whole, "filler")  # the sum
-        mix.lone = [place for place in mix.lone if place not in whole]
+        weights = [place for place in mix.lone if mix.tokens[place].kind in PROPORTIONS]  # "..., 15 kg"
+        mix.lone = [place for place in mix.lone if place not in {*whole, *weights}]
 
 
 def _may_be_name(words: list[Token]) -> bool:

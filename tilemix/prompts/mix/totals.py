@@ -11,7 +11,7 @@ from tilemix.errors import LIST_SEPARATOR, Message, MixError
 from tilemix.prompts.mix.clauses import SOFT, make_clauses
 from tilemix.prompts.mix.naming import shorten
 from tilemix.prompts.mix.numbers import is_near, parse_number
-from tilemix.prompts.mix.shares import refuse_misspelled_rest
+from tilemix.prompts.mix.shares import PROPORTIONS, refuse_misspelled_rest
 from tilemix.prompts.mix.unread import QUANTITIES, refuse_unread
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ HUNDRED = Decimal(100)
 NOTHING = Decimal(0)
 WHOLE = Decimal(1)
 TENTH = Decimal("0.1")
-PROPORTIONS: frozenset[Kind] = frozenset({"part", "weight"})
 
 
 class ColorShare(NamedTuple):

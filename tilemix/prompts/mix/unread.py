@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from tilemix.errors import MixError
-from tilemix.prompts.mix.clauses import COLORS, CUTS, SOFT
+from tilemix.prompts.mix.clauses import COLORS, CUTS, EACH, SOFT
 from tilemix.prompts.mix.naming import shorten
 from tilemix.prompts.mix.numbers import is_near, parse_number, read_fraction
 from tilemix.prompts.mix.tokens import is_word
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 QUANTITIES: frozenset[Kind] = frozenset({"unread", "number", "ratio", "range", "minus", "unclear"})
 NAMES = frozenset({"share", "color", "shade", "base", "unknown"})  # roles
-BETWEEN: frozenset[Kind] = SOFT | {"or", "shade"}
+BETWEEN: frozenset[Kind] = SOFT | EACH | {"or", "shade"}
 ALONE: frozenset[Kind] = QUANTITIES | {"link", "to", "or"}
 BREAKS = frozenset("\n\r\u2028\u2029;；|")  # separators behind which the number of a row stands
 PERCENT_SIGNS = frozenset("%％﹪٪")
