@@ -10,6 +10,7 @@ what is sent are words of the model's palette only::
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from tilemix.errors import LIST_SEPARATOR, Message, MixError, Value
@@ -54,7 +55,7 @@ def read_mix(text: str, palette: Palette | None) -> ReadText:
         MixError: the mix is not clear, or the palette has no color near one of it.
         PromptError: the text is too long or contains control characters.
     """
-    parsed = parse_mix(text, lambda value: _name_value(value, palette))
+    parsed = parse_mix(text, cache(lambda value: _name_value(value, palette)))
     if parsed.mix is None or palette is None:
         return ReadText(parsed.head, parsed.tail, parsed.mix, parsed.mix, parsed.notes, parsed.spans)
     places = {span.value: span.start + 1 for span in reversed(parsed.spans) if span.role in NAMED}
