@@ -650,6 +650,8 @@ def test_every_part_of_a_mix_in_json_has_a_role(typed, roles):
         ("50% rouge, 50% noir (RAL 3016)", "50% red"),
         ("红色50%，RAL 9999 50%", "50% red"),
         ("50% rad, 50% red", None),
+        ("black 20% red", None),
+        ("50% white, black 20% red", "50% white"),
         ("20-30% red, 20% black", None),
     ],
 )

@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tilemix.errors import LIST_SEPARATOR, UNDERSTOOD, MixError
 from tilemix.prompts.checks import INVISIBLE, VISIBLE, check_text
+from tilemix.prompts.mix.clauses import CUTS
 from tilemix.prompts.mix.denial import leave_out, note_denied
 from tilemix.prompts.mix.numbers import parse_number
 from tilemix.prompts.mix.records import read_record
 from tilemix.prompts.mix.shares import PERCENTS, read_shares
 from tilemix.prompts.mix.tokens import NameValue, name_nothing, tokenize
 from tilemix.prompts.mix.totals import MOST_SHOWN, ColorMix, ColorShare, total_up
-from tilemix.prompts.mix.typed import CLOSING, STOPS, TRIMMINGS, TypedMix
+from tilemix.prompts.mix.typed import CLOSING, TRIMMINGS, TypedMix, TypedShare
 from tilemix.prompts.mix.unread import refuse_unread_text
 from tilemix.prompts.mix.words import TRADE
 
@@ -153,12 +154,19 @@ def _say_understood(text: str, error: MixError) -> MixError:
     if error.position is None:
         return error
     try:
-        before = read_shares(text[: error.position - 1]).shares
+        before = read_shares(text[: error.position - 1])
     except MixError:
         return error
+    begin = max((place for place, token in enumerate(before.tokens) if token.kind in CUTS), default=-1)
+    if error.code == "mix-no-percent":  # "black 20% red": whose percent it is, is the question
+        shares = [
+            share for share in before.shares if share.named[0] < begin or not _is_color_first(before, share)
+        ]
+    else:
+        shares = before.shares
     read = [
         (share.color, number)
-        for share in before
+        for share in shares
         if share.amount is not None and share.amount.kind in PERCENTS and not share.is_unknown
         if (number := parse_number(share.amount.value)) is not None
     ][:MOST_SHOWN]
@@ -169,6 +177,10 @@ def _say_understood(text: str, error: MixError) -> MixError:
         "understood_shares": json.dumps([(color, float(number)) for color, number in read]),
     }
     return MixError(error.code, field=error.field, **error.values, **said)
+
+
+def _is_color_first(typed: TypedMix, share: TypedShare) -> bool:
+    return share.amount is not None and share.amount.start > typed.tokens[share.named[0]].start
 
 
 def _position(note: Message) -> int:
