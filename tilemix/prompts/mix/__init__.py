@@ -30,7 +30,7 @@ from tilemix.prompts.mix.records import read_record
 from tilemix.prompts.mix.shares import PERCENTS, read_shares
 from tilemix.prompts.mix.tokens import NameValue, name_nothing, tokenize
 from tilemix.prompts.mix.totals import MOST_SHOWN, ColorMix, ColorShare, total_up
-from tilemix.prompts.mix.typed import CLOSING, TRIMMINGS, TypedMix, TypedShare
+from tilemix.prompts.mix.typed import CLOSING, STOPS, TRIMMINGS, TypedMix, TypedShare
 from tilemix.prompts.mix.unread import refuse_unread_text
 from tilemix.prompts.mix.words import TRADE
 
