@@ -150,7 +150,7 @@ def _name_of_unknown(clause: Clause, begin: int, end: int, *, is_color_first: bo
         for place in range(begin, end)
         if clause.tokens[place].kind not in {"link", "filler", "each", "to", "or"}
     ]
-    if not named:
+    if all(clause.tokens[place].kind in {"number", "unread", "ratio"} for place in named):
         return None
     if not is_color_first:
         return named[0], named[-1]

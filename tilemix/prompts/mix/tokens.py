@@ -184,9 +184,9 @@ class _Reader:
                 return self._take("percent", place, used + number.used, number.value)
         if meaning.kind == "fraction":
             return self._take_amount(place, self.amounts.read_fraction_of(place, used, meaning.value))
-        kind = OF_MEANING.get(meaning.kind, "word")
         if meaning.kind == "part":
-            return self._take(kind, place, used, "", PART)
+            return self._take("noun", place, used, "", PART)
+        kind = OF_MEANING.get(meaning.kind, "word")
         if kind == "color":
             return self._take(kind, place, used, meaning.value, TRADE if TRADE in meanings()[phrase] else "")
         unit, _ = find_unit(self.pieces, place, {"limit", "minus"})

@@ -26,6 +26,7 @@ ALONE: frozenset[Kind] = QUANTITIES | {"link", "to", "or"}
 BREAKS = frozenset("\n\r\u2028\u2029;；|")  # separators behind which the number of a row stands
 PERCENT_SIGNS = frozenset("%％﹪٪")
 LIMIT_SIGNS = frozenset("≤≥⩽⩾")
+COLONS = frozenset({":", "："})
 JOINTS = frozenset({"/", "+"})
 LIKE_DIGITS = frozenset("lIOoОоЗз")
 FIRST_HAN = "\u3400"
@@ -92,12 +93,13 @@ def refuse_unread_text(text: str, tokens: Sequence[Token]) -> None:
         if is_plain and len(colors) + len(numbers) < 3:  # "34 red"
             continue
         crosses = len(colors) > 1 or (place > 0 and tokens[place - 1].value == "/")
-        if around.is_named(place, crosses_back=crosses):
+        is_mix = len(colors) > 1 and _is_ratio_of_mix(token)
+        if is_mix or around.is_named(place, crosses_back=crosses):
             raise _leftover(text, token)
 
 
 def _is_ratio_of_mix(token: Token) -> bool:
-    """Return whether a ratio says a second mix: "60% red, 40% black, or 50/50"."""
+    """Return whether a ratio totals 100, as that of a mix: "60% red, 40% black, or 50/50"."""
     numbers = [parse_number(number) or Decimal(0) for number in re.split("[:/]", token.value)]
     return len(numbers) > 1 and is_near(sum(numbers, Decimal(0)), 100)
 
@@ -122,7 +124,9 @@ class _Around:
         if self._is_counting(place):
             return False
         before, following = self._token(place - 1), self._token(place + 1)
-        is_colon = following is not None and following.kind == "link" and following.value == ":"
+        if before is not None and before.value == ".":
+            before = self._token(place - 2)  # "No. 12: 50% red"
+        is_colon = following is not None and following.value in COLONS
         is_label = (
             is_colon
             and before is not None
