@@ -1,4 +1,4 @@
-"""Numbers and what stands behind them -> amounts: percents, parts, weights, fractions, or no amount."""
+"""Numbers with what stands behind them, read as amounts: percents, parts, weights, fractions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MOST_SOFT = 2  # small words between a fraction and its unit: "half of a kilo"
 
 
 class Amount(NamedTuple):
-    """An amount, or a number that is none, and how many pieces it takes."""
+    """What a number turns out to be, and how many pieces it takes."""
 
     kind: AmountKind
     used: int
@@ -113,7 +113,7 @@ class AmountReader:
         return Amount("fraction", used, percent_of(*parts))
 
     def read_crossed(self, place: int, number: Number) -> Amount:
-        """Read "50 x 50 cm", which is no amount; the number alone where it is not that."""
+        """Read a size such as "50 x 50 cm", which is not an amount; return the number alone where there is none."""
         pieces = self._pieces
         at = place + number.used
         while (
@@ -191,7 +191,7 @@ class AmountReader:
         return place < len(pieces) and pieces[place - 1].end == pieces[place].start
 
     def _is_soft(self, place: int) -> bool:
-        """Return whether a small word that is no unit stands there: "a" of "half a kilo"."""
+        """Return whether a small word stands there, such as "a" in "half a kilo", and not a unit."""
         if place >= len(self._pieces) or find_unit(self._pieces, place, UNITS)[1]:
             return False
         meaning = vocabulary().get(self._pieces[place].folded)

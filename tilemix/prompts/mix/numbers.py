@@ -190,7 +190,7 @@ def _begins_number(word: str) -> bool:
 
 
 def _read_joined_hundreds(pieces: Sequence[Piece], place: int) -> str:
-    """Return the number of one long word: "zweihundertfünfzig"; "" where it is none."""
+    """Return the number of one long word: "zweihundertfünfzig"; "" where it is not one."""
     word = pieces[place].folded if place < len(pieces) else ""
     if not word.startswith(_hundreds()):
         return ""

@@ -189,7 +189,7 @@ def _cell(cell: tuple[int, Color | None]) -> int:
 
 def _is_each(mix: TypedMix, place: int) -> bool:
     """Return whether "each" or "equally" stands beside an amount or ends its list: "rest red and blue equally"."""
-    return bool(_beside(mix, place) & EACH) or _ends_with_each(mix, place)
+    return bool(kinds_beside(mix, place) & EACH) or _ends_with_each(mix, place)
 
 
 def _ends_with_each(mix: TypedMix, place: int) -> bool:
@@ -203,7 +203,7 @@ def _ends_with_each(mix: TypedMix, place: int) -> bool:
     return False
 
 
-def _beside(mix: TypedMix, place: int) -> set[Kind]:
+def kinds_beside(mix: TypedMix, place: int) -> set[Kind]:
     """Return the kinds of the nearest tokens on both sides of one that are not soft."""
     kinds: set[Kind] = set()
     for step in (1, -1):
@@ -236,7 +236,7 @@ def give_each(text: str, bare: list[tuple[Clause, Color]], mix: TypedMix) -> Non
             mix.add(TypedShare(mix.tokens[place], name, (color.first, color.last)), place)
         if group and place in mix.lone:
             mix.lone.remove(place)
-        if mix.tokens[place].kind == "rest" or "equal" in _beside(mix, place):
+        if mix.tokens[place].kind == "rest" or "equal" in kinds_beside(mix, place):
             for share in mix.shares:
                 if share.amount is mix.tokens[place]:
                     share.divisor = len(group) + (owner is not None)

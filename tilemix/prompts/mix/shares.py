@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from tilemix.errors import LIST_SEPARATOR, MixError
 from tilemix.prompts.mix.clauses import (
     AMOUNTS,
+    COLORS,
     SOFT,
     SUM,
     Clause,
@@ -35,7 +36,7 @@ from tilemix.prompts.mix.denial import deny
 from tilemix.prompts.mix.leftovers import refuse_half_names
 from tilemix.prompts.mix.naming import MOST_WORDS, name_group, name_unknown, refuse_misspelled, shorten
 from tilemix.prompts.mix.numbers import is_near, parse_number
-from tilemix.prompts.mix.pairing import find_base, give_each, join_lone, read_clause
+from tilemix.prompts.mix.pairing import find_base, give_each, join_lone, kinds_beside, read_clause
 from tilemix.prompts.mix.rows import read_rows
 from tilemix.prompts.mix.spelling import find_near_words
 from tilemix.prompts.mix.tokens import Kind, NameValue, Token, is_word, name_nothing, name_values, tokenize
@@ -240,6 +241,12 @@ def _name_unknowns(text: str, mix: TypedMix) -> None:
         ]
         mix.roles |= dict.fromkeys(whole, "filler")  # the sum
         weights = [place for place in mix.lone if mix.tokens[place].kind in PROPORTIONS]  # "..., 15 kg"
+        for token in (
+            mix.tokens[place] for place in weights if kinds_beside(mix, place) & {*COLORS, *PERCENTS}
+        ):
+            raise MixError(
+                "mix-units", typed=shorten(text[token.start : token.end]), position=token.start + 1
+            )
         mix.lone = [place for place in mix.lone if place not in {*whole, *weights}]
 
 

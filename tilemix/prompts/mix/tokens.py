@@ -32,7 +32,7 @@ Kind = Literal[
     "number",  # alone
     "range",  # "10-20%", "10 to 20%"
     "ratio",  # "3:1", "60/40"; value: the numbers, separated by ":" or "/"
-    "unread",  # a number, a fraction or a percent sign that is no amount of this text
+    "unread",  # a number, a fraction or a percent sign that belongs to no share
     "fraction",  # "half", "1/3"; value: its percent
     "equal",  # "equal parts"
     "each",
@@ -146,7 +146,7 @@ class _Reader:
         return Token(kind, self.pieces[place].start, self.pieces[place + used - 1].end, value, source), used
 
     def _read_number(self, place: int) -> Amount | None:
-        """Read a number with its unit; None for a word that is none, or that begins a longer phrase."""
+        """Read a number with its unit; None where a word is not a number, or begins a longer phrase."""
         number = read_number(self.pieces, place)
         if number is None:
             return None

@@ -19,7 +19,7 @@ OPENING = "([（【《〈「『〔"
 CLOSING = ")]）】》〉」』〕"
 OPENED = frozenset(OPENING + "\"'«„“‘")
 LINE_ENDS = frozenset("\n\r\u2028\u2029")
-# Bullets, quotation marks and stops round the shares: no text to keep. Before a share the number of a list is none.
+# Bullets, quotation marks and stops around the shares are not kept; nor are the numbers of a list before them.
 STOPS = re.compile(r"[\s.,:;+/|&=*•·~≈)\]，。；：、）\-‐‑–—−\"'`«»„“”‘’_→>]*")
 TRIMMINGS = re.compile(r"[\s\d.,:;+/|&=*•·~≈)\]，。；：、）\-‐‑–—−\"'`«»„“”‘’_→>]*")
 

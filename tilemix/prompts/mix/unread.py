@@ -38,7 +38,7 @@ ARROWS = frozenset("-=–—<>")
 def refuse_unread(text: str, mix: TypedMix) -> None:
     """Refuse a number, a fraction or a limit that was not read and stands directly beside a share of the mix.
 
-    One unknown word between a number and an amount is no better: "15 up 20% red".
+    One unknown word between a number and an amount does not part them: "15 up 20% red".
 
     Raises:
         MixError: there is one.
@@ -58,10 +58,10 @@ def refuse_unread(text: str, mix: TypedMix) -> None:
             if around.is_stuck_to_letter(place):
                 raise _leftover(text, tokens[place - 1]._replace(end=token.end))
         elif token.kind in QUANTITIES and roles[place] == "text" and place not in numbering:
-            is_near = roles[place + 2 : place + 3] == ["share"] and around.is_before_word(place)
+            is_close = roles[place + 2 : place + 3] == ["share"] and around.is_before_word(place)
             is_begun = around.is_begun_range(place) and "share" in roles[place:]
             crosses = place > 0 and tokens[place - 1].value in JOINTS
-            if is_near or is_begun or around.is_named(place, crosses_back=crosses) or _is_ratio_of_mix(token):
+            if is_close or is_begun or around.is_named(place, crosses_back=crosses) or _is_ratio_of_mix(token):
                 raise _leftover(text, token)
 
 
