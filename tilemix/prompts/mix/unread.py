@@ -61,7 +61,12 @@ def refuse_unread(text: str, mix: TypedMix) -> None:
             is_close = roles[place + 2 : place + 3] == ["share"] and around.is_before_word(place)
             is_begun = around.is_begun_range(place) and "share" in roles[place:]
             crosses = place > 0 and tokens[place - 1].value in JOINTS
-            if is_close or is_begun or around.is_named(place, crosses_back=crosses) or _is_ratio_of_mix(token):
+            if (
+                is_close
+                or is_begun
+                or around.is_named(place, crosses_back=crosses)
+                or _is_ratio_of_mix(token)
+            ):
                 raise _leftover(text, token)
 
 
