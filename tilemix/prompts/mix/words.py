@@ -55,15 +55,24 @@ def fold(text: str) -> str:
 def expand_word(base: str, language: Language) -> list[str]:
     """Return the folded forms of a listed word: cases, genders, joined spelling, dropped diacritics."""
     lowered = unicodedata.normalize("NFC", base).lower()
-    forms = [lowered]
-    for endings in language.endings:
-        if lowered.endswith(endings[0]):
-            stem = lowered.removesuffix(endings[0])
-            forms += [stem + ending for ending in endings]
-            break
-    forms = _fold_all(forms, language)
+    endings = next((listed for listed in language.endings if lowered.endswith(listed[0])), None)
+    if endings is None:
+        forms = _fold_all([lowered], language)
+    else:  # stem and endings are folded by themselves: there are many forms of few parts
+        stem = lowered.removesuffix(endings[0])
+        folded, plain = _fold_endings(tuple(endings))
+        begin, plain_begin = fold(stem), fold(_strip(stem)) if language.plain else ""
+        forms = [fold(lowered), *[begin + ending for ending in folded]]
+        if language.plain and (plain_begin != begin or plain != folded):
+            forms += [plain_begin + ending for ending in plain]
     joined = [form.replace(" ", "") for form in forms if " " in form]
     return list(dict.fromkeys([*forms, *joined]))
+
+
+@cache
+def _fold_endings(endings: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Return endings as they are looked up, and without their diacritics."""
+    return [fold(ending) for ending in endings], [fold(_strip(ending)) for ending in endings]
 
 
 def _fold_all(forms: list[str], language: Language) -> list[str]:
@@ -96,7 +105,10 @@ def meanings() -> dict[str, dict[str, Meaning]]:
     table: dict[str, dict[str, Meaning]] = {}
     for code, language in load_languages().items():
         for form, meaning in _list_words(language):
-            table.setdefault(form, {}).setdefault(code, meaning)
+            if (of_language := table.get(form)) is None:
+                table[form] = {code: meaning}
+            elif code not in of_language:
+                of_language[code] = meaning
     for name, codes in load_trade_codes().items():
         for trade_code in codes:
             table.setdefault(fold(trade_code), {}).setdefault(TRADE, Meaning("color", name))
@@ -183,10 +195,11 @@ def percent_of_words() -> frozenset[str]:
 @cache
 def vocabulary() -> dict[str, Meaning]:
     """Return every folded word or phrase -> what it means where nothing else in the text says which language it is."""
-    return {
-        word: next((found for found in of_language.values() if found.kind != "text"), Meaning("text"))
-        for word, of_language in meanings().items()
-    }
+    text = Meaning("text")
+    found = {word: next(iter(of_language.values())) for word, of_language in meanings().items()}
+    for word in [word for word, meaning in found.items() if meaning.kind == "text"]:
+        found[word] = next((other for other in meanings()[word].values() if other.kind != "text"), text)
+    return found
 
 
 @cache
