@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from tilemix.prompts.mix.numbers import parse_number, percent_of, read_fraction
+from tilemix.prompts.mix.numbers import is_near, parse_number, percent_of, read_fraction
 from tilemix.prompts.mix.words import GROUND
 
 if TYPE_CHECKING:
@@ -174,7 +174,10 @@ def _find_sum(tokens: Sequence[Token]) -> int | None:
     *others, last = (place for place, token in enumerate(tokens) if token.kind == "number")
     values = [parse_number(tokens[place].value) for place in others]
     total = sum((value or Decimal(0) for value in values), Decimal(0))
-    return last if len(others) > 1 and total == parse_number(tokens[last].value) else None
+    is_sum = (
+        len(others) > 1 and total == parse_number(tokens[last].value) and (is_near(total, 100) or total == 1)
+    )
+    return last if is_sum else None
 
 
 def _stand_with_colors(tokens: Sequence[Token]) -> list[bool]:
