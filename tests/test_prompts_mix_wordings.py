@@ -476,6 +476,7 @@ def test_the_headings_of_a_table_and_its_sum_are_dropped():
 def test_a_number_behind_the_mix_is_kept():
     assert parse_mix("60% red, 40% black, 16:9").text == "60% red, 40% black, 16:9"
     assert parse_mix("2 tiles, 60% red, 40% black, 40 x 40 x 3 cm").tail == ", 40 x 40 x 3 cm"
+    assert parse_mix("60% red, 3 tiles, 40% black").text == "60% red, 40% black, 3 tiles"
 
 
 COLORS = ["red", "black", "pearl", "white", "dark green", "light gray"]

@@ -177,8 +177,13 @@ def _is_stop_of_filler(tokens: list[Token], place: int) -> bool:
 
 
 def _keep(text: str, run: list[Token], mix: TypedMix) -> None:
-    solid = [token for token in run if token.kind not in SOFT]
-    if solid:
-        typed = text[solid[0].start : solid[-1].end]
-        if not TRIMMINGS.fullmatch(typed):
-            mix.between.append(typed)
+    solid = [place for place, token in enumerate(run) if token.kind not in SOFT]
+    if not solid:
+        return
+    first, last = solid[0], solid[-1]
+    typed = text[run[first].start : run[last].end]
+    following = run[last + 1] if last + 1 < len(run) else None
+    if not TRIMMINGS.fullmatch(typed):
+        mix.between.append(typed)
+    elif following is not None and following.kind == "noun" and any(map(str.isdigit, typed)):
+        mix.between.append(text[run[first].start : following.end])  # "2 tiles"
