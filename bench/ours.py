@@ -22,6 +22,7 @@ from tilemix.pipelines.unet_family import tensors_of
 from tilemix.render import Rendered, Renderer
 from tilemix.request import GenerationRequest
 from tilemix.weights import find_model
+from tilemix.weights.calibration import load_calibration, resolve_lora_scales
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,12 +101,13 @@ def find_peer_files(name: str, root: Path) -> PeerFiles:
         adapter.kind: (path, adapter)
         for adapter, path in zip(model.manifest.adapters, model.adapters, strict=True)
     }
-    lora, lora_entry = paths.get("lora", (None, None))
+    lora, _ = paths.get("lora", (None, None))
+    scales = resolve_lora_scales(model.manifest, load_calibration(model))  # as tilemix draws
     embeddings, tokens_entry = paths.get("embedding", (None, None))
     return PeerFiles(
         base=model.base,
         lora=lora,
-        lora_scale=getattr(lora_entry, "scale", None) or 1.0,
+        lora_scale=next(iter(scales.values()), 1.0),
         embeddings=embeddings,
         tokens=getattr(tokens_entry, "tokens", ()),
         karras=model.manifest.scheduler.name.endswith("_karras"),
